@@ -1,0 +1,110 @@
+"""One pass through a model: what forward leaves behind for backward."""
+
+from typing import Any
+
+import numpy as np
+
+from minicnn.checks import describe
+
+
+class Context:
+    """The state of one forward pass, and of the backward pass that may follow it.
+
+    A layer leaves what its backward needs in its own slot, ``ctx[self] = x``, and so keeps no
+    state of its own: threads may share a model, each with a context.
+
+    Parameters
+    ----------
+    training : bool
+        Whether layers such as dropout behave as in training.
+    rng : numpy.random.Generator, optional
+        Where randomness is drawn from; needed where `training` is True and a layer draws.
+    save : bool
+        False keeps nothing for backward, as predict wants it.
+    workspace : Workspace, optional
+        Buffers to use again; without it every array is fresh.
+    first_row : int
+        The number of the batch's first row where the batch is a part of a larger one.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> layer = mc.layers.Dropout(0.5)
+    >>> layer.build((None, 4), rng=0)
+    (None, 4)
+    >>> x = np.ones((2, 4), np.float32)
+    >>> layer.forward(x, mc.Context(training=False))
+    array([[1., 1., 1., 1.],
+           [1., 1., 1., 1.]], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        training: bool = False,
+        rng: np.random.Generator | None = None,
+        save: bool = True,
+        workspace: "Workspace | None" = None,
+        first_row: int = 0,
+    ) -> None:
+        if rng is not None and not isinstance(rng, np.random.Generator):
+            raise TypeError(
+                f"`rng` must be a numpy.random.Generator, got {describe(rng)}; "
+                "make one with numpy.random.default_rng(seed)"
+            )
+        self.training = training
+        self.rng = rng
+        self.save = save
+        self.workspace = workspace
+        self.first_row = first_row
+        self._slots: dict[Any, Any] = {}
+
+    def __setitem__(self, layer: Any, saved: Any) -> None:
+        if self.save:
+            self._slots[layer] = saved
+
+    def __getitem__(self, layer: Any) -> Any:
+        try:
+            return self._slots[layer]
+        except KeyError:
+            raise RuntimeError(
+                f"{layer.label}: backward needs what forward saved in the same context; "
+                "call forward first, with a Context whose `save` is True"
+            ) from None
+
+    def empty(self, layer: Any, role: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """Return an array of arbitrary values for the `role` that `layer` has for it."""
+        if self.workspace is None:
+            return np.empty(shape, dtype)
+        return self.workspace.empty(layer, role, shape, dtype)
+
+
+class Workspace:
+    """Buffers that a training loop lends to every step, so that memory is not asked for anew.
+
+    An array that comes out of a pass with a workspace is valid until the next pass with it.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> model = mc.Sequential([mc.layers.Dense(2)])
+    >>> model.build((None, 3), rng=0)
+    (None, 2)
+    >>> workspace = mc.Workspace()
+    >>> x = np.ones((5, 3), np.float32)
+    >>> first = model.forward(x, mc.Context(workspace=workspace))
+    >>> second = model.forward(x, mc.Context(workspace=workspace))
+    >>> np.shares_memory(first, second)
+    True
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[Any, str], np.ndarray] = {}
+
+    def empty(self, layer: Any, role: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """Return the buffer of this layer and role, cut to `shape`."""
+        dtype = np.dtype(dtype)
+        size = int(np.prod(shape)) * dtype.itemsize
+        buffer = self._buffers.get((layer, role))
+        if buffer is None or buffer.size < size:
+            buffer = self._buffers[layer, role] = np.empty(size, np.uint8)
+        return buffer[:size].view(dtype).reshape(shape)

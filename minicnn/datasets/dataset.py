@@ -1,0 +1,126 @@
+"""Images with their labels, handed out in shuffled batches."""
+
+import math
+
+import numpy as np
+
+
+class Dataset:
+    """Images with their labels, handed out in batches that go round and round the rows.
+
+    Parameters
+    ----------
+    images : ndarray, (N, ...)
+        One row an image.
+    labels : ndarray, (N,) or (N, classes)
+        One row a label.
+    seed : int or None, default 0
+        Seed of the shuffling: the same seed gives the same batches; None gives new ones in
+        every run. NumPy's global random state is neither read nor changed.
+
+    Attributes
+    ----------
+    images, labels : ndarray
+        As given.
+    epochs_completed : int
+        How many times `next_batch` has handed out every row.
+
+    Raises
+    ------
+    ValueError
+        If images and labels differ in their number of rows, or the seed is neither None nor an
+        integer of at least 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from minicnn.datasets import Dataset
+    >>> data = Dataset(images=np.zeros((5, 784), np.float32), labels=np.arange(5))
+    >>> for _ in range(5):
+    ...     images, labels = data.next_batch(2)
+    >>> images.shape, data.epochs_completed
+    ((2, 784), 2)
+    """
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, seed: int | None = 0) -> None:
+        if len(images) != len(labels):
+            raise ValueError(
+                f"Dataset: `labels` must have one row for each of the {len(images)} rows of "
+                f"`images`, got {len(labels)}; cut or complete one of them"
+            )
+        check_integer("Dataset", "seed", 0 if seed is None else seed, 0)
+        self.images = np.asarray(images)
+        self.labels = np.asarray(labels)
+        self.epochs_completed = 0
+        self._rng = np.random.default_rng(seed)
+        self._order = np.arange(0)  # of the rows in this epoch; drawn at its first batch
+        self._position = 0  # in _order
+
+    def __repr__(self) -> str:
+        """Show the shapes, not the rows."""
+        images, labels = (f"{a.shape} {a.dtype}" for a in (self.images, self.labels))
+        return f"Dataset(images={images}, labels={labels})"
+
+    @property
+    def num_examples(self) -> int:
+        """Number of rows."""
+        return len(self.images)
+
+    def next_batch(self, batch_size: int, shuffle: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        """Return the next rows of images and labels, as copies.
+
+        Every row comes exactly once an epoch. A batch over the end of an epoch holds the rest
+        of it and the start of the next.
+
+        Parameters
+        ----------
+        batch_size : int
+            Number of rows, from 1 to `num_examples`.
+        shuffle : bool, default True
+            Whether the rows come in random order, drawn anew for each epoch. An epoch keeps
+            the order that it began with.
+
+        Returns
+        -------
+        images : ndarray, (batch_size, ...)
+        labels : ndarray, (batch_size,) or (batch_size, classes)
+
+        Raises
+        ------
+        ValueError
+            If batch_size is not an integer in that range.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from minicnn.datasets import Dataset
+        >>> data = Dataset(images=np.zeros((5, 784)), labels=np.arange(5))
+        >>> [data.next_batch(3, shuffle=False)[1].tolist() for _ in range(2)]
+        [[0, 1, 2], [3, 4, 0]]
+        """
+        n = self.num_examples
+        batch_size = check_integer(f"next_batch from {n} rows", "batch_size", batch_size, 1, n)
+        rows = self._take(batch_size, shuffle)
+        if len(rows) < batch_size:
+            rows = np.concatenate([rows, self._take(batch_size - len(rows), shuffle)])
+        return self.images[rows], self.labels[rows]
+
+    def _take(self, count: int, shuffle: bool) -> np.ndarray:
+        """Return the next `count` row numbers, fewer where the epoch ends first."""
+        if self._position == 0:
+            n = self.num_examples
+            self._order = self._rng.permutation(n) if shuffle else np.arange(n)
+        rows = self._order[self._position : self._position + count]
+        self._position += len(rows)
+        if self._position == self.num_examples:
+            self.epochs_completed += 1
+            self._position = 0
+        return rows
+
+
+def check_integer(where: str, name: str, value: int, low: int, high: float = math.inf) -> int:
+    """Return value as an int; refuse what is none, or not from low to high."""
+    if not isinstance(value, int | np.integer) or not low <= value <= high:
+        allowed = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+        raise ValueError(f"{where}: `{name}` must be an integer {allowed}, got {value!r}")
+    return int(value)

@@ -1,0 +1,140 @@
+"""Reader of IDX files, the format of MNIST, raw or compressed with gzip.
+
+An IDX file is two zero bytes, one byte for the element type, one byte for the number of
+dimensions, each dimension as a big-endian uint32, then the elements in C order, big-endian.
+"""
+
+import gzip
+import hashlib
+import math
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+_ELEMENT_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+_MAX_DIMENSIONS = 32  # every NumPy can hold this many
+_CHUNK = 1 << 20  # bytes
+_Stream = IO[bytes] | gzip.GzipFile
+
+IMAGES_MAGIC = 2051  # uint8, three dimensions (N, H, W)
+LABELS_MAGIC = 2049  # uint8, one dimension (N,)
+_CONTENTS = {IMAGES_MAGIC: "images", LABELS_MAGIC: "labels"}
+
+
+def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
+    """Read an IDX file, raw or gzip, whichever its first bytes say it is.
+
+    Memory follows the bytes that the file really holds, never the promise of its header.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The file; its suffix does not matter.
+
+    Returns
+    -------
+    ndarray
+        Writable, C order, native byte order, of the file's shape; uint8, int8, int16, int32,
+        float32 or float64.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file is not a whole, well-formed IDX file with at least one element.
+
+    References
+    ----------
+    Y. LeCun, C. Cortes, C. Burges, "The MNIST database of handwritten digits", section "The
+    IDX file format", http://yann.lecun.com/exdb/mnist/
+
+    Examples
+    --------
+    >>> import struct, tempfile
+    >>> from pathlib import Path
+    >>> from minicnn.datasets import read_idx
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "labels-idx1-ubyte"
+    ...     _ = path.write_bytes(struct.pack(">II", 2049, 3) + bytes([7, 2, 1]))
+    ...     read_idx(path)
+    array([7, 2, 1], dtype=uint8)
+    """
+    return decode_file(Path(path))
+
+
+def decode_file(
+    path: Path, magic: int | None = None, sha256: str | None = None, remedy: str = "download again"
+) -> np.ndarray:
+    """Read an IDX file; check its magic number and the SHA-256 of its raw bytes where given."""
+    try:
+        with _open(path) as stream:
+            header, dtype, shape = _read_header(stream, magic)
+            data = _read_elements(stream, dtype, shape)
+        digest = hashlib.sha256(header + data).hexdigest() if sha256 else None
+        if digest != sha256:
+            raise ValueError(f"expected raw bytes of SHA-256 {sha256}, got {digest}")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: expected an IDX file, got none; check the path") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        reason = f"expected a whole gzip stream, got a truncated or damaged one ({error})"
+        raise ValueError(f"{path}: {reason}; {remedy}") from error
+    except ValueError as error:  # from the lines above and their helpers, which say what came
+        raise ValueError(f"{path}: {error}; {remedy}") from None
+    return np.frombuffer(data, dtype).astype(dtype.newbyteorder("="), copy=False).reshape(shape)
+
+
+def _open(path: Path) -> _Stream:
+    with path.open("rb") as stream:
+        is_gzip = stream.read(2) == b"\x1f\x8b"
+    return gzip.open(path, "rb") if is_gzip else path.open("rb")
+
+
+def _read_header(stream: _Stream, magic: int | None) -> tuple[bytes, np.dtype, tuple[int, ...]]:
+    start = stream.read(4)
+    if len(start) < 4 or start[:2] != b"\0\0":
+        raise ValueError(f"expected IDX data, raw or gzip, got {_guess(start + stream.read(60))}")
+    found = int.from_bytes(start, "big")
+    if magic is not None and found != magic:
+        raise ValueError(
+            f"expected {_CONTENTS[magic]} (magic number {magic}), got "
+            f"{_CONTENTS.get(found, 'something else')} (magic number {found}): two files swapped?"
+        )
+    code, ndim = start[2:]
+    if code not in _ELEMENT_TYPES:
+        known = ", ".join(map(hex, _ELEMENT_TYPES))
+        raise ValueError(f"expected an element type among {known}, got {hex(code)}")
+    if not 1 <= ndim <= _MAX_DIMENSIONS:
+        raise ValueError(f"expected 1 to {_MAX_DIMENSIONS} dimensions, got {ndim}")
+    sizes = stream.read(4 * ndim)
+    if len(sizes) < 4 * ndim:
+        raise ValueError(f"expected a header of {4 + 4 * ndim} bytes, got {4 + len(sizes)}")
+    shape = struct.unpack(f">{ndim}I", sizes)
+    if 0 in shape:
+        raise ValueError(f"expected at least one element, got the shape {shape}")
+    return start + sizes, np.dtype(_ELEMENT_TYPES[code]), shape
+
+
+def _guess(start: bytes) -> str:
+    """Say what a file is that does not begin as IDX does."""
+    if not start:
+        return "an empty file"
+    looks_like_html = start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<")
+    return "what looks like an HTML page" if looks_like_html else f"the bytes {start[:8]!r}"
+
+
+def _read_elements(stream: _Stream, dtype: np.dtype, shape: tuple[int, ...]) -> bytearray:
+    promised = math.prod(shape) * dtype.itemsize
+    data = bytearray()
+    # One byte more than promised: it shows a file that is too long, stops a gzip bomb there,
+    # and takes a good gzip file to its end, where its checksum is compared.
+    while chunk := stream.read(min(_CHUNK, promised + 1 - len(data))):
+        data += chunk
+    if len(data) != promised:
+        came = "more" if len(data) > promised else len(data)
+        raise ValueError(f"expected {promised} bytes for {dtype.name} elements {shape}, got {came}")
+    return data

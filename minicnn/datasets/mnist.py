@@ -1,0 +1,198 @@
+"""MNIST, and any folder of IDX files with the names of MNIST's four."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+import numpy as np
+
+from minicnn.datasets.dataset import Dataset, check_integer
+from minicnn.datasets.idx import IMAGES_MAGIC, LABELS_MAGIC, decode_file
+
+_SHA256 = {  # of the raw bytes, under gzip
+    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
+_REINSTALL = "reinstall minicnn, which ships with this data"
+
+
+def load_dataset(
+    name: str | os.PathLike[str],
+    *,
+    one_hot: bool = False,
+    reshape: bool = True,
+    validation_size: int = 5000,
+    seed: int | None = 0,
+) -> "Datasets":
+    """Return the training, validation and test splits of MNIST or of a folder of IDX files.
+
+    Nothing is read here: a split is decoded when it is first used.
+
+    Parameters
+    ----------
+    name : str or path-like
+        The string "mnist" for the files that ship with minicnn, their SHA-256 checked; else
+        a folder that holds `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`,
+        `t10k-images-idx3-ubyte` and `t10k-labels-idx1-ubyte`, each with or without `.gz`.
+        A folder of the name mnist is "./mnist".
+    one_hot : bool, default False
+        Whether labels are float32 rows (N, classes) instead of uint8 (N,). There are as many
+        classes as `Datasets.num_classes` says.
+    reshape : bool, default True
+        Whether images are flattened to (N, H * W) instead of (N, H, W, 1).
+    validation_size : int, default 5000
+        How many of the first training rows are kept back for validation: 0 or more, fewer
+        than there are.
+    seed : int or None, default 0
+        Seed of each split's shuffling; see `Dataset`.
+
+    Returns
+    -------
+    Datasets
+        With `train`, `validation` and `test`; images are float32 in [0, 1].
+
+    Raises
+    ------
+    TypeError
+        If the name is neither a string nor path-like.
+    ValueError
+        If the name is neither "mnist" nor a folder, or a number is no integer of at least 0.
+
+    References
+    ----------
+    Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, "Gradient-based learning applied to document
+    recognition", Proc. IEEE 86(11), 1998.
+
+    Examples
+    --------
+    >>> from minicnn.datasets import load_dataset
+    >>> mnist = load_dataset("mnist", one_hot=True)
+    >>> images, labels = mnist.test.next_batch(100)
+    >>> images.shape, labels.shape
+    ((100, 784), (100, 10))
+    """
+    shipped = name == "mnist"
+    folder = resources.files(__package__) / "data" if shipped else Path(name)
+    if not folder.is_dir():
+        raise ValueError(
+            'load_dataset: `name` must be "mnist" (the only name) or an existing folder of IDX '
+            f"files, got {name!r}; {_REINSTALL if shipped else 'check its spelling'}"
+        )
+    validation_size = check_integer("load_dataset", "validation_size", validation_size, 0)
+    check_integer("load_dataset", "seed", 0 if seed is None else seed, 0)
+    return Datasets(folder, shipped, one_hot, reshape, validation_size, seed)
+
+
+@dataclass(frozen=True, eq=False)
+class Datasets:
+    """The three splits of one folder of IDX files, each decoded at first use.
+
+    `load_dataset` makes it. It unpacks to train, validation, test.
+
+    Parameters
+    ----------
+    folder : Traversable
+        The folder of the four files; a `Path`, or what `importlib.resources` found.
+    shipped : bool
+        Whether the files must be those that ship with minicnn, by their SHA-256.
+    one_hot, reshape, validation_size, seed
+        As in `load_dataset`.
+
+    Raises
+    ------
+    FileNotFoundError
+        At first use of a split, if the folder lacks one of its files.
+    ValueError
+        At first use of a split, if one of its files is malformed, if they differ in their
+        number of rows, or if validation_size leaves no training row.
+
+    Examples
+    --------
+    >>> from minicnn.datasets import load_dataset
+    >>> mnist = load_dataset("mnist", reshape=False)
+    >>> mnist.test
+    Dataset(images=(10000, 28, 28, 1) float32, labels=(10000,) uint8)
+    """
+
+    folder: Traversable
+    shipped: bool
+    one_hot: bool
+    reshape: bool
+    validation_size: int
+    seed: int | None
+
+    def __iter__(self) -> Iterator[Dataset]:
+        """Yield train, validation and test."""
+        yield from (self.train, self.validation, self.test)
+
+    @property
+    def train(self) -> Dataset:
+        """Rows of the training files after the first validation_size."""
+        return self._training_splits[0]
+
+    @property
+    def validation(self) -> Dataset:
+        """First validation_size rows of the training files."""
+        return self._training_splits[1]
+
+    @cached_property
+    def test(self) -> Dataset:
+        """Every row of the test files."""
+        return Dataset(*self._read_rows("t10k"), self.seed)
+
+    @cached_property
+    def num_classes(self) -> int:
+        """Largest label of the training and test files, plus one: 10 for MNIST."""
+        if self.shipped:  # its checksums fix its labels: the other file need not be read
+            return 10
+        return 1 + max(int(self._read_labels(part).max()) for part in ("train", "t10k"))
+
+    @cached_property
+    def _training_splits(self) -> tuple[Dataset, Dataset]:
+        images, labels = self._read_rows("train")
+        n, cut = len(images), self.validation_size
+        check_integer(f"load_dataset with {n} training rows", "validation_size", cut, 0, n - 1)
+        train = Dataset(images[cut:], labels[cut:], self.seed)
+        return train, Dataset(images[:cut], labels[:cut], self.seed)
+
+    def _read_rows(self, part: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return images (N, H * W) or (N, H, W, 1) in [0, 1], and labels (N,) or (N, classes)."""
+        pixels = self._decode(f"{part}-images-idx3-ubyte", IMAGES_MAGIC)
+        labels = self._read_labels(part)
+        n = len(pixels)
+        if n != len(labels):
+            raise ValueError(
+                f"{self.folder}: expected one label for each of the {n} {part} images, got "
+                f"{len(labels)} labels; take both files from the same source"
+            )
+        images = np.divide(pixels, 255, dtype=np.float32)
+        images = images.reshape(n, -1) if self.reshape else images[..., np.newaxis]
+        if self.one_hot:
+            labels = np.eye(self.num_classes, dtype=np.float32)[labels]
+        return images, labels
+
+    def _read_labels(self, part: str) -> np.ndarray:
+        return self._decode(f"{part}-labels-idx1-ubyte", LABELS_MAGIC)
+
+    def _decode(self, name: str, magic: int) -> np.ndarray:
+        # as_file: an installed package need not be a folder on disk, it may be a zip.
+        with resources.as_file(self._find(name)) as path:
+            if self.shipped:
+                return decode_file(path, magic, _SHA256[name], _REINSTALL)
+            return decode_file(path, magic)
+
+    def _find(self, name: str) -> Traversable:
+        for candidate in (self.folder / name, self.folder / f"{name}.gz"):
+            if candidate.is_file():
+                return candidate
+        present = ", ".join(sorted(entry.name for entry in self.folder.iterdir())[:8]) or "nothing"
+        remedy = _REINSTALL if self.shipped else "add or rename the file"
+        raise FileNotFoundError(
+            f"{self.folder}: expected a file {name} or {name}.gz, got {present}; {remedy}"
+        )

@@ -1,0 +1,95 @@
+"""Element by element: ReLU, its gradient, dropout, and the sum of rows that a bias' gradient is."""
+
+import numpy as np
+
+from minicnn.kernels.jit import helper, kernel
+from minicnn.kernels.pool import parallel_for
+from minicnn.kernels.simd import pointer
+
+SPAN = 1 << 15  # elements of a chunk: far above the cost of handing it to a thread
+
+
+def spans(size: int) -> int:
+    """Return how many chunks an element by element kernel is cut into."""
+    return -(-size // SPAN)
+
+
+@helper
+def span(chunk, size):
+    """Return the first element of a chunk and how many it has."""
+    first = chunk * SPAN
+    return first, min(SPAN, size - first)
+
+
+def relu(x: np.ndarray, y: np.ndarray) -> None:
+    """Write y = max(x, 0). NaN stays NaN."""
+    parallel_for(_relu, spans(x.size), (x.reshape(-1),), (y.reshape(-1),))
+
+
+def relu_gradient(dy: np.ndarray, y: np.ndarray, dx: np.ndarray) -> None:
+    """Write dx = dy where y > 0, else 0."""
+    parallel_for(_relu_gradient, spans(y.size), (dy.reshape(-1), y.reshape(-1)),
+                 (dx.reshape(-1),))
+
+
+def dropout(x: np.ndarray, y: np.ndarray, key: int, rate: float, first_row: int) -> None:
+    """Write y = x / (1 - rate) where an element is kept and 0 where it is dropped.
+
+    Whether element e of row r is kept is a hash of (key, first_row + r, e), so the mask of a row
+    depends neither on the threads nor on how the batch was cut. The map is linear and its own
+    transpose: the same call turns dy into dx.
+    """
+    rows = x.shape[0]
+    scale = x.dtype.type(1.0 / (1.0 - rate))
+    threshold = np.uint64(rate * 2.0**32)
+    length = max(1, SPAN * rows // max(x.size, 1))
+    parallel_for(_dropout, -(-rows // length), (x.reshape(rows, -1),), (y.reshape(rows, -1),),
+                 np.uint64(key), threshold, scale, first_row, length)
+
+
+def sum_rows(dy: np.ndarray, db: np.ndarray) -> None:
+    """Write db (U,) = the sum of the rows of dy (N, U)."""
+    parallel_for(_sum_rows, 1, (dy,), (db,))
+
+
+@kernel
+def _relu(chunk, scratch, x, y):
+    first, count = span(chunk, x.size)
+    source, target = pointer(x, first), pointer(y, first)
+    for e in range(count):
+        target[e] = 0 if source[e] < 0 else source[e]
+
+
+@kernel
+def _relu_gradient(chunk, scratch, dy, y, dx):
+    first, count = span(chunk, y.size)
+    gradient, value, target = pointer(dy, first), pointer(y, first), pointer(dx, first)
+    for e in range(count):
+        target[e] = gradient[e] if value[e] > 0 else 0
+
+
+@kernel
+def _dropout(chunk, scratch, x, y, key, threshold, scale, first_row, length):
+    for r in range(chunk * length, min(x.shape[0], (chunk + 1) * length)):
+        row_key = _mix(key ^ _mix(np.uint64(first_row + r)))
+        source, target = pointer(x, r * x.shape[1]), pointer(y, r * x.shape[1])
+        for e in range(x.shape[1]):
+            kept = _mix(row_key + np.uint64(e)) >> np.uint64(32) >= threshold
+            target[e] = source[e] * scale if kept else 0
+
+
+@helper
+def _mix(z):
+    """The finalizer of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): every bit moves every bit."""
+    z += np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+@kernel
+def _sum_rows(chunk, scratch, dy, db):
+    db[:] = 0
+    for r in range(dy.shape[0]):
+        for u in range(dy.shape[1]):
+            db[u] += dy[r, u]

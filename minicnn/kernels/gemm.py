@@ -1,0 +1,145 @@
+"""The packed matrix product: C = S + A B, by tiles of 6 rows and two vectors of columns.
+
+The tile is what the registers hold: 12 accumulators, two vectors of B, one element of A in every
+lane. Its inner loop over k does 12 fused multiply-adds for 8 loads, which keeps both multipliers
+of a processor with AVX2 busy.
+
+* B is packed beforehand into *panels*: 64 bytes of columns, so that the inner loop reads one
+  unbroken run of memory. The last panel is filled up with zeros.
+* A is read where it lies, through two strides: A and its transpose are the same to `multiply`.
+* S, where the sums start, is also read through two strides: the bias (row stride 0), C itself (to
+  accumulate), or one zero (both strides 0).
+
+Every element of C is one chain of multiply-adds in the order of k. So it has the same bits wherever
+the matrices are cut.
+
+The scheme is that of K. Goto and R. van de Geijn, "Anatomy of High-Performance Matrix
+Multiplication", ACM TOMS 34(3), 2008.
+"""
+
+from numba.extending import register_jitable
+
+from minicnn.kernels.jit import helper
+from minicnn.kernels.simd import broadcast, fma, load, pointer, store
+
+ROWS = 6  # of a tile
+PANEL_BYTES = 64  # columns of a tile: two vectors
+DEPTH = 256  # of the part of a panel that is used while it lies in the first-level cache
+EDGE = ROWS * (DEPTH + PANEL_BYTES)  # elements of scratch for the tiles at the edge
+
+
+@register_jitable  # called from Python too
+def round_up(size, multiple):
+    """Return the least multiple of `multiple` that is not below `size`."""
+    return (size + multiple - 1) // multiple * multiple
+
+
+@helper
+def pack(b, b_row, b_col, k, n, width, packed):
+    """Copy B (k, n), read through two strides, into panels of `width` columns.
+
+    packed (panels, k, width), zeros behind the last column.
+    """
+    for j in range(0, n, width):
+        columns = min(width, n - j)
+        for p in range(k):
+            source = pointer(b, p * b_row + j * b_col)
+            for c in range(columns):
+                packed[c] = source[c * b_col]
+            for c in range(columns, width):
+                packed[c] = 0
+            packed = pointer(packed, width)
+
+
+@helper
+def multiply(a, a_row, a_col, packed, s, s_row, s_col, c, c_row, m, n, k, width, edge):
+    """C (m, n) = S (m, n) + A (m, k) B (k, n).
+
+    Every matrix is a pointer to its first element and the strides of its rows and columns in
+    elements; B comes packed in panels of `width` columns; C has contiguous rows; S has contiguous
+    panels (a bias has row stride 0, a panel of zeros has both strides 0). `edge` is scratch of
+    EDGE elements.
+    """
+    _multiply_depth(a, a_row, a_col, packed, s, s_row, s_col, c, c_row,
+                    m, n, k, min(DEPTH, k), width, edge)
+    for p in range(DEPTH, k, DEPTH):  # what follows adds to what is there
+        _multiply_depth(pointer(a, p * a_col), a_row, a_col, pointer(packed, p * width),
+                        c, c_row, 1, c, c_row, m, n, k, min(DEPTH, k - p), width, edge)
+
+
+@helper
+def _multiply_depth(a, a_row, a_col, packed, s, s_row, s_col, c, c_row,
+                    m, n, k, depth, width, edge):
+    """One stretch of k. The panel stays in the first-level cache while the rows pass by it."""
+    for j in range(0, n, width):
+        columns = min(width, n - j)
+        panel = pointer(packed, j * k)
+        for i in range(0, m, ROWS):
+            rows = min(ROWS, m - i)
+            a_tile = pointer(a, i * a_row)
+            s_tile = pointer(s, i * s_row + j * s_col)
+            c_tile = pointer(c, i * c_row + j)
+            if rows == ROWS and columns == width:
+                _tile(a_tile, a_row, a_col, panel, s_tile, s_row, c_tile, c_row, depth, width)
+                continue
+            # A tile over the edge is computed whole in scratch, then cut.
+            tile, strip = edge, pointer(edge, ROWS * width)
+            _copy_strip(a_tile, a_row, a_col, rows, depth, strip)
+            _copy(s_tile, s_row, tile, width, rows, columns)
+            _tile(strip, 1, ROWS, panel, tile, width, tile, width, depth, width)
+            _copy(tile, width, c_tile, c_row, rows, columns)
+
+
+@helper
+def _copy_strip(a, a_row, a_col, rows, depth, strip):
+    """Copy `rows` rows of A into a strip (depth, ROWS), zeros behind the last row."""
+    for p in range(depth):
+        for r in range(ROWS):
+            strip[p * ROWS + r] = a[r * a_row + p * a_col] if r < rows else 0
+
+
+@helper
+def _copy(source, source_row, target, target_row, rows, columns):
+    for r in range(rows):
+        for c in range(columns):
+            target[r * target_row + c] = source[r * source_row + c]
+
+
+@helper
+def _tile(a, a_row, a_col, b, s, s_row, c, c_row, depth, width):
+    """Six rows and two vectors of C: C = S + A B over `depth`."""
+    lanes = width // 2
+    c00, c01 = load(s, 0), load(s, lanes)
+    c10, c11 = load(s, s_row), load(s, s_row + lanes)
+    c20, c21 = load(s, 2 * s_row), load(s, 2 * s_row + lanes)
+    c30, c31 = load(s, 3 * s_row), load(s, 3 * s_row + lanes)
+    c40, c41 = load(s, 4 * s_row), load(s, 4 * s_row + lanes)
+    c50, c51 = load(s, 5 * s_row), load(s, 5 * s_row + lanes)
+    for _ in range(depth):
+        b0, b1 = load(b, 0), load(b, lanes)
+        a0 = broadcast(a, 0)
+        c00, c01 = fma(a0, b0, c00), fma(a0, b1, c01)
+        a1 = broadcast(a, a_row)
+        c10, c11 = fma(a1, b0, c10), fma(a1, b1, c11)
+        a2 = broadcast(a, 2 * a_row)
+        c20, c21 = fma(a2, b0, c20), fma(a2, b1, c21)
+        a3 = broadcast(a, 3 * a_row)
+        c30, c31 = fma(a3, b0, c30), fma(a3, b1, c31)
+        a4 = broadcast(a, 4 * a_row)
+        c40, c41 = fma(a4, b0, c40), fma(a4, b1, c41)
+        a5 = broadcast(a, 5 * a_row)
+        c50, c51 = fma(a5, b0, c50), fma(a5, b1, c51)
+        a = pointer(a, a_col)
+        b = pointer(b, width)
+    store(c00, c, 0)
+    store(c01, c, lanes)
+    store(c10, c, c_row)
+    store(c11, c, c_row + lanes)
+    store(c20, c, 2 * c_row)
+    store(c21, c, 2 * c_row + lanes)
+    store(c30, c, 3 * c_row)
+    store(c31, c, 3 * c_row + lanes)
+    store(c40, c, 4 * c_row)
+    store(c41, c, 4 * c_row + lanes)
+    store(c50, c, 5 * c_row)
+    store(c51, c, 5 * c_row + lanes)

@@ -1,0 +1,77 @@
+"""How a kernel is compiled: one policy for all of them.
+
+* Disk cache, so that only a machine's first run compiles.
+* `nogil`, so that the pool's threads run side by side.
+* No fastmath: a sum is added in the order in which it is written, and NaN stays NaN. Where a
+  multiply-add should be one instruction, the kernel says `simd.fma`.
+
+Numba's cache looks at the file of the cached function alone; a change in a helper of another file
+would leave stale machine code behind. Here every cache entry carries a digest of all the files of
+this folder, so any edit recompiles.
+"""
+
+import functools
+import hashlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from numba import njit, types
+
+logger = logging.getLogger("minicnn")
+
+_OPTIONS = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
+
+
+def helper(function: Callable[..., Any]) -> Any:
+    """Compile a function that other kernels call; it is cached as a part of its callers.
+
+    Left alone, Numba would compile it once more for every constant that a caller passes (a stride
+    of 1, say). Here a constant is an integer like any other, which halves the time to compile.
+    """
+    dispatcher = njit(**_OPTIONS, no_cpython_wrapper=True)(function)
+    resolve = dispatcher.get_call_template
+
+    def resolve_without_literals(args: Any, kws: Any) -> Any:
+        return resolve(
+            tuple(types.unliteral(arg) for arg in args),
+            {name: types.unliteral(arg) for name, arg in kws.items()},
+        )
+
+    dispatcher.get_call_template = resolve_without_literals
+    return dispatcher
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile an entry point that Python calls, at its first call, and keep it on disk.
+
+    It must be a module-level function: one that closes over other objects would never be found in
+    the cache again.
+    """
+    dispatcher = njit(**_OPTIONS)(function)
+    try:
+        dispatcher.enable_caching()
+    except RuntimeError:  # Numba found no folder that it may write into
+        _say_once_that_nothing_is_cached()
+    else:
+        # Private to Numba, therefore pinned by tests/kernels/test_jit.py.
+        dispatcher._cache._cache_file._source_stamp = source_digest()
+    return dispatcher
+
+
+@functools.cache
+def source_digest() -> str:
+    """Return a digest of the sources of all kernels: the stamp of the disk cache."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+@functools.cache
+def _say_once_that_nothing_is_cached() -> None:
+    logger.warning(
+        "No folder for compiled kernels is writable, so every run compiles them anew (some "
+        "seconds). Set NUMBA_CACHE_DIR to a folder that you may write into."
+    )

@@ -1,0 +1,224 @@
+"""The threads: `parallel_for` runs a kernel's chunks on the caller and on sleeping workers.
+
+A kernel is cut into numbered chunks whose boundaries depend on the shapes alone; the threads draw
+the numbers from one counter. Which thread runs a chunk, and how many threads there are, therefore
+never changes a bit of the result. Where the workers cannot be used (another thread has them, or the
+process was forked) the caller runs every chunk itself: the same bits, and no deadlock.
+"""
+
+import itertools
+import os
+import threading
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+
+_CACHE_LINE = 64
+
+
+def parallel_for(
+    kernel: Callable[..., Any],
+    chunks: int,
+    reads: Sequence[np.ndarray],
+    writes: Sequence[np.ndarray],
+    *sizes: Any,
+    scratch: int = 0,
+) -> None:
+    """Call ``kernel(chunk, scratch, *reads, *writes, *sizes)`` for every chunk.
+
+    Parameters
+    ----------
+    kernel : function made by `jit.kernel`
+    chunks : int
+        How many chunks there are; they are numbered from 0.
+    reads : sequence of arrays
+        Inputs. A kernel sees them C-contiguous and read-only, so it has one compiled form
+        for each element type.
+    writes : sequence of C-contiguous arrays
+        Outputs. Two chunks never write the same element.
+    *sizes : numbers or tuples of numbers
+    scratch : int
+        Elements of scratch, of the type of ``writes[0]``, that the running thread lends to
+        the chunk; they hold arbitrary values.
+    """
+    arrays = (*(_frozen(array) for array in reads), *writes)
+    job = _Job(kernel, chunks, (*arrays, *sizes), scratch, writes[0].dtype)
+    workers = _workers if chunks > 1 else None
+    if workers is None or not workers.take():
+        job.work()
+        return
+    try:
+        workers.share(job, chunks - 1)
+    finally:
+        workers.give_back()
+
+
+def set_num_threads(count: int) -> None:
+    """Set how many threads the kernels use: the caller and ``count - 1`` workers.
+
+    The results do not depend on it, to the last bit. The start value is the environment
+    variable ``MINICNN_NUM_THREADS``, else the number of CPUs that the process may use.
+
+    Parameters
+    ----------
+    count : int
+        At least 1.
+
+    Raises
+    ------
+    ValueError
+        If `count` is not a positive integer.
+
+    Examples
+    --------
+    >>> import minicnn as mc
+    >>> before = mc.get_num_threads()
+    >>> mc.set_num_threads(1)
+    >>> mc.get_num_threads()
+    1
+    >>> mc.set_num_threads(before)
+    """
+    global _workers
+    if not isinstance(count, int | np.integer) or isinstance(count, bool) or count < 1:
+        raise ValueError(f"`count` must be a positive integer, got {count!r}")
+    with _settings:
+        old, _workers = _workers, _Workers(int(count) - 1)
+        if old is not None:
+            old.stop()
+
+
+def get_num_threads() -> int:
+    """Return how many threads the kernels use.
+
+    Examples
+    --------
+    >>> import minicnn as mc
+    >>> mc.get_num_threads() >= 1
+    True
+    """
+    return _workers.count + 1
+
+
+def _frozen(array: np.ndarray) -> np.ndarray:
+    """Return a read-only, C-contiguous, aligned array with the values of `array`."""
+    if not (array.flags.c_contiguous and array.flags.aligned):
+        array = np.array(array, order="C")
+    frozen = array.view()
+    frozen.flags.writeable = False
+    return frozen
+
+
+def _scratch(elements: int, dtype: np.dtype[Any]) -> np.ndarray:
+    """Return this thread's scratch, which starts at a cache line and is kept between calls."""
+    size = elements * dtype.itemsize
+    arena = getattr(_local, "arena", None)
+    if arena is None or arena.size < size + _CACHE_LINE:
+        arena = _local.arena = np.empty(size + _CACHE_LINE, np.uint8)
+    start = -arena.ctypes.data % _CACHE_LINE
+    return arena[start : start + size].view(dtype)
+
+
+class _Job:
+    """One `parallel_for`: the counter that its threads draw chunk numbers from."""
+
+    def __init__(
+        self,
+        kernel: Callable[..., Any],
+        chunks: int,
+        arguments: tuple[Any, ...],
+        scratch: int,
+        dtype: np.dtype[Any],
+    ) -> None:
+        self.kernel, self.chunks, self.arguments = kernel, chunks, arguments
+        self.scratch, self.dtype = scratch, dtype
+        self.next = itertools.count().__next__  # one bytecode, so atomic between threads
+        self.done: SimpleQueue[BaseException | None] = SimpleQueue()
+
+    def work(self) -> None:
+        scratch = _scratch(self.scratch, self.dtype)
+        while (chunk := self.next()) < self.chunks:
+            self.kernel(chunk, scratch, *self.arguments)
+
+    def work_for_another(self) -> None:
+        """Work on a worker's thread; whatever ends it is reported to the caller."""
+        try:
+            self.work()
+        except BaseException as error:
+            self.done.put(error)
+        else:
+            self.done.put(None)
+
+    def cancel(self) -> None:
+        self.chunks = 0
+
+
+class _Workers:
+    """`count` daemon threads, each asleep at its inbox."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._process = os.getpid()
+        self._taken = threading.Lock()
+        self._inboxes: list[SimpleQueue[_Job | None]] = []
+
+    def take(self) -> bool:
+        """Reserve the workers; False where they are busy, or were lost in a fork."""
+        return os.getpid() == self._process and self.count > 0 and self._taken.acquire(False)
+
+    def give_back(self) -> None:
+        self._taken.release()
+
+    def share(self, job: _Job, most: int) -> None:
+        """Run `job` on the caller and on at most `most` workers; return when all have ended."""
+        self._start()
+        helpers = self._inboxes[:most]
+        for inbox in helpers:
+            inbox.put(job)
+        errors: list[BaseException | None] = []
+        try:
+            job.work()
+        except BaseException:
+            job.cancel()  # KeyboardInterrupt, say: the others end after the chunk in hand
+            raise
+        finally:
+            errors = [job.done.get() for _ in helpers]
+        for error in errors:
+            if error is not None:
+                raise error
+
+    def stop(self) -> None:
+        """Let the threads end once they have done what they were given."""
+        with self._taken:
+            for inbox in self._inboxes:
+                inbox.put(None)
+            self._inboxes.clear()
+            self.count = 0
+
+    def _start(self) -> None:
+        while len(self._inboxes) < self.count:
+            inbox: SimpleQueue[_Job | None] = SimpleQueue()
+            name = f"minicnn-{len(self._inboxes) + 1}"
+            threading.Thread(target=_serve, args=(inbox,), name=name, daemon=True).start()
+            self._inboxes.append(inbox)
+
+
+def _serve(inbox: SimpleQueue[_Job | None]) -> None:
+    while (job := inbox.get()) is not None:
+        job.work_for_another()
+        del job  # so that a sleeping worker keeps no arrays alive
+
+
+def _threads_from_environment() -> int:
+    text = os.environ.get("MINICNN_NUM_THREADS")
+    if text is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"MINICNN_NUM_THREADS must be a positive integer, got {text!r}")
+    return int(text)
+
+
+_local = threading.local()
+_settings = threading.Lock()
+_workers = _Workers(_threads_from_environment() - 1)

@@ -1,0 +1,66 @@
+"""The optimizers' steps: one pass over value, gradient and state.
+
+w value, g gradient, v velocity, m and s the running means of g and g^2.
+"""
+
+import numpy as np
+
+from minicnn.kernels.elementwise import span, spans
+from minicnn.kernels.jit import kernel
+from minicnn.kernels.pool import parallel_for
+from minicnn.kernels.simd import pointer
+
+
+def sgd(w: np.ndarray, g: np.ndarray, rate: float, decay: float) -> None:
+    """Write w -= rate (g + decay w)."""
+    _for_all(_sgd, (g,), (w,), rate, decay)
+
+
+def momentum(
+    w: np.ndarray, g: np.ndarray, v: np.ndarray, rate: float, decay: float, mu: float, nesterov: bool
+) -> None:
+    """Write v = mu v + g + decay w; w -= rate v, with Nesterov w -= rate (g + decay w + mu v)."""
+    _for_all(_momentum, (g,), (w, v), rate, decay, mu, flags=(nesterov,))
+
+
+def adam(
+    w: np.ndarray, g: np.ndarray, m: np.ndarray, s: np.ndarray, rate: float, decay: float,
+    beta1: float, beta2: float, epsilon: float,
+) -> None:
+    """Write m and s, then w -= rate (m / (sqrt(s) + epsilon) + decay w); rate is bias-corrected."""
+    _for_all(_adam, (g,), (w, m, s), rate, decay, beta1, 1 - beta1, beta2, 1 - beta2, epsilon)
+
+
+def _for_all(step, reads, writes, *numbers, flags=()):
+    """Run `step` over all elements; its numbers take the type of the arrays."""
+    size, dtype = writes[0].size, writes[0].dtype.type
+    parallel_for(step, spans(size), [array.reshape(-1) for array in reads],
+                 [array.reshape(-1) for array in writes], *map(dtype, numbers), *flags)
+
+
+@kernel
+def _sgd(chunk, scratch, g, w, rate, decay):
+    first, count = span(chunk, w.size)
+    g_, w_ = pointer(g, first), pointer(w, first)
+    for e in range(count):
+        w_[e] -= rate * (g_[e] + decay * w_[e])
+
+
+@kernel
+def _momentum(chunk, scratch, g, w, v, rate, decay, mu, nesterov):
+    first, count = span(chunk, w.size)
+    g_, w_, v_ = pointer(g, first), pointer(w, first), pointer(v, first)
+    for e in range(count):
+        slope = g_[e] + decay * w_[e]
+        v_[e] = mu * v_[e] + slope
+        w_[e] -= rate * (slope + mu * v_[e]) if nesterov else rate * v_[e]
+
+
+@kernel
+def _adam(chunk, scratch, g, w, m, s, rate, decay, beta1, rest1, beta2, rest2, epsilon):
+    first, count = span(chunk, w.size)
+    g_, w_, m_, s_ = pointer(g, first), pointer(w, first), pointer(m, first), pointer(s, first)
+    for e in range(count):
+        m_[e] = beta1 * m_[e] + rest1 * g_[e]
+        s_[e] = beta2 * s_[e] + rest2 * g_[e] * g_[e]
+        w_[e] -= rate * (m_[e] / (np.sqrt(s_[e]) + epsilon) + decay * w_[e])

@@ -1,0 +1,47 @@
+"""An activation as a layer of its own."""
+
+from typing import Any
+
+import numpy as np
+
+from minicnn import ops
+from minicnn.checks import describe
+from minicnn.context import Context
+from minicnn.layers.layer import Layer
+from minicnn.tensor import Shape
+
+
+class Activation(Layer):
+    """Apply a function element by element (softmax: along the last axis).
+
+    Parameters
+    ----------
+    activation : str, function or Op
+        "relu", "softmax", "sigmoid", "tanh", "identity", or the function of that name.
+    name : str, optional
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> layer = mc.layers.Activation("relu")
+    >>> layer.build((None, 2), rng=0)
+    (None, 2)
+    >>> layer.forward(np.array([[-1.0, 1.0]], np.float32), mc.Context())
+    array([[0., 1.]], dtype=float32)
+    """
+
+    def __init__(self, activation: Any, name: str | None = None) -> None:
+        super().__init__(name)
+        op = ops.activation(activation)
+        if op is None:
+            raise ValueError(f"`activation` must name a function, got {describe(activation)}")
+        self.op = op
+
+    def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
+        return self.op.build(super().build(input_shape, rng, dtype), rng, dtype)
+
+    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        return self.op.forward(self.check_inputs(x), ctx)
+
+    def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
+        return self.op.backward(dy, ctx, need_dx)

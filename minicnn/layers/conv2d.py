@@ -1,0 +1,184 @@
+"""Two-dimensional convolution."""
+
+from typing import Any
+
+import numpy as np
+
+from minicnn import checks, initializers, ops
+from minicnn.context import Context
+from minicnn.kernels import conv
+from minicnn.layers.sliding import SlidingLayer
+from minicnn.tensor import Shape
+
+
+class Conv2D(SlidingLayer):
+    """Convolve images with trained filters, add a bias, activate.
+
+    The cross-correlation that deep learning calls convolution, with strides s and dilation d:
+
+        y[n, i, j, f] = b[f] + sum over u, v, c of x[n, s i + d u, s j + d v, c] w[u, v, c, f]
+
+    Parameters
+    ----------
+    filters : int
+        How many, the channels of the output.
+    kernel_size : int or (int, int)
+        Height and width of a filter.
+    strides : int or (int, int)
+        How far the filter moves, down and to the right.
+    padding : {"valid", "same"}
+        "same" pads with zeros, the larger half below and on the right, so that the output has
+        ceil(size / stride) rows and columns; "valid" pads nothing: (size - extent) // stride + 1.
+    data_format : {"channels_last", "channels_first"}
+        (N, H, W, C), or (N, C, H, W).
+    dilation_rate : int or (int, int)
+        The distance between a filter's taps.
+    activation : str, function, Op or None
+        "relu", "softmax", "sigmoid", "tanh", "identity", or the function of that name.
+    use_bias : bool
+    kernel_initializer : str or function, optional
+        Default "glorot_uniform".
+    bias_initializer : str or function
+    trainable : bool
+    name : str, optional
+
+    Attributes
+    ----------
+    kernel : Parameter
+        (height, width, channels, filters)
+    bias : Parameter or None
+        (filters,)
+
+    Raises
+    ------
+    ValueError, TypeError
+        Where an argument or the shape of the inputs cannot be.
+
+    References
+    ----------
+    V. Dumoulin and F. Visin, "A guide to convolution arithmetic for deep learning",
+    arXiv:1603.07285, 2016, for sizes, strides, padding and dilation.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> layer = mc.layers.Conv2D(32, 5, padding="same", activation="relu")
+    >>> layer.build((None, 28, 28, 1), rng=0)
+    (None, 28, 28, 32)
+    >>> layer.forward(np.zeros((2, 28, 28, 1), np.float32), mc.Context()).shape
+    (2, 28, 28, 32)
+    """
+
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: Any,
+        strides: Any = 1,
+        padding: str = "valid",
+        data_format: str = "channels_last",
+        dilation_rate: Any = 1,
+        activation: Any = None,
+        use_bias: bool = True,
+        kernel_initializer: Any = None,
+        bias_initializer: Any = "zeros",
+        trainable: bool = True,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(kernel_size, "kernel_size", strides, padding, data_format, dilation_rate, name)
+        self.filters = checks.integer(filters, "filters")
+        self.activation = ops.activation(activation)
+        self.use_bias = use_bias
+        self.kernel_initializer = initializers.get(kernel_initializer, "glorot_uniform")
+        self.bias_initializer = initializers.get(bias_initializer, "zeros")
+        self.trainable = trainable
+
+    def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
+        shape, rng = super().build(input_shape, rng, dtype), checks.generator(rng)
+        self.window, channels = self.build_window(shape)
+        kernel = self.kernel_initializer((*self.size, channels, self.filters), rng, dtype)
+        bias = self.bias_initializer((self.filters,), rng, dtype)
+        self.kernel = self.add_parameter("kernel", kernel, self.trainable)
+        self.bias = self.add_parameter("bias", bias, self.trainable) if self.use_bias else None
+        return self.shape_of(None, self.window, self.filters)
+
+    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        z = self.linear(x, ctx)
+        return z if self.activation is None else self.activation.forward(z, ctx)
+
+    def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
+        dz = dy if self.activation is None else self.activation.backward(dy, ctx)
+        return self.linear_backward(dz, ctx, need_dx)
+
+    def linear(self, x: np.ndarray, ctx: Context, relu: bool = False) -> np.ndarray:
+        """Return x * w + b before the activation, or with ReLU in the same pass."""
+        x = self.to_nhwc(self.check_inputs(x))
+        # x (N, H, W, C) * w (KH, KW, C, F) + b (F,) -> y (N, OH, OW, F)
+        w, window = self.kernel.value, self.window
+        b = np.zeros(self.filters, w.dtype) if self.bias is None else self.bias.value
+        y = ctx.empty(self, "y", (len(x), window.out_h, window.out_w, self.filters), x.dtype)
+        conv.forward(x, w, b, y, window, relu)
+        ctx[self] = x
+        return self.from_nhwc(y)
+
+    def linear_backward(
+        self, dy: np.ndarray, ctx: Context, need_dx: bool = True
+    ) -> np.ndarray | None:
+        """Write the gradients of kernel and bias, and return that of the inputs."""
+        x, dy = ctx[self], self.to_nhwc(dy)
+        w, dw = self.kernel.value, self.kernel.grad
+        db = np.empty(self.filters, w.dtype) if self.bias is None else self.bias.grad
+        conv.kernel_gradient(x, dy, dw, db, self.window)
+        if not need_dx:
+            return None
+        dx = ctx.empty(self, "dx", x.shape, x.dtype)
+        conv.input_gradient(dy, w, dx, self.window)
+        return self.from_nhwc(dx)
+
+
+def conv2d(
+    inputs: Any,
+    filters: int,
+    kernel_size: Any,
+    strides: Any = (1, 1),
+    padding: str = "valid",
+    data_format: str = "channels_last",
+    dilation_rate: Any = (1, 1),
+    activation: Any = None,
+    use_bias: bool = True,
+    kernel_initializer: Any = None,
+    bias_initializer: Any = "zeros",
+    kernel_regularizer: None = None,
+    bias_regularizer: None = None,
+    trainable: bool = True,
+    name: str | None = None,
+) -> Any:
+    """Apply a new `Conv2D` to a Tensor.
+
+    Parameters
+    ----------
+    inputs : Tensor
+        (N, H, W, C), or (N, C, H, W) with channels_first.
+    filters, kernel_size, strides, padding, data_format, dilation_rate, activation, use_bias
+        As for `Conv2D`.
+    kernel_initializer, bias_initializer, trainable, name
+        As for `Conv2D`.
+    kernel_regularizer, bias_regularizer : None
+        Kept for the signature; decay weights in the optimizer: ``SGD(..., weight_decay=)``.
+
+    Returns
+    -------
+    Tensor
+        (N, OH, OW, filters), or (N, filters, OH, OW) with channels_first.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> x = mc.Graph().placeholder("x", (None, 28, 28, 1), np.float32)
+    >>> mc.layers.conv2d(inputs=x, filters=32, kernel_size=[5, 5], padding="same", activation=mc.relu)
+    Tensor('conv2d', shape=(None, 28, 28, 32), dtype=float32)
+    """
+    checks.no_regularizer(kernel_regularizer, bias_regularizer)
+    return Conv2D(
+        filters, kernel_size, strides, padding, data_format, dilation_rate, activation, use_bias,
+        kernel_initializer, bias_initializer, trainable, name,
+    )(inputs)

@@ -1,0 +1,156 @@
+"""The densely connected layer."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from minicnn import checks, initializers, ops
+from minicnn.context import Context
+from minicnn.kernels import dense as kernels
+from minicnn.kernels import elementwise
+from minicnn.layers.layer import Layer
+from minicnn.tensor import Shape
+
+
+class Dense(Layer):
+    """Multiply by a trained matrix, add a bias, activate:  y = activation(x w + b).
+
+    Inputs of more than two dimensions are multiplied along their last axis.
+
+    Parameters
+    ----------
+    units : int
+        The size of the output's last axis.
+    activation : str, function, Op or None
+        "relu", "softmax", "sigmoid", "tanh", "identity", or the function of that name.
+    use_bias : bool
+    kernel_initializer : str or function, optional
+        Default "glorot_uniform".
+    bias_initializer : str or function
+    trainable : bool
+    name : str, optional
+
+    Attributes
+    ----------
+    kernel : Parameter
+        (inputs, units)
+    bias : Parameter or None
+        (units,)
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> layer = mc.layers.Dense(10)
+    >>> layer.build((None, 1024), rng=0)
+    (None, 10)
+    >>> layer.kernel
+    Parameter('dense/kernel', shape=(1024, 10), dtype=float32)
+    """
+
+    def __init__(
+        self,
+        units: int,
+        activation: Any = None,
+        use_bias: bool = True,
+        kernel_initializer: Any = None,
+        bias_initializer: Any = "zeros",
+        trainable: bool = True,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(name)
+        self.units = checks.integer(units, "units")
+        self.activation = ops.activation(activation)
+        self.use_bias = use_bias
+        self.kernel_initializer = initializers.get(kernel_initializer, "glorot_uniform")
+        self.bias_initializer = initializers.get(bias_initializer, "zeros")
+        self.trainable = trainable
+
+    def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
+        shape, rng = super().build(input_shape, rng, dtype), checks.generator(rng)
+        if len(shape) < 2:
+            raise ValueError(f"{self.label}: `inputs` must be (N, ..., features), got {shape}")
+        kernel = self.kernel_initializer((shape[-1], self.units), rng, dtype)
+        bias = self.bias_initializer((self.units,), rng, dtype)
+        self.kernel = self.add_parameter("kernel", kernel, self.trainable)
+        self.bias = self.add_parameter("bias", bias, self.trainable) if self.use_bias else None
+        return (*shape[:-1], self.units)
+
+    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        z = self.linear(x, ctx)
+        return z if self.activation is None else self.activation.forward(z, ctx)
+
+    def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
+        dz = dy if self.activation is None else self.activation.backward(dy, ctx)
+        return self.linear_backward(dz, ctx, need_dx)
+
+    def linear(self, x: np.ndarray, ctx: Context, relu: bool = False) -> np.ndarray:
+        """Return x w + b before the activation, or with ReLU in the same pass."""
+        x = self.check_inputs(x)
+        # x (N, D) w (D, U) + b (U,) -> y (N, U)
+        w = self.kernel.value
+        b = np.zeros(self.units, w.dtype) if self.bias is None else self.bias.value
+        y = ctx.empty(self, "y", (*x.shape[:-1], self.units), x.dtype)
+        kernels.forward(_rows(x), w, b, _rows(y), relu)
+        ctx[self] = x
+        return y
+
+    def linear_backward(
+        self, dy: np.ndarray, ctx: Context, need_dx: bool = True
+    ) -> np.ndarray | None:
+        """Write the gradients of kernel and bias, and return that of the inputs."""
+        x = ctx[self]
+        kernels.kernel_gradient(_rows(x), _rows(dy), self.kernel.grad)
+        if self.bias is not None:
+            elementwise.sum_rows(_rows(dy), self.bias.grad)
+        if not need_dx:
+            return None
+        dx = ctx.empty(self, "dx", x.shape, x.dtype)
+        kernels.input_gradient(_rows(dy), self.kernel.value, _rows(dx))
+        return dx
+
+
+def _rows(array: np.ndarray) -> np.ndarray:
+    """Return the array as a matrix with the last axis as columns."""
+    return array.reshape(math.prod(array.shape[:-1]), array.shape[-1])
+
+
+def dense(
+    inputs: Any,
+    units: int,
+    activation: Any = None,
+    use_bias: bool = True,
+    kernel_initializer: Any = None,
+    bias_initializer: Any = "zeros",
+    kernel_regularizer: None = None,
+    bias_regularizer: None = None,
+    trainable: bool = True,
+    name: str | None = None,
+) -> Any:
+    """Apply a new `Dense` to a Tensor.
+
+    Parameters
+    ----------
+    inputs : Tensor
+        (N, ..., features)
+    units, activation, use_bias, kernel_initializer, bias_initializer, trainable, name
+        As for `Dense`.
+    kernel_regularizer, bias_regularizer : None
+        Kept for the signature; decay weights in the optimizer: ``SGD(..., weight_decay=)``.
+
+    Returns
+    -------
+    Tensor
+        (N, ..., units)
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> x = mc.Graph().placeholder("x", (None, 3136), np.float32)
+    >>> mc.layers.dense(inputs=x, units=1024, activation=mc.relu)
+    Tensor('dense', shape=(None, 1024), dtype=float32)
+    """
+    checks.no_regularizer(kernel_regularizer, bias_regularizer)
+    return Dense(
+        units, activation, use_bias, kernel_initializer, bias_initializer, trainable, name
+    )(inputs)

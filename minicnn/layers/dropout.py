@@ -1,0 +1,142 @@
+"""Dropout."""
+
+from typing import Any
+
+import numpy as np
+
+from minicnn import checks
+from minicnn.context import Context
+from minicnn.kernels import elementwise
+from minicnn.layers.layer import Layer
+
+
+class Dropout(Layer):
+    """In training, set a share of the inputs to zero and scale up the rest.
+
+        y = x / (1 - rate) where kept, 0 where dropped;   dx = dy / (1 - rate) where kept
+
+    Otherwise the inputs come back as they are. A pass draws one number from ``ctx.rng``; what is
+    dropped is a hash of that number, the row and the element, so it does not depend on the threads.
+
+    Parameters
+    ----------
+    rate : float
+        The share that is dropped, in [0, 1).
+    noise_shape : tuple, optional
+        The shape of the mask, broadcast over the inputs: 1 where elements are dropped together.
+        Its first size may be None, the batch.
+    seed : int, optional
+        Told apart from the seeds of other dropout layers; the run's own seed still counts.
+    training : bool, optional
+        Default: as the context says.
+    name : str, optional
+
+    References
+    ----------
+    N. Srivastava et al., "Dropout: a simple way to prevent neural networks from overfitting",
+    JMLR 15, 2014.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> layer = mc.layers.Dropout(0.4)
+    >>> layer.build((None, 1000), rng=0)
+    (None, 1000)
+    >>> ctx = mc.Context(training=True, rng=np.random.default_rng(0))
+    >>> y = layer.forward(np.ones((10, 1000), np.float32), ctx)
+    >>> round(float((y == 0).mean()), 1), round(float(y.mean()), 1)
+    (0.4, 1.0)
+    """
+
+    def __init__(
+        self,
+        rate: float = 0.5,
+        noise_shape: Any = None,
+        seed: int | None = None,
+        training: bool | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(name)
+        self.rate = checks.number(rate, "rate", 0.0, 1.0)
+        self.noise_shape = None if noise_shape is None else tuple(noise_shape)
+        self.seed = 0 if seed is None else checks.integer(seed, "seed", least=0)
+        self.training = training
+
+    def build(self, input_shape: Any, rng: Any, dtype: Any = np.float32) -> Any:
+        shape = super().build(input_shape, rng, dtype)
+        if self.noise_shape is not None and not self._fits(shape):
+            raise ValueError(
+                f"{self.label}: `noise_shape` {self.noise_shape} must have the dimensions of the "
+                f"inputs {shape}, each the same size or 1 (the first: None or 1)"
+            )
+        return shape
+
+    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        x = self.check_inputs(x)
+        training = ctx.training if self.training is None else self.training
+        if not training or self.rate == 0:
+            ctx[self] = None
+            return x
+        if ctx.rng is None:
+            raise ValueError(
+                f"{self.label}: dropout in training draws numbers; give the context a generator, "
+                "Context(training=True, rng=numpy.random.default_rng(seed))"
+            )
+        key = int(ctx.rng.integers(1 << 64, dtype=np.uint64)) ^ self.seed
+        ctx[self] = key
+        return self._drop(x, key, ctx, "y")
+
+    def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
+        key = ctx[self]
+        if not need_dx:
+            return None
+        return dy if key is None else self._drop(dy, key, ctx, "dx")
+
+    def _drop(self, x: np.ndarray, key: int, ctx: Context, role: str) -> np.ndarray:
+        """Return mask * x / (1 - rate); the map is its own transpose."""
+        if self.noise_shape is not None:
+            shape = (len(x) if self.noise_shape[0] is None else 1, *self.noise_shape[1:])
+            mask = np.ones(shape, x.dtype)
+            elementwise.dropout(mask, mask, key, self.rate, ctx.first_row)
+            return x * mask
+        y = ctx.empty(self, role, x.shape, x.dtype)
+        elementwise.dropout(x, y, key, self.rate, ctx.first_row)
+        return y
+
+    def _fits(self, shape: Any) -> bool:
+        noise = self.noise_shape or ()
+        return len(noise) == len(shape) and noise[0] in (None, 1) and all(
+            size in (1, whole) for size, whole in zip(noise[1:], shape[1:], strict=True)
+        )
+
+
+def dropout(
+    inputs: Any,
+    rate: float = 0.5,
+    noise_shape: Any = None,
+    seed: int | None = None,
+    training: bool = False,
+    name: str | None = None,
+) -> Any:
+    """Apply a `Dropout` to a Tensor.
+
+    Parameters
+    ----------
+    inputs : Tensor
+    rate, noise_shape, seed, name
+        As for `Dropout`.
+    training : bool
+        Whether to drop; the guide writes ``mode == ModeKeys.TRAIN``.
+
+    Returns
+    -------
+    Tensor
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> x = mc.Graph().placeholder("x", (None, 1024), np.float32)
+    >>> mc.layers.dropout(inputs=x, rate=0.4, training=True)
+    Tensor('dropout', shape=(None, 1024), dtype=float32)
+    """
+    return Dropout(rate, noise_shape, seed, bool(training), name)(inputs)

@@ -1,0 +1,111 @@
+"""What every layer is: an op that is built for one shape and one type of input."""
+
+from typing import Any
+
+import numpy as np
+
+from minicnn import checks
+from minicnn.parameter import Parameter
+from minicnn.tensor import Op, Shape
+
+
+class Layer(Op):
+    """The base of all layers.
+
+    A layer of one's own defines `forward` and `backward`, and `build` where its output has another
+    shape or it has parameters: each attribute that is a `Parameter` is one of its `parameters`.
+
+    Parameters
+    ----------
+    name : str, optional
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> class Scale(mc.layers.Layer):
+    ...     def build(self, input_shape, rng, dtype=np.float32):
+    ...         super().build(input_shape, rng, dtype)
+    ...         self.factor = self.add_parameter("factor", np.ones((), dtype))
+    ...         return input_shape
+    ...     def forward(self, x, ctx):
+    ...         ctx[self] = x
+    ...         return self.factor.value * x
+    ...     def backward(self, dy, ctx, need_dx=True):
+    ...         self.factor.grad[...] = (ctx[self] * dy).sum()
+    ...         return self.factor.value * dy if need_dx else None
+    >>> print(mc.check_gradients(Scale(), (2, 3)).ok)
+    True
+    """
+
+    dims = "(N, ...)"  # how the axes of the input are called in errors
+    rank: int | None = None  # how many axes the input has; None is any number
+
+    def __init__(self, name: str | None = None) -> None:
+        super().__init__(name)
+        self.input_shape: Shape | None = None
+        self.dtype: np.dtype[Any] | None = None
+
+    def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
+        """Note the shape and the type of the inputs, and check them.
+
+        Parameters
+        ----------
+        input_shape : tuple
+            With None for the batch.
+        rng : numpy.random.Generator or int
+            Where the start values are drawn from.
+        dtype : float32 or float64
+
+        Returns
+        -------
+        tuple
+            The shape of the output.
+        """
+        shape = tuple(input_shape)
+        if self.rank is not None and len(shape) != self.rank:
+            raise ValueError(
+                f"{self.label}: `inputs` must have {self.rank} dimensions {self.dims}, got {shape}; "
+                f"{self._rank_advice(len(shape))}"
+            )
+        if np.dtype(dtype).kind in "iub":
+            raise TypeError(
+                f"{self.label}: `inputs` must be float32 or float64, got {np.dtype(dtype)}; convert "
+                "first (images of bytes: x.astype(np.float32) / 255)"
+            )
+        if any(size is None for size in shape[1:]) or not shape:
+            raise ValueError(f"{self.label}: only the batch may be unknown in `inputs`, got {shape}")
+        for size in shape[1:]:
+            checks.integer(size, "input_shape")
+        self.dtype = checks.float_type(dtype)
+        self.input_shape = (None, *shape[1:])
+        return self.input_shape
+
+    def add_parameter(self, name: str, value: np.ndarray, trainable: bool = True) -> Parameter:
+        """Return a new parameter that carries the layer's name."""
+        return Parameter(f"{self.label}/{name}", value, trainable)
+
+    def check_inputs(self, x: Any) -> np.ndarray:
+        """Return the inputs, or raise where they are not what the layer was built for."""
+        if self.input_shape is None:
+            raise RuntimeError(
+                f"{self.label}: call build(input_shape, rng) before forward, for example "
+                f"build({(None, *np.shape(x)[1:])}, rng=0)"
+            )
+        if not isinstance(x, np.ndarray):
+            raise TypeError(f"{self.label}: `inputs` must be a NumPy array, got {checks.describe(x)}")
+        if x.ndim != len(self.input_shape) or x.shape[1:] != self.input_shape[1:]:
+            raise ValueError(
+                f"{self.label}: built for inputs of shape {self.input_shape}, got {x.shape}; "
+                "reshape the inputs, or build a model for this shape"
+            )
+        if x.dtype != self.dtype:
+            raise TypeError(
+                f"{self.label}: built for {self.dtype}, got {x.dtype}; convert the inputs "
+                f"(x.astype({self.dtype}); images of bytes also / 255)"
+            )
+        return x
+
+    def _rank_advice(self, rank: int) -> str:
+        if rank < (self.rank or 0):
+            return "reshape to (-1, height, width, channels) first, e.g. (-1, 28, 28, 1) for MNIST"
+        return "flatten the axes that are too many"

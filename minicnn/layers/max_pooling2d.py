@@ -1,0 +1,99 @@
+"""Two-dimensional max pooling."""
+
+from typing import Any
+
+import numpy as np
+
+from minicnn.context import Context
+from minicnn.kernels import pooling
+from minicnn.layers.sliding import SlidingLayer
+from minicnn.tensor import Shape
+
+
+class MaxPooling2D(SlidingLayer):
+    """Keep the largest element under each window, channel by channel.
+
+    Padding acts as minus infinity. The gradient goes to one position of each window, the first
+    maximum by rows. NaN counts as the largest, so that it is seen.
+
+    Parameters
+    ----------
+    pool_size : int or (int, int)
+        Height and width of the window.
+    strides : int or (int, int), optional
+        Default: `pool_size`, windows side by side.
+    padding : {"valid", "same"}
+    data_format : {"channels_last", "channels_first"}
+    name : str, optional
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> layer = mc.layers.MaxPooling2D(pool_size=2, strides=2)
+    >>> layer.build((None, 28, 28, 32), rng=0)
+    (None, 14, 14, 32)
+    """
+
+    def __init__(
+        self,
+        pool_size: Any,
+        strides: Any = None,
+        padding: str = "valid",
+        data_format: str = "channels_last",
+        name: str | None = None,
+    ) -> None:
+        strides = pool_size if strides is None else strides
+        super().__init__(pool_size, "pool_size", strides, padding, data_format, name=name)
+
+    def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
+        shape = super().build(input_shape, rng, dtype)
+        self.window, channels = self.build_window(shape)
+        return self.shape_of(None, self.window, channels)
+
+    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        x = self.to_nhwc(self.check_inputs(x))
+        shape = (x.shape[0], self.window.out_h, self.window.out_w, x.shape[3])
+        y = ctx.empty(self, "y", shape, x.dtype)
+        winner = ctx.empty(self, "winner", shape, pooling.winner_type(self.window))
+        pooling.forward(x, y, winner, self.window)
+        ctx[self] = winner, x.shape
+        return self.from_nhwc(y)
+
+    def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
+        if not need_dx:
+            return None
+        winner, shape = ctx[self]
+        dx = ctx.empty(self, "dx", shape, dy.dtype)
+        pooling.backward(self.to_nhwc(dy), winner, dx, self.window)
+        return self.from_nhwc(dx)
+
+
+def max_pooling2d(
+    inputs: Any,
+    pool_size: Any,
+    strides: Any,
+    padding: str = "valid",
+    data_format: str = "channels_last",
+    name: str | None = None,
+) -> Any:
+    """Apply a `MaxPooling2D` to a Tensor.
+
+    Parameters
+    ----------
+    inputs : Tensor
+        (N, H, W, C), or (N, C, H, W) with channels_first.
+    pool_size, strides, padding, data_format, name
+        As for `MaxPooling2D`.
+
+    Returns
+    -------
+    Tensor
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> x = mc.Graph().placeholder("x", (None, 28, 28, 32), np.float32)
+    >>> mc.layers.max_pooling2d(inputs=x, pool_size=[2, 2], strides=2)
+    Tensor('max_pooling2d', shape=(None, 14, 14, 32), dtype=float32)
+    """
+    return MaxPooling2D(pool_size, strides, padding, data_format, name)(inputs)

@@ -1,0 +1,126 @@
+"""A chain of layers that is a layer itself."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from minicnn import checks, tables
+from minicnn.context import Context
+from minicnn.layers.fusion import fuse, fusing
+from minicnn.layers.layer import Layer
+from minicnn.parameter import Parameter
+from minicnn.tensor import Op, Shape, Tensor
+
+
+class Sequential(Layer):
+    """Layers one after the other.
+
+    Parameters
+    ----------
+    layers : iterable of Layer
+        Each once: a layer that is met twice is an error.
+    name : str, optional
+    fuse : bool
+        Whether neighbours that can be computed in one pass are. The values are the same within
+        the tolerance of the type.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> model = mc.Sequential([
+    ...     mc.layers.Conv2D(8, 3, activation="relu"), mc.layers.MaxPooling2D(2),
+    ...     mc.layers.Flatten(), mc.layers.Dense(10)])
+    >>> model.build((None, 28, 28, 1), rng=0)
+    (None, 10)
+    >>> model.predict(np.zeros((3, 28, 28, 1), np.float32)).shape
+    (3, 10)
+    """
+
+    def __init__(self, layers: Iterable[Op], name: str | None = None, fuse: bool = True) -> None:
+        super().__init__(name)
+        self.layers = list(layers)
+        self.fuse = fuse
+        if not self.layers:
+            raise ValueError("`layers` must hold at least one layer, got none")
+        for layer in self.layers:
+            if not isinstance(layer, Op):
+                raise TypeError(f"`layers` must hold layers, got {checks.describe(layer)}")
+        if len(set(map(id, self.layers))) < len(self.layers):
+            raise ValueError("`layers` holds the same layer twice; make a second one")
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        return tuple(parameter for layer in self.layers for parameter in layer.parameters)
+
+    def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
+        shape, rng = super().build(input_shape, rng, dtype), checks.generator(rng)
+        self._name_layers()
+        self.shapes: list[Shape] = []
+        for layer in self.layers:
+            shape = layer.build(shape, rng, dtype)
+            self.shapes.append(shape)
+        self._chain = [op for op, _ in fuse(self.layers)] if fusing(self.fuse) else self.layers
+        return shape
+
+    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        x = self.check_inputs(x)
+        for layer in self._chain:
+            x = layer.forward(x, ctx)
+        return x
+
+    def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
+        for layer in reversed(self._chain[1:]):
+            dy = layer.backward(dy, ctx)
+        return self._chain[0].backward(dy, ctx, need_dx)
+
+    def predict(self, x: Any, batch_size: int = 100) -> np.ndarray:
+        """Return the outputs for all rows of `x`, computed `batch_size` rows at a time.
+
+        Parameters
+        ----------
+        x : ndarray
+            (N, ...), float; a float type other than the model's is converted.
+        batch_size : int
+
+        Returns
+        -------
+        ndarray
+            (N, ...)
+        """
+        batch_size = checks.integer(batch_size, "batch_size")
+        x = np.asarray(x)
+        if x.dtype.kind == "f" and self.dtype is not None:
+            x = x.astype(self.dtype, copy=False)
+        starts = range(0, max(len(x), 1), batch_size)
+        return np.concatenate(
+            [self.forward(x[start : start + batch_size], Context(save=False)) for start in starts]
+        )
+
+    def summary(self) -> str:
+        """Return a table of the layers, their output shapes and numbers of parameters."""
+        if self.input_shape is None:
+            raise RuntimeError("call build(input_shape, rng) before summary()")
+        rows = [
+            (layer.label, str(shape), f"{tables.count(layer.parameters):,}")
+            for layer, shape in zip(self.layers, self.shapes, strict=True)
+        ]
+        return tables.table(("layer", "output shape", "parameters"), rows, self.parameters)
+
+    def __call__(self, inputs: Any) -> Any:
+        """Apply the layers to a Tensor, each as a node of its graph, or the model to an array."""
+        if not isinstance(inputs, Tensor):
+            return super().__call__(inputs)
+        for layer in self.layers:
+            inputs = layer(inputs)
+        return inputs
+
+    def _name_layers(self) -> None:
+        prefix = f"{self.name}/" if self.name else ""
+        taken = {layer.name for layer in self.layers if layer.name}
+        if len(taken) < sum(layer.name is not None for layer in self.layers):
+            raise ValueError(f"{self.label}: two layers have the same name; names must differ")
+        for layer in self.layers:
+            if layer.name is None:
+                layer.name = checks.unique(prefix + layer.kind, taken)
+                taken.add(layer.name)

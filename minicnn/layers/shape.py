@@ -1,0 +1,88 @@
+"""Layers that only change the shape: Flatten and Reshape."""
+
+from typing import Any
+
+import numpy as np
+
+from minicnn import checks
+from minicnn.context import Context
+from minicnn.layers.layer import Layer
+from minicnn.ops import row_shape
+from minicnn.tensor import Shape
+
+
+class Reshape(Layer):
+    """Give each row of the batch another shape.
+
+    Parameters
+    ----------
+    target_shape : tuple of int
+        The shape of one row; one size may be -1.
+    name : str, optional
+
+    Examples
+    --------
+    >>> import minicnn as mc
+    >>> mc.layers.Reshape((28, 28, 1)).build((None, 784), rng=0)
+    (None, 28, 28, 1)
+    """
+
+    def __init__(self, target_shape: Any, name: str | None = None) -> None:
+        super().__init__(name)
+        self.target_shape = tuple(checks.integer(size, "target_shape", least=-1) for size in target_shape)
+        if self.target_shape.count(-1) > 1:
+            raise ValueError(f"`target_shape` may hold one -1, got {self.target_shape}")
+
+    def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
+        shape = super().build(input_shape, rng, dtype)
+        self.row = row_shape(shape, self.target_shape, self.label)
+        return (None, *self.row)
+
+    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        ctx[self] = self.check_inputs(x).shape
+        return x.reshape(len(x), *self.row)
+
+    def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray:
+        return dy.reshape(ctx[self])
+
+
+class Flatten(Reshape):
+    """Make one long row of each row of the batch: (N, H, W, C) becomes (N, H * W * C).
+
+    Parameters
+    ----------
+    name : str, optional
+
+    Examples
+    --------
+    >>> import minicnn as mc
+    >>> mc.layers.Flatten().build((None, 7, 7, 64), rng=0)
+    (None, 3136)
+    """
+
+    def __init__(self, name: str | None = None) -> None:
+        super().__init__((-1,), name)
+
+
+def flatten(inputs: Any, name: str | None = None) -> Any:
+    """Apply a `Flatten` to a Tensor.
+
+    Parameters
+    ----------
+    inputs : Tensor
+        (N, ...)
+    name : str, optional
+
+    Returns
+    -------
+    Tensor
+        (N, features)
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> x = mc.Graph().placeholder("x", (None, 7, 7, 64), np.float32)
+    >>> mc.layers.flatten(x)
+    Tensor('flatten', shape=(None, 3136), dtype=float32)
+    """
+    return Flatten(name)(inputs)

@@ -1,0 +1,202 @@
+"""Losses: labels first, logits second."""
+
+from typing import Any
+
+import numpy as np
+
+from minicnn import checks
+from minicnn.checks import describe
+from minicnn.context import Context
+from minicnn.ops import OneHot, check_labels
+from minicnn.tensor import Op, Shape, Tensor, apply
+
+_SUM_TOLERANCE = 1e-3  # of a row of label probabilities
+
+
+class SoftmaxCrossEntropy(Op):
+    """The mean over rows of w * -sum(labels * log softmax(logits)), and its gradient.
+
+    dlogits = w (softmax(logits) sum(labels) - labels) / count(w != 0)
+    """
+
+    def __init__(self, weights: Any = 1.0, label_smoothing: float = 0.0, name: Any = None) -> None:
+        super().__init__(name)
+        self.weights = weights
+        self.label_smoothing = checks.number(label_smoothing, "label_smoothing", 0.0, 1.0)
+
+    def build_pair(self, labels: Tensor, logits: Tensor) -> None:
+        """Check the two inputs when the graph is traced."""
+        _check_shapes(self.label, labels.shape, logits.shape)
+        if isinstance(labels.op, OneHot):
+            labels.op.strict = True  # a label outside the classes would silently have no loss
+
+    def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
+        return ()
+
+    def forward(self, labels: np.ndarray, logits: np.ndarray, ctx: Context) -> Any:
+        loss, gradient = _loss_and_gradient(
+            self.label, labels, logits, self.weights, self.label_smoothing, ctx.save
+        )
+        ctx[self] = gradient
+        return loss
+
+    def backward(self, dy: Any, ctx: Context, need_dx: bool = True) -> tuple[None, np.ndarray]:
+        return None, ctx[self] if dy == 1 else dy * ctx[self]
+
+
+def softmax_cross_entropy(
+    onehot_labels: Any,
+    logits: Any,
+    weights: Any = 1.0,
+    label_smoothing: float = 0.0,
+    name: str | None = None,
+) -> Any:
+    """Return the softmax cross-entropy, averaged over the rows.
+
+        loss = sum over rows of w * -sum(labels * log softmax(logits)) / count(w != 0)
+
+    Parameters
+    ----------
+    onehot_labels : ndarray or Tensor
+        (N, classes); each row sums to 1.
+    logits : ndarray or Tensor
+        (N, classes), of any size: exp cannot overflow.
+    weights : float or ndarray
+        One for all, or (N,) or (N, 1).
+    label_smoothing : float
+        In [0, 1): labels become labels * (1 - s) + s / classes.
+    name : str, optional
+
+    Returns
+    -------
+    float or Tensor
+        0 where every weight is 0.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, or a row of labels is no distribution over the classes; the error
+        names the row.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> labels = mc.one_hot(np.array([0, 1]), depth=2)
+    >>> loss = mc.losses.softmax_cross_entropy(onehot_labels=labels, logits=np.zeros((2, 2)))
+    >>> round(loss, 4)  # log 2
+    0.6931
+    """
+    op = SoftmaxCrossEntropy(weights, label_smoothing, name)
+    if isinstance(onehot_labels, Tensor) and isinstance(logits, Tensor):
+        op.build_pair(onehot_labels, logits)
+    return apply(op, onehot_labels, logits)
+
+
+def softmax_cross_entropy_with_grad(
+    labels: Any, logits: np.ndarray, weights: Any = 1.0, label_smoothing: float = 0.0
+) -> tuple[float, np.ndarray]:
+    """Return the softmax cross-entropy and its gradient with respect to the logits.
+
+        dlogits = w (softmax(logits) - labels) / count(w != 0)
+
+    Parameters
+    ----------
+    labels : ndarray
+        (N,) class numbers, or (N, classes) rows that sum to 1.
+    logits : ndarray
+        (N, classes)
+    weights, label_smoothing
+        As for `softmax_cross_entropy`.
+
+    Returns
+    -------
+    (float, ndarray)
+        The loss, and its gradient (N, classes).
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, or a label is none of the classes; the error names the row.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> logits = np.zeros((1, 2), np.float32)
+    >>> loss, dlogits = mc.losses.softmax_cross_entropy_with_grad(labels=np.array([1]), logits=logits)
+    >>> dlogits
+    array([[ 0.5, -0.5]], dtype=float32)
+    """
+    label = "softmax_cross_entropy_with_grad"
+    smoothing = checks.number(label_smoothing, "label_smoothing", 0.0, 1.0)
+    labels, logits = np.asarray(labels), np.asarray(logits)
+    if labels.ndim == 1 and logits.ndim == 2:
+        labels = _rows_of(labels, logits, label)
+    return _loss_and_gradient(label, labels, logits, weights, smoothing, True)
+
+
+def _rows_of(labels: np.ndarray, logits: np.ndarray, label: str) -> np.ndarray:
+    """Return the one-hot rows of class numbers."""
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"{label}: class numbers must be integers, got {describe(labels)}")
+    check_labels(labels, logits.shape[1], label)
+    return (labels[:, None] == np.arange(logits.shape[1])).astype(logits.dtype)
+
+
+def _loss_and_gradient(
+    label: str, labels: Any, logits: Any, weights: Any, smoothing: float, gradient: bool
+) -> tuple[float, Any]:
+    labels, logits = np.asarray(labels), np.asarray(logits)
+    _check_shapes(label, labels.shape, logits.shape)
+    if logits.dtype not in (np.float32, np.float64):
+        raise TypeError(f"{label}: `logits` must be float32 or float64, got {describe(logits)}")
+    _check_rows(label, labels)
+    classes = logits.shape[1]
+    labels = labels.astype(logits.dtype, copy=False)
+    if smoothing:
+        labels = labels * (1 - smoothing) + smoothing / classes
+    w = _row_weights(label, weights, logits)
+    counted = max(int(np.count_nonzero(w)), 1)
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    exp = np.exp(shifted)
+    total = exp.sum(axis=1, keepdims=True)
+    # -sum(labels * log softmax), with log softmax = shifted - log(total)
+    row_loss = (labels * (np.log(total) - shifted)).sum(axis=1, dtype=np.float64)
+    loss = float((w * row_loss).sum() / counted)
+    if not gradient:
+        return loss, None
+    scale = (w / counted).astype(logits.dtype)[:, None]
+    share = labels.sum(axis=1, keepdims=True)  # 1, but for rounding
+    return loss, scale * (exp / total * share - labels)
+
+
+def _check_shapes(label: str, labels: Shape, logits: Shape) -> None:
+    if len(logits) != 2 or len(labels) != 2 or labels[1] != logits[1] or (
+        None not in (labels[0], logits[0]) and labels[0] != logits[0]
+    ):
+        raise ValueError(
+            f"{label}: labels and logits must have the same shape (N, classes), got labels {labels} "
+            f"and logits {logits}; make the labels with one_hot(labels, depth)"
+        )
+
+
+def _check_rows(label: str, labels: np.ndarray) -> None:
+    """Raise where a row of labels is no distribution over the classes."""
+    good = (labels >= 0).all(axis=1) & (np.abs(labels.sum(axis=1) - 1.0) < _SUM_TOLERANCE)
+    if not good.all():
+        row = int(np.flatnonzero(~good)[0])
+        raise ValueError(
+            f"{label}: row {row} of the labels is {labels[row].tolist()}; its entries must not be "
+            "negative and must sum to 1 (a row of zeros comes from a class number that one_hot "
+            "does not reach)"
+        )
+
+
+def _row_weights(label: str, weights: Any, logits: np.ndarray) -> np.ndarray:
+    """Return one float64 weight for each row."""
+    w = np.asarray(weights, np.float64)
+    if w.shape not in ((), (1,), (len(logits),), (len(logits), 1), (1, 1)):
+        raise ValueError(
+            f"{label}: `weights` must be a number or have the shape ({len(logits)},) of the rows, "
+            f"got {describe(weights)}"
+        )
+    return np.broadcast_to(w.reshape(-1), (len(logits),))

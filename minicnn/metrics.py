@@ -1,0 +1,170 @@
+"""Metrics: how good predictions are, in float64, from all rows at once."""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from minicnn.checks import integer
+
+
+def accuracy(
+    labels: npt.ArrayLike, predictions: npt.ArrayLike, weights: npt.ArrayLike | None = None
+) -> float:
+    """Return the share of rows whose prediction is their label.
+
+    With weights it is sum(weights where right) / sum(weights).
+
+    Parameters
+    ----------
+    labels : array of int, (N,)
+        The true class of each row.
+    predictions : array of int, (N,)
+        The predicted class of each row.
+    weights : array, (N,), optional
+        How much each row counts: finite, not negative, not all 0.
+
+    Returns
+    -------
+    float
+        From 0 to 1.
+
+    Raises
+    ------
+    TypeError
+        If the classes are not integers.
+    ValueError
+        If the shapes do not fit, there is no row, or the weights cannot be used.
+
+    Examples
+    --------
+    >>> import minicnn as mc
+    >>> mc.metrics.accuracy(labels=[7, 2, 1, 0], predictions=[7, 2, 1, 6])
+    0.75
+    """
+    labels, predictions = _classes(labels, predictions)
+    return mean(labels == predictions, weights)
+
+
+def mean(values: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> float:
+    """Return sum(weights * values) / sum(weights), the plain mean without weights.
+
+    Parameters
+    ----------
+    values : array
+    weights : array of the shape of `values`, optional
+        How much each value counts: finite, not negative, not all 0.
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    ValueError
+        If there is no value, the shapes differ, or the weights cannot be used.
+
+    Examples
+    --------
+    >>> import minicnn as mc
+    >>> mc.metrics.mean([1.0, 2.0, 6.0])
+    3.0
+    >>> mc.metrics.mean([1.0, 2.0, 6.0], weights=[1, 1, 0])
+    1.5
+    """
+    values = np.asarray(values, np.float64)
+    if not values.size:
+        raise ValueError(f"`values` must not be empty, got shape {values.shape}; give it rows")
+    if weights is None:
+        return float(values.mean())
+    weights = np.asarray(weights, np.float64)
+    if weights.shape != values.shape:
+        raise ValueError(
+            f"`weights` must hold one weight for each value, shape {values.shape}, got shape "
+            f"{weights.shape}; reshape or broadcast it first"
+        )
+    total = float(weights.sum())
+    if weights.min() < 0 or not 0 < total < math.inf:
+        raise ValueError(
+            f"`weights` must be finite, not negative and not all 0, got {weights.min():g} as the "
+            f"least and {total:g} as the sum; give 0 to what should not count"
+        )
+    return float((weights * values).sum() / total)
+
+
+def confusion_matrix(
+    labels: npt.ArrayLike, predictions: npt.ArrayLike, num_classes: int | None = None
+) -> np.ndarray:
+    """Return how often each true class (row) was predicted as each class (column).
+
+    Parameters
+    ----------
+    labels : array of int, (N,)
+        The true class of each row, in [0, num_classes).
+    predictions : array of int, (N,)
+        The predicted class of each row, in [0, num_classes).
+    num_classes : int, optional
+        Without it, one more than the largest class met.
+
+    Returns
+    -------
+    ndarray of int64, (num_classes, num_classes)
+
+    Raises
+    ------
+    TypeError
+        If the classes are not integers.
+    ValueError
+        If the shapes do not fit, there is no row, or a class lies outside the range.
+
+    Examples
+    --------
+    >>> import minicnn as mc
+    >>> mc.metrics.confusion_matrix(labels=[0, 0, 1, 2], predictions=[0, 1, 1, 2])
+    array([[1, 1, 0],
+           [0, 1, 0],
+           [0, 0, 1]])
+    """
+    labels, predictions = _classes(labels, predictions)
+    if num_classes is None:
+        num_classes = max(0, int(labels.max()), int(predictions.max())) + 1
+    size = integer(num_classes, "num_classes")
+    for name, classes in (("labels", labels), ("predictions", predictions)):
+        outside = np.flatnonzero((classes < 0) | (classes >= size))
+        if outside.size:
+            row = outside[0]
+            raise ValueError(
+                f"`{name}` must lie in [0, {size}), got {classes[row]} in row {row}; "
+                "correct it or give a larger `num_classes`"
+            )
+    counts = np.bincount(labels * size + predictions, minlength=size * size)
+    return counts.reshape(size, size).astype(np.int64, copy=False)
+
+
+def _classes(labels: npt.ArrayLike, predictions: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Return both as int64 arrays (N,), N > 0."""
+    true, predicted = _class_numbers(labels, "labels"), _class_numbers(predictions, "predictions")
+    if true.size != predicted.size:
+        raise ValueError(
+            f"`labels` and `predictions` must have the same number of rows, got {true.size} and "
+            f"{predicted.size}; take both from the same rows"
+        )
+    return true, predicted
+
+
+def _class_numbers(values: npt.ArrayLike, name: str) -> np.ndarray:
+    array = np.asarray(values)
+    if array.ndim != 1:
+        remedy = "reshape(-1)" if math.prod(array.shape[1:]) == 1 else "argmax over axis 1"
+        raise ValueError(
+            f"`{name}` must be class numbers of shape (N,), got shape {array.shape}; "
+            f"pass the class numbers: {remedy}"
+        )
+    if not array.size:
+        raise ValueError(f"`{name}` must not be empty, got shape {array.shape}; give it rows")
+    if array.dtype.kind not in "iub":
+        raise TypeError(
+            f"`{name}` must be class numbers of an integer type, got {array.dtype}; pass the class "
+            "numbers: argmax over axis 1 of the probabilities, or astype(int)"
+        )
+    return array.astype(np.int64)

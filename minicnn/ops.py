@@ -1,0 +1,477 @@
+"""Functions of arrays and Tensors without parameters: activations, reshape, one_hot, argmax, cast.
+
+Each is an `Op` and the function that applies it.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from minicnn.checks import describe, integer
+from minicnn.context import Context
+from minicnn.kernels import elementwise
+from minicnn.tensor import Op, Shape, apply
+
+
+class Relu(Op):
+    """y = max(x, 0);  dx = dy where x > 0."""
+
+    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        y = ctx.empty(self, "y", x.shape, x.dtype)
+        elementwise.relu(x, y)
+        ctx[self] = y
+        return y
+
+    def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
+        if not need_dx:
+            return None
+        y = ctx[self]
+        dx = ctx.empty(self, "dx", y.shape, y.dtype)
+        elementwise.relu_gradient(dy, y, dx)
+        return dx
+
+
+class Sigmoid(Op):
+    """y = 1 / (1 + exp(-x));  dx = dy y (1 - y)."""
+
+    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        half = x.dtype.type(0.5)
+        ctx[self] = y = half + half * np.tanh(half * x)  # exp(-x) would overflow
+        return y
+
+    def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
+        y = ctx[self]
+        return dy * y * (1 - y) if need_dx else None
+
+
+class Tanh(Op):
+    """y = tanh(x);  dx = dy (1 - y^2)."""
+
+    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        ctx[self] = y = np.tanh(x)
+        return y
+
+    def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
+        y = ctx[self]
+        return dy * (1 - y * y) if need_dx else None
+
+
+class Identity(Op):
+    """y = x."""
+
+    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        return x
+
+    def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray:
+        return dy
+
+
+class Softmax(Op):
+    """y = exp(x) / sum exp(x) along an axis;  dx = y (dy - sum(dy y))."""
+
+    def __init__(self, axis: int = -1, name: str | None = None) -> None:
+        super().__init__(name)
+        self.axis = axis
+
+    def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
+        if not -len(input_shape) <= self.axis < len(input_shape):
+            raise ValueError(f"{self.label}: no axis {self.axis} in an input of shape {input_shape}")
+        return input_shape
+
+    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        y = np.exp(x - x.max(axis=self.axis, keepdims=True))
+        y /= y.sum(axis=self.axis, keepdims=True)
+        ctx[self] = y
+        return y
+
+    def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
+        y = ctx[self]
+        return y * (dy - (dy * y).sum(axis=self.axis, keepdims=True)) if need_dx else None
+
+
+class Reshape(Op):
+    """The same elements in another shape, row by row of the batch."""
+
+    def __init__(self, shape: Any, name: str | None = None) -> None:
+        super().__init__(name)
+        try:
+            self.shape = tuple(integer(size, "shape", least=-1) for size in shape)
+        except TypeError:
+            raise TypeError(
+                f"`shape` must be a list of integers such as [-1, 28, 28, 1], got {describe(shape)}"
+            ) from None
+        if not self.shape or self.shape.count(-1) > 1:
+            raise ValueError(f"`shape` may hold one -1 and must not be empty, got {list(self.shape)}")
+
+    def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
+        return (None, *row_shape(input_shape, self.shape[1:], self.label))
+
+    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        ctx[self] = x.shape
+        try:
+            return x.reshape(self.shape)
+        except ValueError:
+            raise ValueError(
+                f"{self.label}: {describe(x)} does not fit `shape` {list(self.shape)}; "
+                "the first size is the batch: write -1"
+            ) from None
+
+    def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray:
+        return dy.reshape(ctx[self])
+
+
+class ArgMax(Op):
+    """The position of the largest element along an axis; the first one among equals."""
+
+    output_dtype = np.int64
+
+    def __init__(self, axis: int, name: str | None = None) -> None:
+        super().__init__(name)
+        self.axis = axis
+
+    def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
+        axis = self.axis + len(input_shape) if self.axis < 0 else self.axis
+        if not 0 < axis < len(input_shape):
+            raise ValueError(
+                f"{self.label}: `axis` {self.axis} does not name one of the axes behind the batch "
+                f"of an input of shape {input_shape}"
+            )
+        return input_shape[:axis] + input_shape[axis + 1 :]
+
+    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        return np.argmax(x, axis=self.axis)
+
+
+class OneHot(Op):
+    """Rows with `on_value` at the index, `off_value` elsewhere."""
+
+    def __init__(
+        self, depth: Any, on_value: float, off_value: float, axis: Any, dtype: Any, name: str | None
+    ) -> None:
+        super().__init__(name)
+        self.depth = integer(depth, "depth")
+        self.on_value, self.off_value, self.axis = on_value, off_value, axis
+        self.output_dtype = np.dtype(dtype)
+        self.strict = False  # a loss that is fed by these rows sets it: no label outside the range
+
+    def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
+        _check_indices(self.label, dtype)
+        rank = len(input_shape) + 1
+        axis = self.axis + rank if self.axis < 0 else self.axis
+        if not 0 < axis < rank:
+            raise ValueError(f"{self.label}: `axis` must be -1 or from 1 to {rank - 1}, got {self.axis}")
+        return (*input_shape[:axis], self.depth, *input_shape[axis:])
+
+    def forward(self, x: Any, ctx: Context) -> np.ndarray:
+        indices = np.asarray(x)
+        _check_indices(self.label, indices.dtype)
+        if self.strict:
+            check_labels(indices, self.depth, self.label)
+        on = np.expand_dims(indices, -1) == np.arange(self.depth)
+        rows = np.where(on, self.on_value, self.off_value).astype(self.output_dtype)
+        return np.ascontiguousarray(np.moveaxis(rows, -1, self.axis))
+
+
+class Cast(Op):
+    """The same values in another type; the gradient goes back in the input's."""
+
+    def __init__(self, dtype: Any, name: str | None = None) -> None:
+        super().__init__(name)
+        self.output_dtype = np.dtype(dtype)
+
+    def forward(self, x: Any, ctx: Context) -> np.ndarray:
+        x = np.asarray(x)
+        ctx[self] = x.dtype
+        return x.astype(self.output_dtype, copy=False)
+
+    def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray:
+        return dy.astype(ctx[self], copy=False)
+
+
+def check_labels(labels: np.ndarray, classes: int, label: str) -> None:
+    """Raise ValueError where a class number is outside [0, classes), naming the row."""
+    outside = np.flatnonzero((labels < 0) | (labels >= classes))
+    if outside.size:
+        row = int(outside[0])
+        raise ValueError(
+            f"{label}: the label of row {row} is {labels.reshape(-1)[row]}, outside the classes "
+            f"0 to {classes - 1}; correct the labels or the number of classes"
+        )
+
+
+def row_shape(input_shape: Shape, wanted: tuple[int, ...], label: str) -> tuple[int, ...]:
+    """Return the shape of a row, with the one -1 in `wanted` worked out."""
+    size = math.prod(axis for axis in input_shape[1:] if axis is not None)
+    known = abs(math.prod(wanted))
+    shape = tuple(size // max(known, 1) if axis == -1 else axis for axis in wanted)
+    if math.prod(shape) != size:
+        raise ValueError(
+            f"{label}: a row of shape {input_shape[1:]} has {size} elements, which do not fit into "
+            f"{list(wanted)}; the sizes behind the batch (the first one, -1) must multiply to {size}"
+        )
+    return shape
+
+
+def _check_indices(label: str, dtype: Any) -> None:
+    if np.dtype(dtype).kind not in "iu":
+        raise TypeError(f"{label}: the indices must be integers, got type {dtype}; use cast first")
+
+
+def relu(inputs: Any, name: str | None = None) -> Any:
+    """Return max(inputs, 0), element by element.
+
+    Parameters
+    ----------
+    inputs : ndarray or Tensor
+    name : str, optional
+
+    Returns
+    -------
+    ndarray or Tensor
+        Of the same shape. The gradient is that of the output where inputs > 0, else 0.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> mc.relu(np.array([-1.0, 2.0], np.float32))
+    array([0., 2.], dtype=float32)
+    """
+    return apply(Relu(name), _floats(inputs, "relu"))
+
+
+def sigmoid(inputs: Any, name: str | None = None) -> Any:
+    """Return 1 / (1 + exp(-inputs)), element by element.
+
+    Parameters
+    ----------
+    inputs : ndarray or Tensor
+    name : str, optional
+
+    Returns
+    -------
+    ndarray or Tensor
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> mc.sigmoid(np.zeros(1, np.float32))
+    array([0.5], dtype=float32)
+    """
+    return apply(Sigmoid(name), _floats(inputs, "sigmoid"))
+
+
+def tanh(inputs: Any, name: str | None = None) -> Any:
+    """Return the hyperbolic tangent, element by element.
+
+    Parameters
+    ----------
+    inputs : ndarray or Tensor
+    name : str, optional
+
+    Returns
+    -------
+    ndarray or Tensor
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> mc.tanh(np.zeros(1, np.float32))
+    array([0.], dtype=float32)
+    """
+    return apply(Tanh(name), _floats(inputs, "tanh"))
+
+
+def identity(inputs: Any, name: str | None = None) -> Any:
+    """Return the inputs as they are.
+
+    Parameters
+    ----------
+    inputs : ndarray or Tensor
+    name : str, optional
+
+    Returns
+    -------
+    ndarray or Tensor
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> mc.identity(np.ones(1, np.float32))
+    array([1.], dtype=float32)
+    """
+    return apply(Identity(name), _floats(inputs, "identity"))
+
+
+def softmax(logits: Any, axis: int = -1, name: str | None = None) -> Any:
+    """Return exp(logits) / sum exp(logits) along an axis: probabilities.
+
+    Parameters
+    ----------
+    logits : ndarray or Tensor
+        Of any size: the largest is subtracted first, so exp cannot overflow.
+    axis : int
+    name : str, optional
+
+    Returns
+    -------
+    ndarray or Tensor
+        Of the same shape; sums to 1 along `axis`.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> mc.softmax(np.zeros((1, 4), np.float32))
+    array([[0.25, 0.25, 0.25, 0.25]], dtype=float32)
+    """
+    return apply(Softmax(integer(axis, "axis", least=-32), name), _floats(logits, "softmax"))
+
+
+def reshape(tensor: Any, shape: Any, name: str | None = None) -> Any:
+    """Return the same elements in another shape.
+
+    Parameters
+    ----------
+    tensor : ndarray or Tensor
+        (N, ...)
+    shape : list of int
+        The first is the batch's and is written -1 (one other -1 in its place is allowed where
+        the batch size is given); the others must hold one row.
+    name : str, optional
+
+    Returns
+    -------
+    ndarray or Tensor
+
+    Raises
+    ------
+    ValueError
+        If the elements do not fit.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> mc.reshape(np.zeros((2, 784), np.float32), [-1, 28, 28, 1]).shape
+    (2, 28, 28, 1)
+    """
+    return apply(Reshape(shape, name), tensor if _symbolic(tensor) else np.asarray(tensor))
+
+
+def argmax(input: Any, axis: int, name: str | None = None) -> Any:
+    """Return the position of the largest element along an axis; the first one among equals.
+
+    Parameters
+    ----------
+    input : ndarray or Tensor
+        (N, ...)
+    axis : int
+        One behind the batch.
+    name : str, optional
+
+    Returns
+    -------
+    ndarray or Tensor
+        int64, without that axis. It has no gradient.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> mc.argmax(np.array([[0.1, 0.7, 0.2]]), axis=1)
+    array([1])
+    """
+    op = ArgMax(integer(axis, "axis", least=-32), name)
+    return apply(op, input if _symbolic(input) else np.asarray(input))
+
+
+def one_hot(
+    indices: Any,
+    depth: int,
+    on_value: float = 1,
+    off_value: float = 0,
+    axis: int = -1,
+    dtype: Any = np.float32,
+    name: str | None = None,
+) -> Any:
+    """Return a row for each index, `on_value` at the index and `off_value` elsewhere.
+
+    Parameters
+    ----------
+    indices : ndarray or Tensor
+        Integers, (N, ...). One outside [0, depth) gives a row that is all off; where the rows
+        are the labels of a loss, it is an error instead.
+    depth : int
+        The number of classes.
+    on_value, off_value : float
+    axis : int
+        Where the new axis stands; -1 is the last.
+    dtype : numpy type
+    name : str, optional
+
+    Returns
+    -------
+    ndarray or Tensor
+        (N, ..., depth)
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> mc.one_hot(np.array([1, 5]), depth=3)
+    array([[0., 1., 0.],
+           [0., 0., 0.]], dtype=float32)
+    """
+    op = OneHot(depth, on_value, off_value, integer(axis, "axis", least=-32), dtype, name)
+    return apply(op, indices)
+
+
+def cast(x: Any, dtype: Any, name: str | None = None) -> Any:
+    """Return the same values in another type.
+
+    Parameters
+    ----------
+    x : ndarray or Tensor
+    dtype : numpy type
+    name : str, optional
+
+    Returns
+    -------
+    ndarray or Tensor
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> mc.cast(np.array([1.7]), np.int32)
+    array([1], dtype=int32)
+    """
+    return apply(Cast(dtype, name), x)
+
+
+ACTIVATIONS = {"relu": Relu, "softmax": Softmax, "sigmoid": Sigmoid, "tanh": Tanh, "identity": Identity}
+_FUNCTIONS = (relu, softmax, sigmoid, tanh, identity)
+
+
+def activation(spec: Any) -> Op | None:
+    """Return the op for an `activation` argument: a name, one of the functions here, an Op, None."""
+    if spec is None or isinstance(spec, Op):
+        return spec
+    if any(spec is function for function in _FUNCTIONS):
+        spec = spec.__name__
+    if isinstance(spec, str) and spec.lower() in ACTIVATIONS:
+        return ACTIVATIONS[spec.lower()]()
+    raise ValueError(
+        f"`activation` must be one of {', '.join(map(repr, ACTIVATIONS))}, the function of that "
+        f"name, an Op or None, got {describe(spec)}"
+    )
+
+
+def _symbolic(value: Any) -> bool:
+    return hasattr(value, "graph")
+
+
+def _floats(value: Any, name: str) -> Any:
+    """Return a Tensor as it is, or a float array; refuse what is neither."""
+    if _symbolic(value):
+        return value
+    array = np.asarray(value)
+    if array.dtype not in (np.float32, np.float64):
+        raise TypeError(f"{name}: float32 or float64 expected, got {describe(array)}; cast it first")
+    return array

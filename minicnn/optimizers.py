@@ -1,0 +1,573 @@
+"""Optimizers: how parameters follow their gradients; learning-rate schedules; clipping."""
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+
+from minicnn.checks import choice, describe, integer, number
+from minicnn.kernels import update as kernels
+from minicnn.parameter import Parameter
+
+Schedule = Callable[[int], float]
+Rate = float | Schedule
+Array = np.ndarray
+
+
+class Optimizer:
+    """What SGD, Adam and a rule of your own share: the rate, the count of steps, the state.
+
+    A rule of your own is one method, `update`. If it remembers arrays from step to step, it names
+    them in `slots`; they come as `state`, start as zeros and are saved with the rest.
+
+    Parameters
+    ----------
+    learning_rate : float or callable
+        The rate, at least 0; or a schedule, called with the number of steps done so far, that
+        returns it.
+
+    Attributes
+    ----------
+    iterations : int
+        How many steps are done.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the rate is no finite number of at least 0, or an argument is outside its range.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> class SignDescent(mc.optimizers.Optimizer):
+    ...     def update(self, w, g, state, rate):
+    ...         w -= rate * np.sign(g)
+    >>> p = mc.Parameter("w", np.zeros(3, np.float32))
+    >>> p.grad[:] = 4, 0, -2
+    >>> SignDescent(0.5).step([p])
+    >>> p.value
+    array([-0.5,  0. ,  0.5], dtype=float32)
+    """
+
+    def __init__(self, learning_rate: Rate) -> None:
+        self.learning_rate = learning_rate
+        self.iterations = 0
+        self._state: dict[str, Array] = {}  # "conv2d/kernel/momentum": of that kernel's shape
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """The names of the arrays that the rule keeps for each parameter."""
+        return ()
+
+    def update(self, w: Array, g: Array, state: list[Array], rate: float) -> None:
+        """Change one parameter in place.
+
+        Parameters
+        ----------
+        w : ndarray
+            The value, to be written into.
+        g : ndarray
+            Its gradient, to be left alone.
+        state : list of ndarray
+            One array for each name in `slots`, to be written into.
+        rate : float
+            The learning rate of this step.
+        """
+        rule = type(self).__name__
+        raise NotImplementedError(f"{rule} must define update(self, w, g, state, rate)")
+
+    @property
+    def learning_rate(self) -> Rate:
+        """The rate, or the schedule that gives it."""
+        return self._learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: Rate) -> None:
+        self._learning_rate = value if callable(value) else number(value, "learning_rate", least=0)
+
+    def rate(self) -> float:
+        """Return the learning rate of the next step."""
+        if not callable(self._learning_rate):
+            return self._learning_rate
+        step = self.iterations
+        return number(self._learning_rate(step), f"learning_rate({step})", least=0)
+
+    def step(self, parameters: Iterable[Parameter]) -> None:
+        """Change every trainable parameter once by its gradient.
+
+        Parameters
+        ----------
+        parameters : iterable of Parameter
+            Such as ``model.parameters``.
+
+        Raises
+        ------
+        ValueError
+            If two parameters share a name, or a parameter does not fit the state that an earlier
+            step left under its name. No parameter has changed then.
+        """
+        rate = self.rate()
+        trained = _trainable(parameters)
+        states = [self._state_of(parameter) for parameter in trained]
+        for parameter, state in zip(trained, states, strict=True):
+            self.update(parameter.value, parameter.grad, state, rate)
+        self.iterations += 1
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return copies of all that a continued run needs, except the learning rate.
+
+        Returns
+        -------
+        dict
+            ``"iterations"``, and ``"conv2d/kernel/momentum"`` and so on for each parameter that has
+            been changed. The rate is the program's, so it is not among them.
+
+        Examples
+        --------
+        >>> import numpy as np, minicnn as mc
+        >>> sgd = mc.optimizers.SGD(0.1, momentum=0.9)
+        >>> sgd.step([mc.Parameter("dense/bias", np.zeros(2, np.float32))])
+        >>> sgd.state_dict()
+        {'iterations': array(1), 'dense/bias/momentum': array([0., 0.], dtype=float32)}
+        """
+        arrays = {name: array.copy() for name, array in self._state.items()}
+        return {"iterations": np.array(self.iterations, np.int64), **arrays}
+
+    def load_state_dict(self, state: Mapping[str, Array], parameters: Iterable[Parameter]) -> None:
+        """Continue from what `state_dict` returned.
+
+        Parameters
+        ----------
+        state : mapping from str to array
+            Each array is converted to the type of its parameter.
+        parameters : iterable of Parameter
+            Those that the steps to come will change.
+
+        Raises
+        ------
+        ValueError
+            If an entry is missing, unknown or of another shape. Nothing has changed then.
+        """
+        remedy = "load it into the optimizer and the model that saved it"
+        entries = {name: np.asarray(value) for name, value in state.items()}
+        count = entries.pop("iterations", None)
+        if count is None or count.shape or count.dtype.kind not in "iu" or count < 0:
+            raise ValueError(
+                "the state must have 'iterations', one integer of at least 0, got "
+                f"{describe(count)}; give what `state_dict` returned"
+            )
+        owners = {f"{p.name}/{slot}": p for p in parameters for slot in self.slots}
+        for name, owner in owners.items():
+            if name not in entries and owner.trainable and count > 0:
+                raise ValueError(f"the state lacks {name!r} of shape {owner.shape}; {remedy}")
+        for name, array in entries.items():
+            if name not in owners:
+                raise ValueError(
+                    f"the state has {name!r} of shape {array.shape}, which {type(self).__name__} "
+                    f"keeps for none of the parameters; {remedy}"
+                )
+            entries[name] = np.array(array, owners[name].dtype, order="C")
+            _check_fits(name, entries[name], owners[name])
+        self._state, self.iterations = entries, int(count)
+
+    def _state_of(self, parameter: Parameter) -> list[Array]:
+        """Return the arrays of a parameter; zeros where this is its first step."""
+        names = [f"{parameter.name}/{slot}" for slot in self.slots]
+        for name in names:
+            if name not in self._state:
+                self._state[name] = np.zeros_like(parameter.value)
+            _check_fits(name, self._state[name], parameter)  # the kernels trust it
+        return [self._state[name] for name in names]
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent, with or without momentum.
+
+    Plain: ``w -= rate g``. With momentum mu: ``v = mu v + g; w -= rate v``, and with Nesterov's,
+    which looks ahead, ``w -= rate (g + mu v)``. Weight decay adds ``weight_decay w`` to g.
+
+    Parameters
+    ----------
+    learning_rate : float or callable
+        The rate, or a schedule step -> rate.
+    momentum : float
+        mu, in [0, 1).
+    nesterov : bool
+        Needs a momentum above 0.
+    weight_decay : float
+        At least 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is no number or outside its range.
+
+    References
+    ----------
+    Sutskever, Martens, Dahl and Hinton, "On the importance of initialization and momentum in deep
+    learning", ICML 2013, equations 1 to 4. As in TensorFlow the rate multiplies the velocity, not
+    the gradient, so a new rate acts at once.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> p = mc.Parameter("w", np.ones(2, np.float32))
+    >>> p.grad[:] = 1, 2
+    >>> sgd = mc.optimizers.SGD(0.25)
+    >>> sgd.step([p])
+    >>> p.value, sgd.iterations
+    (array([0.75, 0.5 ], dtype=float32), 1)
+    """
+
+    def __init__(
+        self, learning_rate: Rate, momentum: float = 0.0, nesterov: bool = False,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(learning_rate)
+        self.momentum = number(momentum, "momentum", least=0, below=1)
+        self.nesterov = bool(nesterov)
+        self.weight_decay = number(weight_decay, "weight_decay", least=0)
+        if self.nesterov and not self.momentum:
+            raise ValueError("`momentum` must be above 0 with nesterov=True, got 0; 0.9 is usual")
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """The velocity, where there is momentum."""
+        return ("momentum",) if self.momentum else ()
+
+    def update(self, w: Array, g: Array, state: list[Array], rate: float) -> None:
+        """Change one parameter in place."""
+        if self.momentum:
+            kernels.momentum(w, g, *state, rate, self.weight_decay, self.momentum, self.nesterov)
+        else:
+            kernels.sgd(w, g, rate, self.weight_decay)
+
+
+class Adam(Optimizer):
+    """Adam: steps of about the size of the rate, whatever the scale of the gradient.
+
+    At step t = 1, 2, ...::
+
+        m = beta1 m + (1 - beta1) g              s = beta2 s + (1 - beta2) g^2
+        m' = m / (1 - beta1^t)                   s' = s / (1 - beta2^t)
+        w -= rate (m' / (sqrt(s') + epsilon) + weight_decay w)
+
+    The step t counts the optimizer's steps, also for a parameter that was frozen before.
+
+    Parameters
+    ----------
+    learning_rate : float or callable
+        The rate, or a schedule step -> rate.
+    beta1, beta2 : float
+        How much of the running means is kept, in [0, 1).
+    epsilon : float
+        Above 0. It is added to sqrt(s'), as in the paper's Algorithm 1; TensorFlow 1 added it to
+        sqrt(s).
+    weight_decay : float
+        At least 0. It acts on the weights, not through the gradient's means: AdamW.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is no number or outside its range.
+
+    References
+    ----------
+    Kingma and Ba, "Adam: a method for stochastic optimization", ICLR 2015, Algorithm 1.
+    Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019, Algorithm 2.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> p = mc.Parameter("w", np.ones(2, np.float32))
+    >>> p.grad[:] = 100, -0.01
+    >>> mc.optimizers.Adam(0.25).step([p])
+    >>> p.value.round(4)
+    array([0.75, 1.25], dtype=float32)
+    """
+
+    def __init__(
+        self, learning_rate: Rate = 0.001, beta1: float = 0.9, beta2: float = 0.999,
+        epsilon: float = 1e-8, weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(learning_rate)
+        self.beta1 = number(beta1, "beta1", least=0, below=1)
+        self.beta2 = number(beta2, "beta2", least=0, below=1)
+        self.epsilon = _positive(epsilon, "epsilon")
+        self.weight_decay = number(weight_decay, "weight_decay", least=0)
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """The running means of the gradient and of its square."""
+        return "adam_m", "adam_s"
+
+    def update(self, w: Array, g: Array, state: list[Array], rate: float) -> None:
+        """Change one parameter in place."""
+        m, s = state
+        t = self.iterations + 1
+        root = math.sqrt(1 - self.beta2**t)
+        # The kernel knows m and s, not m' and s': with correction = root / (1 - beta1^t),
+        # m' / (sqrt(s') + epsilon) = correction m / (sqrt(s) + root epsilon). It multiplies the
+        # decay by its rate too, which is undone here.
+        correction = root / (1 - self.beta1**t)
+        kernels.adam(w, g, m, s, rate * correction, self.weight_decay / correction,
+                     self.beta1, self.beta2, root * self.epsilon)
+
+
+def constant(rate: float) -> Schedule:
+    """Return the schedule that always gives `rate`.
+
+    Parameters
+    ----------
+    rate : float
+        At least 0.
+
+    Returns
+    -------
+    callable step -> rate
+
+    Examples
+    --------
+    >>> import minicnn as mc
+    >>> mc.optimizers.constant(0.1)(1000)
+    0.1
+    """
+    rate = number(rate, "rate", least=0)
+    return lambda step: rate
+
+
+def step_decay(rate: float, every: int, factor: float) -> Schedule:
+    """Return the schedule rate factor^floor(step / every).
+
+    Parameters
+    ----------
+    rate : float
+        The first rate, at least 0.
+    every : int
+        Steps from one change to the next.
+    factor : float
+        What each change multiplies the rate by, at least 0.
+
+    Returns
+    -------
+    callable step -> rate
+
+    Examples
+    --------
+    >>> import minicnn as mc
+    >>> schedule = mc.optimizers.step_decay(0.5, every=100, factor=0.5)
+    >>> schedule(99), schedule(100), schedule(200)
+    (0.5, 0.25, 0.125)
+    """
+    rate, factor = number(rate, "rate", least=0), number(factor, "factor", least=0)
+    every = integer(every, "every")
+    return lambda step: rate * factor ** (step // every)
+
+
+def exponential_decay(
+    rate: float, decay_steps: int, decay_rate: float, staircase: bool = False
+) -> Schedule:
+    """Return the schedule rate decay_rate^(step / decay_steps).
+
+    Parameters
+    ----------
+    rate : float
+        The first rate, at least 0.
+    decay_steps : int
+        After so many steps the rate has been multiplied by `decay_rate` once.
+    decay_rate : float
+        At least 0.
+    staircase : bool
+        Whether the exponent is rounded down, so that the rate changes every `decay_steps` only.
+
+    Returns
+    -------
+    callable step -> rate
+
+    Examples
+    --------
+    >>> import minicnn as mc
+    >>> schedule = mc.optimizers.exponential_decay(0.5, decay_steps=100, decay_rate=0.25)
+    >>> schedule(0), schedule(50), schedule(100)
+    (0.5, 0.25, 0.125)
+    """
+    if staircase:
+        return step_decay(rate, integer(decay_steps, "decay_steps"), decay_rate)
+    rate, decay_rate = number(rate, "rate", least=0), number(decay_rate, "decay_rate", least=0)
+    decay_steps = integer(decay_steps, "decay_steps")
+    return lambda step: rate * decay_rate ** (step / decay_steps)
+
+
+def cosine_decay(rate: float, decay_steps: int, end: float = 0.0) -> Schedule:
+    """Return the schedule end + (rate - end) (1 + cos(pi step / decay_steps)) / 2.
+
+    Parameters
+    ----------
+    rate : float
+        The first rate, at least 0.
+    decay_steps : int
+        Steps until the rate is `end`, where it stays.
+    end : float
+        The last rate, at least 0.
+
+    Returns
+    -------
+    callable step -> rate
+
+    References
+    ----------
+    Loshchilov and Hutter, "SGDR: stochastic gradient descent with warm restarts", ICLR 2017,
+    equation 5, without the restarts.
+
+    Examples
+    --------
+    >>> import minicnn as mc
+    >>> schedule = mc.optimizers.cosine_decay(0.5, decay_steps=100)
+    >>> schedule(0), round(schedule(50), 6), schedule(100)
+    (0.5, 0.25, 0.0)
+    """
+    rate, end = number(rate, "rate", least=0), number(end, "end", least=0)
+    decay_steps = integer(decay_steps, "decay_steps")
+
+    def schedule(step: int) -> float:
+        share = (1 + math.cos(math.pi * min(step, decay_steps) / decay_steps)) / 2
+        return share * rate + (1 - share) * end  # between the two, however it is rounded
+
+    return schedule
+
+
+def clip_by_global_norm(parameters: Iterable[Parameter], max_norm: float) -> float:
+    """Scale all gradients together so that their common norm is at most `max_norm`.
+
+    ``norm = sqrt(sum of g^2 over all trainable parameters)``; where it is above `max_norm`,
+    ``g *= max_norm / norm`` in place. A norm that is not finite changes nothing: there is no
+    direction to keep, and the caller can see it from what is returned.
+
+    Parameters
+    ----------
+    parameters : iterable of Parameter
+    max_norm : float
+        Above 0.
+
+    Returns
+    -------
+    float
+        The norm before.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `max_norm` is no finite number above 0, or two parameters share a name.
+
+    References
+    ----------
+    Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks",
+    ICML 2013, Algorithm 1.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> p = mc.Parameter("w", np.zeros(2, np.float32))
+    >>> p.grad[:] = 3, 4
+    >>> mc.optimizers.clip_by_global_norm([p], max_norm=2.5)
+    5.0
+    >>> p.grad
+    array([1.5, 2. ], dtype=float32)
+    """
+    max_norm = _positive(max_norm, "max_norm")
+    gradients = [parameter.grad for parameter in _trainable(parameters)]
+    # einsum, unlike a dot product, does not call BLAS, whose threads may change the last bits.
+    flat = [g.reshape(-1) for g in gradients]
+    norm = math.sqrt(sum(float(np.einsum("i,i->", g, g, dtype=np.float64)) for g in flat))
+    if max_norm < norm < math.inf:
+        for g in gradients:
+            g *= max_norm / norm
+    return norm
+
+
+def get(
+    optimizer: str | Optimizer | Callable[[Rate], Optimizer], learning_rate: Rate | None = None
+) -> Optimizer:
+    """Return the optimizer that a user's argument means.
+
+    Parameters
+    ----------
+    optimizer : str, Optimizer, class or callable
+        ``"SGD"``, ``"Momentum"`` (SGD with momentum 0.9) or ``"Adam"`` in upper or lower case; an
+        optimizer, which comes back; or a class or function that makes one from the rate.
+    learning_rate : float, schedule or None
+        None keeps the rate of an optimizer that is given as such; the others need one.
+
+    Returns
+    -------
+    Optimizer
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown or the rate is missing.
+    TypeError
+        If no optimizer comes of it.
+
+    Examples
+    --------
+    >>> import minicnn as mc
+    >>> mc.optimizers.get("Momentum", 0.1).momentum
+    0.9
+    """
+    if isinstance(optimizer, Optimizer):
+        if learning_rate is not None:
+            optimizer.learning_rate = learning_rate
+        return optimizer
+    make: object = optimizer
+    if isinstance(optimizer, str):
+        make = _BY_NAME[choice(optimizer, "optimizer", _BY_NAME)]
+    if learning_rate is None:
+        raise ValueError(
+            f"`learning_rate` must be given with the optimizer {describe(optimizer)}, got None; "
+            "only an Optimizer object has its own"
+        )
+    made = make(learning_rate) if callable(make) else make
+    if not isinstance(made, Optimizer):
+        raise TypeError(
+            "`optimizer` must be a name, an Optimizer, or a class or function that makes one from "
+            f"the learning rate, got {describe(made)}"
+        )
+    return made
+
+
+_BY_NAME: dict[str, Callable[[Rate], Optimizer]] = {
+    "sgd": SGD,
+    "momentum": functools.partial(SGD, momentum=0.9),
+    "adam": Adam,
+}
+
+
+def _trainable(parameters: Iterable[Parameter]) -> list[Parameter]:
+    """Return those that are trained, whose names must differ: the state is kept by name."""
+    trained = [parameter for parameter in parameters if parameter.trainable]
+    names = [parameter.name for parameter in trained]
+    if len(set(names)) < len(names):
+        name = max(names, key=names.count)
+        raise ValueError(
+            f"`parameters` must have different names, got {name!r} {names.count(name)} times; name "
+            "the layers, and give each model its own optimizer"
+        )
+    return trained
+
+
+def _check_fits(name: str, array: Array, parameter: Parameter) -> None:
+    if array.shape != parameter.shape or array.dtype != parameter.dtype:
+        raise ValueError(
+            f"{name!r} must have the shape and type of its parameter, {parameter.shape} "
+            f"{parameter.dtype}, got {array.shape} {array.dtype}; it belongs to another model: "
+            "use a new optimizer, or the model that it was saved with"
+        )
+
+
+def _positive(value: float, name: str) -> float:
+    result = number(value, name, least=0)
+    if not result:
+        raise ValueError(f"`{name}` must be above 0, got 0")
+    return result

@@ -1,0 +1,58 @@
+"""A trainable array and its gradient."""
+
+from typing import Any
+
+import numpy as np
+
+
+class Parameter:
+    """A named array that an optimizer changes.
+
+    Parameters
+    ----------
+    name : str
+        Such as ``"conv2d/kernel"``; checkpoints know the parameter by it.
+    value : ndarray
+        The only copy of the weight, C order. Write into it (``p.value[...] = w``) to set it.
+    trainable : bool
+        Optimizers leave the value alone where this is False.
+
+    Attributes
+    ----------
+    grad : ndarray
+        Of the shape of `value`. A backward pass overwrites it, so there is nothing to reset.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> bias = mc.Parameter("dense/bias", np.ones(3, np.float32))
+    >>> bias.grad
+    array([0., 0., 0.], dtype=float32)
+    """
+
+    def __init__(self, name: str, value: np.ndarray, trainable: bool = True) -> None:
+        self.name = name
+        self.trainable = trainable
+        self._value = np.ascontiguousarray(value)
+        self._grad: np.ndarray | None = None
+
+    @property
+    def value(self) -> np.ndarray:
+        return self._value
+
+    @property
+    def grad(self) -> np.ndarray:
+        if self._grad is None:  # made at the first backward pass: predict never needs it
+            self._grad = np.zeros_like(self._value)
+        return self._grad
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._value.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self._value.dtype
+
+    def __repr__(self) -> str:
+        return f"Parameter({self.name!r}, shape={self.shape}, dtype={self.dtype})"

@@ -1,0 +1,145 @@
+"""Symbolic tensors, and the contract of what computes them.
+
+An `Op` computes an array from arrays and turns the gradient of its output into the gradients of its
+inputs. `apply(op, ...)` is the one door: given arrays it runs the op, given a `Tensor` it notes the
+op in that tensor's graph and returns the tensor that will come out.
+"""
+
+import re
+from typing import Any, Protocol
+
+import numpy as np
+
+from minicnn.checks import describe
+from minicnn.context import Context
+from minicnn.parameter import Parameter
+
+Shape = tuple[int | None, ...]
+
+
+class Op:
+    """A differentiable function of arrays; layers are ops with parameters.
+
+    Parameters
+    ----------
+    name : str, optional
+        How errors, summaries and checkpoints call it; without one, the graph or model names it
+        after its class: ``conv2d``, ``conv2d_1``.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> class Double(mc.Op):
+    ...     def forward(self, x, ctx):
+    ...         return 2 * x
+    ...     def backward(self, dy, ctx, need_dx=True):
+    ...         return 2 * dy
+    >>> Double()(np.ones(2, np.float32))
+    array([2., 2.], dtype=float32)
+    """
+
+    output_dtype: Any = None  # None: that of the input
+    output_shape: Shape | None = None
+
+    def __init__(self, name: str | None = None) -> None:
+        if name is not None and not (isinstance(name, str) and name):
+            raise TypeError(f"`name` must be a string that is not empty, got {describe(name)}")
+        self.name = name
+
+    @property
+    def kind(self) -> str:
+        """The name of the class as it stands in default names: MaxPooling2D, max_pooling2d."""
+        return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(self).__name__).lower()
+
+    @property
+    def label(self) -> str:
+        """What errors call it."""
+        return self.name or self.kind
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """The parameters among the attributes, in the order in which build made them."""
+        return tuple(value for value in vars(self).values() if isinstance(value, Parameter))
+
+    def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
+        """Check the shape of the input, make the parameters, return the shape of the output."""
+        return input_shape
+
+    def forward(self, x: Any, ctx: Context) -> Any:
+        """Return the output; leave what backward needs in ``ctx[self]``."""
+        raise TypeError(f"{type(self).__name__} must define forward(self, x, ctx)")
+
+    def backward(self, dy: Any, ctx: Context, need_dx: bool = True) -> Any:
+        """Return the gradient of the input; overwrite each parameter's `grad`."""
+        raise TypeError(f"{self.label} has no gradient: define backward, or keep it off the loss")
+
+    def __call__(self, inputs: Any) -> Any:
+        return apply(self, inputs)
+
+
+class GraphLike(Protocol):
+    """What a tensor knows of the graph that it lies in."""
+
+    def add(self, op: Op, inputs: "tuple[Tensor, ...]") -> "Tensor": ...
+
+
+class Tensor:
+    """A value that a graph will compute: its name, its shape and its type.
+
+    Parameters
+    ----------
+    graph : Graph
+    name : str
+    shape : tuple
+        With None for the batch.
+    dtype : numpy type
+    op : Op, optional
+        What computes it; None where the value is fed.
+    inputs : tuple of Tensor
+        What it is computed from.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> graph = mc.Graph()
+    >>> x = graph.placeholder("x", (None, 784), np.float32)
+    >>> mc.reshape(x, [-1, 28, 28, 1])
+    Tensor('reshape', shape=(None, 28, 28, 1), dtype=float32)
+    """
+
+    def __init__(
+        self,
+        graph: GraphLike,
+        name: str,
+        shape: Shape,
+        dtype: Any,
+        op: Op | None = None,
+        inputs: "tuple[Tensor, ...]" = (),
+    ) -> None:
+        self.graph, self.name, self.shape, self.dtype = graph, name, shape, np.dtype(dtype)
+        self.op, self.inputs = op, inputs
+
+    def __repr__(self) -> str:
+        return f"Tensor({self.name!r}, shape={self.shape}, dtype={self.dtype})"
+
+    def __bool__(self) -> bool:
+        raise TypeError(
+            f"{self!r} has no value yet: it is computed when the graph runs. Decide by `mode` or "
+            "`params` instead."
+        )
+
+
+def apply(op: Op, *inputs: Any) -> Any:
+    """Run `op` on arrays, or note it in the graph of the Tensor among its inputs."""
+    tensors = [value for value in inputs if isinstance(value, Tensor)]
+    if not tensors:
+        return op.forward(*inputs, Context(save=False))
+    if len(tensors) < len(inputs):
+        wrong = next(value for value in inputs if not isinstance(value, Tensor))
+        raise TypeError(
+            f"{op.label}: arrays and Tensors do not mix, got {describe(wrong)} beside {tensors[0]!r}; "
+            "give the array as a feature of input_fn"
+        )
+    if any(tensor.graph is not tensors[0].graph for tensor in tensors):
+        raise ValueError(f"{op.label}: the inputs belong to different graphs; build all in one model_fn")
+    return tensors[0].graph.add(op, tuple(tensors))
