@@ -1,12 +1,71 @@
 """A convolutional neural network library to read: NumPy arrays, Numba kernels, hand-written backward.
 
 >>> import minicnn as mc
+>>> model = mc.Sequential([mc.layers.Conv2D(32, 5, activation="relu"), mc.layers.MaxPooling2D(2),
+...                        mc.layers.Flatten(), mc.layers.Dense(10)])
+>>> model.build((None, 28, 28, 1), rng=0)
+(None, 10)
 """
 
-from minicnn import datasets, initializers, layers, losses, metrics, optimizers
+from minicnn import datasets, hooks, initializers, layers, losses, metrics, optimizers
 from minicnn.context import Context, Workspace
+from minicnn.estimator import (
+    CheckpointError,
+    Estimator,
+    MetricSpec,
+    ModeKeys,
+    ModelFnOps,
+    RunConfig,
+)
+from minicnn.gradcheck import check_gradients
+from minicnn.graph import Graph
+from minicnn.hooks import NanLossError
 from minicnn.kernels.pool import get_num_threads, set_num_threads
 from minicnn.layers import Sequential
 from minicnn.ops import argmax, cast, identity, one_hot, relu, reshape, sigmoid, softmax, tanh
 from minicnn.parameter import Parameter
 from minicnn.tensor import Op, Tensor
+from minicnn.train_op import TrainOp, optimize_loss
+from minicnn.weights import load_weights, save_weights
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CheckpointError",
+    "Context",
+    "Estimator",
+    "Graph",
+    "MetricSpec",
+    "ModeKeys",
+    "ModelFnOps",
+    "NanLossError",
+    "Op",
+    "Parameter",
+    "RunConfig",
+    "Sequential",
+    "Tensor",
+    "TrainOp",
+    "Workspace",
+    "argmax",
+    "cast",
+    "check_gradients",
+    "datasets",
+    "get_num_threads",
+    "hooks",
+    "identity",
+    "initializers",
+    "layers",
+    "load_weights",
+    "losses",
+    "metrics",
+    "one_hot",
+    "optimize_loss",
+    "optimizers",
+    "relu",
+    "reshape",
+    "save_weights",
+    "set_num_threads",
+    "sigmoid",
+    "softmax",
+    "tanh",
+]

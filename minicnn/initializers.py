@@ -8,12 +8,11 @@ reaches: (KH, KW, C, F) has fan_in = KH KW C and fan_out = KH KW F, (in, units) 
 """
 
 import math
-import numbers
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import ArrayLike
 
 from minicnn.checks import choice, describe, generator
 
@@ -154,7 +153,7 @@ def zeros(shape: tuple[int, ...], rng: Any = None, dtype: Any = np.float32) -> n
     return np.zeros(shape, dtype)
 
 
-def constant(value: npt.ArrayLike) -> Initializer:
+def constant(value: ArrayLike) -> Initializer:
     """Return the initializer that gives `value`.
 
     Parameters
@@ -227,7 +226,7 @@ def get(spec: Spec | None, default: Spec, name: str = "initializer") -> Initiali
         return _BY_NAME[choice(spec, name, _BY_NAME)]
     if callable(spec):
         return spec
-    if isinstance(spec, numbers.Real) and not isinstance(spec, bool):
+    if isinstance(spec, int | float | np.number) and not isinstance(spec, bool):
         return constant(spec)
     raise TypeError(
         f"`{name}` must be a name, a number or a callable (shape, rng, dtype) -> array, got "

@@ -3,14 +3,12 @@
 import math
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import ArrayLike
 
 from minicnn.checks import integer
 
 
-def accuracy(
-    labels: npt.ArrayLike, predictions: npt.ArrayLike, weights: npt.ArrayLike | None = None
-) -> float:
+def accuracy(labels: ArrayLike, predictions: ArrayLike, weights: ArrayLike | None = None) -> float:
     """Return the share of rows whose prediction is their label.
 
     With weights it is sum(weights where right) / sum(weights).
@@ -46,7 +44,7 @@ def accuracy(
     return mean(labels == predictions, weights)
 
 
-def mean(values: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> float:
+def mean(values: ArrayLike, weights: ArrayLike | None = None) -> float:
     """Return sum(weights * values) / sum(weights), the plain mean without weights.
 
     Parameters
@@ -80,20 +78,19 @@ def mean(values: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> float:
     weights = np.asarray(weights, np.float64)
     if weights.shape != values.shape:
         raise ValueError(
-            f"`weights` must hold one weight for each value, shape {values.shape}, got shape "
-            f"{weights.shape}; reshape or broadcast it first"
+            f"`weights` must have shape {values.shape}, got {weights.shape}; broadcast it first"
         )
     total = float(weights.sum())
     if weights.min() < 0 or not 0 < total < math.inf:
         raise ValueError(
-            f"`weights` must be finite, not negative and not all 0, got {weights.min():g} as the "
-            f"least and {total:g} as the sum; give 0 to what should not count"
+            "`weights` must be finite, not negative and not all 0, got "
+            f"{weights.min():g} as the least and {total:g} as the sum"
         )
     return float((weights * values).sum() / total)
 
 
 def confusion_matrix(
-    labels: npt.ArrayLike, predictions: npt.ArrayLike, num_classes: int | None = None
+    labels: ArrayLike, predictions: ArrayLike, num_classes: int | None = None
 ) -> np.ndarray:
     """Return how often each true class (row) was predicted as each class (column).
 
@@ -132,27 +129,26 @@ def confusion_matrix(
     for name, classes in (("labels", labels), ("predictions", predictions)):
         outside = np.flatnonzero((classes < 0) | (classes >= size))
         if outside.size:
-            row = outside[0]
             raise ValueError(
-                f"`{name}` must lie in [0, {size}), got {classes[row]} in row {row}; "
+                f"`{name}` must lie in [0, {size}), got {classes[outside[0]]} in row {outside[0]}; "
                 "correct it or give a larger `num_classes`"
             )
     counts = np.bincount(labels * size + predictions, minlength=size * size)
     return counts.reshape(size, size).astype(np.int64, copy=False)
 
 
-def _classes(labels: npt.ArrayLike, predictions: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+def _classes(labels: ArrayLike, predictions: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Return both as int64 arrays (N,), N > 0."""
     true, predicted = _class_numbers(labels, "labels"), _class_numbers(predictions, "predictions")
     if true.size != predicted.size:
         raise ValueError(
-            f"`labels` and `predictions` must have the same number of rows, got {true.size} and "
-            f"{predicted.size}; take both from the same rows"
+            "`labels` and `predictions` must have one entry for each row, got "
+            f"{true.size} and {predicted.size}; take both from the same rows"
         )
     return true, predicted
 
 
-def _class_numbers(values: npt.ArrayLike, name: str) -> np.ndarray:
+def _class_numbers(values: ArrayLike, name: str) -> np.ndarray:
     array = np.asarray(values)
     if array.ndim != 1:
         remedy = "reshape(-1)" if math.prod(array.shape[1:]) == 1 else "argmax over axis 1"
@@ -164,7 +160,7 @@ def _class_numbers(values: npt.ArrayLike, name: str) -> np.ndarray:
         raise ValueError(f"`{name}` must not be empty, got shape {array.shape}; give it rows")
     if array.dtype.kind not in "iub":
         raise TypeError(
-            f"`{name}` must be class numbers of an integer type, got {array.dtype}; pass the class "
-            "numbers: argmax over axis 1 of the probabilities, or astype(int)"
+            f"`{name}` must be integers, got {array.dtype}; pass the class numbers: argmax over "
+            "axis 1 of the probabilities, or astype(int)"
         )
     return array.astype(np.int64)

@@ -18,8 +18,8 @@ Array = np.ndarray
 class Optimizer:
     """What SGD, Adam and a rule of your own share: the rate, the count of steps, the state.
 
-    A rule of your own is one method, `update`. If it remembers arrays from step to step, it names
-    them in `slots`; they come as `state`, start as zeros and are saved with the rest.
+    A rule of your own is one method, `update`. If it keeps arrays from step to step, it names them,
+    ``slots = ("mean",)``; they come as `state`, start as zeros and are saved with the rest.
 
     Parameters
     ----------
@@ -50,15 +50,12 @@ class Optimizer:
     array([-0.5,  0. ,  0.5], dtype=float32)
     """
 
+    slots: tuple[str, ...] = ()  # the names of the arrays that the rule keeps for each parameter
+
     def __init__(self, learning_rate: Rate) -> None:
         self.learning_rate = learning_rate
         self.iterations = 0
         self._state: dict[str, Array] = {}  # "conv2d/kernel/momentum": of that kernel's shape
-
-    @property
-    def slots(self) -> tuple[str, ...]:
-        """The names of the arrays that the rule keeps for each parameter."""
-        return ()
 
     def update(self, w: Array, g: Array, state: list[Array], rate: float) -> None:
         """Change one parameter in place.
@@ -74,8 +71,7 @@ class Optimizer:
         rate : float
             The learning rate of this step.
         """
-        rule = type(self).__name__
-        raise NotImplementedError(f"{rule} must define update(self, w, g, state, rate)")
+        raise NotImplementedError(f"{type(self).__name__} must define `update`")
 
     @property
     def learning_rate(self) -> Rate:
@@ -153,20 +149,14 @@ class Optimizer:
         entries = {name: np.asarray(value) for name, value in state.items()}
         count = entries.pop("iterations", None)
         if count is None or count.shape or count.dtype.kind not in "iu" or count < 0:
-            raise ValueError(
-                "the state must have 'iterations', one integer of at least 0, got "
-                f"{describe(count)}; give what `state_dict` returned"
-            )
+            raise ValueError(f"'iterations' must be a number of steps, got {count}; {remedy}")
         owners = {f"{p.name}/{slot}": p for p in parameters for slot in self.slots}
         for name, owner in owners.items():
             if name not in entries and owner.trainable and count > 0:
                 raise ValueError(f"the state lacks {name!r} of shape {owner.shape}; {remedy}")
         for name, array in entries.items():
             if name not in owners:
-                raise ValueError(
-                    f"the state has {name!r} of shape {array.shape}, which {type(self).__name__} "
-                    f"keeps for none of the parameters; {remedy}"
-                )
+                raise ValueError(f"no parameter has {name!r} of shape {array.shape}; {remedy}")
             entries[name] = np.array(array, owners[name].dtype, order="C")
             _check_fits(name, entries[name], owners[name])
         self._state, self.iterations = entries, int(count)
@@ -220,26 +210,20 @@ class SGD(Optimizer):
     (array([0.75, 0.5 ], dtype=float32), 1)
     """
 
-    def __init__(
-        self, learning_rate: Rate, momentum: float = 0.0, nesterov: bool = False,
-        weight_decay: float = 0.0,
-    ) -> None:
+    def __init__(self, learning_rate: Rate, momentum: float = 0.0, nesterov: bool = False,
+                 weight_decay: float = 0.0) -> None:
         super().__init__(learning_rate)
         self.momentum = number(momentum, "momentum", least=0, below=1)
         self.nesterov = bool(nesterov)
         self.weight_decay = number(weight_decay, "weight_decay", least=0)
         if self.nesterov and not self.momentum:
             raise ValueError("`momentum` must be above 0 with nesterov=True, got 0; 0.9 is usual")
-
-    @property
-    def slots(self) -> tuple[str, ...]:
-        """The velocity, where there is momentum."""
-        return ("momentum",) if self.momentum else ()
+        self.slots = ("momentum",) if self.momentum else ()
 
     def update(self, w: Array, g: Array, state: list[Array], rate: float) -> None:
         """Change one parameter in place."""
         if self.momentum:
-            kernels.momentum(w, g, *state, rate, self.weight_decay, self.momentum, self.nesterov)
+            kernels.momentum(w, g, state[0], rate, self.weight_decay, self.momentum, self.nesterov)
         else:
             kernels.sgd(w, g, rate, self.weight_decay)
 
@@ -287,20 +271,15 @@ class Adam(Optimizer):
     array([0.75, 1.25], dtype=float32)
     """
 
-    def __init__(
-        self, learning_rate: Rate = 0.001, beta1: float = 0.9, beta2: float = 0.999,
-        epsilon: float = 1e-8, weight_decay: float = 0.0,
-    ) -> None:
+    slots = ("adam_m", "adam_s")
+
+    def __init__(self, learning_rate: Rate = 0.001, beta1: float = 0.9, beta2: float = 0.999,
+                 epsilon: float = 1e-8, weight_decay: float = 0.0) -> None:
         super().__init__(learning_rate)
         self.beta1 = number(beta1, "beta1", least=0, below=1)
         self.beta2 = number(beta2, "beta2", least=0, below=1)
         self.epsilon = _positive(epsilon, "epsilon")
         self.weight_decay = number(weight_decay, "weight_decay", least=0)
-
-    @property
-    def slots(self) -> tuple[str, ...]:
-        """The running means of the gradient and of its square."""
-        return "adam_m", "adam_s"
 
     def update(self, w: Array, g: Array, state: list[Array], rate: float) -> None:
         """Change one parameter in place."""
@@ -392,10 +371,10 @@ def exponential_decay(
     >>> schedule(0), schedule(50), schedule(100)
     (0.5, 0.25, 0.125)
     """
-    if staircase:
-        return step_decay(rate, integer(decay_steps, "decay_steps"), decay_rate)
     rate, decay_rate = number(rate, "rate", least=0), number(decay_rate, "decay_rate", least=0)
     decay_steps = integer(decay_steps, "decay_steps")
+    if staircase:
+        return step_decay(rate, decay_steps, decay_rate)
     return lambda step: rate * decay_rate ** (step / decay_steps)
 
 
@@ -429,12 +408,9 @@ def cosine_decay(rate: float, decay_steps: int, end: float = 0.0) -> Schedule:
     """
     rate, end = number(rate, "rate", least=0), number(end, "end", least=0)
     decay_steps = integer(decay_steps, "decay_steps")
-
-    def schedule(step: int) -> float:
-        share = (1 + math.cos(math.pi * min(step, decay_steps) / decay_steps)) / 2
-        return share * rate + (1 - share) * end  # between the two, however it is rounded
-
-    return schedule
+    return lambda step: (
+        end + (rate - end) * (1 + math.cos(math.pi * min(step / decay_steps, 1))) / 2
+    )
 
 
 def clip_by_global_norm(parameters: Iterable[Parameter], max_norm: float) -> float:
@@ -476,10 +452,9 @@ def clip_by_global_norm(parameters: Iterable[Parameter], max_norm: float) -> flo
     array([1.5, 2. ], dtype=float32)
     """
     max_norm = _positive(max_norm, "max_norm")
-    gradients = [parameter.grad for parameter in _trainable(parameters)]
+    gradients = [parameter.grad.reshape(-1) for parameter in _trainable(parameters)]  # views
     # einsum, unlike a dot product, does not call BLAS, whose threads may change the last bits.
-    flat = [g.reshape(-1) for g in gradients]
-    norm = math.sqrt(sum(float(np.einsum("i,i->", g, g, dtype=np.float64)) for g in flat))
+    norm = math.sqrt(sum(float(np.einsum("i,i->", g, g, dtype=np.float64)) for g in gradients))
     if max_norm < norm < math.inf:
         for g in gradients:
             g *= max_norm / norm
@@ -520,15 +495,11 @@ def get(
         if learning_rate is not None:
             optimizer.learning_rate = learning_rate
         return optimizer
-    make: object = optimizer
-    if isinstance(optimizer, str):
-        make = _BY_NAME[choice(optimizer, "optimizer", _BY_NAME)]
     if learning_rate is None:
-        raise ValueError(
-            f"`learning_rate` must be given with the optimizer {describe(optimizer)}, got None; "
-            "only an Optimizer object has its own"
-        )
-    made = make(learning_rate) if callable(make) else make
+        raise ValueError(f"`learning_rate` must be given with {describe(optimizer)}, got None")
+    if isinstance(optimizer, str):
+        optimizer = _BY_NAME[choice(optimizer, "optimizer", _BY_NAME)]
+    made = optimizer(learning_rate) if callable(optimizer) else optimizer
     if not isinstance(made, Optimizer):
         raise TypeError(
             "`optimizer` must be a name, an Optimizer, or a class or function that makes one from "
@@ -549,20 +520,16 @@ def _trainable(parameters: Iterable[Parameter]) -> list[Parameter]:
     trained = [parameter for parameter in parameters if parameter.trainable]
     names = [parameter.name for parameter in trained]
     if len(set(names)) < len(names):
-        name = max(names, key=names.count)
-        raise ValueError(
-            f"`parameters` must have different names, got {name!r} {names.count(name)} times; name "
-            "the layers, and give each model its own optimizer"
-        )
+        twice = max(names, key=names.count)
+        raise ValueError(f"`parameters` must have different names, got {twice!r} twice; rename one")
     return trained
 
 
 def _check_fits(name: str, array: Array, parameter: Parameter) -> None:
     if array.shape != parameter.shape or array.dtype != parameter.dtype:
         raise ValueError(
-            f"{name!r} must have the shape and type of its parameter, {parameter.shape} "
-            f"{parameter.dtype}, got {array.shape} {array.dtype}; it belongs to another model: "
-            "use a new optimizer, or the model that it was saved with"
+            f"{name!r} must be as its parameter, {parameter.shape} {parameter.dtype}, got "
+            f"{array.shape} {array.dtype}; use the model it belongs to, or a new optimizer"
         )
 
 

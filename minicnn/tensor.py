@@ -39,7 +39,6 @@ class Op:
     """
 
     output_dtype: Any = None  # None: that of the input
-    output_shape: Shape | None = None
 
     def __init__(self, name: str | None = None) -> None:
         if name is not None and not (isinstance(name, str) and name):

@@ -15,6 +15,7 @@ from minicnn.layers.activation import Activation
 from minicnn.layers.conv2d import Conv2D
 from minicnn.layers.dense import Dense
 from minicnn.ops import Relu
+from minicnn.parameter import Parameter
 from minicnn.tensor import Op
 
 
@@ -24,6 +25,10 @@ class LinearRelu(Op):
     def __init__(self, layer: Conv2D | Dense) -> None:
         super().__init__(layer.name)
         self.layer = layer
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        return self.layer.parameters
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
         y = self.layer.linear(x, ctx, relu=True)

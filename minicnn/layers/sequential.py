@@ -56,10 +56,10 @@ class Sequential(Layer):
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
         shape, rng = super().build(input_shape, rng, dtype), checks.generator(rng)
         self._name_layers()
-        self.shapes: list[Shape] = []
+        self._shapes: list[Shape] = []
         for layer in self.layers:
             shape = layer.build(shape, rng, dtype)
-            self.shapes.append(shape)
+            self._shapes.append(shape)
         self._chain = [op for op, _ in fuse(self.layers)] if fusing(self.fuse) else self.layers
         return shape
 
@@ -103,7 +103,7 @@ class Sequential(Layer):
             raise RuntimeError("call build(input_shape, rng) before summary()")
         rows = [
             (layer.label, str(shape), f"{tables.count(layer.parameters):,}")
-            for layer, shape in zip(self.layers, self.shapes, strict=True)
+            for layer, shape in zip(self.layers, self._shapes, strict=True)
         ]
         return tables.table(("layer", "output shape", "parameters"), rows, self.parameters)
 

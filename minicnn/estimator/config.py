@@ -1,0 +1,215 @@
+"""What passes between a model_fn and the Estimator."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from minicnn import checks
+from minicnn.checks import describe
+from minicnn.tensor import Tensor
+from minicnn.train_op import TrainOp
+
+
+class ModeKeys:
+    """What a model_fn is traced for.
+
+    Examples
+    --------
+    >>> import minicnn as mc
+    >>> mc.ModeKeys.TRAIN, mc.ModeKeys.EVAL, mc.ModeKeys.INFER
+    ('train', 'eval', 'infer')
+    """
+
+    TRAIN = "train"
+    EVAL = "eval"
+    INFER = "infer"
+
+
+_NEEDED = {
+    ModeKeys.TRAIN: ("loss", "train_op"),
+    ModeKeys.EVAL: ("loss",),
+    ModeKeys.INFER: ("predictions",),
+}
+
+
+class ModelFnOps:
+    """What a model_fn returns.
+
+    Parameters
+    ----------
+    mode : str
+        The `ModeKeys` value that model_fn was called with.
+    predictions : dict of str to Tensor, or Tensor
+        Needed for INFER, and by metrics for EVAL.
+    loss : Tensor
+        A scalar; needed for TRAIN and EVAL.
+    train_op : TrainOp
+        What `optimize_loss` returns; needed for TRAIN.
+
+    Raises
+    ------
+    ValueError
+        Where the mode needs one that is missing; the error names it.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> x = mc.Graph().placeholder("x", (None, 3), np.float32)
+    >>> ops = mc.ModelFnOps(mc.ModeKeys.INFER, predictions={"probabilities": mc.softmax(x)})
+    >>> list(ops.predictions)
+    ['probabilities']
+    """
+
+    def __init__(
+        self,
+        mode: str,
+        predictions: Any = None,
+        loss: Tensor | None = None,
+        train_op: TrainOp | None = None,
+    ) -> None:
+        if mode not in _NEEDED:
+            raise ValueError(f"`mode` must be one of ModeKeys, got {describe(mode)}")
+        self.mode, self.loss, self.train_op = mode, loss, train_op
+        self.single = isinstance(predictions, Tensor)
+        self.predictions: dict[str, Tensor] = (
+            {"predictions": predictions} if self.single else dict(predictions or {})
+        )
+        given = {"loss": loss, "train_op": train_op, "predictions": self.predictions or None}
+        for name in _NEEDED[mode]:
+            if given[name] is None:
+                raise ValueError(f"ModelFnOps: `{name}` is missing; model_fn must give it in mode {mode!r}")
+        for name, tensor in self.predictions.items():
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"ModelFnOps: prediction {name!r} must be a Tensor, got {describe(tensor)}")
+        if loss is not None and (not isinstance(loss, Tensor) or loss.shape != ()):
+            raise TypeError(f"ModelFnOps: `loss` must be a scalar Tensor, got {describe(loss)}")
+        if train_op is not None and not isinstance(train_op, TrainOp):
+            raise TypeError(
+                f"ModelFnOps: `train_op` must be what optimize_loss returns, got {describe(train_op)}"
+            )
+
+
+class RunConfig:
+    """How a training run is done.
+
+    Parameters
+    ----------
+    seed : int, optional
+        Of the start values, the order of the data and dropout; the same seed gives the same bits.
+        None draws one, which is logged and kept with the checkpoints.
+    save_checkpoints_secs : float, optional
+        Seconds between checkpoints; 600 where nothing else is said.
+    save_checkpoints_steps : int, optional
+        Steps between checkpoints; given alone it replaces the seconds.
+    keep_checkpoint_max : int
+        How many of the newest checkpoints are kept.
+    log_step_count_steps : int
+        Steps between the log lines with the loss and the speed.
+    fuse : bool
+        Whether layers that can be computed in one pass are.
+
+    Examples
+    --------
+    >>> import minicnn as mc
+    >>> config = mc.RunConfig(seed=1, save_checkpoints_steps=500)
+    >>> config.save_checkpoints_secs is None
+    True
+    """
+
+    def __init__(
+        self,
+        seed: int | None = None,
+        save_checkpoints_secs: float | None = None,
+        save_checkpoints_steps: int | None = None,
+        keep_checkpoint_max: int = 5,
+        log_step_count_steps: int = 100,
+        fuse: bool = True,
+    ) -> None:
+        self.seed = None if seed is None else checks.integer(seed, "seed", least=0)
+        if save_checkpoints_secs is None and save_checkpoints_steps is None:
+            save_checkpoints_secs = 600
+        self.save_checkpoints_secs = (
+            None
+            if save_checkpoints_secs is None
+            else checks.number(save_checkpoints_secs, "save_checkpoints_secs", least=0.0)
+        )
+        self.save_checkpoints_steps = (
+            None
+            if save_checkpoints_steps is None
+            else checks.integer(save_checkpoints_steps, "save_checkpoints_steps")
+        )
+        self.keep_checkpoint_max = checks.integer(keep_checkpoint_max, "keep_checkpoint_max")
+        self.log_step_count_steps = checks.integer(log_step_count_steps, "log_step_count_steps")
+        self.fuse = bool(fuse)
+
+
+@dataclass
+class MetricSpec:
+    """Which metric to compute from what.
+
+    Parameters
+    ----------
+    metric_fn : callable
+        From (labels, predictions), or (labels, predictions, weights) with a `weight_key`, arrays
+        of all rows, to a number or an array.
+    prediction_key : str, optional
+        Which of the predictions; needed where there are several.
+    label_key : str, optional
+        Which of the labels, where they are a dict.
+    weight_key : str, optional
+        Which of the features holds the rows' weights.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> spec = mc.MetricSpec(metric_fn=mc.metrics.accuracy, prediction_key="classes")
+    >>> spec.compute({"classes": np.array([1, 2])}, np.array([1, 3]), None)
+    0.5
+    """
+
+    metric_fn: Callable[..., Any]
+    prediction_key: str | None = None
+    label_key: str | None = None
+    weight_key: str | None = None
+
+    def compute(self, predictions: dict[str, Any], labels: Any, features: Any) -> Any:
+        """Return the metric of arrays that hold all rows."""
+        arguments = [
+            pick(labels, self.label_key, "label_key"),
+            pick(predictions, self.prediction_key, "prediction_key"),
+        ]
+        if self.weight_key is not None:
+            arguments.append(pick(features, self.weight_key, "weight_key"))
+        value = self.metric_fn(*arguments)
+        return float(value) if np.ndim(value) == 0 else value
+
+
+def pick(values: Any, key: str | None, name: str) -> Any:
+    """Return the one value, or that of `key` where there are several by name."""
+    if not isinstance(values, dict):
+        if key is None:
+            return values
+        raise ValueError(f"MetricSpec: `{name}` is {key!r}, but there is only one unnamed value; leave it out")
+    if key is None and len(values) == 1:
+        return next(iter(values.values()))
+    if key not in values:
+        raise ValueError(
+            f"MetricSpec: `{name}` must be one of {', '.join(map(repr, values))}, got {key!r}"
+        )
+    return values[key]
+
+
+def call_model_fn(model_fn: Callable[..., Any], **arguments: Any) -> ModelFnOps:
+    """Call `model_fn` with those of the arguments that it names; check what it returns."""
+    names = inspect.signature(model_fn).parameters
+    takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in names.values())
+    given = {k: v for k, v in arguments.items() if takes_all or k in names}
+    result = model_fn(**given)
+    if isinstance(result, tuple) and len(result) == 3:
+        result = ModelFnOps(arguments["mode"], *result)
+    if not isinstance(result, ModelFnOps):
+        raise TypeError(f"model_fn must return ModelFnOps(mode, predictions, loss, train_op), got {describe(result)}")
+    return result

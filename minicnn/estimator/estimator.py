@@ -1,0 +1,490 @@
+"""The Estimator: trains, evaluates and predicts with a model_fn, and keeps the model in a folder."""
+
+import json
+import logging
+import math
+import secrets
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minicnn import checks
+from minicnn.checks import describe
+from minicnn.context import Context
+from minicnn.estimator import checkpoints, feeding
+from minicnn.estimator.checkpoints import Checkpoint, CheckpointError
+from minicnn.estimator.config import MetricSpec, ModeKeys, RunConfig
+from minicnn.estimator.session import TrainingSession
+from minicnn.estimator.tracing import Trace, form
+from minicnn.hooks import (
+    CheckpointSaverHook,
+    LoggingTensorHook,
+    NanTensorHook,
+    SessionRunHook,
+    StepCounterHook,
+    StopAtStepHook,
+)
+from minicnn.parameter import Parameter
+
+logger = logging.getLogger("minicnn")
+
+_START_STREAM = 0  # tells the seed of the start values from the other uses of the run's seed
+
+
+class Estimator:
+    """Trains, evaluates and predicts with the model that a function describes.
+
+    Parameters
+    ----------
+    model_fn : callable
+        Called with those of (features, labels, mode, params, config) that it names, on symbolic
+        Tensors, once for each mode. Returns `ModelFnOps`.
+    model_dir : str or Path, optional
+        Where checkpoints are kept; training goes on from the latest one there. None makes a
+        temporary folder.
+    params : dict, optional
+        Handed to model_fn.
+    config : RunConfig, optional
+
+    Raises
+    ------
+    CheckpointError
+        Where the checkpoint in `model_dir` is of another model; the error names the parameter.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> def model_fn(features, labels, mode):
+    ...     logits = mc.layers.dense(features, units=2)
+    ...     predictions = {"classes": mc.argmax(logits, axis=1)}
+    ...     loss = train_op = None
+    ...     if mode != mc.ModeKeys.INFER:
+    ...         loss = mc.losses.softmax_cross_entropy(mc.one_hot(labels, 2), logits)
+    ...     if mode == mc.ModeKeys.TRAIN:
+    ...         train_op = mc.optimize_loss(loss, learning_rate=0.5, optimizer="SGD")
+    ...     return mc.ModelFnOps(mode, predictions, loss, train_op)
+    >>> x = np.array([[0.0, 1.0], [1.0, 0.0]] * 50, np.float32)
+    >>> y = np.array([0, 1] * 50)
+    >>> estimator = mc.Estimator(model_fn, config=mc.RunConfig(seed=0)).fit(x, y, steps=50)
+    >>> estimator.evaluate(x, y, metrics={"accuracy": mc.MetricSpec(mc.metrics.accuracy, "classes")})[
+    ...     "accuracy"]
+    1.0
+    """
+
+    def __init__(
+        self,
+        model_fn: Callable[..., Any],
+        model_dir: str | Path | None = None,
+        params: dict[str, Any] | None = None,
+        config: RunConfig | None = None,
+    ) -> None:
+        if not callable(model_fn):
+            raise TypeError(f"`model_fn` must be a function, got {describe(model_fn)}")
+        self.config = RunConfig() if config is None else config
+        if not isinstance(self.config, RunConfig):
+            raise TypeError(f"`config` must be a RunConfig, got {describe(config)}")
+        if model_dir is None:
+            model_dir = tempfile.mkdtemp(prefix="minicnn-")
+            logger.warning("No model_dir is given; using the temporary folder %s", model_dir)
+        self.model_dir = Path(model_dir)
+        self._model_fn, self._params = model_fn, params
+        self._parameters: dict[str, Parameter] = {}
+        self._lock = threading.Lock()
+        self._forget()
+
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        input_fn: Callable[[], Any] | None = None,
+        steps: int | None = None,
+        batch_size: int | None = None,
+        monitors: Sequence[SessionRunHook] | None = None,
+        max_steps: int | None = None,
+    ) -> "Estimator":
+        """Train, from the latest checkpoint on where there is one.
+
+        Parameters
+        ----------
+        x, y : ndarray or dict of str to ndarray
+            Rows and their labels; shuffled anew every epoch. float64 is converted to float32.
+        input_fn : callable, optional
+            In their place: returns an iterable of batches (features, labels). On resuming it is
+            called anew and as many batches are skipped as were taken; that is exact where it
+            yields the same batches every time.
+        steps : int, optional
+            How many steps to do from here.
+        batch_size : int, optional
+            Rows a step; 100 where nothing is said. The last batch of an epoch holds what is left.
+        monitors : sequence of SessionRunHook, optional
+        max_steps : int, optional
+            The global step to end at. Not together with `steps`; with neither, training goes on
+            until a hook or the data ends it.
+
+        Returns
+        -------
+        Estimator
+            Itself.
+
+        Raises
+        ------
+        ValueError, TypeError
+            For arguments, shapes or labels that cannot be; before the first step.
+        NanLossError
+            Where the loss is not finite; the last checkpoint is from before.
+        KeyboardInterrupt
+            After Ctrl-C, once the step is done and a checkpoint is written.
+        """
+        hooks = self._hooks(steps, max_steps, monitors)
+        self._restore()
+        feed = feeding.feed(x, y, input_fn, batch_size, self._seed)
+        trace = self._trace(ModeKeys.TRAIN, feed.peek())
+        if max_steps is not None and self._step >= max_steps:
+            logger.info("Already at step %d of %d; nothing to do.", self._step, max_steps)
+            return self
+        feed.seek(self._place)
+        session = TrainingSession(
+            trace, feed, self._step, self._seed, self.config.fuse, self._save, self._evaluate_now
+        )
+        try:
+            session.run(hooks)
+        except BaseException:
+            self._forget()  # what is in memory may be half a step, or NaN: the checkpoint counts
+            raise
+        if session.last_loss is not None:
+            logger.info("Loss for final step: %.6g.", session.last_loss)
+        return self
+
+    def evaluate(
+        self,
+        x: Any = None,
+        y: Any = None,
+        input_fn: Callable[[], Any] | None = None,
+        batch_size: int | None = None,
+        steps: int | None = None,
+        metrics: Mapping[str, MetricSpec] | None = None,
+    ) -> dict[str, Any]:
+        """Return the loss and the metrics on data; every row weighs the same.
+
+        Parameters
+        ----------
+        x, y, input_fn, batch_size
+            As for `fit`; not shuffled, one pass.
+        steps : int, optional
+            At most so many batches.
+        metrics : dict from str to MetricSpec, optional
+
+        Returns
+        -------
+        dict
+            ``"loss"``, ``"global_step"`` and each metric: Python numbers (arrays where a metric
+            is one).
+
+        Raises
+        ------
+        CheckpointError
+            Where nothing has been trained yet; the error names the folder.
+        """
+        self._need_weights()
+        logger.info(
+            "Eval steps [0,%s) for training step %d.", "inf" if steps is None else steps, self._step
+        )
+        return self._evaluate_now(self._step, x, y, input_fn, batch_size, metrics, steps)
+
+    def predict(
+        self,
+        x: Any = None,
+        input_fn: Callable[[], Any] | None = None,
+        batch_size: int | None = None,
+        as_iterable: bool = True,
+    ) -> Any:
+        """Return the predictions for every row.
+
+        Parameters
+        ----------
+        x : ndarray or dict of str to ndarray
+        input_fn : callable, optional
+            In its place: returns an iterable of feature batches, or of (features, labels).
+        batch_size : int, optional
+        as_iterable : bool
+            True gives an iterator of one dict for each row (of one value, where model_fn's
+            predictions are one Tensor); False a dict of whole arrays.
+
+        Returns
+        -------
+        iterator, or dict of str to ndarray
+
+        Raises
+        ------
+        CheckpointError
+            Where nothing has been trained yet; the error names the folder.
+        """
+        self._need_weights()
+        feed = feeding.feed(x, None, input_fn, batch_size)
+        trace = self._trace(ModeKeys.INFER, (feed.peek()[0], None))
+        batches = self._predictions(trace, feed)
+        if as_iterable:
+            return _rows(batches, trace.ops.single)
+        whole = feeding.concatenate(list(batches))
+        return whole["predictions"] if trace.ops.single else whole
+
+    def get_variable_names(self) -> list[str]:
+        """Return the names of the parameters of the trained model, sorted."""
+        return sorted(self._weights())
+
+    def get_variable_value(self, name: str) -> np.ndarray:
+        """Return a copy of a parameter.
+
+        Parameters
+        ----------
+        name : str
+            Such as ``"conv2d/kernel"``.
+
+        Raises
+        ------
+        ValueError
+            If there is none of this name; the error lists the names.
+        """
+        weights = self._weights()
+        if name not in weights:
+            raise ValueError(f"no variable is named {name!r}; there are {', '.join(sorted(weights))}")
+        return weights[name].copy()
+
+    # What is in memory: the parameters, the traces that share them, the step and the place in the
+    # data. `_checkpoint` is what was read from the folder and not yet asked for by every trace.
+
+    def _forget(self) -> None:
+        """Drop what is in memory, so that the next call begins with the latest checkpoint."""
+        self._parameters.clear()
+        self._traces: dict[str, Trace] = {}
+        self._checkpoint: Checkpoint | None = None
+        self._ready = False
+        self._step = 0
+        self._place: dict[str, Any] = {}
+        self._seed = 0
+
+    def _restore(self) -> None:
+        """Read the latest checkpoint, or begin anew, unless that was done before."""
+        if self._ready:
+            return
+        path = checkpoints.latest(self.model_dir)
+        if path is not None:
+            self._checkpoint = checkpoints.load(path)
+            meta = self._checkpoint.meta
+            self._step, self._place = meta["global_step"], meta["place"]
+            self._seed = meta["seed"] if self.config.seed is None else self.config.seed
+            logger.info("Restored model from %s", path)
+        elif self.config.seed is None:
+            self._seed = secrets.randbits(32)
+            logger.info("The seed of this run is %d.", self._seed)
+        else:
+            self._seed = self.config.seed
+        self._ready = True
+
+    def _need_weights(self) -> None:
+        self._restore()
+        if self._checkpoint is None and not self._parameters:
+            raise CheckpointError(f"there is no checkpoint in {self.model_dir} yet; call fit first")
+
+    def _trace(self, mode: str, batch: feeding.Batch) -> Trace:
+        """Return the trace of a mode, made at the first call; its parameters hold the weights."""
+        with self._lock:
+            trace = self._traces.get(mode)
+            if trace is None or trace.form != form(batch):
+                options = {"params": self._params, "config": self.config}
+                seed = (self._seed, _START_STREAM)
+                before, known = trace, set(self._parameters)
+                try:
+                    trace = Trace(self._model_fn, mode, batch, self._parameters, seed, options)
+                    self._fill(trace, known, before)
+                except BaseException:
+                    for name in set(self._parameters) - known:
+                        del self._parameters[name]  # of a model that did not come to be
+                    raise
+                self._traces[mode] = trace
+            return trace
+
+    def _fill(self, trace: Trace, known: set[str], before: Trace | None) -> None:
+        """Give what a trace has added its values from the checkpoint, or the trace before it."""
+        if self._checkpoint is not None:
+            _load_weights(trace, known, self._checkpoint, self.model_dir)
+            _load_optimizer(trace, _part(self._checkpoint, "optimizer/"), self._checkpoint.meta)
+        elif before is not None and before.ops.train_op is not None:
+            _load_optimizer(trace, before.ops.train_op.optimizer.state_dict(), {})
+        if self._checkpoint is None and known and (new := set(trace.graph.parameters) - known):
+            raise ValueError(
+                f"mode {trace.ops.mode!r} has parameters that training does not have: "
+                f"{', '.join(sorted(new))}; model_fn must build the same layers for every mode"
+            )
+
+    def _hooks(
+        self, steps: int | None, max_steps: int | None, monitors: Sequence[SessionRunHook] | None
+    ) -> list[SessionRunHook]:
+        """Return the hooks of a run, in the order in which they act after a step."""
+        if steps is not None and max_steps is not None:
+            raise ValueError("give `steps` (from here) or `max_steps` (in total), not both")
+        own = list(monitors or ())
+        for hook in own:
+            if not isinstance(hook, SessionRunHook):
+                raise TypeError(f"`monitors` must hold SessionRunHook objects, got {describe(hook)}")
+        config, every = self.config, self.config.log_step_count_steps
+        hooks: list[SessionRunHook] = [
+            NanTensorHook(),
+            StepCounterHook(every),
+            LoggingTensorHook({"loss": "loss", "step": "global_step"}, every_n_iter=every),
+            *own,
+        ]
+        if not any(isinstance(hook, CheckpointSaverHook) for hook in own):
+            seconds = config.save_checkpoints_secs
+            hooks.append(CheckpointSaverHook(seconds, config.save_checkpoints_steps))
+        if steps is not None:
+            hooks.append(StopAtStepHook(num_steps=checks.integer(steps, "steps")))
+        if max_steps is not None:
+            hooks.append(StopAtStepHook(last_step=checks.integer(max_steps, "max_steps")))
+        return hooks
+
+    def _save(self, session: TrainingSession) -> None:
+        """Write a checkpoint of a session; it is also what this Estimator goes on from."""
+        train_op = session.trace.ops.train_op
+        self._step, self._place = session.global_step, session.feed.place()
+        self._checkpoint = None  # older than what is in memory
+        meta = {
+            "global_step": self._step,
+            "seed": self._seed,
+            "place": self._place,
+            "learning_rate": train_op.rate(),
+        }
+        arrays = {f"parameters/{p.name}": p.value for p in session.parameters.values()}
+        state = train_op.optimizer.state_dict()
+        arrays |= {f"optimizer/{name}": array for name, array in state.items()}
+        logger.info("Saving checkpoints for %d into %s", self._step, self.model_dir)
+        checkpoints.save(self.model_dir, self._step, arrays, meta, self.config.keep_checkpoint_max)
+
+    def _evaluate_now(
+        self,
+        global_step: int,
+        x: Any = None,
+        y: Any = None,
+        input_fn: Callable[[], Any] | None = None,
+        batch_size: int | None = None,
+        metrics: Mapping[str, MetricSpec] | None = None,
+        steps: int | None = None,
+    ) -> dict[str, Any]:
+        """Evaluate the weights in memory."""
+        most = math.inf if steps is None else checks.integer(steps, "steps")
+        metrics = _checked_metrics(metrics)
+        feed = feeding.feed(x, y, input_fn, batch_size)
+        trace = self._trace(ModeKeys.EVAL, feed.peek())
+        loss, predictions = trace.ops.loss, trace.ops.predictions
+        plan = trace.graph.plan([loss, *predictions.values()] if metrics else [loss], self.config.fuse)
+        total, rows, parts = 0.0, 0, []
+        for batch in feed:
+            values = plan.forward(trace.feeds(batch), Context(save=False))
+            count = feeding.rows_of(batch[0])
+            total, rows = total + float(values[loss]) * count, rows + count
+            if metrics:
+                parts.append(({k: values[t] for k, t in predictions.items()}, batch[1], batch[0]))
+            most -= 1
+            if most <= 0:
+                break
+        else:
+            logger.info("Input iterator is exhausted.")
+        results: dict[str, Any] = {}
+        if metrics:
+            whole = [feeding.concatenate(part) for part in zip(*parts, strict=True)]
+            results = {name: spec.compute(*whole) for name, spec in metrics.items()}
+        results |= {"loss": total / rows, "global_step": global_step}
+        self._report(results)
+        return results
+
+    def _report(self, results: dict[str, Any]) -> None:
+        """Log an evaluation and add it to evaluations.jsonl in the model's folder."""
+        step = results["global_step"]
+        numbers = {k: v for k, v in results.items() if k != "global_step" and np.ndim(v) == 0}
+        text = ", ".join(f"{name} = {value:.6g}" for name, value in sorted(numbers.items()))
+        logger.info("Saving evaluation summary for step %d: %s", step, text)
+        self.model_dir.mkdir(parents=True, exist_ok=True)
+        with (self.model_dir / "evaluations.jsonl").open("a") as file:
+            file.write(json.dumps({"global_step": step, **numbers}) + "\n")
+
+    def _predictions(self, trace: Trace, feed: Any) -> Iterator[dict[str, np.ndarray]]:
+        """Yield the predictions of each batch."""
+        predictions = trace.ops.predictions
+        plan = trace.graph.plan(predictions.values(), self.config.fuse)
+        for features, _ in feed:
+            values = plan.forward(trace.feeds((features, None)), Context(save=False))
+            yield {name: values[tensor] for name, tensor in predictions.items()}
+
+    def _weights(self) -> dict[str, np.ndarray]:
+        self._need_weights()
+        if self._checkpoint is not None:
+            return _part(self._checkpoint, "parameters/")
+        return {name: parameter.value for name, parameter in self._parameters.items()}
+
+
+def _rows(batches: Iterator[dict[str, np.ndarray]], single: bool) -> Iterator[Any]:
+    """Yield a dict for each row of each batch."""
+    for batch in batches:
+        for row in zip(*batch.values(), strict=True):
+            yield row[0] if single else dict(zip(batch, row, strict=True))
+
+
+def _checked_metrics(metrics: Any) -> dict[str, MetricSpec]:
+    metrics = dict(metrics or {})
+    for name, spec in metrics.items():
+        if not isinstance(spec, MetricSpec):
+            raise TypeError(
+                f"`metrics` must map names to MetricSpec, got {describe(spec)} for {name!r}; write "
+                "MetricSpec(metric_fn=..., prediction_key=...)"
+            )
+    return metrics
+
+
+def _part(checkpoint: Checkpoint, prefix: str) -> dict[str, np.ndarray]:
+    """Return the arrays whose names begin with a prefix, without it."""
+    return {
+        name.removeprefix(prefix): array
+        for name, array in checkpoint.arrays.items()
+        if name.startswith(prefix)
+    }
+
+
+def _load_weights(trace: Trace, known: set[str], checkpoint: Checkpoint, folder: Path) -> None:
+    """Copy a checkpoint's values into the parameters of a trace."""
+    saved, graph = _part(checkpoint, "parameters/"), trace.graph
+    remedy = (
+        f"the model has changed since {checkpoint.path} was written: undo the change, or use another "
+        f"model_dir, or clear {folder}"
+    )
+    for name, parameter in graph.parameters.items():
+        if name not in saved:
+            raise CheckpointError(f"{name} {parameter.shape} is not in the checkpoint; {remedy}")
+        if saved[name].shape != parameter.shape:
+            raise CheckpointError(
+                f"{name} is {parameter.shape} in the model and {saved[name].shape} in the "
+                f"checkpoint; {remedy}"
+            )
+        if name not in known:
+            parameter.value[...] = saved[name]
+    unused = set(saved) - set(graph.parameters)
+    if trace.ops.mode == ModeKeys.TRAIN and unused:
+        name = min(unused)
+        raise CheckpointError(f"{name} {saved[name].shape} is not in the model any more; {remedy}")
+
+
+def _load_optimizer(trace: Trace, state: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+    """Continue the optimizer's state; the rate of the program wins over that of the checkpoint."""
+    train_op = trace.ops.train_op
+    if train_op is None:
+        return
+    try:
+        train_op.optimizer.load_state_dict(state, trace.graph.parameters.values())
+    except ValueError as error:
+        logger.warning("The optimizer begins anew: %s", error)
+    before, now = meta.get("learning_rate"), train_op.rate()
+    if before is not None and before != now:
+        logger.info("The learning rate changes from %.6g in the checkpoint to %.6g.", before, now)

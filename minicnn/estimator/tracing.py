@@ -1,0 +1,96 @@
+"""A model_fn, traced once for a mode: its graph and where the data goes in."""
+
+from typing import Any
+
+import numpy as np
+
+from minicnn.checks import describe
+from minicnn.estimator.config import ModelFnOps, call_model_fn
+from minicnn.estimator.feeding import Batch
+from minicnn.graph import Graph
+from minicnn.parameter import Parameter
+from minicnn.tensor import Tensor
+
+
+class Trace:
+    """The graph that a model_fn builds for batches of one form.
+
+    Parameters
+    ----------
+    model_fn : callable
+    mode : str
+    batch : (features, labels)
+        A batch that shows names, shapes and types.
+    parameters : dict from str to Parameter
+        Shared with the traces for other modes.
+    seed : int or sequence of int
+        Of the start values.
+    options : dict
+        The other arguments that model_fn may name.
+    """
+
+    def __init__(
+        self,
+        model_fn: Any,
+        mode: str,
+        batch: Batch,
+        parameters: dict[str, Parameter],
+        seed: Any,
+        options: dict[str, Any],
+    ) -> None:
+        self.form = form(batch)
+        self.graph = Graph(np.random.default_rng(seed), parameters)
+        self._features, self._labels = (
+            _placeholders(self.graph, name, part)
+            for name, part in zip(("features", "labels"), batch, strict=True)
+        )
+        self.ops: ModelFnOps = call_model_fn(
+            model_fn, features=self._features, labels=self._labels, mode=mode, **options
+        )
+        outputs = (*self.ops.predictions.values(), self.ops.loss)
+        for tensor in outputs:
+            if tensor is not None and tensor.graph is not self.graph:
+                raise ValueError(
+                    f"model_fn returned {tensor!r}, which belongs to another graph; build everything "
+                    "inside model_fn"
+                )
+
+    def feeds(self, batch: Batch) -> dict[Tensor, np.ndarray]:
+        """Return the value of each placeholder for a batch."""
+        got = form(batch)
+        if got != self.form:
+            raise ValueError(
+                f"a batch has other names, shapes or types than the first: {got}, expected {self.form}"
+            )
+        feeds: dict[Tensor, np.ndarray] = {}
+        for holder, part in zip((self._features, self._labels), batch, strict=True):
+            if isinstance(holder, dict):
+                feeds.update({holder[name]: part[name] for name in holder})
+            elif holder is not None:
+                feeds[holder] = part
+        return feeds
+
+
+def form(batch: Batch) -> tuple[Any, Any]:
+    """Return the names, the shapes of the rows and the types of a batch's features and labels."""
+    return _form(batch[0]), _form(batch[1])
+
+
+def _form(part: Any) -> Any:
+    if isinstance(part, dict):
+        return {name: _form(array) for name, array in part.items()}
+    return None if part is None else (part.shape[1:], str(part.dtype))
+
+
+def _placeholders(graph: Graph, name: str, part: Any) -> Any:
+    if part is None:
+        return None
+    if isinstance(part, dict):
+        return {key: graph.placeholder(_word(key), (None, *a.shape[1:]), a.dtype) for key, a in part.items()}
+    return graph.placeholder(name, (None, *part.shape[1:]), part.dtype)
+
+
+def _word(key: Any) -> str:
+    if not isinstance(key, str):
+        raise TypeError(f"the names of features and labels must be strings, got {describe(key)}")
+    return key

@@ -1,0 +1,470 @@
+"""Hooks: what happens around the steps of a training run.
+
+A run calls ``begin`` once, ``before_run`` and ``after_run`` around every step, and ``end`` once where
+no error stopped it.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minicnn import checks
+from minicnn.checks import describe
+
+logger = logging.getLogger("minicnn")
+
+
+class NanLossError(RuntimeError):
+    """The loss is no number any more.
+
+    Examples
+    --------
+    >>> import minicnn as mc
+    >>> issubclass(mc.NanLossError, RuntimeError)
+    True
+    """
+
+
+class SessionRunArgs(NamedTuple):
+    """What a hook wants to know of the next step.
+
+    Parameters
+    ----------
+    fetches : str, Tensor, or a list or dict of them
+        Names of tensors or parameters, "loss", "global_step", "learning_rate".
+
+    Examples
+    --------
+    >>> import minicnn as mc
+    >>> mc.hooks.SessionRunArgs({"step": "global_step"}).fetches
+    {'step': 'global_step'}
+    """
+
+    fetches: Any
+
+
+class SessionRunValues(NamedTuple):
+    """What a hook asked for, in the form in which it asked.
+
+    Parameters
+    ----------
+    results : value, or a list or dict of them
+        The hook's own copies.
+
+    Examples
+    --------
+    >>> import minicnn as mc
+    >>> mc.hooks.SessionRunValues({"step": 1}).results["step"]
+    1
+    """
+
+    results: Any
+
+
+class SessionRunContext:
+    """The run, as a hook sees it.
+
+    Parameters
+    ----------
+    session : TrainingSession
+        With `global_step`, `graph`, `parameters`, `save()` and `evaluate(...)`.
+
+    Examples
+    --------
+    >>> import minicnn as mc
+    >>> context = mc.hooks.SessionRunContext(session=None)
+    >>> context.request_stop()
+    >>> context.stop_requested
+    True
+    """
+
+    def __init__(self, session: Any) -> None:
+        self.session = session
+        self.stop_requested = False
+
+    def request_stop(self) -> None:
+        """End the run after this step."""
+        self.stop_requested = True
+
+
+class SessionRunHook:
+    """The base of all hooks; each method does nothing until it is overridden.
+
+    Examples
+    --------
+    >>> import minicnn as mc
+    >>> class StopAtSmallLoss(mc.hooks.SessionRunHook):
+    ...     def before_run(self, run_context):
+    ...         return mc.hooks.SessionRunArgs("loss")
+    ...     def after_run(self, run_context, run_values):
+    ...         if run_values.results < 0.1:
+    ...             run_context.request_stop()
+    """
+
+    def begin(self) -> None:
+        """Do something before the first step."""
+
+    def before_run(self, run_context: SessionRunContext) -> SessionRunArgs | None:
+        """Say what to fetch in the step that follows, or None."""
+
+    def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
+        """See what was fetched; the parameters have been changed by now."""
+
+    def end(self, session: Any) -> None:
+        """Do something after the last step; not called where an error stopped the run."""
+
+
+class Timer:
+    """Tells whether something is due, by steps or by seconds.
+
+    Parameters
+    ----------
+    every_steps, every_secs : number, optional
+        Exactly one.
+
+    Examples
+    --------
+    >>> import minicnn as mc
+    >>> timer = mc.hooks.Timer(every_steps=50)
+    >>> timer.due(1), timer.mark(1), timer.due(50), timer.due(51)
+    (True, None, False, True)
+    """
+
+    def __init__(self, every_steps: int | None = None, every_secs: float | None = None) -> None:
+        self.every_steps, self.every_secs = every_steps, every_secs
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the last time, so that it is due at once."""
+        self.last_step: int | None = None
+        self.last_time = 0.0
+
+    def due(self, step: int) -> bool:
+        """Return whether it is due at `step`."""
+        if self.last_step is None:
+            return True
+        if self.every_steps is not None:
+            return step >= self.last_step + self.every_steps
+        return time.monotonic() >= self.last_time + (self.every_secs or 0)
+
+    def mark(self, step: int) -> None:
+        """Note that it was done at `step`, now."""
+        self.last_step, self.last_time = step, time.monotonic()
+
+
+class LoggingTensorHook(SessionRunHook):
+    """Log the values of tensors, at the first step and then at every n-th or every n seconds.
+
+    Parameters
+    ----------
+    tensors : dict from str to (str or Tensor), or list of str
+        Tag and tensor; the tag of a name in a list is the name.
+    every_n_iter : int, optional
+        Steps from one line to the next.
+    every_n_secs : float, optional
+        Seconds from one line to the next. Exactly one of the two is given.
+    at_end : bool
+        Whether to log once more at the end, what was fetched last.
+    formatter : callable, optional
+        From the dict of values to the line.
+
+    Raises
+    ------
+    ValueError
+        Where not exactly one interval is given. At the first step, where no tensor has the name;
+        the error lists near names.
+
+    Examples
+    --------
+    >>> import minicnn as mc
+    >>> hook = mc.hooks.LoggingTensorHook({"probabilities": "softmax_tensor"}, every_n_iter=50)
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Any] | Iterable[str],
+        every_n_iter: int | None = None,
+        every_n_secs: float | None = None,
+        at_end: bool = False,
+        formatter: Callable[[dict[str, Any]], str] | None = None,
+    ) -> None:
+        self.timer = _timer(every_n_iter, "every_n_iter", every_n_secs, "every_n_secs")
+        if isinstance(tensors, str):
+            raise TypeError(f"`tensors` must be a list of names or a dict, got {tensors!r}; write [{tensors!r}]")
+        self.tensors = (
+            dict(tensors) if isinstance(tensors, Mapping) else {str(name): name for name in tensors}
+        )
+        self.at_end = at_end
+        self.formatter = formatter
+        self._step = 0
+        self._values: dict[str, Any] = {}
+
+    def begin(self) -> None:
+        self.timer.reset()
+        self._step = 0
+
+    def before_run(self, run_context: SessionRunContext) -> SessionRunArgs | None:
+        self._step += 1
+        due = self.timer.due(self._step) or self.at_end
+        return SessionRunArgs(self.tensors) if due else None
+
+    def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
+        if run_values.results is None:
+            return
+        self._values = run_values.results
+        if self.timer.due(self._step):
+            self._log()
+
+    def end(self, session: Any) -> None:
+        if self.at_end and self._step != self.timer.last_step:
+            self._log()
+
+    def _log(self) -> None:
+        first, last = self.timer.last_step is None, self.timer.last_time
+        self.timer.mark(self._step)
+        if self.formatter is not None:
+            logger.info("%s", self.formatter(self._values))
+            return
+        line = ", ".join(f"{tag} = {_text(value)}" for tag, value in self._values.items())
+        logger.info("%s%s", line, "" if first else f" ({time.monotonic() - last:.3f} sec)")
+
+
+class StopAtStepHook(SessionRunHook):
+    """End the run after a number of steps, or at a step.
+
+    Parameters
+    ----------
+    num_steps : int, optional
+        So many steps from where the run begins.
+    last_step : int, optional
+        At this global step. Exactly one of the two is given.
+
+    Examples
+    --------
+    >>> import minicnn as mc
+    >>> hook = mc.hooks.StopAtStepHook(last_step=20000)
+    """
+
+    def __init__(self, num_steps: int | None = None, last_step: int | None = None) -> None:
+        if (num_steps is None) == (last_step is None):
+            raise ValueError("give exactly one of `num_steps` and `last_step`")
+        self.num_steps = None if num_steps is None else checks.integer(num_steps, "num_steps")
+        self.last_step = None if last_step is None else checks.integer(last_step, "last_step")
+        self._done = 0
+
+    def begin(self) -> None:
+        self._done = 0
+
+    def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
+        self._done += 1
+        reached = run_context.session.global_step
+        if self._done == self.num_steps or (self.last_step is not None and reached >= self.last_step):
+            run_context.request_stop()
+
+
+class CheckpointSaverHook(SessionRunHook):
+    """Save a checkpoint after the first step, then at intervals, and at the end.
+
+    Parameters
+    ----------
+    save_secs : float, optional
+        Seconds from one to the next.
+    save_steps : int, optional
+        Steps from one to the next. Exactly one of the two is given.
+
+    Examples
+    --------
+    >>> import minicnn as mc
+    >>> hook = mc.hooks.CheckpointSaverHook(save_steps=1000)
+    """
+
+    def __init__(self, save_secs: float | None = None, save_steps: int | None = None) -> None:
+        self.timer = _timer(save_steps, "save_steps", save_secs, "save_secs")
+
+    def begin(self) -> None:
+        self.timer.reset()
+
+    def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
+        if self.timer.due(run_context.session.global_step):
+            self._save(run_context.session)
+
+    def end(self, session: Any) -> None:
+        if session.global_step != self.timer.last_step:
+            self._save(session)
+
+    def _save(self, session: Any) -> None:
+        session.save()
+        self.timer.mark(session.global_step)
+
+
+class StepCounterHook(SessionRunHook):
+    """Log how many steps are done in a second.
+
+    Parameters
+    ----------
+    every_n_steps : int, optional
+        Steps from one line to the next; 100 where nothing is given.
+    every_n_secs : float, optional
+        Seconds from one line to the next.
+
+    Examples
+    --------
+    >>> import minicnn as mc
+    >>> hook = mc.hooks.StepCounterHook(every_n_steps=100)
+    """
+
+    def __init__(
+        self, every_n_steps: int | None = None, every_n_secs: float | None = None
+    ) -> None:
+        if every_n_steps is None and every_n_secs is None:
+            every_n_steps = 100
+        self.timer = _timer(every_n_steps, "every_n_steps", every_n_secs, "every_n_secs")
+
+    def begin(self) -> None:
+        self.timer.reset()
+
+    def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
+        step = run_context.session.global_step
+        if not self.timer.due(step):
+            return
+        before, since = self.timer.last_step, self.timer.last_time
+        self.timer.mark(step)
+        if before is not None:
+            rate = (step - before) / max(self.timer.last_time - since, 1e-9)
+            logger.info("global_step/sec: %.6g", rate)
+
+
+class NanTensorHook(SessionRunHook):
+    """Stop the run where the loss is not a finite number.
+
+    Parameters
+    ----------
+    loss_tensor : str or Tensor
+    fail_on_nan_loss : bool
+        True raises `NanLossError`, so that no checkpoint of the broken weights is written; False
+        only ends the run.
+
+    Examples
+    --------
+    >>> import minicnn as mc
+    >>> hook = mc.hooks.NanTensorHook("loss")
+    """
+
+    def __init__(self, loss_tensor: Any = "loss", fail_on_nan_loss: bool = True) -> None:
+        self.loss_tensor = loss_tensor
+        self.fail_on_nan_loss = fail_on_nan_loss
+
+    def before_run(self, run_context: SessionRunContext) -> SessionRunArgs:
+        return SessionRunArgs(self.loss_tensor)
+
+    def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
+        loss = float(run_values.results)
+        if math.isfinite(loss):
+            return
+        message = (
+            f"the loss is {loss} at step {run_context.session.global_step}; lower the learning rate, "
+            "or look for NaN or infinity in the data"
+        )
+        if self.fail_on_nan_loss:
+            raise NanLossError(message + ". The last checkpoint is from before")
+        logger.warning("Model diverged: %s", message)
+        run_context.request_stop()
+
+
+class ValidationMonitor(SessionRunHook):
+    """Evaluate the weights in memory at intervals, and stop where they get no better.
+
+    Parameters
+    ----------
+    x, y, input_fn, batch_size, metrics
+        The validation data and metrics, as for `Estimator.evaluate`.
+    every_n_steps : int
+        Steps from one evaluation to the next.
+    early_stopping_rounds : int, optional
+        Stop after so many steps without a better value; None never stops.
+    early_stopping_metric : str
+        Which of the results counts.
+    early_stopping_metric_minimize : bool
+        Whether less is better.
+
+    Attributes
+    ----------
+    best_value, best_step
+        The best value so far, and its step.
+    early_stopped : bool
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> x, y = np.zeros((10, 784), np.float32), np.zeros(10, np.int32)
+    >>> monitor = mc.hooks.ValidationMonitor(x, y, every_n_steps=500, early_stopping_rounds=2000)
+    """
+
+    def __init__(
+        self,
+        x: Any = None,
+        y: Any = None,
+        input_fn: Any = None,
+        batch_size: int | None = None,
+        metrics: Any = None,
+        every_n_steps: int = 100,
+        early_stopping_rounds: int | None = None,
+        early_stopping_metric: str = "loss",
+        early_stopping_metric_minimize: bool = True,
+    ) -> None:
+        self.data = {"x": x, "y": y, "input_fn": input_fn, "batch_size": batch_size, "metrics": metrics}
+        self.timer = Timer(every_steps=checks.integer(every_n_steps, "every_n_steps"))
+        self.rounds = (
+            None
+            if early_stopping_rounds is None
+            else checks.integer(early_stopping_rounds, "early_stopping_rounds")
+        )
+        self.metric, self.minimize = early_stopping_metric, early_stopping_metric_minimize
+        self.best_value: float | None = None
+        self.best_step = 0
+        self.early_stopped = False
+
+    def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
+        step = run_context.session.global_step
+        if self.timer.last_step is None:
+            self.timer.mark(step)  # the first interval begins here
+        if not self.timer.due(step):
+            return
+        self.timer.mark(step)
+        results = run_context.session.evaluate(**self.data)
+        if self.metric not in results:
+            raise ValueError(
+                f"`early_stopping_metric` must be one of {', '.join(map(repr, results))}, got "
+                f"{self.metric!r}"
+            )
+        value = results[self.metric]
+        if self.best_value is None or (
+            value < self.best_value if self.minimize else value > self.best_value
+        ):
+            self.best_value, self.best_step = value, step
+        elif self.rounds is not None and step - self.best_step >= self.rounds:
+            logger.info(
+                "Stopping: %s has not been better than %.6g since step %d.",
+                self.metric, self.best_value, self.best_step,
+            )
+            self.early_stopped = True
+            run_context.request_stop()
+
+
+def _timer(steps: Any, steps_name: str, secs: Any, secs_name: str) -> Timer:
+    if (steps is None) == (secs is None):
+        raise ValueError(f"give exactly one of `{steps_name}` and `{secs_name}`, got {steps} and {secs}")
+    if steps is not None:
+        return Timer(every_steps=checks.integer(steps, steps_name))
+    return Timer(every_secs=checks.number(secs, secs_name, least=0.0))
+
+
+def _text(value: Any) -> str:
+    """Return how a value stands in a log line."""
+    if isinstance(value, float | np.floating):
+        return f"{value:.6g}"
+    return str(value) if np.ndim(value) or isinstance(value, int | np.integer) else describe(value)

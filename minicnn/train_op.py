@@ -1,0 +1,119 @@
+"""What a training step does with the gradient: `optimize_loss` of the guide."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from minicnn import optimizers
+from minicnn.checks import describe, number
+from minicnn.parameter import Parameter
+from minicnn.tensor import Tensor
+
+
+@dataclass
+class TrainOp:
+    """A loss, the optimizer that lowers it, and how. `optimize_loss` makes it.
+
+    Parameters
+    ----------
+    loss : Tensor
+    optimizer : Optimizer
+    clip_gradients : float, optional
+        The largest global norm of the gradients.
+    variables : sequence of str, optional
+        The names of the parameters that are trained; None is all.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> mc.TrainOp(loss=None, optimizer=mc.optimizers.SGD(0.1)).rate()
+    0.1
+    """
+
+    loss: Any
+    optimizer: optimizers.Optimizer
+    clip_gradients: float | None = None
+    variables: Sequence[str] | None = None
+
+    def rate(self) -> float:
+        """Return the learning rate of the next step."""
+        return self.optimizer.rate()
+
+    def apply(self, parameters: Sequence[Parameter]) -> None:
+        """Change the parameters once by the gradients that backward has left in them."""
+        if self.variables is not None:
+            parameters = [p for p in parameters if p.name in self.variables]
+        if self.clip_gradients is not None:
+            optimizers.clip_by_global_norm(parameters, self.clip_gradients)
+        self.optimizer.step(parameters)
+
+
+def optimize_loss(
+    loss: Any,
+    global_step: Any = None,
+    learning_rate: float | None = None,
+    optimizer: Any = "SGD",
+    clip_gradients: float | None = None,
+    learning_rate_decay_fn: Callable[[float, int], float] | None = None,
+    variables: Sequence[str] | None = None,
+    name: str | None = None,
+) -> TrainOp:
+    """Return the `train_op` that lowers a loss.
+
+    Parameters
+    ----------
+    loss : Tensor
+        A scalar.
+    global_step : None
+        Kept for the signature: the Estimator counts the steps.
+    learning_rate : float, optional
+        At least 0; None where `optimizer` brings its own.
+    optimizer : str, class, Optimizer or callable
+        "SGD", "Momentum", "Adam"; a class or callable is called with the learning rate.
+    clip_gradients : float, optional
+        The largest global norm that the gradients may have; they are scaled down to it together.
+    learning_rate_decay_fn : callable, optional
+        From (learning rate, step) to the rate of that step; steps count from 0.
+    variables : sequence of str, optional
+        The names of the parameters to train; None is all.
+    name : str, optional
+        Kept for the signature.
+
+    Returns
+    -------
+    TrainOp
+
+    Raises
+    ------
+    ValueError, TypeError
+        For a negative rate, an unknown optimizer, a loss that is no scalar Tensor.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> graph = mc.Graph()
+    >>> x = graph.placeholder("x", (None, 4), np.float32)
+    >>> labels = graph.placeholder("labels", (None,), np.int64)
+    >>> loss = mc.losses.softmax_cross_entropy(mc.one_hot(labels, 3), mc.layers.dense(x, 3))
+    >>> mc.optimize_loss(loss, learning_rate=0.001, optimizer="SGD").rate()
+    0.001
+    """
+    if not isinstance(loss, Tensor) or loss.shape != ():
+        raise TypeError(
+            f"optimize_loss: `loss` must be a scalar Tensor such as softmax_cross_entropy returns, "
+            f"got {describe(loss)}"
+        )
+    if learning_rate is not None:
+        learning_rate = number(learning_rate, "learning_rate", least=0.0)
+    if clip_gradients is not None and number(clip_gradients, "clip_gradients", least=0.0) == 0:
+        raise ValueError("`clip_gradients` must be above 0, got 0; None clips nothing")
+    rate: Any = learning_rate
+    if learning_rate_decay_fn is not None:
+        if learning_rate is None:
+            raise ValueError("optimize_loss: `learning_rate_decay_fn` needs a `learning_rate`")
+        decay, start = learning_rate_decay_fn, learning_rate
+
+        def rate(step: int) -> float:
+            return float(decay(start, step))
+
+    return TrainOp(loss, optimizers.get(optimizer, rate), clip_gradients, variables)

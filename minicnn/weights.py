@@ -1,0 +1,89 @@
+"""The weights of a model in one .npz file."""
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minicnn.checks import describe
+from minicnn.parameter import Parameter
+
+
+def save_weights(model: Any, path: str | Path) -> None:
+    """Write every parameter of a model under its name.
+
+    Parameters
+    ----------
+    model : Layer
+        Built; a Sequential, say.
+    path : str or Path
+        Ends in ``.npz``.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib, minicnn as mc
+    >>> model = mc.Sequential([mc.layers.Dense(2)])
+    >>> model.build((None, 3), rng=0)
+    (None, 2)
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "weights.npz"
+    >>> mc.save_weights(model, path)
+    >>> mc.load_weights(model, path)
+    """
+    path = Path(path)
+    if path.suffix != ".npz":
+        raise ValueError(f"`path` must end in .npz, got {str(path)!r}")
+    parameters = _parameters(model)
+    np.savez(path, **{name: parameter.value for name, parameter in parameters.items()})
+
+
+def load_weights(model: Any, path: str | Path) -> None:
+    """Read every parameter of a model from a file that `save_weights` wrote.
+
+    Parameters
+    ----------
+    model : Layer
+        Built, with the same names and shapes as the file.
+    path : str or Path
+
+    Raises
+    ------
+    ValueError
+        If the file is no .npz of arrays, or a name or a shape differs; the error names it, and
+        nothing has been changed then.
+    FileNotFoundError
+        If there is no such file.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib, minicnn as mc
+    >>> model = mc.Sequential([mc.layers.Dense(2)])
+    >>> model.build((None, 3), rng=0)
+    (None, 2)
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "weights.npz"
+    >>> mc.save_weights(model, path)
+    >>> mc.load_weights(model, path)
+    """
+    parameters = _parameters(model)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is no .npz file of plain arrays ({error})") from error
+    for name in sorted(parameters.keys() | arrays.keys()):
+        ours = parameters[name].shape if name in parameters else "no such parameter"
+        theirs = arrays[name].shape if name in arrays else "no such array"
+        if ours != theirs:
+            raise ValueError(
+                f"{name}: the model has {ours}, {path} has {theirs}; build the model that the file "
+                "was saved from"
+            )
+    for name, parameter in parameters.items():
+        parameter.value[...] = arrays[name]
+
+
+def _parameters(model: Any) -> dict[str, Parameter]:
+    parameters = {parameter.name: parameter for parameter in getattr(model, "parameters", ())}
+    if not parameters:
+        raise ValueError(f"the model has no parameters, got {describe(model)}; call build first")
+    return parameters
