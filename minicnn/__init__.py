@@ -1,4 +1,4 @@
-"""A convolutional neural network library to read: NumPy arrays, Numba kernels, hand-written backward.
+"""A CNN library to read and to train with: NumPy arrays, Numba kernels, hand-written backward.
 
 >>> import minicnn as mc
 >>> model = mc.Sequential([mc.layers.Conv2D(32, 5, activation="relu"), mc.layers.MaxPooling2D(2),

@@ -18,8 +18,10 @@ def describe(value: Any) -> str:
     text = repr(value)
     if len(text) > 80:
         text = text[:77] + "..."
-    return text if isinstance(value, str | int | float | tuple | list | None) else (
-        f"{text} ({type(value).__name__})"
+    return (
+        text
+        if isinstance(value, str | int | float | tuple | list | None)
+        else (f"{text} ({type(value).__name__})")
     )
 
 
@@ -56,16 +58,16 @@ def choice(value: Any, name: str, known: Iterable[str]) -> str:
     raise ValueError(f"`{name}` must be {words}, got {describe(value)}")
 
 
-def number(
-    value: Any, name: str, least: float = -math.inf, below: float = math.inf
-) -> float:
+def number(value: Any, name: str, least: float = -math.inf, below: float = math.inf) -> float:
     """Return a finite real argument with least <= value < below."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"`{name}` must be a number, got {describe(value)}")
     result = float(value)
     if not (math.isfinite(result) and least <= result < below):
-        limits = f" in [{least:g}, {below:g})" if below < math.inf else (
-            f" of at least {least:g}" if least > -math.inf else ""
+        limits = (
+            f" in [{least:g}, {below:g})"
+            if below < math.inf
+            else (f" of at least {least:g}" if least > -math.inf else "")
         )
         raise ValueError(f"`{name}` must be a finite number{limits}, got {result:g}")
     return result

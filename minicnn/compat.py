@@ -1,4 +1,6 @@
-"""The names of the 2017 guide, so that its program runs with one import line changed::
+"""The names of the 2017 guide, so that its program runs with one import line changed.
+
+::
 
     from minicnn.compat import tf, learn, model_fn as model_fn_lib
 
@@ -26,7 +28,7 @@ _INITIALIZER = "uniform_unit_scaling"
 
 
 def _get_global_step() -> None:
-    """The Estimator counts the steps; optimize_loss needs no tensor for it."""
+    """Return None: the Estimator counts the steps, and optimize_loss needs no tensor for it."""
 
 
 def _set_verbosity(level: int) -> None:

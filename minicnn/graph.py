@@ -8,7 +8,7 @@ the chains of single consumers fused.
 import copy
 import difflib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,9 +78,7 @@ class Graph:
         output_shape = _build(op, shape, self.rng, dtype)
         self._ops.add(op)
         self._share(op)
-        return self._note(
-            Tensor(self, op.name, output_shape, op.output_dtype or dtype, op, inputs)
-        )
+        return self._note(Tensor(self, op.name, output_shape, op.output_dtype or dtype, op, inputs))
 
     def find(self, name: str) -> Tensor:
         """Return the tensor of a name.
@@ -141,8 +139,8 @@ class Graph:
             shared = self._shared.setdefault(own.name, own)
             if shared.shape != own.shape or shared.dtype != own.dtype:
                 raise ValueError(
-                    f"{own.name}: this graph makes it {own.shape} {own.dtype}, but the model has it "
-                    f"as {shared.shape} {shared.dtype}; model_fn must build the same layers for "
+                    f"{own.name}: this graph makes it {own.shape} {own.dtype}, but the model has "
+                    f"{shared.shape} {shared.dtype}; model_fn must build the same layers for "
                     "every mode"
                 )
             setattr(op, attribute, shared)
@@ -193,7 +191,8 @@ class Plan:
         uses = Counter(tensor for step in self.steps for tensor in step.inputs)
         uses.update(self.fetches)
         for op, inputs, output in self.steps:
-            values[output] = op.forward(*(values[tensor] for tensor in inputs), ctx)
+            forward: Callable[..., Any] = op.forward  # of as many arrays as the step has inputs
+            values[output] = forward(*(values[tensor] for tensor in inputs), ctx)
             for tensor in inputs:  # a value that nobody needs any more gives its memory back
                 uses[tensor] -= 1
                 if not uses[tensor]:

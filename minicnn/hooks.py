@@ -1,7 +1,7 @@
 """Hooks: what happens around the steps of a training run.
 
-A run calls ``begin`` once, ``before_run`` and ``after_run`` around every step, and ``end`` once where
-no error stopped it.
+A run calls ``begin`` once, ``before_run`` and ``after_run`` around every step, and ``end`` once
+where no error stopped it.
 """
 
 import logging
@@ -194,7 +194,9 @@ class LoggingTensorHook(SessionRunHook):
     ) -> None:
         self.timer = _timer(every_n_iter, "every_n_iter", every_n_secs, "every_n_secs")
         if isinstance(tensors, str):
-            raise TypeError(f"`tensors` must be a list of names or a dict, got {tensors!r}; write [{tensors!r}]")
+            raise TypeError(
+                f"`tensors` must be a list of names or a dict, got {tensors!r}; write [{tensors!r}]"
+            )
         self.tensors = (
             dict(tensors) if isinstance(tensors, Mapping) else {str(name): name for name in tensors}
         )
@@ -262,7 +264,9 @@ class StopAtStepHook(SessionRunHook):
     def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
         self._done += 1
         reached = run_context.session.global_step
-        if self._done == self.num_steps or (self.last_step is not None and reached >= self.last_step):
+        if self._done == self.num_steps or (
+            self.last_step is not None and reached >= self.last_step
+        ):
             run_context.request_stop()
 
 
@@ -317,9 +321,7 @@ class StepCounterHook(SessionRunHook):
     >>> hook = mc.hooks.StepCounterHook(every_n_steps=100)
     """
 
-    def __init__(
-        self, every_n_steps: int | None = None, every_n_secs: float | None = None
-    ) -> None:
+    def __init__(self, every_n_steps: int | None = None, every_n_secs: float | None = None) -> None:
         if every_n_steps is None and every_n_secs is None:
             every_n_steps = 100
         self.timer = _timer(every_n_steps, "every_n_steps", every_n_secs, "every_n_secs")
@@ -366,8 +368,8 @@ class NanTensorHook(SessionRunHook):
         if math.isfinite(loss):
             return
         message = (
-            f"the loss is {loss} at step {run_context.session.global_step}; lower the learning rate, "
-            "or look for NaN or infinity in the data"
+            f"the loss is {loss} at step {run_context.session.global_step}; lower the learning "
+            "rate, or look for NaN or infinity in the data"
         )
         if self.fail_on_nan_loss:
             raise NanLossError(message + ". The last checkpoint is from before")
@@ -416,7 +418,13 @@ class ValidationMonitor(SessionRunHook):
         early_stopping_metric: str = "loss",
         early_stopping_metric_minimize: bool = True,
     ) -> None:
-        self.data = {"x": x, "y": y, "input_fn": input_fn, "batch_size": batch_size, "metrics": metrics}
+        self.data = {
+            "x": x,
+            "y": y,
+            "input_fn": input_fn,
+            "batch_size": batch_size,
+            "metrics": metrics,
+        }
         self.timer = Timer(every_steps=checks.integer(every_n_steps, "every_n_steps"))
         self.rounds = (
             None
@@ -449,7 +457,9 @@ class ValidationMonitor(SessionRunHook):
         elif self.rounds is not None and step - self.best_step >= self.rounds:
             logger.info(
                 "Stopping: %s has not been better than %.6g since step %d.",
-                self.metric, self.best_value, self.best_step,
+                self.metric,
+                self.best_value,
+                self.best_step,
             )
             self.early_stopped = True
             run_context.request_stop()
@@ -457,7 +467,9 @@ class ValidationMonitor(SessionRunHook):
 
 def _timer(steps: Any, steps_name: str, secs: Any, secs_name: str) -> Timer:
     if (steps is None) == (secs is None):
-        raise ValueError(f"give exactly one of `{steps_name}` and `{secs_name}`, got {steps} and {secs}")
+        raise ValueError(
+            f"give exactly one of `{steps_name}` and `{secs_name}`, got {steps} and {secs}"
+        )
     if steps is not None:
         return Timer(every_steps=checks.integer(steps, steps_name))
     return Timer(every_secs=checks.number(secs, secs_name, least=0.0))

@@ -17,6 +17,19 @@ class SoftmaxCrossEntropy(Op):
     """The mean over rows of w * -sum(labels * log softmax(logits)), and its gradient.
 
     dlogits = w (softmax(logits) sum(labels) - labels) / count(w != 0)
+
+    Parameters
+    ----------
+    weights, label_smoothing, name
+        As for `softmax_cross_entropy`, which applies it.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> ctx, op = mc.Context(), mc.losses.SoftmaxCrossEntropy()
+    >>> loss = op.forward(np.array([[1.0, 0.0]]), np.zeros((1, 2)), ctx)
+    >>> op.backward(1.0, ctx)[1]
+    array([[-0.5,  0.5]])
     """
 
     def __init__(self, weights: Any = 1.0, label_smoothing: float = 0.0, name: Any = None) -> None:
@@ -33,7 +46,9 @@ class SoftmaxCrossEntropy(Op):
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
         return ()
 
-    def forward(self, labels: np.ndarray, logits: np.ndarray, ctx: Context) -> Any:
+    def forward(  # type: ignore[override]  # two inputs
+        self, labels: np.ndarray, logits: np.ndarray, ctx: Context
+    ) -> Any:
         loss, gradient = _loss_and_gradient(
             self.label, labels, logits, self.weights, self.label_smoothing, ctx.save
         )
@@ -122,7 +137,7 @@ def softmax_cross_entropy_with_grad(
     --------
     >>> import numpy as np, minicnn as mc
     >>> logits = np.zeros((1, 2), np.float32)
-    >>> loss, dlogits = mc.losses.softmax_cross_entropy_with_grad(labels=np.array([1]), logits=logits)
+    >>> loss, dlogits = mc.losses.softmax_cross_entropy_with_grad(np.array([1]), logits)
     >>> dlogits
     array([[ 0.5, -0.5]], dtype=float32)
     """
@@ -170,12 +185,15 @@ def _loss_and_gradient(
 
 
 def _check_shapes(label: str, labels: Shape, logits: Shape) -> None:
-    if len(logits) != 2 or len(labels) != 2 or labels[1] != logits[1] or (
-        None not in (labels[0], logits[0]) and labels[0] != logits[0]
+    if (
+        len(logits) != 2
+        or len(labels) != 2
+        or labels[1] != logits[1]
+        or (None not in (labels[0], logits[0]) and labels[0] != logits[0])
     ):
         raise ValueError(
-            f"{label}: labels and logits must have the same shape (N, classes), got labels {labels} "
-            f"and logits {logits}; make the labels with one_hot(labels, depth)"
+            f"{label}: labels and logits must have the same shape (N, classes), got labels "
+            f"{labels} and logits {logits}; make the labels with one_hot(labels, depth)"
         )
 
 

@@ -4,6 +4,7 @@ Each is an `Op` and the function that applies it.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,9 @@ class Softmax(Op):
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
         if not -len(input_shape) <= self.axis < len(input_shape):
-            raise ValueError(f"{self.label}: no axis {self.axis} in an input of shape {input_shape}")
+            raise ValueError(
+                f"{self.label}: no axis {self.axis} in an input of shape {input_shape}"
+            )
         return input_shape
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
@@ -102,7 +105,9 @@ class Reshape(Op):
                 f"`shape` must be a list of integers such as [-1, 28, 28, 1], got {describe(shape)}"
             ) from None
         if not self.shape or self.shape.count(-1) > 1:
-            raise ValueError(f"`shape` may hold one -1 and must not be empty, got {list(self.shape)}")
+            raise ValueError(
+                f"`shape` may hold one -1 and must not be empty, got {list(self.shape)}"
+            )
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
         return (None, *row_shape(input_shape, self.shape[1:], self.label))
@@ -160,7 +165,9 @@ class OneHot(Op):
         rank = len(input_shape) + 1
         axis = self.axis + rank if self.axis < 0 else self.axis
         if not 0 < axis < rank:
-            raise ValueError(f"{self.label}: `axis` must be -1 or from 1 to {rank - 1}, got {self.axis}")
+            raise ValueError(
+                f"{self.label}: `axis` must be -1 or from 1 to {rank - 1}, got {self.axis}"
+            )
         return (*input_shape[:axis], self.depth, *input_shape[axis:])
 
     def forward(self, x: Any, ctx: Context) -> np.ndarray:
@@ -208,7 +215,8 @@ def row_shape(input_shape: Shape, wanted: tuple[int, ...], label: str) -> tuple[
     if math.prod(shape) != size:
         raise ValueError(
             f"{label}: a row of shape {input_shape[1:]} has {size} elements, which do not fit into "
-            f"{list(wanted)}; the sizes behind the batch (the first one, -1) must multiply to {size}"
+            f"{list(wanted)}; the sizes behind the batch (the first one, -1) must multiply to "
+            f"{size}"
         )
     return shape
 
@@ -445,21 +453,26 @@ def cast(x: Any, dtype: Any, name: str | None = None) -> Any:
     return apply(Cast(dtype, name), x)
 
 
-ACTIVATIONS = {"relu": Relu, "softmax": Softmax, "sigmoid": Sigmoid, "tanh": Tanh, "identity": Identity}
-_FUNCTIONS = (relu, softmax, sigmoid, tanh, identity)
+_ACTIVATIONS: dict[Callable[..., Any], type[Op]] = {
+    relu: Relu,
+    softmax: Softmax,
+    sigmoid: Sigmoid,
+    tanh: Tanh,
+    identity: Identity,
+}
 
 
 def activation(spec: Any) -> Op | None:
-    """Return the op for an `activation` argument: a name, one of the functions here, an Op, None."""
+    """Return the op that an `activation` argument means: a name, a function here, an Op, None."""
     if spec is None or isinstance(spec, Op):
         return spec
-    if any(spec is function for function in _FUNCTIONS):
-        spec = spec.__name__
-    if isinstance(spec, str) and spec.lower() in ACTIVATIONS:
-        return ACTIVATIONS[spec.lower()]()
+    for function, op in _ACTIVATIONS.items():
+        if spec is function or (isinstance(spec, str) and spec.lower() == function.__name__):
+            return op()
+    names = ", ".join(repr(function.__name__) for function in _ACTIVATIONS)
     raise ValueError(
-        f"`activation` must be one of {', '.join(map(repr, ACTIVATIONS))}, the function of that "
-        f"name, an Op or None, got {describe(spec)}"
+        f"`activation` must be one of {names}, the function of that name, an Op or None, got "
+        f"{describe(spec)}"
     )
 
 
@@ -473,5 +486,7 @@ def _floats(value: Any, name: str) -> Any:
         return value
     array = np.asarray(value)
     if array.dtype not in (np.float32, np.float64):
-        raise TypeError(f"{name}: float32 or float64 expected, got {describe(array)}; cast it first")
+        raise TypeError(
+            f"{name}: float32 or float64 expected, got {describe(array)}; cast it first"
+        )
     return array

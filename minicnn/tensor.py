@@ -6,6 +6,7 @@ op in that tensor's graph and returns the tensor that will come out.
 """
 
 import re
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -132,13 +133,16 @@ def apply(op: Op, *inputs: Any) -> Any:
     """Run `op` on arrays, or note it in the graph of the Tensor among its inputs."""
     tensors = [value for value in inputs if isinstance(value, Tensor)]
     if not tensors:
-        return op.forward(*inputs, Context(save=False))
+        forward: Callable[..., Any] = op.forward
+        return forward(*inputs, Context(save=False))
     if len(tensors) < len(inputs):
         wrong = next(value for value in inputs if not isinstance(value, Tensor))
         raise TypeError(
-            f"{op.label}: arrays and Tensors do not mix, got {describe(wrong)} beside {tensors[0]!r}; "
-            "give the array as a feature of input_fn"
+            f"{op.label}: arrays and Tensors do not mix, got {describe(wrong)} beside "
+            f"{tensors[0]!r}; give the array as a feature of input_fn"
         )
     if any(tensor.graph is not tensors[0].graph for tensor in tensors):
-        raise ValueError(f"{op.label}: the inputs belong to different graphs; build all in one model_fn")
+        raise ValueError(
+            f"{op.label}: the inputs belong to different graphs; build all in one model_fn"
+        )
     return tensors[0].graph.add(op, tuple(tensors))

@@ -33,8 +33,8 @@ def save_weights(model: Any, path: str | Path) -> None:
     path = Path(path)
     if path.suffix != ".npz":
         raise ValueError(f"`path` must end in .npz, got {str(path)!r}")
-    parameters = _parameters(model)
-    np.savez(path, **{name: parameter.value for name, parameter in parameters.items()})
+    values = {name: parameter.value for name, parameter in _parameters(model).items()}
+    np.savez(path, **values)  # type: ignore[arg-type]
 
 
 def load_weights(model: Any, path: str | Path) -> None:

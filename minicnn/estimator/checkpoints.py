@@ -47,7 +47,7 @@ def save(
     path = folder / f"model.ckpt-{step}.npz"
     text = np.array(json.dumps(meta))
     with _replacing(path) as file:
-        np.savez(file, **{_META: text}, **arrays)
+        np.savez(file, **{_META: text, **arrays})  # type: ignore[arg-type]
     paths = _files(folder)
     kept = paths[-keep:]
     with _replacing(folder / _INDEX) as file:

@@ -72,7 +72,9 @@ class ModelFnOps:
     ) -> None:
         if mode not in _NEEDED:
             raise ValueError(f"`mode` must be one of ModeKeys, got {describe(mode)}")
-        self.mode, self.loss, self.train_op = mode, loss, train_op
+        self.mode = mode
+        self.loss: Any = loss
+        self.train_op: Any = train_op
         self.single = isinstance(predictions, Tensor)
         self.predictions: dict[str, Tensor] = (
             {"predictions": predictions} if self.single else dict(predictions or {})
@@ -80,15 +82,20 @@ class ModelFnOps:
         given = {"loss": loss, "train_op": train_op, "predictions": self.predictions or None}
         for name in _NEEDED[mode]:
             if given[name] is None:
-                raise ValueError(f"ModelFnOps: `{name}` is missing; model_fn must give it in mode {mode!r}")
+                raise ValueError(
+                    f"ModelFnOps: `{name}` is missing; model_fn must give it in mode {mode!r}"
+                )
         for name, tensor in self.predictions.items():
             if not isinstance(tensor, Tensor):
-                raise TypeError(f"ModelFnOps: prediction {name!r} must be a Tensor, got {describe(tensor)}")
+                raise TypeError(
+                    f"ModelFnOps: prediction {name!r} must be a Tensor, got {describe(tensor)}"
+                )
         if loss is not None and (not isinstance(loss, Tensor) or loss.shape != ()):
             raise TypeError(f"ModelFnOps: `loss` must be a scalar Tensor, got {describe(loss)}")
         if train_op is not None and not isinstance(train_op, TrainOp):
             raise TypeError(
-                f"ModelFnOps: `train_op` must be what optimize_loss returns, got {describe(train_op)}"
+                "ModelFnOps: `train_op` must be what optimize_loss returns, got "
+                f"{describe(train_op)}"
             )
 
 
@@ -192,7 +199,9 @@ def pick(values: Any, key: str | None, name: str) -> Any:
     if not isinstance(values, dict):
         if key is None:
             return values
-        raise ValueError(f"MetricSpec: `{name}` is {key!r}, but there is only one unnamed value; leave it out")
+        raise ValueError(
+            f"MetricSpec: `{name}` is {key!r}, but there is only one unnamed value; leave it out"
+        )
     if key is None and len(values) == 1:
         return next(iter(values.values()))
     if key not in values:
@@ -211,5 +220,8 @@ def call_model_fn(model_fn: Callable[..., Any], **arguments: Any) -> ModelFnOps:
     if isinstance(result, tuple) and len(result) == 3:
         result = ModelFnOps(arguments["mode"], *result)
     if not isinstance(result, ModelFnOps):
-        raise TypeError(f"model_fn must return ModelFnOps(mode, predictions, loss, train_op), got {describe(result)}")
+        raise TypeError(
+            "model_fn must return ModelFnOps(mode, predictions, loss, train_op), got "
+            f"{describe(result)}"
+        )
     return result

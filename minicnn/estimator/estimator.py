@@ -1,4 +1,4 @@
-"""The Estimator: trains, evaluates and predicts with a model_fn, and keeps the model in a folder."""
+"""The Estimator: trains, evaluates and predicts with a model_fn, and keeps it in a folder."""
 
 import json
 import logging
@@ -70,8 +70,8 @@ class Estimator:
     >>> x = np.array([[0.0, 1.0], [1.0, 0.0]] * 50, np.float32)
     >>> y = np.array([0, 1] * 50)
     >>> estimator = mc.Estimator(model_fn, config=mc.RunConfig(seed=0)).fit(x, y, steps=50)
-    >>> estimator.evaluate(x, y, metrics={"accuracy": mc.MetricSpec(mc.metrics.accuracy, "classes")})[
-    ...     "accuracy"]
+    >>> accuracy = mc.MetricSpec(mc.metrics.accuracy, prediction_key="classes")
+    >>> estimator.evaluate(x, y, metrics={"accuracy": accuracy})["accuracy"]
     1.0
     """
 
@@ -251,7 +251,9 @@ class Estimator:
         """
         weights = self._weights()
         if name not in weights:
-            raise ValueError(f"no variable is named {name!r}; there are {', '.join(sorted(weights))}")
+            raise ValueError(
+                f"no variable is named {name!r}; there are {', '.join(sorted(weights))}"
+            )
         return weights[name].copy()
 
     # What is in memory: the parameters, the traces that share them, the step and the place in the
@@ -330,7 +332,9 @@ class Estimator:
         own = list(monitors or ())
         for hook in own:
             if not isinstance(hook, SessionRunHook):
-                raise TypeError(f"`monitors` must hold SessionRunHook objects, got {describe(hook)}")
+                raise TypeError(
+                    f"`monitors` must hold SessionRunHook objects, got {describe(hook)}"
+                )
         config, every = self.config, self.config.log_step_count_steps
         hooks: list[SessionRunHook] = [
             NanTensorHook(),
@@ -380,7 +384,9 @@ class Estimator:
         feed = feeding.feed(x, y, input_fn, batch_size)
         trace = self._trace(ModeKeys.EVAL, feed.peek())
         loss, predictions = trace.ops.loss, trace.ops.predictions
-        plan = trace.graph.plan([loss, *predictions.values()] if metrics else [loss], self.config.fuse)
+        plan = trace.graph.plan(
+            [loss, *predictions.values()] if metrics else [loss], self.config.fuse
+        )
         total, rows, parts = 0.0, 0, []
         for batch in feed:
             values = plan.forward(trace.feeds(batch), Context(save=False))
@@ -457,8 +463,8 @@ def _load_weights(trace: Trace, known: set[str], checkpoint: Checkpoint, folder:
     """Copy a checkpoint's values into the parameters of a trace."""
     saved, graph = _part(checkpoint, "parameters/"), trace.graph
     remedy = (
-        f"the model has changed since {checkpoint.path} was written: undo the change, or use another "
-        f"model_dir, or clear {folder}"
+        f"the model has changed since {checkpoint.path} was written: undo the change, or use "
+        f"another model_dir, or clear {folder}"
     )
     for name, parameter in graph.parameters.items():
         if name not in saved:

@@ -71,7 +71,9 @@ class FunctionFeed:
 
     def __init__(self, input_fn: Callable[[], Any]) -> None:
         if not callable(input_fn):
-            raise TypeError(f"`input_fn` must be a function without arguments, got {describe(input_fn)}")
+            raise TypeError(
+                f"`input_fn` must be a function without arguments, got {describe(input_fn)}"
+            )
         self.input_fn = input_fn
         self.taken = 0
         self._iterator: Iterator[Any] | None = None
@@ -83,7 +85,9 @@ class FunctionFeed:
             self._peeked = self._next()
             self.taken = 0
         if self._peeked is None:
-            raise ValueError("`input_fn` yielded no batch at all; give at least one (features, labels)")
+            raise ValueError(
+                "`input_fn` yielded no batch at all; give at least one (features, labels)"
+            )
         return self._peeked
 
     def place(self) -> dict[str, int]:
@@ -121,7 +125,9 @@ def feed(
     """Return the feed for the arguments that fit, evaluate and predict share."""
     if input_fn is not None:
         if x is not None or y is not None or batch_size is not None:
-            raise ValueError("give either `input_fn`, which makes its own batches, or `x`, `y` and `batch_size`")
+            raise ValueError(
+                "give either `input_fn`, which makes its own batches, or `x`, `y` and `batch_size`"
+            )
         return FunctionFeed(input_fn)
     if x is None:
         raise ValueError("there is no data: give `x` (and `y`), or `input_fn`")
@@ -173,7 +179,10 @@ def _rows(x: Any, y: Any) -> int:
 def _checked(batch: Any) -> Batch:
     """Return (features, labels) of what an input_fn yielded."""
     features, labels = batch if isinstance(batch, tuple) and len(batch) == 2 else (batch, None)
-    features, labels = _arrays(features, "features"), None if labels is None else _arrays(labels, "labels")
+    features, labels = (
+        _arrays(features, "features"),
+        None if labels is None else _arrays(labels, "labels"),
+    )
     _rows(features, labels)
     return features, labels
 
@@ -181,8 +190,8 @@ def _checked(batch: Any) -> Batch:
 def _iterable(made: Any) -> Any:
     if isinstance(made, np.ndarray | dict | tuple) or not hasattr(made, "__iter__"):
         raise TypeError(
-            "`input_fn` must return an iterable of batches (features, labels): write it with `yield`; "
-            f"got {describe(made)}"
+            "`input_fn` must return an iterable of batches (features, labels): write it with "
+            f"`yield`; got {describe(made)}"
         )
     return made
 

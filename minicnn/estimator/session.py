@@ -14,7 +14,6 @@ from minicnn.estimator.feeding import Batch
 from minicnn.estimator.tracing import Trace
 from minicnn.graph import Plan
 from minicnn.hooks import SessionRunContext, SessionRunHook, SessionRunValues
-from minicnn.parameter import Parameter
 from minicnn.tensor import Tensor
 
 logger = logging.getLogger("minicnn")

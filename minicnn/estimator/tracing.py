@@ -51,8 +51,8 @@ class Trace:
         for tensor in outputs:
             if tensor is not None and tensor.graph is not self.graph:
                 raise ValueError(
-                    f"model_fn returned {tensor!r}, which belongs to another graph; build everything "
-                    "inside model_fn"
+                    f"model_fn returned {tensor!r}, which belongs to another graph; build "
+                    "everything inside model_fn"
                 )
 
     def feeds(self, batch: Batch) -> dict[Tensor, np.ndarray]:
@@ -60,7 +60,8 @@ class Trace:
         got = form(batch)
         if got != self.form:
             raise ValueError(
-                f"a batch has other names, shapes or types than the first: {got}, expected {self.form}"
+                f"a batch has other names, shapes or types than the first: {got}, expected "
+                f"{self.form}"
             )
         feeds: dict[Tensor, np.ndarray] = {}
         for holder, part in zip((self._features, self._labels), batch, strict=True):
@@ -86,7 +87,10 @@ def _placeholders(graph: Graph, name: str, part: Any) -> Any:
     if part is None:
         return None
     if isinstance(part, dict):
-        return {key: graph.placeholder(_word(key), (None, *a.shape[1:]), a.dtype) for key, a in part.items()}
+        return {
+            key: graph.placeholder(_word(key), (None, *a.shape[1:]), a.dtype)
+            for key, a in part.items()
+        }
     return graph.placeholder(name, (None, *part.shape[1:]), part.dtype)
 
 

@@ -101,7 +101,8 @@ def _input_gradient(chunk, scratch, dy, w, dx, window, images, block):
     channels, filters = w.shape[2], w.shape[3]
     depth, positions = w.size // filters, window[10] * window[11]
     width = PANEL_BYTES // scratch.itemsize
-    edge, zeros, packed = pointer(scratch, 0), pointer(scratch, EDGE), pointer(scratch, EDGE + PANEL_BYTES)
+    edge, zeros = pointer(scratch, 0), pointer(scratch, EDGE)
+    packed = pointer(zeros, PANEL_BYTES)
     columns = pointer(packed, filters * round_up(depth, width))
     for e in range(width):
         zeros[e] = 0

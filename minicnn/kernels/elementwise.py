@@ -80,7 +80,7 @@ def _dropout(chunk, scratch, x, y, key, threshold, scale, first_row, length):
 
 @helper
 def _mix(z):
-    """The finalizer of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): every bit moves every bit."""
+    """Return z scrambled, every bit by every bit: SplitMix64 (Steele et al., OOPSLA 2014)."""
     z += np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

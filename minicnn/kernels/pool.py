@@ -213,7 +213,9 @@ def _serve(inbox: SimpleQueue[_Job | None]) -> None:
 def _threads_from_environment() -> int:
     text = os.environ.get("MINICNN_NUM_THREADS")
     if text is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if hasattr(os, "sched_getaffinity"):
+            return len(os.sched_getaffinity(0))
+        return os.cpu_count() or 1
     if not text.isdecimal() or int(text) < 1:
         raise ValueError(f"MINICNN_NUM_THREADS must be a positive integer, got {text!r}")
     return int(text)

@@ -105,7 +105,9 @@ def fma(typingctx, x, y, z):
         vector = arguments[0].type
         bits = signature.return_type.dtype.bitwidth
         name = f"llvm.fma.v{signature.return_type.lanes}f{bits}"
-        signature = ir.FunctionType(vector, [vector] * 3)
-        return builder.call(cgutils.get_or_insert_function(builder.module, signature, name), arguments)
+        function = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(vector, [vector] * 3), name
+        )
+        return builder.call(function, arguments)
 
     return x(x, x, x), generate

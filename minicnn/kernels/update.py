@@ -17,7 +17,8 @@ def sgd(w: np.ndarray, g: np.ndarray, rate: float, decay: float) -> None:
 
 
 def momentum(
-    w: np.ndarray, g: np.ndarray, v: np.ndarray, rate: float, decay: float, mu: float, nesterov: bool
+    w: np.ndarray, g: np.ndarray, v: np.ndarray, rate: float, decay: float, mu: float,
+    nesterov: bool,
 ) -> None:
     """Write v = mu v + g + decay w; w -= rate v, with Nesterov w -= rate (g + decay w + mu v)."""
     _for_all(_momentum, (g,), (w, v), rate, decay, mu, flags=(nesterov,))

@@ -39,7 +39,9 @@ def slide(
     return Window(*size, *kernel, *strides, *dilation, top, left, out_h, out_w)
 
 
-def _slide_axis(size: int, kernel: int, stride: int, dilation: int, padding: str) -> tuple[int, int]:
+def _slide_axis(
+    size: int, kernel: int, stride: int, dilation: int, padding: str
+) -> tuple[int, int]:
     """Return (padding before, output size) along one axis."""
     extent = (kernel - 1) * dilation + 1
     if padding == "valid":

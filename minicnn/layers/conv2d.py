@@ -84,7 +84,9 @@ class Conv2D(SlidingLayer):
         trainable: bool = True,
         name: str | None = None,
     ) -> None:
-        super().__init__(kernel_size, "kernel_size", strides, padding, data_format, dilation_rate, name)
+        super().__init__(
+            kernel_size, "kernel_size", strides, padding, data_format, dilation_rate, name
+        )
         self.filters = checks.integer(filters, "filters")
         self.activation = ops.activation(activation)
         self.use_bias = use_bias
@@ -174,11 +176,21 @@ def conv2d(
     --------
     >>> import numpy as np, minicnn as mc
     >>> x = mc.Graph().placeholder("x", (None, 28, 28, 1), np.float32)
-    >>> mc.layers.conv2d(inputs=x, filters=32, kernel_size=[5, 5], padding="same", activation=mc.relu)
+    >>> mc.layers.conv2d(inputs=x, filters=32, kernel_size=[5, 5], padding="same")
     Tensor('conv2d', shape=(None, 28, 28, 32), dtype=float32)
     """
     checks.no_regularizer(kernel_regularizer, bias_regularizer)
     return Conv2D(
-        filters, kernel_size, strides, padding, data_format, dilation_rate, activation, use_bias,
-        kernel_initializer, bias_initializer, trainable, name,
+        filters,
+        kernel_size,
+        strides,
+        padding,
+        data_format,
+        dilation_rate,
+        activation,
+        use_bias,
+        kernel_initializer,
+        bias_initializer,
+        trainable,
+        name,
     )(inputs)

@@ -105,8 +105,10 @@ class Dropout(Layer):
 
     def _fits(self, shape: Any) -> bool:
         noise = self.noise_shape or ()
-        return len(noise) == len(shape) and noise[0] in (None, 1) and all(
-            size in (1, whole) for size, whole in zip(noise[1:], shape[1:], strict=True)
+        return (
+            len(noise) == len(shape)
+            and noise[0] in (None, 1)
+            and all(size in (1, whole) for size, whole in zip(noise[1:], shape[1:], strict=True))
         )
 
 

@@ -64,16 +64,18 @@ class Layer(Op):
         shape = tuple(input_shape)
         if self.rank is not None and len(shape) != self.rank:
             raise ValueError(
-                f"{self.label}: `inputs` must have {self.rank} dimensions {self.dims}, got {shape}; "
-                f"{self._rank_advice(len(shape))}"
+                f"{self.label}: `inputs` must have {self.rank} dimensions {self.dims}, got "
+                f"{shape}; {self._rank_advice(len(shape))}"
             )
         if np.dtype(dtype).kind in "iub":
             raise TypeError(
-                f"{self.label}: `inputs` must be float32 or float64, got {np.dtype(dtype)}; convert "
-                "first (images of bytes: x.astype(np.float32) / 255)"
+                f"{self.label}: `inputs` must be float32 or float64, got {np.dtype(dtype)}; "
+                "convert first (images of bytes: x.astype(np.float32) / 255)"
             )
         if any(size is None for size in shape[1:]) or not shape:
-            raise ValueError(f"{self.label}: only the batch may be unknown in `inputs`, got {shape}")
+            raise ValueError(
+                f"{self.label}: only the batch may be unknown in `inputs`, got {shape}"
+            )
         for size in shape[1:]:
             checks.integer(size, "input_shape")
         self.dtype = checks.float_type(dtype)
@@ -92,7 +94,9 @@ class Layer(Op):
                 f"build({(None, *np.shape(x)[1:])}, rng=0)"
             )
         if not isinstance(x, np.ndarray):
-            raise TypeError(f"{self.label}: `inputs` must be a NumPy array, got {checks.describe(x)}")
+            raise TypeError(
+                f"{self.label}: `inputs` must be a NumPy array, got {checks.describe(x)}"
+            )
         if x.ndim != len(self.input_shape) or x.shape[1:] != self.input_shape[1:]:
             raise ValueError(
                 f"{self.label}: built for inputs of shape {self.input_shape}, got {x.shape}; "

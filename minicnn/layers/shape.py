@@ -29,7 +29,9 @@ class Reshape(Layer):
 
     def __init__(self, target_shape: Any, name: str | None = None) -> None:
         super().__init__(name)
-        self.target_shape = tuple(checks.integer(size, "target_shape", least=-1) for size in target_shape)
+        self.target_shape = tuple(
+            checks.integer(size, "target_shape", least=-1) for size in target_shape
+        )
         if self.target_shape.count(-1) > 1:
             raise ValueError(f"`target_shape` may hold one -1, got {self.target_shape}")
 

@@ -36,14 +36,15 @@ class SlidingLayer(Layer):
 
     def build_window(self, shape: Shape) -> tuple[Window, int]:
         """Return the window over inputs of this shape, and the number of their channels."""
-        _, *sizes = shape
+        sizes: list[Any] = list(shape[1:])
         height, width, channels = (*sizes[1:], sizes[0]) if self.channels_first else sizes
         window = slide((height, width), self.size, self.strides, self.padding, self.dilation_rate)
         if window.out_h < 1 or window.out_w < 1:
             raise ValueError(
-                f"{self.label}: a window of {self.size} (dilated {self.dilation_rate}) does not fit "
-                f"into images of {(height, width)} with padding 'valid'; use padding='same', a smaller "
-                "window or larger images"
+                f"{self.label}: a window of {self.size} (dilated {self.dilation_rate}) does not "
+                "fit "
+                f"into images of {(height, width)} with padding 'valid'; use padding='same', a "
+                "smaller window or larger images"
             )
         return window, channels
 

@@ -1,0 +1,127 @@
+"""Train, evaluate and keep the CNN of the guide "A Guide to TF Layers" on MNIST.
+
+    python examples/mnist_cnn.py                    20,000 steps, then the test set
+    python examples/mnist_cnn.py --steps 3000       a shorter run
+
+``--steps`` is the total: the same command finishes an interrupted run, from the last checkpoint
+in ``--model-dir``. The network starts from `uniform_unit_scaling`, as that of the guide's log did.
+"""
+
+import argparse
+import logging
+import time
+
+import numpy as np
+
+import minicnn as mc
+
+INITIALIZER = "uniform_unit_scaling"
+
+
+def cnn_model_fn(features, labels, mode, params):
+    """Two convolutions with max pooling, a dense layer with dropout, and ten logits."""
+    # (N, 784) -> (N, 28, 28, 1)
+    images = mc.reshape(features, [-1, 28, 28, 1])
+
+    # (N, 28, 28, 1) -> (N, 28, 28, 32) -> (N, 14, 14, 32)
+    conv1 = mc.layers.conv2d(
+        inputs=images, filters=32, kernel_size=5, padding="same", activation=mc.relu,
+        kernel_initializer=INITIALIZER,
+    )
+    pool1 = mc.layers.max_pooling2d(inputs=conv1, pool_size=2, strides=2)
+
+    # (N, 14, 14, 32) -> (N, 14, 14, 64) -> (N, 7, 7, 64)
+    conv2 = mc.layers.conv2d(
+        inputs=pool1, filters=64, kernel_size=5, padding="same", activation=mc.relu,
+        kernel_initializer=INITIALIZER,
+    )
+    pool2 = mc.layers.max_pooling2d(inputs=conv2, pool_size=2, strides=2)
+
+    # (N, 7, 7, 64) -> (N, 3136) -> (N, 1024) -> (N, 10)
+    flat = mc.reshape(pool2, [-1, 7 * 7 * 64])
+    dense = mc.layers.dense(
+        inputs=flat, units=1024, activation=mc.relu, kernel_initializer=INITIALIZER
+    )
+    dropout = mc.layers.dropout(inputs=dense, rate=0.4, training=mode == mc.ModeKeys.TRAIN)
+    logits = mc.layers.dense(inputs=dropout, units=10, kernel_initializer=INITIALIZER)
+
+    predictions = {
+        "classes": mc.argmax(input=logits, axis=1),
+        "probabilities": mc.softmax(logits, name="softmax_tensor"),
+    }
+    loss = train_op = None
+    if mode != mc.ModeKeys.INFER:
+        onehot_labels = mc.one_hot(labels, depth=10)
+        loss = mc.losses.softmax_cross_entropy(onehot_labels=onehot_labels, logits=logits)
+    if mode == mc.ModeKeys.TRAIN:
+        train_op = mc.optimize_loss(
+            loss=loss, learning_rate=params["learning_rate"], optimizer="SGD"
+        )
+    return mc.ModelFnOps(mode=mode, predictions=predictions, loss=loss, train_op=train_op)
+
+
+class Progress(mc.hooks.SessionRunHook):
+    """Log how far the run is and how long it will take."""
+
+    def __init__(self, total, every=500):
+        self.total, self.every = total, every
+
+    def begin(self):
+        self.first = self.start = None
+
+    def after_run(self, run_context, run_values):
+        step = run_context.session.global_step
+        if self.first is None:  # the first step compiled the kernels; it does not count
+            self.first, self.start = step, time.monotonic()
+        elif (step - self.first) % self.every == 0:
+            rate = (step - self.first) / (time.monotonic() - self.start)
+            left = (self.total - step) / rate
+            logging.info(
+                "step %d of %d, %.1f steps/s, about %d min %02d s left",
+                step, self.total, rate, left // 60, left % 60,
+            )
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=20000, help="in total (default: 20000)")
+    parser.add_argument("--batch-size", type=int, default=100, help="default: 100")
+    parser.add_argument("--learning-rate", type=float, default=0.001, help="default: 0.001")
+    parser.add_argument("--model-dir", default="mnist_cnn_model", help="default: mnist_cnn_model")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument("--data", default="mnist", help="a folder of IDX files in place of MNIST")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
+
+    data = mc.datasets.load_dataset(args.data)
+    classifier = mc.Estimator(
+        model_fn=cnn_model_fn,
+        model_dir=args.model_dir,
+        params={"learning_rate": args.learning_rate},
+        config=mc.RunConfig(seed=args.seed, save_checkpoints_secs=60),
+    )
+    logging.info("The first step compiles the kernels, once on a machine: some seconds.")
+    classifier.fit(
+        x=data.train.images,
+        y=np.asarray(data.train.labels, dtype=np.int32),
+        batch_size=args.batch_size,
+        max_steps=args.steps,
+        monitors=[Progress(args.steps)],
+    )
+
+    metrics = {
+        "accuracy": mc.MetricSpec(metric_fn=mc.metrics.accuracy, prediction_key="classes")
+    }
+    results = classifier.evaluate(
+        x=data.test.images, y=np.asarray(data.test.labels, dtype=np.int32), metrics=metrics
+    )
+    print(f"after {results['global_step']:,} steps, on the {data.test.num_examples:,} test images:")
+    print(f"  accuracy {results['accuracy']:.4f}, loss {results['loss']:.4f}")
+    print(f"the model is in {classifier.model_dir}/; run the same command again with more --steps")
+    print("to train it further")
+
+
+if __name__ == "__main__":
+    main()

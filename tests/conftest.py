@@ -1,0 +1,46 @@
+"""What every test shares: no skips in CI, the profiles of hypothesis, the fixture `threads`."""
+
+import os
+
+import pytest
+from hypothesis import settings
+
+from minicnn.kernels import pool
+
+settings.register_profile("local", deadline=None, max_examples=50)  # a first call may compile
+settings.register_profile("ci", settings.get_profile("local"), derandomize=True, print_blob=True)
+in_ci = os.environ.get("CI", "").lower() == "true"
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if in_ci else "local"))
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--forbid-skips", action="store_true", help="fail where a test was skipped or xfailed"
+    )
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if count := _not_run(config):
+        terminalreporter.write_line(f"--forbid-skips: {count} skipped or xfailed", red=True)
+
+
+def pytest_sessionfinish(session, exitstatus):
+    if exitstatus == pytest.ExitCode.OK and _not_run(session.config):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _not_run(config):
+    """Count the tests that did not have to pass; 0 where nobody asked."""
+    if not config.getoption("--forbid-skips"):
+        return 0
+    stats = config.pluginmanager.get_plugin("terminalreporter").stats
+    return len(stats.get("skipped", [])) + len(stats.get("xfailed", []))
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request):
+    """The number of threads: the test runs once with each."""
+    before = pool.get_num_threads()
+    pool.set_num_threads(request.param)
+    yield request.param
+    pool.set_num_threads(before)

@@ -1,0 +1,51 @@
+"""Arrays for kernels: read-only ones to read, and fenced garbage to write into.
+
+Kernels check no bounds. So before and behind every array that they write stands a fence, and the
+fixture `fences` looks at the end of each test whether it still stands.
+"""
+
+import math
+
+import numpy as np
+
+DTYPES = ("float32", "float64")
+
+GARBAGE = 0xFF  # a float of such bytes is NaN: nothing may be read before it is written
+FENCE = 0xA5
+FENCE_BYTES = 64
+
+_standing = []
+
+
+def empty(shape, dtype):
+    """Return an array of garbage between two fences."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    room = np.full(FENCE_BYTES + size + FENCE_BYTES, FENCE, np.uint8)
+    _standing.extend([room[:FENCE_BYTES], room[FENCE_BYTES + size :]])
+    array = room[FENCE_BYTES : FENCE_BYTES + size]
+    array[:] = GARBAGE
+    return array.view(dtype).reshape(shape)
+
+
+def check_fences():
+    while _standing:
+        assert_stands(_standing.pop())
+
+
+def assert_stands(fence):
+    assert (fence == FENCE).all(), "a kernel wrote outside its array"
+
+
+def read_only(array):
+    array.flags.writeable = False
+    return array
+
+
+def normal(rng, shape, dtype):
+    """Return normally distributed numbers that a kernel must not change."""
+    return read_only(rng.standard_normal(shape).astype(dtype))
+
+
+def integers(rng, shape, dtype):
+    """Return integers from -3 to 3: sums of their products are exact, so any error is a bug."""
+    return read_only(rng.integers(-3, 4, shape).astype(dtype))

@@ -1,0 +1,96 @@
+"""Run every kernel once in float32, on odd sizes and on empty batches; report the bits as JSON.
+
+test_jit.py runs this file in processes of its own: where all is compiled, and where all is cached.
+"""
+
+import hashlib
+import json
+
+import numba
+import numpy as np
+from numba.core import event
+
+from minicnn.kernels import conv, dense, elementwise, gemm, im2col, pooling, update
+from minicnn.kernels.window import slide
+
+MODULES = [conv, dense, elementwise, gemm, im2col, pooling, update]
+
+rng = np.random.default_rng(0)
+digest = hashlib.sha256()
+
+
+def numbers(*shape):
+    return rng.standard_normal(shape, np.float32)
+
+
+def run(door, reads, writes, *options):
+    door(*reads, *writes, *options)
+    for array in writes:
+        digest.update(array.tobytes())
+
+
+def convolution(n, size, kernel, strides, padding, dilation, c, f):
+    window = slide(size, kernel, strides, padding, dilation)
+    x, w, b = numbers(n, *size, c), numbers(*kernel, c, f), numbers(f)
+    dy = numbers(n, window.out_h, window.out_w, f)
+    for relu in (False, True):
+        run(conv.forward, (x, w, b), (np.zeros_like(dy),), window, relu)
+    run(conv.input_gradient, (dy, w), (np.zeros_like(x),), window)
+    run(conv.kernel_gradient, (x, dy), (np.zeros_like(w), np.zeros_like(b)), window)
+
+
+def max_pooling(n, size, pool, strides, padding, c):
+    window = slide(size, pool, strides, padding)
+    x, dy = numbers(n, *size, c), numbers(n, window.out_h, window.out_w, c)
+    winner = np.zeros(dy.shape, np.uint8)
+    run(pooling.forward, (x,), (np.zeros_like(dy), winner), window)
+    run(pooling.backward, (dy, winner), (np.zeros_like(x),), window)
+
+
+def product(n, d, u):
+    x, w, b, dy = numbers(n, d), numbers(d, u), numbers(u), numbers(n, u)
+    for relu in (False, True):
+        run(dense.forward, (x, w, b), (np.zeros_like(dy),), relu)
+    run(dense.input_gradient, (dy, w), (np.zeros_like(x),))
+    run(dense.kernel_gradient, (x, dy), (np.zeros_like(w),))
+
+
+def element_by_element(n, u):
+    x, y = numbers(n, u), numbers(n, u)
+    run(elementwise.relu, (x,), (y,))
+    run(elementwise.relu_gradient, (x, y), (np.zeros_like(x),))
+    run(elementwise.dropout, (x,), (np.zeros_like(x),), 1234567890123456789, 0.4, 5)
+    run(elementwise.sum_rows, (x,), (np.zeros(u, np.float32),))
+    run(lambda g, w: update.sgd(w, g, 0.1, 0.01), (x,), (y,))
+    run(lambda g, w, v: update.momentum(w, g, v, 0.1, 0.01, 0.9, True), (x,), (y, y.copy()))
+    run(lambda g, w, m, s: update.adam(w, g, m, s, 0.1, 0.01, 0.9, 0.99, 1e-8), (x,),
+        (y, y.copy(), y**2))  # fmt: skip
+
+
+with event.install_recorder("numba:compile") as compiled:
+    for n in (0, 1, 7):
+        convolution(n, (9, 11), (3, 3), (1, 1), "same", (1, 1), 3, 17)
+        convolution(n, (8, 7), (2, 3), (3, 2), "valid", (1, 2), 1, 1)
+        convolution(n, (5, 5), (1, 1), (1, 1), "valid", (1, 1), 7, 33)
+        max_pooling(n, (9, 11), (2, 2), (2, 2), "valid", 5)
+        max_pooling(n, (5, 4), (3, 3), (1, 2), "same", 1)
+        product(n, 1, 1)
+        product(n, 300, 70)
+        element_by_element(n, 3)
+
+functions = {
+    f"{module.__name__}.{name}": function
+    for module in MODULES
+    for name, function in vars(module).items()
+    if isinstance(function, numba.core.dispatcher.Dispatcher)
+    and function.py_func.__module__ == module.__name__
+}
+kernels = [function for function in functions.values() if function.stats.cache_path]
+print(json.dumps({
+    "bits": digest.hexdigest(),
+    "kernels": len(kernels),
+    "compiled": len(compiled.buffer),
+    "hits": sum(sum(kernel.stats.cache_hits.values()) for kernel in kernels),
+    "misses": sum(sum(kernel.stats.cache_misses.values()) for kernel in kernels),
+    "signatures": {name: len(function.signatures) for name, function in functions.items()},
+}))  # fmt: skip

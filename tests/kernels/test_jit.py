@@ -1,0 +1,157 @@
+"""The compile policy, and the private parts of Numba that it leans on."""
+
+import importlib
+import json
+import os
+import pkgutil
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numba
+import pytest
+from numba.core.dispatcher import Dispatcher
+
+import minicnn.kernels
+from minicnn.kernels import jit
+
+FOLDER = Path(minicnn.kernels.__file__).parent
+EVERY_DOOR = Path(__file__).with_name("every_door.py")
+
+MODULES = [
+    importlib.import_module(f"minicnn.kernels.{module.name}")
+    for module in pkgutil.iter_modules([str(FOLDER)])
+]
+FUNCTIONS = {
+    f"{function.py_func.__module__}.{function.__name__}": function
+    for module in MODULES
+    for function in vars(module).values()
+    if isinstance(function, Dispatcher)
+}
+KERNELS = {name: f for name, f in FUNCTIONS.items() if not f.targetoptions.get("no_cpython_wrapper")}
+
+
+@pytest.fixture
+def package(tmp_path):
+    """A package of the kernels alone, free to be edited, with a cache of its own."""
+    kernels = tmp_path / "minicnn" / "kernels"
+    shutil.copytree(FOLDER, kernels, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "minicnn" / "__init__.py").touch()
+    return tmp_path
+
+
+def python(package, *arguments, **environment):
+    """Run Python on the package; return what it printed, and what it complained about."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(package),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "NUMBA_CACHE_DIR": str(package / "cache"),
+        **environment,
+    }
+    run = subprocess.run(
+        [sys.executable, *arguments], env=environment, cwd=package, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout, run.stderr
+
+
+# Options
+
+
+def test_all_kernels_are_here():
+    assert len(KERNELS) >= 15
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_no_fastmath_and_no_gil(name):
+    options = FUNCTIONS[name].targetoptions
+    assert options["nogil"]
+    assert not options.get("fastmath")
+    assert not options.get("parallel")
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_the_cache_of_a_kernel_is_stamped_with_the_digest_of_all_kernels(name):
+    assert KERNELS[name]._cache._cache_file._source_stamp == jit.source_digest()
+
+
+def test_the_digest_sees_names_and_contents(tmp_path, monkeypatch):
+    def digest():
+        return jit.source_digest.__wrapped__()
+
+    monkeypatch.setattr(jit, "__file__", str(tmp_path / "jit.py"))
+    digests = [digest()]
+    for name, text in [("a.py", "1"), ("a.py", "2"), ("b.py", ""), ("c.txt", "not a kernel")]:
+        (tmp_path / name).write_text(text)
+        digests.append(digest())
+    (tmp_path / "b.py").rename(tmp_path / "d.py")
+    digests.append(digest())
+    assert len(set(digests)) == 5
+    assert digests[3] == digests[4]  # other files do not count
+
+
+# Cold and from the cache
+
+
+def test_cold_and_cached_kernels_give_the_same_bits(package):
+    cold, cached = (json.loads(python(package, str(EVERY_DOOR))[0]) for _ in range(2))
+    assert cold["misses"] == cold["kernels"] == len(KERNELS)
+    assert cold["hits"] == 0
+    assert cached["hits"] == cached["kernels"]
+    assert cached["misses"] == cached["compiled"] == 0
+    assert cached["bits"] == cold["bits"]
+    # One element type, one compiled form: neither constants nor read-only arrays make another.
+    several = {name: count for name, count in cold["signatures"].items() if count != 1}
+    assert several == {}
+
+
+SGD = """
+import numpy as np
+from minicnn.kernels import update
+w, one = np.ones(3), np.ones(3)
+update.sgd(w, one, 1.0, 0.0)
+stats = update._sgd.stats
+print(*w, sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
+"""
+
+
+def test_an_edited_helper_is_seen_by_cached_kernels_of_other_files(package):
+    assert python(package, "-c", SGD)[0].split() == ["0.0", "0.0", "0.0", "0", "1"]
+    assert python(package, "-c", SGD)[0].split() == ["0.0", "0.0", "0.0", "1", "0"]
+    file = package / "minicnn" / "kernels" / "elementwise.py"
+    edited = file.read_text("utf-8").replace("min(SPAN, size - first)", "min(SPAN, size - first) - 1")
+    file.write_text(edited, "utf-8")
+    assert python(package, "-c", SGD)[0].split() == ["0.0", "0.0", "1.0", "0", "1"]
+
+
+def test_without_a_writable_folder_kernels_compile_and_say_so_once(package):
+    # Not by permissions, which do not stop root: where the folders should be lie files.
+    (package / "minicnn" / "kernels" / "__pycache__").touch()
+    file = package / "file"
+    file.touch()
+    nowhere = dict.fromkeys(["NUMBA_CACHE_DIR", "HOME", "XDG_CACHE_HOME"], str(file / "folder"))
+    printed, complaint = python(package, "-c", SGD, **nowhere)
+    assert printed.split() == ["0.0", "0.0", "0.0", "0", "1"]
+    assert complaint.count("every run compiles them anew") == 1
+    assert "NUMBA_CACHE_DIR" in complaint
+    assert len(complaint.splitlines()) == 1
+
+
+# Helpers
+
+
+@jit.helper
+def _add(x, y):
+    return x + y
+
+
+@numba.njit
+def _add_constants(x):
+    return _add(x, 1) + _add(x, 2) + _add(y=3, x=x)
+
+
+def test_helpers_are_not_compiled_for_each_constant():
+    assert _add_constants(10) == 36
+    assert len(_add.signatures) == 1

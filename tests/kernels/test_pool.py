@@ -1,0 +1,460 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kernels.arrays import normal
+from numpy.testing import assert_array_equal
+from tolerances import assert_same_bits
+
+from minicnn.kernels import dense, elementwise, pool
+from minicnn.kernels.pool import parallel_for
+
+ROOT = Path(__file__).parents[2]
+SECONDS = 30  # after which a test calls it a deadlock
+
+# The pool calls whatever it is given, so most tests use plain Python in place of a kernel.
+
+
+def in_time(*functions):
+    """Run the functions side by side, each on a thread of its own; fail where one hangs."""
+    errors = []
+
+    def run(function):
+        try:
+            function()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(f,), daemon=True) for f in functions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(SECONDS)
+        assert not thread.is_alive(), "deadlock"
+    if errors:
+        raise errors[0]
+
+
+def python(script, **environment):
+    """Run a script in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment, cwd=ROOT, capture_output=True, text=True, timeout=2 * SECONDS,
+    )  # fmt: skip
+
+
+def count_chunks(chunk, scratch, y):
+    y[chunk] += 1
+
+
+def assert_usable():
+    """The pool still runs every chunk, and on all its threads at once."""
+    count = pool.get_num_threads()
+    meet, y = threading.Barrier(count), np.zeros(count)
+
+    def kernel(chunk, scratch, y):
+        meet.wait(SECONDS)  # each thread has one chunk
+        y[chunk] += 1
+
+    parallel_for(kernel, count, (), (y,))
+    assert_array_equal(y, np.ones(count))
+
+
+# Chunks
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("chunks", [0, 1, 2, 3, 500])
+def test_every_chunk_runs_exactly_once(set_threads, count, chunks):
+    set_threads(count)
+    drawn = []
+    parallel_for(lambda chunk, scratch, y: drawn.append(chunk), chunks, (), (np.empty(1),))
+    assert sorted(drawn) == list(range(chunks))
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_all_threads_take_part(set_threads, count):
+    set_threads(count)
+    assert pool.get_num_threads() == count
+    assert_usable()
+
+
+def test_arguments_arrive_in_order(set_threads):
+    set_threads(2)
+    x, y, z = np.arange(3.0), np.zeros(2), np.zeros(4)
+    seen = []
+    parallel_for(lambda chunk, scratch, *rest: seen.append(rest), 2, (x,), (y, z), (1, 2), 5)
+    for x_, y_, z_, *sizes in seen:
+        assert_array_equal(x_, x)
+        assert y_ is y
+        assert z_ is z
+        assert sizes == [(1, 2), 5]
+
+
+# Inputs
+
+
+def by_bytes(array):
+    """The array at an odd address."""
+    room = np.empty(array.nbytes + 1, np.uint8)[1:].view(array.dtype).reshape(array.shape)
+    room[...] = array
+    return room
+
+
+LAYOUTS = {
+    "plain": np.copy,
+    "Fortran order": np.asfortranarray,
+    "every second element": lambda array: np.repeat(array, 2, axis=1)[:, ::2],
+    "backwards": lambda array: array[::-1].copy()[::-1],
+    "unaligned": by_bytes,
+    "broadcast": lambda array: np.broadcast_to(array[:1], array.shape),
+}
+
+
+@pytest.mark.parametrize("writeable", [True, False])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_inputs_of_any_layout_become_the_same(layout, writeable):
+    x = LAYOUTS[layout](np.arange(12, dtype=np.float32).reshape(3, 4))
+    if layout != "broadcast":
+        x.flags.writeable = writeable
+    before = x.copy()
+
+    def kernel(chunk, scratch, x_, y):
+        assert x_.flags.c_contiguous and x_.flags.aligned and not x_.flags.writeable
+        y[...] = x_
+
+    y = np.empty((3, 4), np.float32)
+    parallel_for(kernel, 1, (x,), (y,))
+    assert_array_equal(y, before)
+    assert_array_equal(x, before)
+    assert x.flags.writeable == (writeable and layout != "broadcast")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_no_layout_compiles_a_kernel_again(layout):
+    x = np.arange(12, dtype=np.float32).reshape(3, 4)
+    dense.forward(x, x.T.copy(), np.zeros(3, np.float32), np.empty((3, 3), np.float32))
+    before = len(dense._forward.signatures)
+    x, w, y = LAYOUTS[layout](x), LAYOUTS[layout](x.T), np.empty((3, 3), np.float32)
+    dense.forward(x, w, np.zeros(3, np.float32), y)
+    assert_array_equal(y, x @ w)
+    assert len(dense._forward.signatures) == before
+
+
+# Errors and interrupts
+
+
+@pytest.mark.parametrize("where", ["caller", "worker"])
+def test_an_error_in_a_chunk_reaches_the_caller(set_threads, where):
+    set_threads(2)
+    meet = threading.Barrier(2)
+
+    def kernel(chunk, scratch, y):
+        meet.wait(SECONDS)
+        if (threading.current_thread() is threading.main_thread()) == (where == "caller"):
+            raise ArithmeticError(f"on the {where}")
+
+    for _ in range(2):
+        with pytest.raises(ArithmeticError, match=f"on the {where}"):
+            parallel_for(kernel, 2, (), (np.empty(1),))
+        assert_usable()
+
+
+@pytest.mark.parametrize("chunks", [1, 5])
+def test_an_error_passes_where_the_caller_is_alone(set_threads, chunks):
+    set_threads(1)
+
+    def kernel(chunk, scratch, y):
+        raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        parallel_for(kernel, chunks, (), (np.empty(1),))
+    assert_usable()
+
+
+def test_no_chunk_runs_after_an_error_has_been_raised(set_threads):
+    set_threads(2)
+    running = []
+
+    def kernel(chunk, scratch, y):
+        running.append(chunk)
+        time.sleep(0.002)
+        running.pop()
+        if threading.current_thread() is threading.main_thread():
+            raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        parallel_for(kernel, 1000, (), (np.empty(1),))
+    assert running == []  # the arrays are the caller's again
+
+
+def test_an_interrupt_in_a_chunk_leaves_a_usable_pool(set_threads):
+    set_threads(2)
+
+    def kernel(chunk, scratch, y):
+        if threading.current_thread() is threading.main_thread():
+            signal.raise_signal(signal.SIGINT)
+        time.sleep(0.001)
+
+    with pytest.raises(KeyboardInterrupt):
+        parallel_for(kernel, 50, (), (np.empty(1),))
+    assert_usable()
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="needs POSIX signals")
+def test_an_interrupt_while_the_caller_waits_leaves_a_usable_pool(set_threads):
+    set_threads(2)
+    meet, release = threading.Barrier(2), threading.Event()
+
+    def kernel(chunk, scratch, y):
+        meet.wait(SECONDS)
+        if threading.current_thread() is not threading.main_thread():
+            time.sleep(0.05)  # the caller has ended its chunk and waits for this one
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            release.wait(SECONDS)
+
+    timer = threading.Timer(0.3, release.set)
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        parallel_for(kernel, 2, (), (np.empty(1),))
+    release.set()
+    timer.cancel()
+    assert_usable()
+
+
+# Nested and at once
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_a_chunk_may_call_parallel_for(set_threads, count):
+    set_threads(count)
+    y = np.zeros((6, 5))
+
+    def outer(chunk, scratch, y):
+        parallel_for(count_chunks, 5, (), (y[chunk],))
+
+    in_time(lambda: parallel_for(outer, 6, (), (y,)))
+    assert_array_equal(y, np.ones((6, 5)))
+    assert_usable()
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_threads_may_call_kernels_at_once(set_threads, count):
+    set_threads(count)
+    rng = np.random.default_rng(0)
+    x, w, b = normal(rng, (40, 90), "float32"), normal(rng, (90, 300), "float32"), np.zeros(300, "f4")
+
+    def forward():
+        y = np.empty((40, 300), np.float32)
+        dense.forward(x, w, b, y)
+        return y
+
+    expected, results = forward(), []
+    in_time(*[lambda: results.extend(forward() for _ in range(20))] * 6)
+    assert len(results) == 120
+    assert_same_bits(expected, *results)
+
+
+def test_the_number_of_threads_may_change_while_kernels_run(set_threads):
+    def work():
+        for _ in range(200):
+            y = np.zeros(20)
+            parallel_for(count_chunks, 20, (), (y,))
+            assert_array_equal(y, np.ones(20))
+
+    def change():
+        for count in [1, 2, 3, 4] * 10:
+            set_threads(count)
+
+    in_time(work, work, change)
+    assert_usable()
+
+
+# Fork
+
+FORK = """
+import os, signal, threading
+import numpy as np
+from minicnn.kernels import elementwise, pool
+
+x = np.linspace(-1, 1, 200_000, dtype=np.float32)  # seven chunks
+
+def relu():
+    y = np.empty_like(x)
+    elementwise.relu(x, y)
+    return y
+
+def in_child(function):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(10)  # ends a deadlock
+        function()
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status == 0, status
+
+def check():
+    for _ in range(3):
+        assert (relu() == expected).all()
+
+def set_threads():
+    for count in (1, 2):
+        pool.set_num_threads(count)
+        check()
+
+pool.set_num_threads(2)
+expected = relu()  # the worker is awake
+"""
+
+IDLE = "in_child(check); in_child(set_threads); in_child(lambda: in_child(check)); check()"
+
+BUSY = """
+started, release = threading.Event(), threading.Event()
+
+def kernel(chunk, scratch, y):
+    started.set()
+    release.wait()
+
+busy = threading.Thread(target=pool.parallel_for, args=(kernel, 2, (), (x,)))
+busy.start()
+started.wait()
+try:
+    in_child({inside})
+finally:
+    release.set()
+    busy.join()
+check()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize(
+    "what",
+    [IDLE, BUSY.format(inside="check"), BUSY.format(inside="set_threads")],
+    ids=["idle", "busy", "busy, the child sets its threads"],
+)
+def test_a_forked_child_computes(what):
+    run = python(FORK + what)
+    assert run.returncode == 0, run.stderr
+
+
+# The number of threads
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.5, 2.0, "2", None, True])
+def test_the_number_of_threads_must_be_a_positive_integer(count):
+    before = pool.get_num_threads()
+    with pytest.raises(ValueError, match="`count` must be a positive integer, got " + repr(count)):
+        pool.set_num_threads(count)
+    assert pool.get_num_threads() == before
+
+
+def test_the_number_of_threads_may_be_of_numpy(set_threads):
+    set_threads(np.int64(3))
+    assert pool.get_num_threads() == 3
+    assert type(pool.get_num_threads()) is int
+
+
+def test_threads_that_are_not_needed_end(set_threads):
+    def workers():
+        return [thread for thread in threading.enumerate() if thread.name.startswith("minicnn-")]
+
+    set_threads(4)
+    assert_usable()
+    started = workers()
+    assert len(started) >= 3
+    set_threads(1)
+    for thread in started:
+        thread.join(SECONDS)
+    assert workers() == []
+
+
+REPORT = "from minicnn.kernels import pool; print(pool.get_num_threads())"
+
+
+def test_the_environment_sets_the_number_of_threads():
+    assert python(REPORT, MINICNN_NUM_THREADS="3").stdout == "3\n"
+
+
+def test_a_bad_environment_says_so():
+    run = python(REPORT, MINICNN_NUM_THREADS="many")
+    assert run.returncode != 0
+    assert "MINICNN_NUM_THREADS must be a positive integer, got 'many'" in run.stderr
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "", "two", "1_0"])
+def test_bad_environments(monkeypatch, text):
+    monkeypatch.setenv("MINICNN_NUM_THREADS", text)
+    with pytest.raises(ValueError, match="MINICNN_NUM_THREADS must be a positive integer"):
+        pool._threads_from_environment()
+
+
+def test_without_the_variable_there_is_a_thread_for_each_cpu(monkeypatch):
+    monkeypatch.delenv("MINICNN_NUM_THREADS", raising=False)
+    assert 1 <= pool._threads_from_environment() <= os.cpu_count()
+
+
+# Memory
+
+
+def test_sleeping_workers_keep_no_arrays_alive(set_threads):
+    set_threads(2)
+    meet = threading.Barrier(2)
+    x, y = np.zeros(3), np.zeros(3)
+    parallel_for(lambda *_: meet.wait(SECONDS), 2, (x,), (y,))
+    alive = [weakref.ref(x), weakref.ref(y)]
+    del x, y
+    until = time.monotonic() + SECONDS  # the worker may still be on its way to sleep
+    while any(array() is not None for array in alive) and time.monotonic() < until:
+        time.sleep(0.001)
+    assert [array() for array in alive] == [None, None]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("elements", [1, 1000, 100_003])
+def test_scratch_is_private_to_a_thread_and_aligned(set_threads, elements, dtype):
+    set_threads(4)
+    meet, lent = threading.Barrier(4), []
+
+    def kernel(chunk, scratch, y):
+        lent.append(scratch)
+        meet.wait(SECONDS)
+        scratch[:] = chunk
+        meet.wait(SECONDS)
+        y[chunk] = np.all(scratch == chunk)
+
+    y = np.zeros(4, dtype)
+    parallel_for(kernel, 4, (), (y,), scratch=elements)
+    assert_array_equal(y, np.ones(4))
+    for scratch in lent:
+        assert (scratch.dtype, scratch.shape) == (y.dtype, (elements,))
+        assert scratch.ctypes.data % 64 == 0
+
+
+def test_scratch_is_kept_between_calls(set_threads):
+    set_threads(1)
+    places = []
+    for elements in (5000, 5000, 100):
+        parallel_for(
+            lambda chunk, scratch, y: places.append(scratch.ctypes.data),
+            1, (), (np.empty(1),), scratch=elements,
+        )  # fmt: skip
+    assert len(set(places)) == 1
+
+
+def test_relu_runs_on_workers_too(set_threads):
+    """A jitted kernel, whose chunks a worker can only take where the kernel lets go of the GIL."""
+    set_threads(2)
+    x = normal(np.random.default_rng(0), 20 * elementwise.SPAN, "float32")
+    y = np.empty_like(x)
+    for _ in range(20):
+        elementwise.relu(x, y)
+    assert_array_equal(y, np.maximum(x, 0))

@@ -1,0 +1,260 @@
+"""Oracles: every operation restated from its definition, to be believed at sight.
+
+Nothing here is fast, and nothing is shared with the library. Loops run over positions; only the
+batch and the channels of one position are handled as arrays. Whatever comes in, the arithmetic is
+float64 and so is what goes out. Layout: images (N, H, W, C), convolution kernels (KH, KW, C, F),
+dense kernels (in, units).
+"""
+
+import itertools
+import math
+
+import numpy as np
+
+
+def as_float64(*arrays):
+    """The arrays in float64; one array comes back by itself."""
+    arrays = [np.asarray(array, dtype=np.float64) for array in arrays]
+    return arrays[0] if len(arrays) == 1 else arrays
+
+
+# Sizes --------------------------------------------------------------------------------------------
+#
+# A window of k taps, `dilation` apart, spans (k - 1) * dilation + 1 positions.
+#
+#   valid: out = floor((size - span) / stride) + 1, no padding
+#   same:  out = ceil(size / stride), padding = max(0, (out - 1) * stride + span - size),
+#          half of it before, rounded down, the rest after
+#
+# Padding is never stored: the taps outside the image are left out of every sum and maximum.
+
+
+def span(k, dilation=1):
+    """Positions from the first tap of a window to its last, both counted."""
+    return (k - 1) * dilation + 1
+
+
+def output_size(size, k, stride=1, dilation=1, padding="valid"):
+    """Number of windows along one axis."""
+    if padding == "same":
+        return math.ceil(size / stride)
+    return (size - span(k, dilation)) // stride + 1
+
+
+def same_padding(size, k, stride=1, dilation=1):
+    """Padding (before, after) of one axis under padding="same"."""
+    out = output_size(size, k, stride, dilation, "same")
+    total = max(0, (out - 1) * stride + span(k, dilation) - size)
+    return total // 2, total - total // 2
+
+
+def windows(size, k, stride=1, dilation=1, padding="valid"):
+    """For each output position of one axis: its (tap, input position) pairs inside the image."""
+    before = same_padding(size, k, stride, dilation)[0] if padding == "same" else 0
+    result = []
+    for o in range(output_size(size, k, stride, dilation, padding)):
+        positions = [(tap, o * stride - before + tap * dilation) for tap in range(k)]
+        result.append([(tap, i) for tap, i in positions if 0 <= i < size])
+    return result
+
+
+# Convolution --------------------------------------------------------------------------------------
+#
+#   y[n, oy, ox, f] = b[f] + sum over ky, kx, c of x[n, iy, ix, c] * w[ky, kx, c, f]
+#   iy = oy * stride - before + ky * dilation, and ix likewise; x = 0 outside the image
+#
+# Each product x * w in y sends dy * w to dx and dy * x to dw.
+
+
+def conv_taps(x, w, strides, padding, dilation):
+    """Every (oy, ox, ky, kx, iy, ix) that takes part in the sum."""
+    rows = windows(x.shape[1], w.shape[0], strides[0], dilation[0], padding)
+    columns = windows(x.shape[2], w.shape[1], strides[1], dilation[1], padding)
+    for oy, row in enumerate(rows):
+        for ox, column in enumerate(columns):
+            for (ky, iy), (kx, ix) in itertools.product(row, column):
+                yield oy, ox, ky, kx, iy, ix
+
+
+def conv2d(x, w, b=None, strides=(1, 1), padding="valid", dilation=(1, 1)):
+    """Cross-correlation: x (N, H, W, C), w (KH, KW, C, F), b (F,) -> y (N, OH, OW, F)."""
+    x, w = as_float64(x, w)
+    out_h = output_size(x.shape[1], w.shape[0], strides[0], dilation[0], padding)
+    out_w = output_size(x.shape[2], w.shape[1], strides[1], dilation[1], padding)
+    y = np.zeros((x.shape[0], out_h, out_w, w.shape[3]))
+    for oy, ox, ky, kx, iy, ix in conv_taps(x, w, strides, padding, dilation):
+        y[:, oy, ox] += x[:, iy, ix] @ w[ky, kx]  # (N, C) @ (C, F)
+    return y if b is None else y + as_float64(b)
+
+
+def conv2d_backward(x, w, dy, strides=(1, 1), padding="valid", dilation=(1, 1)):
+    """Gradients dx, dw, db of sum(conv2d(x, w, b) * dy)."""
+    x, w, dy = as_float64(x, w, dy)
+    dx, dw = np.zeros_like(x), np.zeros_like(w)
+    for oy, ox, ky, kx, iy, ix in conv_taps(x, w, strides, padding, dilation):
+        dx[:, iy, ix] += dy[:, oy, ox] @ w[ky, kx].T  # (N, F) @ (F, C)
+        dw[ky, kx] += x[:, iy, ix].T @ dy[:, oy, ox]  # (C, N) @ (N, F)
+    return dx, dw, dy.sum(axis=(0, 1, 2))
+
+
+# Max pooling --------------------------------------------------------------------------------------
+#
+#   y[n, oy, ox, c] = max of x[n, iy, ix, c] over the window; a NaN in the window is its maximum
+#
+# The gradient of an output goes to one position, the first maximum in row-major order. Where
+# windows overlap, a position adds up what each of them sends.
+
+
+def first_maximum(plane, window):
+    """The first of the window's positions with the largest value; the first NaN if there is one."""
+    best = window[0]
+    for position in window[1:]:
+        value, largest = plane[position], plane[best]
+        if value > largest or (np.isnan(value) and not np.isnan(largest)):
+            best = position
+    return best
+
+
+def pool_winners(x, pool, strides, padding):
+    """Every (n, oy, ox, c, iy, ix): the input position whose value the output position takes."""
+    rows = windows(x.shape[1], pool[0], strides[0], 1, padding)
+    columns = windows(x.shape[2], pool[1], strides[1], 1, padding)
+    for n, c in itertools.product(range(x.shape[0]), range(x.shape[3])):
+        for oy, row in enumerate(rows):
+            for ox, column in enumerate(columns):
+                window = [(iy, ix) for _, iy in row for _, ix in column]
+                yield n, oy, ox, c, *first_maximum(x[n, :, :, c], window)
+
+
+def max_pool2d(x, pool, strides, padding="valid"):
+    """Maximum of each window: x (N, H, W, C) -> y (N, OH, OW, C)."""
+    x = as_float64(x)
+    out_h = output_size(x.shape[1], pool[0], strides[0], 1, padding)
+    out_w = output_size(x.shape[2], pool[1], strides[1], 1, padding)
+    y = np.zeros((x.shape[0], out_h, out_w, x.shape[3]))
+    for n, oy, ox, c, iy, ix in pool_winners(x, pool, strides, padding):
+        y[n, oy, ox, c] = x[n, iy, ix, c]
+    return y
+
+
+def max_pool2d_backward(x, dy, pool, strides, padding="valid"):
+    """Gradient dx of sum(max_pool2d(x) * dy)."""
+    x, dy = as_float64(x, dy)
+    dx = np.zeros_like(x)
+    for n, oy, ox, c, iy, ix in pool_winners(x, pool, strides, padding):
+        dx[n, iy, ix, c] += dy[n, oy, ox, c]
+    return dx
+
+
+# Dense --------------------------------------------------------------------------------------------
+#
+#   y[..., j] = b[j] + sum over i of x[..., i] * w[i, j]
+
+
+def dense(x, w, b=None):
+    """Last axis of x times w: x (..., I), w (I, U), b (U,) -> y (..., U)."""
+    x, w = as_float64(x, w)
+    y = np.zeros((*x.shape[:-1], w.shape[1]))
+    for row in np.ndindex(x.shape[:-1]):
+        for j in range(w.shape[1]):
+            y[(*row, j)] = np.sum(x[row] * w[:, j])
+    return y if b is None else y + as_float64(b)
+
+
+def dense_backward(x, w, dy):
+    """Gradients dx, dw, db of sum(dense(x, w, b) * dy)."""
+    x, w, dy = as_float64(x, w, dy)
+    dx, dw, db = np.zeros_like(x), np.zeros_like(w), np.zeros(w.shape[1])
+    for row in np.ndindex(x.shape[:-1]):
+        for j in range(w.shape[1]):
+            dx[row] += dy[(*row, j)] * w[:, j]
+            dw[:, j] += dy[(*row, j)] * x[row]
+            db[j] += dy[(*row, j)]
+    return dx, dw, db
+
+
+# ReLU ---------------------------------------------------------------------------------------------
+#
+#   y = max(x, 0), and NaN stays NaN; dx = dy where x > 0, else 0
+
+
+def relu(x):
+    """max(x, 0), entry by entry."""
+    return np.maximum(as_float64(x), 0)
+
+
+def relu_backward(x, dy):
+    """Gradient dx of sum(relu(x) * dy); 0 where x = 0."""
+    return np.where(as_float64(x) > 0, as_float64(dy), 0)
+
+
+# Softmax cross-entropy, as in TensorFlow 1 --------------------------------------------------------
+#
+#   p[i, k] = exp(z[i, k]) / sum over j of exp(z[i, j])
+#   y       = labels * (1 - s) + s / classes
+#   loss[i] = -sum over k of y[i, k] * log p[i, k]
+#   loss    = sum over i of weight[i] * loss[i] / count(weight != 0), and 0 where the count is 0
+#
+#   dz[i, k] = weight[i] / count * (p[i, k] * sum over j of y[i, j] - y[i, k])
+#
+# The inner sum is 1 for labels that are probabilities. A row of zeros has no loss and no gradient.
+
+
+def softmax(z):
+    """Probabilities along the last axis."""
+    return np.exp(log_softmax(z))
+
+
+def log_softmax(z):
+    """log(softmax(z)), finite even where the probability itself vanishes."""
+    z = as_float64(z)
+    z = z - z.max(axis=-1, keepdims=True)  # cancels in the quotient, and exp cannot overflow
+    return z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
+
+
+def smooth(labels_onehot, label_smoothing):
+    """Labels (N, K) with the share `label_smoothing` spread evenly over the classes."""
+    labels = as_float64(labels_onehot)
+    return labels * (1 - label_smoothing) + label_smoothing / labels.shape[-1]
+
+
+def row_shares(weights, rows):
+    """weight / count(weight != 0) for every row; zeros where the count is 0."""
+    weights = np.broadcast_to(as_float64(weights), (rows,))
+    count = sum(weight != 0 for weight in weights)
+    return weights / count if count else np.zeros(rows)
+
+
+def softmax_cross_entropy(labels_onehot, logits, weights=1.0, label_smoothing=0):
+    """Loss, a float, of labels and logits (N, K); weights broadcast over the N rows."""
+    y, log_p = smooth(labels_onehot, label_smoothing), log_softmax(logits)
+    loss = 0.0
+    for i, share in enumerate(row_shares(weights, len(y))):
+        loss += share * -np.sum(y[i] * log_p[i])
+    return float(loss)
+
+
+def softmax_cross_entropy_backward(labels_onehot, logits, weights=1.0, label_smoothing=0):
+    """Gradient (N, K) of softmax_cross_entropy with respect to the logits."""
+    y, p = smooth(labels_onehot, label_smoothing), softmax(logits)
+    dz = np.zeros_like(p)
+    for i, share in enumerate(row_shares(weights, len(y))):
+        dz[i] = share * (p[i] * np.sum(y[i]) - y[i])
+    return dz
+
+
+# Differences --------------------------------------------------------------------------------------
+#
+#   df/dx[i] = (f(x + eps * e_i) - f(x - eps * e_i)) / (2 * eps) + O(eps^2)
+
+
+def numeric_gradient(f, x, eps=1e-6):
+    """Gradient of the scalar function f at the array x, one entry after the other."""
+    x = as_float64(x)
+    gradient = np.zeros_like(x)
+    for i in np.ndindex(x.shape):
+        above, below = x.copy(), x.copy()
+        above[i] += eps
+        below[i] -= eps
+        gradient[i] = (f(above) - f(below)) / (2 * eps)
+    return gradient

@@ -1,0 +1,378 @@
+"""The rules of the house: floors, room for code, docstrings, and what an import may cost."""
+
+import ast
+import doctest
+import enum
+import graphlib
+import importlib
+import inspect
+import json
+import re
+import subprocess
+import sys
+import tokenize
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# The floors, top to bottom. An import points to a floor below, or stays on its own.
+FLOORS = [
+    ["estimator"],
+    ["hooks"],
+    ["graph"],
+    ["layers"],
+    ["ops", "losses", "metrics", "optimizers", "gradcheck", "train_op"],
+    ["tensor"],
+    ["parameter", "initializers", "context", "checks", "tables", "weights"],
+    ["kernels"],
+]
+# These may import anything, and no floor imports them.
+EDGE = ["datasets", "compat", "export", "plots", "distributed"]
+
+# Lines of code (without blanks, comments and docstrings) that the rooms may have together.
+BUDGET = [
+    (1900, ["kernels"]),
+    (700, ["layers"]),
+    (300, ["graph", "tensor"]),
+    (1100, ["estimator", "hooks"]),
+]
+BUDGET_OF_THE_REST = 1400
+BUDGET_OF_ALL = 5000
+LINE_LENGTH = 100
+
+# Where a user finds a name: `minicnn` itself and these modules of it.
+PUBLIC_MODULES = ["layers", "losses", "metrics", "optimizers", "hooks", "datasets", "initializers"]
+
+IMPORT_SECONDS = 0.15  # over `import numba`
+OPTIONAL_PACKAGES = {"matplotlib", "tqdm", "PIL", "torch", "scipy", "flask"}
+
+
+def _module_name(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+SOURCES = {_module_name(path): path for path in sorted(ROOT.glob("minicnn/**/*.py"))}
+TREES = {name: ast.parse(path.read_text("utf-8")) for name, path in SOURCES.items()}
+INSIDE = [name for name in SOURCES if name != "minicnn"]  # all but the roof, which imports them
+
+
+def room(module):
+    """Return the part of the house that a module is in: "layers" for minicnn.layers.conv."""
+    return [*module.split("."), ""][1]
+
+
+def forbid(problems):
+    if problems := list(problems):
+        pytest.fail("\n".join(problems), pytrace=False)
+
+
+# Floors -------------------------------------------------------------------------------------------
+
+
+def imports(module):
+    """Return the modules of minicnn that a module imports, anywhere but under TYPE_CHECKING."""
+    tree = TREES[module]
+    unseen = [node for test in ast.walk(tree) if _is_type_checking(test) for node in test.body]
+    hidden = {node for statement in unseen for node in ast.walk(statement)}
+    targets = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import) and node not in hidden:
+            targets.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node not in hidden:
+            source = _absolute(module, node)
+            names = [f"{source}.{alias.name}" for alias in node.names]
+            targets.update(name if name in SOURCES else source for name in names)
+    return {target for target in targets if target.split(".")[0] == "minicnn"}
+
+
+def _is_type_checking(node):
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def _absolute(module, node):
+    """Return where `from ... import` looks, with the dots of a relative import resolved."""
+    if not node.level:
+        return node.module
+    is_package = SOURCES[module].name == "__init__.py"
+    parts = module.split(".")
+    parents = parts[: len(parts) + is_package - node.level]
+    return ".".join(parents + ([node.module] if node.module else []))
+
+
+def floor(module):
+    """Return the number of a module's floor, counted from the top; None for the edge."""
+    return next((number for number, rooms in enumerate(FLOORS) if room(module) in rooms), None)
+
+
+def points_up(module, target):
+    """Whether a module imports from a floor above, from the edge, or from the roof."""
+    if floor(module) is None:
+        return False
+    return floor(target) is None or floor(target) < floor(module)
+
+
+def test_every_module_has_a_floor():
+    rooms = {name for names in FLOORS for name in names}
+    assert {room(module) for module in INSIDE} <= rooms | set(EDGE)
+
+
+def test_imports_point_down():
+    forbid(
+        f"{module} imports {target}"
+        for module in INSIDE
+        for target in sorted(imports(module))
+        if points_up(module, target)
+    )
+
+
+def test_no_import_is_circular():
+    try:
+        graphlib.TopologicalSorter({module: imports(module) for module in INSIDE}).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
+
+
+# Room for code ------------------------------------------------------------------------------------
+
+
+def code_lines(module):
+    """Return how many lines hold code: blanks, comments and docstrings do not count."""
+    lines = set()
+    with SOURCES[module].open("rb") as file:
+        for token in tokenize.tokenize(file.readline):
+            if token.type not in _NO_CODE:
+                lines.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, _WITH_DOCSTRING) and ast.get_docstring(node) is not None:
+            lines.difference_update(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    return len(lines)
+
+
+_WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+_NO_CODE = {
+    tokenize.ENCODING, tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT,
+    tokenize.DEDENT, tokenize.ENDMARKER,
+}
+
+
+def used(rooms):
+    return sum(code_lines(module) for module in SOURCES if room(module) in rooms)
+
+
+@pytest.mark.parametrize(("limit", "rooms"), BUDGET)
+def test_budget(limit, rooms):
+    assert used(rooms) <= limit
+
+
+def test_budget_of_the_rest():
+    named = {name for _, rooms in BUDGET for name in rooms}
+    assert used({room(module) for module in SOURCES} - named) <= BUDGET_OF_THE_REST
+
+
+def test_budgets_make_up_the_total():
+    assert sum(limit for limit, _ in BUDGET) + BUDGET_OF_THE_REST == BUDGET_OF_ALL
+
+
+def test_no_line_is_too_long():
+    forbid(
+        f"{module}, line {number}: {len(line)} characters"
+        for module, path in SOURCES.items()
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
+        if len(line) > LINE_LENGTH
+    )
+
+
+# Docstrings ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_docstring_examples(module, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.REPORT_ONLY_FIRST_FAILURE
+    result = doctest.testmod(importlib.import_module(module), optionflags=flags)
+    if result.failed:
+        pytest.fail(f"{result.failed} of {result.attempted} examples", pytrace=False)
+
+
+def public_objects():
+    """Return the public classes and functions, by the names under which a user finds them."""
+    found = {}
+    for module_name in ["minicnn", *(f"minicnn.{name}" for name in PUBLIC_MODULES)]:
+        if module_name in SOURCES:
+            module = importlib.import_module(module_name)
+            things = {f"{module_name}.{name}": getattr(module, name) for name in _names(module)}
+            found |= {name: thing for name, thing in things.items() if _has_signature(thing)}
+    return found
+
+
+def _names(module):
+    """Return `__all__`; without one, the public names that were defined here or in rooms below."""
+    own = [
+        name
+        for name, thing in vars(module).items()
+        if not name.startswith("_")
+        and f"{getattr(thing, '__module__', None)}.".startswith(f"{module.__name__}.")
+    ]
+    return getattr(module, "__all__", own)
+
+
+def _has_signature(thing):
+    return inspect.isclass(thing) or inspect.isfunction(thing)
+
+
+def all_objects():
+    """Return every class, function and method of the package, by module and name."""
+    found = []
+    for module_name in SOURCES:
+        things = vars(importlib.import_module(module_name)).values()
+        found += [t for t in things if _has_signature(t) and t.__module__ == module_name]
+    for cls in filter(inspect.isclass, list(found)):
+        found += filter(inspect.isfunction, vars(cls).values())
+    return {f"{thing.__module__}.{thing.__qualname__}": thing for thing in found}
+
+
+def documented_parameters(thing):
+    """Return the names in the section "Parameters" of a docstring; None where there is none."""
+    doc = inspect.cleandoc(thing.__doc__ or "")
+    section = re.search(r"(?ms)^Parameters\n-+\n(.*?)(?=\n[^\n]+\n---|\Z)", doc)
+    if section is None:
+        return None
+    entries = re.findall(r"^\S[^:\n]*", section[1], re.MULTILINE)  # what follows is indented
+    return [name.lstrip("*") for entry in entries for name in re.findall(r"[*\w]+", entry)]
+
+
+def parameters(thing):
+    """Return the names in the signature of a function, or of what makes an object of a class."""
+    if inspect.isclass(thing) and (issubclass(thing, enum.Enum) or not _has_own_signature(thing)):
+        return []
+    names = list(inspect.signature(thing).parameters)
+    return names[1:] if names[:1] == ["self"] else names
+
+
+def _has_own_signature(cls):
+    bases = [base for base in cls.__mro__ if base.__module__.split(".")[0] == "minicnn"]
+    return any({"__init__", "__new__"} & vars(base).keys() for base in bases)
+
+
+def signatures():
+    """Yield (name, documented parameters, actual parameters), the parameters as sets."""
+    public = set(public_objects().values())
+    for name, thing in all_objects().items():
+        documented = documented_parameters(thing)
+        # What is internal may explain its arguments in another way than by a section.
+        if documented is not None or thing in public:
+            yield name, set(documented or []), set(parameters(thing))
+
+
+def test_public_names_have_an_example():
+    public = public_objects().items()
+    forbid(name for name, thing in public if ">>>" not in (thing.__doc__ or ""))
+
+
+def test_docstrings_name_the_arguments():
+    forbid(
+        f"{name}: the docstring lacks {actual - documented}, and invents {documented - actual}"
+        for name, documented, actual in signatures()
+        if documented != actual
+    )
+
+
+# What an import costs -----------------------------------------------------------------------------
+
+PROBE = """
+import json, logging, sys, threading, time, warnings
+import numba, numpy
+from numba.core import event
+
+class Spy:  # sees what is asked for, installed or not
+    def find_spec(self, name, path=None, target=None):
+        asked.add(name.split(".")[0])
+
+def state():
+    return {
+        "random state": [str(part) for part in numpy.random.get_state()],
+        "floating-point errors": numpy.geterr(),
+        "root logger": (logging.root.handlers[:], logging.root.level),
+        "warnings": warnings.filters[:],
+        "threads": threading.enumerate(),
+        "numba": (numba.config.NUMBA_NUM_THREADS, numba.config.THREADING_LAYER),
+    }
+
+numpy.set_printoptions(threshold=sys.maxsize)  # the random state, whole
+asked, before = set(), state()
+sys.meta_path.insert(0, Spy())
+with event.install_recorder("numba:compile") as recorder:
+    start = time.perf_counter()
+    import minicnn
+    seconds = time.perf_counter() - start
+changed = [key for key, value in state().items() if value != before[key]]
+if numba.get_num_threads() != numba.config.NUMBA_NUM_THREADS:
+    changed.append("numba's number of threads")
+handlers = [type(handler).__name__ for handler in logging.getLogger("minicnn").handlers]
+print(json.dumps({
+    "seconds": seconds,
+    "compiled": len(recorder.buffer),
+    "asked": sorted(asked),
+    "changed": changed,
+    "handlers": handlers,
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def probes():
+    """What `import minicnn` did, in three processes of their own."""
+    command = [sys.executable, "-c", PROBE]
+    runs = [subprocess.run(command, cwd=ROOT, capture_output=True, text=True) for _ in range(3)]
+    for run in runs:
+        assert run.returncode == 0, run.stderr
+        assert run.stderr == ""
+    return [json.loads(run.stdout) for run in runs]
+
+
+def test_import_is_quick(probes):
+    # The best of three: the first may write byte code, and a busy machine slows any of them.
+    assert min(probe["seconds"] for probe in probes) <= IMPORT_SECONDS
+
+
+def test_import_compiles_nothing(probes):
+    assert [probe["compiled"] for probe in probes] == [0, 0, 0]
+
+
+def test_import_changes_no_global_state(probes):
+    for probe in probes:
+        assert probe["changed"] == []
+        assert set(probe["handlers"]) <= {"NullHandler"}
+
+
+def test_import_asks_for_no_optional_package(probes):
+    for probe in probes:
+        assert OPTIONAL_PACKAGES & set(probe["asked"]) == set()
+
+
+# What library code never does ---------------------------------------------------------------------
+
+
+def offence(node):
+    """Return what is wrong with a node of a syntax tree; None where nothing is."""
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == "print":
+        return "print; use the logger"
+    if isinstance(node, ast.Assert):
+        return "assert; raise an error that says what to do"
+    if isinstance(node, ast.ExceptHandler) and (node.type is None or _does_nothing(node.body)):
+        return "an error is swallowed"
+    return None
+
+
+def _does_nothing(body):
+    return all(isinstance(statement, ast.Pass) for statement in body)
+
+
+def test_library_code_neither_prints_nor_asserts_nor_swallows_errors():
+    nodes = [(module, node) for module, tree in TREES.items() for node in ast.walk(tree)]
+    forbid(
+        f"{module}, line {node.lineno}: {offence(node)}" for module, node in nodes if offence(node)
+    )

@@ -1,0 +1,103 @@
+"""Tests of minicnn.metrics, against loops over the rows."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minicnn.metrics import accuracy, confusion_matrix, mean
+
+rows = st.lists(
+    st.tuples(st.integers(0, 4), st.integers(0, 4), st.floats(0.125, 8, width=32)),
+    min_size=1, max_size=30,
+)
+quick = settings(deadline=None, max_examples=60)
+
+
+@quick
+@given(rows, st.sampled_from([np.uint8, np.int32, np.int64]))
+def test_against_loops(table, dtype):
+    labels, predictions, weights = (list(column) for column in zip(*table, strict=True))
+    right = sum(y == p for y, p, _ in table)
+    counts = [[sum((y, p) == (i, j) for y, p, _ in table) for j in range(5)] for i in range(5)]
+    share = sum(w for y, p, w in table if y == p) / sum(weights)
+
+    labels, predictions = np.array(labels, dtype), np.array(predictions)
+    assert accuracy(labels, predictions) == right / len(table)
+    assert accuracy(labels, predictions, weights) == pytest.approx(share, rel=1e-12)
+    matrix = confusion_matrix(labels, predictions, num_classes=5)
+    assert matrix.dtype == np.int64
+    assert matrix.tolist() == counts
+    size = max(labels.max(), predictions.max()) + 1
+    assert np.array_equal(confusion_matrix(labels, predictions), matrix[:size, :size])
+
+
+def test_the_rows_of_the_matrix_are_the_true_classes():
+    assert confusion_matrix(labels=[0, 0, 0], predictions=[1, 1, 0]).tolist() == [[1, 2], [0, 0]]
+
+
+def test_many_classes_do_not_overflow_the_type_of_the_labels():
+    labels = np.array([255, 254], np.uint8)
+    matrix = confusion_matrix(labels, labels, num_classes=256)
+    assert matrix[255, 255] == matrix[254, 254] == 1
+    assert matrix.sum() == 2
+
+
+def test_results_are_python_floats():
+    for result in (accuracy([1], [1]), accuracy([1], [0], [2]), mean([1]), mean([1], [2])):
+        assert type(result) is float
+
+
+def test_boolean_classes():
+    assert accuracy([True, False, True], [1, 1, 1]) == pytest.approx(2 / 3)
+
+
+def test_mean():
+    assert mean(np.array([[1, 2], [3, 6]], np.float32)) == 3
+    assert mean([[1, 2], [3, 6]], [[1, 0], [0, 3]]) == 19 / 4
+    # float32 sums would lose the small values
+    values = np.array([2.0**24] + [1.0] * 7, np.float32)
+    assert mean(values) == (2**24 + 7) / 8
+
+
+@pytest.mark.parametrize("metric", [accuracy, confusion_matrix])
+def test_classes_are_asked_for(metric):
+    numbers, onehot = np.arange(3), np.eye(3, dtype=int)
+    with pytest.raises(ValueError, match=r"`labels` must be class numbers.*\(3, 3\).*argmax over"):
+        metric(onehot, numbers)
+    with pytest.raises(ValueError, match=r"`predictions` must.*\(3, 3\).*argmax over axis 1"):
+        metric(numbers, onehot / 2)
+    with pytest.raises(ValueError, match=r"`predictions` must.*\(3, 1\).*reshape\(-1\)"):
+        metric(numbers, numbers[:, None])
+    with pytest.raises(ValueError, match=r"`labels` must.*\(\).*reshape\(-1\)"):
+        metric(1, numbers)
+    with pytest.raises(TypeError, match=r"`predictions` must.*float64.*argmax over axis 1"):
+        metric(numbers, numbers / 2)
+    with pytest.raises(ValueError, match=r"one entry for each row, got 3 and 2"):
+        metric(numbers, numbers[:2])
+    with pytest.raises(ValueError, match=r"`labels` must not be empty, got shape \(0,\)"):
+        metric([], [])
+
+
+def test_classes_outside_the_range():
+    with pytest.raises(ValueError, match=r"`labels` must lie in \[0, 10\), got 10 in row 1"):
+        confusion_matrix([9, 10], [0, 0], num_classes=10)
+    with pytest.raises(ValueError, match=r"`predictions` must lie in \[0, 3\), got -1 in row 2"):
+        confusion_matrix([0, 1, 2], [0, 1, -1])
+    with pytest.raises(ValueError, match="`num_classes` must be at least 1, got 0"):
+        confusion_matrix([0], [0], num_classes=0)
+
+
+@pytest.mark.parametrize("weights", [[1, -1, 1], [0, 0, 0], [1, np.nan, 1], [1, np.inf, 1]])
+def test_weights_that_cannot_be_used(weights):
+    with pytest.raises(ValueError, match="`weights` must be finite, not negative and not all 0"):
+        mean([1, 2, 3], weights)
+    with pytest.raises(ValueError, match="`weights` must be finite, not negative and not all 0"):
+        accuracy([1, 2, 3], [1, 2, 3], weights)
+
+
+def test_shapes_of_mean():
+    with pytest.raises(ValueError, match=r"`weights` must have shape \(3,\), got \(1,\); broad"):
+        mean([1, 2, 3], [1])
+    with pytest.raises(ValueError, match=r"`values` must not be empty, got shape \(0, 2\)"):
+        mean(np.zeros((0, 2)))
