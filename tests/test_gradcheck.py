@@ -223,8 +223,9 @@ class ChangesInputsForward(mc.Op):
 
 class ChangesInputsBackward(OneEntry):
     def backward(self, dy, ctx, need_dx=True):
+        dx = 2 * dy * ctx[self]
         ctx[self][self.index] += 1
-        return 2 * dy * ctx[self]
+        return dx
 
 
 class WrongShape(mc.Op):

@@ -172,8 +172,8 @@ def test_budget_of_the_rest():
     assert used({room(module) for module in SOURCES} - named) <= BUDGET_OF_THE_REST
 
 
-def test_budgets_make_up_the_total():
-    assert sum(limit for limit, _ in BUDGET) + BUDGET_OF_THE_REST == BUDGET_OF_ALL
+def test_budget_of_all():
+    assert used({room(module) for module in SOURCES}) <= BUDGET_OF_ALL
 
 
 def test_no_line_is_too_long():
@@ -305,9 +305,9 @@ numpy.set_printoptions(threshold=sys.maxsize)  # the random state, whole
 asked, before = set(), state()
 sys.meta_path.insert(0, Spy())
 with event.install_recorder("numba:compile") as recorder:
-    start = time.perf_counter()
+    start = time.process_time()  # not disturbed by what else the machine does
     import minicnn
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
 changed = [key for key, value in state().items() if value != before[key]]
 if numba.get_num_threads() != numba.config.NUMBA_NUM_THREADS:
     changed.append("numba's number of threads")
@@ -334,7 +334,7 @@ def probes():
 
 
 def test_import_is_quick(probes):
-    # The best of three: the first may write byte code, and a busy machine slows any of them.
+    # The best of three: the first may have to write byte code.
     assert min(probe["seconds"] for probe in probes) <= IMPORT_SECONDS
 
 

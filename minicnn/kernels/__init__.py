@@ -5,6 +5,10 @@
 `pool`          the threads that run a kernel's chunks
 `simd`          the vector type: load, store, broadcast, fma
 `gemm`          the packed matrix product
+`plane`         the padded image that the fused convolutions read, and what they write
+`direct`        convolution of few channels, with ReLU and pooling
+`winograd`      convolution with fewer multiplications, with ReLU and pooling
+`sparse`        gradients from the few elements that live
 `window`        where a sliding window stands: sizes, strides, padding
 `im2col`        images to columns and back
 `conv`          convolution: forward, gradient of the input, gradient of the kernel

@@ -1,4 +1,8 @@
-"""Convolution and its two gradients; this file alone chooses how they are computed.
+"""Convolution and its gradients; this file alone chooses how they are computed.
+
+`forward`, `input_gradient` and `kernel_gradient` are the general path: every configuration, float32
+and float64. `fused_forward`, `fused_input_gradient` and `pooled_gradients` take a fast path
+(`direct`, `winograd`, `sparse`) where there is one for the configuration, else the general one.
 
 In mathematics, with the patch of x under the window at output position p written as row p of
 `columns` (`im2col`), a convolution and its gradients are three matrix products:
@@ -11,14 +15,17 @@ The columns of a whole batch would be KH * KW times the size of x, so they are m
 positions at a time, at most a megabyte, and used while they lie in the cache.
 """
 
+from typing import Any
+
 import numpy as np
 
+from minicnn.kernels import direct, pooling, sparse, winograd
 from minicnn.kernels.gemm import EDGE, PANEL_BYTES, ROWS, multiply, pack, round_up
 from minicnn.kernels.im2col import add_columns, columns_of
 from minicnn.kernels.jit import kernel
 from minicnn.kernels.pool import parallel_for
 from minicnn.kernels.simd import pointer
-from minicnn.kernels.window import Window
+from minicnn.kernels.window import Window, slide
 
 _CHUNKS = 16  # at most; enough to keep the threads of a small machine evenly busy
 _COLUMN_BYTES = 1 << 20
@@ -65,6 +72,80 @@ def kernel_gradient(
     total = partial.sum(axis=0)
     dw[...] = total[:-1].reshape(dw.shape)
     db[...] = total[-1]
+
+
+def fused_forward(
+    x: np.ndarray, w: np.ndarray, b: np.ndarray, y: np.ndarray, code: np.ndarray, window: Window,
+    relu: bool, pool: bool,
+) -> None:
+    """Write y = x * w + b, with ReLU where asked; with `pool`, its 2x2 maxima after ReLU.
+
+    With `pool`, y and code are (N, OH // 2, OW // 2, F), and code says which of the four a maximum
+    is, or that ReLU made it zero: what `pooled_gradients` needs. Without, code is not used.
+    """
+    path = _fast_path(x, w, window)
+    if path is not None:
+        path.forward(x, w, b, y, code, window, relu, pool, _CHUNKS)
+    elif not pool:
+        forward(x, w, b, y, window, relu)
+    else:
+        whole = np.empty((len(x), window.out_h, window.out_w, w.shape[3]), x.dtype)
+        forward(x, w, b, whole, window, relu=True)
+        pooling.forward(whole, y, code, _pool_window(window))
+        code[y <= 0] = sparse.DEAD
+
+
+def fused_input_gradient(dy: np.ndarray, w: np.ndarray, dx: np.ndarray, window: Window) -> None:
+    """Write dx as `input_gradient` does.
+
+    With stride 1 it is a convolution itself: of dy, padded by what the window reaches beyond its
+    first tap, with the kernel turned by half a circle and its channels and filters exchanged.
+    """
+    turned = np.ascontiguousarray(w[::-1, ::-1].transpose(0, 1, 3, 2))
+    back = window._replace(
+        height=window.out_h, width=window.out_w, out_h=window.height, out_w=window.width,
+        top=window.kernel_h - 1 - window.top, left=window.kernel_w - 1 - window.left,
+    )
+    path = _fast_path(dy, turned, back)
+    if path is not winograd:
+        input_gradient(dy, w, dx, window)
+        return
+    nothing = np.zeros(dx.shape[3], dx.dtype)
+    path.forward(dy, turned, nothing, dx, _no_code(), back, False, False, _CHUNKS)
+
+
+def pooled_gradients(
+    x: np.ndarray, dy: np.ndarray, code: np.ndarray, w: np.ndarray, dw: np.ndarray, db: np.ndarray,
+    dx: np.ndarray | None, window: Window,
+) -> None:
+    """Write the gradients of `fused_forward` with `pool`; dx is None where it is not asked."""
+    if x.dtype == np.float32 and sparse.fits(window):
+        sparse.convolution(x, dy, code, w, dw, db, dx, window, _CHUNKS)
+        return
+    whole = np.empty((len(x), window.out_h, window.out_w, w.shape[3]), x.dtype)
+    living = np.where(code == sparse.DEAD, x.dtype.type(0), dy)
+    pooling.backward(living, code % sparse.DEAD, whole, _pool_window(window))
+    kernel_gradient(x, whole, dw, db, window)
+    if dx is not None:
+        input_gradient(whole, w, dx, window)
+
+
+def _fast_path(x: np.ndarray, w: np.ndarray, window: Window) -> Any:
+    """Return the module whose `forward` is the fastest for a convolution, or None."""
+    if x.dtype != np.float32:
+        return None
+    if direct.fits(window, w.shape[2]):
+        return direct
+    return winograd if winograd.fits(window) else None
+
+
+def _pool_window(window: Window) -> Window:
+    return slide((window.out_h, window.out_w), (2, 2), (2, 2), "valid")
+
+
+def _no_code() -> np.ndarray:
+    """Return what stands for the codes where nothing is pooled."""
+    return np.empty((0, 0, 0, 0), np.uint8)
 
 
 def _block(depth: int, itemsize: int) -> int:

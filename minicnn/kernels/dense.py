@@ -7,6 +7,7 @@ x (N, D), w (D, U), b (U,), y (N, U):
 
 import numpy as np
 
+from minicnn.kernels import sparse
 from minicnn.kernels.gemm import EDGE, PANEL_BYTES, multiply, pack
 from minicnn.kernels.jit import helper, kernel
 from minicnn.kernels.pool import parallel_for
@@ -32,6 +33,18 @@ def kernel_gradient(x: np.ndarray, dy: np.ndarray, dw: np.ndarray) -> None:
     """Write dw = x' dy."""
     n, u = dy.shape
     parallel_for(_kernel_gradient, _chunks(u), (x, dy), (dw,), scratch=_scratch(n))
+
+
+def gradients(
+    x: np.ndarray, dy: np.ndarray, w: np.ndarray, dw: np.ndarray, dx: np.ndarray | None,
+    skip_zeros: bool,
+) -> None:
+    """Write dw and, where it is asked, dx; with `skip_zeros` from lists where many dy are zero."""
+    if skip_zeros and x.dtype == np.float32 and sparse.dense(x, dy, w, dw, dx):
+        return
+    kernel_gradient(x, dy, dw)
+    if dx is not None:
+        input_gradient(dy, w, dx)
 
 
 def _chunks(columns: int) -> int:

@@ -80,14 +80,14 @@ def _multiply_depth(a, a_row, a_col, packed, s, s_row, s_col, c, c_row,
             s_tile = pointer(s, i * s_row + j * s_col)
             c_tile = pointer(c, i * c_row + j)
             if rows == ROWS and columns == width:
-                _tile(a_tile, a_row, a_col, panel, s_tile, s_row, c_tile, c_row, depth, width)
+                tile(a_tile, a_row, a_col, panel, s_tile, s_row, c_tile, c_row, depth, width)
                 continue
             # A tile over the edge is computed whole in scratch, then cut.
-            tile, strip = edge, pointer(edge, ROWS * width)
+            whole, strip = edge, pointer(edge, ROWS * width)
             _copy_strip(a_tile, a_row, a_col, rows, depth, strip)
-            _copy(s_tile, s_row, tile, width, rows, columns)
-            _tile(strip, 1, ROWS, panel, tile, width, tile, width, depth, width)
-            _copy(tile, width, c_tile, c_row, rows, columns)
+            _copy(s_tile, s_row, whole, width, rows, columns)
+            tile(strip, 1, ROWS, panel, whole, width, whole, width, depth, width)
+            _copy(whole, width, c_tile, c_row, rows, columns)
 
 
 @helper
@@ -106,7 +106,7 @@ def _copy(source, source_row, target, target_row, rows, columns):
 
 
 @helper
-def _tile(a, a_row, a_col, b, s, s_row, c, c_row, depth, width):
+def tile(a, a_row, a_col, b, s, s_row, c, c_row, depth, width):
     """Six rows and two vectors of C: C = S + A B over `depth`."""
     lanes = width // 2
     c00, c01 = load(s, 0), load(s, lanes)

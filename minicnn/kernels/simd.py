@@ -111,3 +111,161 @@ def fma(typingctx, x, y, z):
         return builder.call(function, arguments)
 
     return x(x, x, x), generate
+
+
+@intrinsic
+def spread(typingctx, x):
+    """Return a vector with the number x in every lane."""
+
+    def generate(context, builder, signature, arguments):
+        return _splat(builder, signature.return_type, arguments[0])
+
+    return Vector(x)(x), generate
+
+
+@intrinsic
+def add(typingctx, x, y):
+    """Return ``x + y``."""
+    return x(x, x), lambda context, builder, signature, arguments: builder.fadd(*arguments)
+
+
+@intrinsic
+def sub(typingctx, x, y):
+    """Return ``x - y``."""
+    return x(x, x), lambda context, builder, signature, arguments: builder.fsub(*arguments)
+
+
+@intrinsic
+def relu(typingctx, x):
+    """Return ``max(x, 0)``; NaN stays NaN."""
+
+    def generate(context, builder, signature, arguments):
+        zero = ir.Constant(arguments[0].type, [0.0] * signature.return_type.lanes)
+        dead = builder.fcmp_ordered("<=", arguments[0], zero)
+        return builder.select(dead, zero, arguments[0])
+
+    return x(x), generate
+
+
+@intrinsic
+def pool_relu(typingctx, x0, x1, x2, x3, bias, y, code):
+    """Write max(x0, x1, x2, x3) + bias through ReLU to y, and where it came from to code.
+
+    The code is the number of the first largest, or 4 where ReLU is zero; one byte a lane. NaN
+    counts as the largest.
+    """
+
+    def generate(context, builder, signature, arguments):
+        *values, shift, target, codes = arguments
+        lanes = x0.lanes
+
+        def constant(number):
+            return ir.Constant(ir.VectorType(ir.IntType(8), lanes), [number] * lanes)
+
+        def larger(x, y):  # y where it is larger or NaN, else x
+            better = builder.or_(
+                builder.fcmp_ordered(">", y[0], x[0]), builder.fcmp_unordered("uno", y[0], y[0])
+            )
+            return tuple(builder.select(better, b, a) for a, b in zip(x, y, strict=True))
+
+        first, second, third, last = ((v, constant(i)) for i, v in enumerate(values))
+        value, winner = larger(larger(first, second), larger(third, last))
+        value = builder.fadd(value, shift)
+        zero = ir.Constant(value.type, [0.0] * lanes)
+        dead = builder.fcmp_ordered("<=", value, zero)
+        for result, pointer_, align in (
+            (builder.select(dead, zero, value), target, 4),
+            (builder.select(dead, constant(4), winner), codes, 1),
+        ):
+            at = builder.bitcast(pointer_, result.type.as_pointer())
+            builder.store(result, at, align=align)
+        return context.get_dummy_value()
+
+    return types.void(x0, x0, x0, x0, x0, y, code), generate
+
+
+def _make_gather(count: int) -> Any:
+    @intrinsic
+    def gather(typingctx, source, step, offsets, values, length, target):
+        """Add to vector v of target the sum over e of value[e] * source[offset[e] + v step]."""
+
+        def generate(context, builder, signature, arguments):
+            source_, step_, offsets_, values_, length_, target_ = arguments
+            vector = Vector(source.dtype)
+            llvm, index_type = _llvm_type(vector), ir.IntType(64)
+            align = source.dtype.bitwidth // 8
+            fma_ = cgutils.get_or_insert_function(
+                builder.module, ir.FunctionType(llvm, [llvm] * 3),
+                f"llvm.fma.v{vector.lanes}f{source.dtype.bitwidth}",
+            )
+
+            def at(pointer_, index):
+                return builder.bitcast(builder.gep(pointer_, [index]), llvm.as_pointer())
+
+            before = builder.block
+            head, body, end = (builder.append_basic_block() for _ in range(3))
+            builder.branch(head)
+            builder.position_at_end(head)
+            e = builder.phi(index_type)
+            e.add_incoming(ir.Constant(index_type, 0), before)
+            sums = [builder.phi(llvm) for _ in range(count)]
+            builder.cbranch(builder.icmp_signed("<", e, length_), body, end)
+            builder.position_at_end(body)
+            offset = builder.sext(builder.load(builder.gep(offsets_, [e])), index_type)
+            value = _splat(builder, vector, builder.load(builder.gep(values_, [e])))
+            base = builder.gep(source_, [offset])
+            for v, total in enumerate(sums):
+                shift = builder.mul(step_, ir.Constant(index_type, v))
+                line = builder.load(at(base, shift), align=align)
+                total.add_incoming(ir.Constant(llvm, [0.0] * vector.lanes), before)
+                total.add_incoming(builder.call(fma_, [value, line, total]), body)
+            e.add_incoming(builder.add(e, ir.Constant(index_type, 1)), body)
+            builder.branch(head)
+            builder.position_at_end(end)
+            for v, total in enumerate(sums):
+                place = at(target_, ir.Constant(index_type, v * vector.lanes))
+                builder.store(builder.fadd(builder.load(place, align=align), total), place, align)
+            return context.get_dummy_value()
+
+        return types.void(source, types.int64, offsets, values, types.int64, target), generate
+
+    return gather
+
+
+# How many sums are kept in registers while a list is walked through; `sparse.gather` picks one.
+gather10, gather8, gather6, gather5, gather3, gather2, gather1 = map(
+    _make_gather, (10, 8, 6, 5, 3, 2, 1)
+)
+
+
+@intrinsic
+def transpose8(typingctx, source, source_row, target, target_row):
+    """Copy 8x8 float32 with rows and columns exchanged; the rows are so many elements apart."""
+
+    def generate(context, builder, signature, arguments):
+        source_, source_row_, target_, target_row_ = arguments
+        llvm = ir.VectorType(ir.FloatType(), 8)
+
+        def row(pointer_, stride, number):
+            index = builder.mul(stride, ir.Constant(ir.IntType(64), number))
+            return builder.bitcast(builder.gep(pointer_, [index]), llvm.as_pointer())
+
+        rows = [builder.load(row(source_, source_row_, i), align=4) for i in range(8)]
+        # Three rounds of exchanges between rows 1, 2 and 4 apart, of blocks of 1, 2 and 4 lanes.
+        for size in (1, 2, 4):
+            low = [i + 8 * (i & size > 0) - size * (i & size > 0) for i in range(8)]
+            high = [i + size if not i & size else i + 8 for i in range(8)]
+            for i in range(8):
+                if not i & size:
+                    pair = rows[i], rows[i + size]
+                    rows[i], rows[i + size] = (
+                        builder.shuffle_vector(
+                            *pair, ir.Constant(ir.VectorType(ir.IntType(32), 8), lanes)
+                        )
+                        for lanes in (low, high)
+                    )
+        for i, value in enumerate(rows):
+            builder.store(value, row(target_, target_row_, i), align=4)
+        return context.get_dummy_value()
+
+    return types.void(source, types.int64, target, types.int64), generate

@@ -111,14 +111,12 @@ class Conv2D(SlidingLayer):
         dz = dy if self.activation is None else self.activation.backward(dy, ctx)
         return self.linear_backward(dz, ctx, need_dx)
 
-    def linear(self, x: np.ndarray, ctx: Context, relu: bool = False) -> np.ndarray:
-        """Return x * w + b before the activation, or with ReLU in the same pass."""
-        x = self.to_nhwc(self.check_inputs(x))
+    def linear(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        """Return x * w + b, before the activation."""
+        x, window = self.to_nhwc(self.check_inputs(x)), self.window
         # x (N, H, W, C) * w (KH, KW, C, F) + b (F,) -> y (N, OH, OW, F)
-        w, window = self.kernel.value, self.window
-        b = np.zeros(self.filters, w.dtype) if self.bias is None else self.bias.value
         y = ctx.empty(self, "y", (len(x), window.out_h, window.out_w, self.filters), x.dtype)
-        conv.forward(x, w, b, y, window, relu)
+        conv.forward(x, self.kernel.value, self.bias_value(), y, window)
         ctx[self] = x
         return self.from_nhwc(y)
 
@@ -127,14 +125,20 @@ class Conv2D(SlidingLayer):
     ) -> np.ndarray | None:
         """Write the gradients of kernel and bias, and return that of the inputs."""
         x, dy = ctx[self], self.to_nhwc(dy)
-        w, dw = self.kernel.value, self.kernel.grad
-        db = np.empty(self.filters, w.dtype) if self.bias is None else self.bias.grad
-        conv.kernel_gradient(x, dy, dw, db, self.window)
+        conv.kernel_gradient(x, dy, self.kernel.grad, self.bias_grad(), self.window)
         if not need_dx:
             return None
         dx = ctx.empty(self, "dx", x.shape, x.dtype)
-        conv.input_gradient(dy, w, dx, self.window)
+        conv.input_gradient(dy, self.kernel.value, dx, self.window)
         return self.from_nhwc(dx)
+
+    def bias_value(self) -> np.ndarray:
+        """Return the bias, or zeros in its place."""
+        return np.zeros(self.filters, self.dtype) if self.bias is None else self.bias.value
+
+    def bias_grad(self) -> np.ndarray:
+        """Return where the bias' gradient goes; nowhere that is kept without a bias."""
+        return np.empty(self.filters, self.dtype) if self.bias is None else self.bias.grad
 
 
 def conv2d(

@@ -96,17 +96,20 @@ class Dense(Layer):
         return y
 
     def linear_backward(
-        self, dy: np.ndarray, ctx: Context, need_dx: bool = True
+        self, dy: np.ndarray, ctx: Context, need_dx: bool = True, sparse: bool = False
     ) -> np.ndarray | None:
-        """Write the gradients of kernel and bias, and return that of the inputs."""
+        """Write the gradients of kernel and bias, and return that of the inputs.
+
+        `sparse` skips the zeros of dy where there are many.
+        """
         x = ctx[self]
-        kernels.kernel_gradient(_rows(x), _rows(dy), self.kernel.grad)
         if self.bias is not None:
             elementwise.sum_rows(_rows(dy), self.bias.grad)
-        if not need_dx:
-            return None
-        dx = ctx.empty(self, "dx", x.shape, x.dtype)
-        kernels.input_gradient(_rows(dy), self.kernel.value, _rows(dx))
+        dx = ctx.empty(self, "dx", x.shape, x.dtype) if need_dx else None
+        kernels.gradients(
+            _rows(x), _rows(dy), self.kernel.value, self.kernel.grad,
+            None if dx is None else _rows(dx), sparse,
+        )
         return dx
 
 

@@ -193,9 +193,7 @@ def test_an_image_does_not_depend_on_its_batch(dtype):
 def test_relu_is_applied_to_the_sum(case, dtype):
     x, w, b, _ = case.draw(dtype)
     y = forward(x, w, b, case.window)
-    assert_same_bits(
-        forward(x, w, b, case.window, relu=True), np.where(y < 0, y.dtype.type(0), y)
-    )
+    assert_same_bits(forward(x, w, b, case.window, relu=True), np.where(y < 0, y.dtype.type(0), y))
 
 
 @by_dtype
@@ -215,7 +213,7 @@ def test_nan_spreads_to_the_windows_that_cover_it_and_no_further(case, dtype, re
 
 @by_dtype
 def test_nan_reaches_the_gradients_of_what_it_met(dtype):
-    x, w, b, dy = (array.copy() for array in LARGE.draw(dtype))
+    x, _, _, dy = (array.copy() for array in LARGE.draw(dtype))
     x[18, 6, 4, 1] = np.nan
     dw, db = kernel_gradient(x, dy, LARGE.window)
     assert np.isnan(dw[:, :, 1]).any()

@@ -29,7 +29,11 @@ FUNCTIONS = {
     for function in vars(module).values()
     if isinstance(function, Dispatcher)
 }
-KERNELS = {name: f for name, f in FUNCTIONS.items() if not f.targetoptions.get("no_cpython_wrapper")}
+KERNELS = {
+    name: function
+    for name, function in FUNCTIONS.items()
+    if not function.targetoptions.get("no_cpython_wrapper")
+}
 
 
 @pytest.fixture
@@ -121,8 +125,9 @@ def test_an_edited_helper_is_seen_by_cached_kernels_of_other_files(package):
     assert python(package, "-c", SGD)[0].split() == ["0.0", "0.0", "0.0", "0", "1"]
     assert python(package, "-c", SGD)[0].split() == ["0.0", "0.0", "0.0", "1", "0"]
     file = package / "minicnn" / "kernels" / "elementwise.py"
-    edited = file.read_text("utf-8").replace("min(SPAN, size - first)", "min(SPAN, size - first) - 1")
-    file.write_text(edited, "utf-8")
+    source, size = file.read_text("utf-8"), "min(SPAN, size - first)"
+    assert size in source
+    file.write_text(source.replace(size, size + " - 1"), "utf-8")
     assert python(package, "-c", SGD)[0].split() == ["0.0", "0.0", "1.0", "0", "1"]
 
 

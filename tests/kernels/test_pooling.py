@@ -104,14 +104,16 @@ def test_table(case, numbers, dtype):
 @given(case=cases(), dtype=st.sampled_from(DTYPES), seed=st.integers(0, 99))
 def test_any_configuration_with_ties_nan_and_inf(case, dtype, seed):
     rng = np.random.default_rng(seed)
-    x = rng.choice([-np.inf, -1, 0, 1, np.inf, np.nan], case.shape, p=[0.4, 0.2, 0.1, 0.1, 0.1, 0.1])
+    values = [-np.inf, -1, 0, 1, np.inf, np.nan]
+    x = rng.choice(values, case.shape, p=[0.4, 0.2, 0.1, 0.1, 0.1, 0.1])
     dy = normal(rng, (case.n, case.window.out_h, case.window.out_w, case.c), dtype)
     assert_agrees_with_the_definition(case, read_only(x.astype(dtype)), dy)
 
 
 @by_dtype
 def test_ties_go_to_the_first(dtype):
-    _, winner = forward(plane([[0, 7, 7], [7, 7, 0]], dtype), slide((2, 3), (2, 3), (1, 1), "valid"))
+    window = slide((2, 3), (2, 3), (1, 1), "valid")
+    _, winner = forward(plane([[0, 7, 7], [7, 7, 0]], dtype), window)
     assert winner.item() == 1
 
 
@@ -134,7 +136,6 @@ def test_padding_never_wins(value, dtype):
     assert_array_equal(y, plane(np.full((2, 2), value)))
     assert_array_equal(winner, plane([[4, 3], [1, 0]]))  # the first tap inside the image
     dx = backward(plane([[1, 2], [3, 4]], dtype), winner, window)
-    # Images 3 high have their windows' first taps inside at rows 0 and 1, columns 0 and 1.
     assert_array_equal(dx, plane([[1, 2, 0], [3, 4, 0], [0, 0, 0]]))
 
 

@@ -1,0 +1,343 @@
+"""Gradients from the few that live, float32.
+
+After a 2x2 max pooling at most one of four gradients lives, and ReLU kills more; ReLU and dropout
+leave a third of a dense layer's. What lives is written into lists of (offset, value), and a sum
+over a list reads whole vectors and keeps its results in registers:
+
+    dw[f] += value * patch of x at offset            one list for each filter f
+    dx patch += value * w[f at offset]               one list for each output position
+    dw[:, j] += value * x[n at offset]               one list for each unit j
+    dx[n] += value * w[:, j at offset]               one list for each row n
+
+A gradient of exactly zero contributes nothing, also where it meets infinity or NaN.
+
+Layouts in scratch. Channels come in blocks of 16, so that the padded image of one block stays in
+the first-level cache and the KW taps of one row of the window are one run of KW * 16 elements. With
+fewer than 16 channels there is one block, of just these, and a run is filled up to whole vectors.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from minicnn.kernels.jit import helper, kernel
+from minicnn.kernels.pool import parallel_for
+from minicnn.kernels.simd import (
+    gather1,
+    gather2,
+    gather3,
+    gather5,
+    gather6,
+    gather8,
+    gather10,
+    pointer,
+    transpose8,
+)
+from minicnn.kernels.window import Window
+
+_BLOCK = 16  # channels
+_LANES = 8
+DEAD = 4  # the code of an output that ReLU has set to zero
+_SIDE = 64  # units, and inputs, of a block of a dense layer
+_MOST_LIVING = 0.5  # share of a dense layer's gradients; above it the packed product is faster
+
+
+class _Layout(NamedTuple):
+    """The sizes of a convolution's backward pass; a plain tuple for the kernel."""
+
+    blocks: int  # of channels
+    depth: int  # channels of a block
+    high: int  # of the padded image
+    wide: int
+    run: int  # elements of one row of the window in one block, in whole vectors
+
+
+def fits(window: Window) -> bool:
+    """Return whether the gradients of such a convolution can be made of lists."""
+    return window[4:8] == (1, 1, 1, 1)
+
+
+def convolution(
+    x: np.ndarray, dy: np.ndarray, code: np.ndarray, w: np.ndarray, dw: np.ndarray, db: np.ndarray,
+    dx: np.ndarray | None, window: Window, chunks: int,
+) -> None:
+    """Write the gradients of a convolution with ReLU and 2x2 max pooling.
+
+    x (N, H, W, C)   w, dw (KH, KW, C, F)   db (F,)   dx like x, or None where it is not asked
+    dy, code (N, OH // 2, OW // 2, F): the gradient of what was pooled, and what `pool_relu` wrote
+    """
+    (kh, kw, channels, filters), (n, ph, pw, _) = w.shape, dy.shape
+    depth = min(channels, _BLOCK)
+    blocks = -(-channels // depth)
+    run = -(-kw * depth // _LANES) * _LANES
+    high, wide = window.out_h + kh - 1, window.out_w + kw - 1
+    layout = _Layout(blocks, depth, high, wide, run)
+    padded = np.zeros((kh, kw, blocks * depth, filters), np.float32)
+    padded[:, :, :channels] = w
+    # (blocks, KH, F, run): what one output position adds to one row of dx
+    lines = np.zeros((blocks, kh, filters, run), np.float32)
+    lines[..., : kw * depth] = (
+        padded.reshape(kh, kw, blocks, depth, filters)
+        .transpose(2, 0, 4, 1, 3)
+        .reshape(blocks, kh, filters, kw * depth)
+    )
+    images = -(-n // chunks)
+    chunks = -(-n // images)
+    size = blocks * filters * kh * run
+    partial = np.empty((chunks, size + filters), np.float32)
+    plane = blocks * high * wide * depth + run
+    positions = ph * pw
+    scratch = 2 * plane + 2 * filters * positions + filters + 4 * positions * (2 * filters + 1)
+    target = np.empty((0, 0, 0, 0), np.float32) if dx is None else dx
+    parallel_for(_convolution, chunks, (x, dy, code, lines), (partial, target), tuple(layout),
+                 tuple(window), images, dx is not None, scratch=scratch)
+    total = partial.sum(axis=0)
+    sums = total[:size].reshape(blocks, filters, kh, run)[..., : kw * depth]
+    sums = sums.reshape(blocks, filters, kh, kw, depth).transpose(2, 3, 0, 4, 1)
+    dw[...] = sums.reshape(kh, kw, blocks * depth, filters)[:, :, :channels]
+    db[...] = total[size:]
+
+
+def dense(
+    x: np.ndarray, dy: np.ndarray, w: np.ndarray, dw: np.ndarray, dx: np.ndarray | None
+) -> bool:
+    """Write the gradients of y = x w (but not the bias'); False where too many gradients live.
+
+    x, dx (N, D)   w, dw (D, U)   dy (N, U)
+    """
+    (n, units), inputs = dy.shape, x.shape[1]
+    if np.count_nonzero(dy) > _MOST_LIVING * dy.size:
+        return False
+    blocks = -(-units // _SIDE)
+    of_unit = np.empty((2, blocks * _SIDE, n), np.float32)  # offsets (as int32) and values
+    of_row = np.empty((2, blocks, n, _SIDE), np.float32)
+    lengths = np.empty((blocks, _SIDE + n), np.float32)
+    parallel_for(_dense_lists, blocks, (dy,), (of_unit, of_row, lengths))
+    target = np.empty((0, 0), np.float32) if dx is None else dx
+    scratch = (2 * n + 2 * _SIDE) * _SIDE
+    parallel_for(_dense, -(-inputs // _SIDE), (x, w, of_unit, of_row, lengths), (dw, target),
+                 dx is not None, scratch=scratch)
+    return True
+
+
+@kernel
+def _convolution(chunk, scratch, x, dy, code, lines, partial, dx, layout, window, images, need_dx):
+    blocks, depth, high, wide, run = layout
+    kh, top, left = window[2], window[8], window[9]
+    filters, rows, columns = dy.shape[3], dy.shape[1], dy.shape[2]
+    size, positions = high * wide * depth, rows * columns
+    plane = pointer(scratch, 0)
+    dplane = pointer(plane, blocks * size + run)
+    integers = scratch.view(np.int32)
+    begin = 2 * (blocks * size + run)
+    # a list for each filter, of the positions at which it lives
+    f_values, f_offsets = pointer(scratch, begin), pointer(integers, begin + filters * positions)
+    f_length = pointer(integers, begin + 2 * filters * positions)
+    begin += filters * (2 * positions + 1)
+    # a list for each output position, of the filters that live there
+    p_values = pointer(scratch, begin)
+    p_offsets = pointer(integers, begin + 4 * positions * filters)
+    p_length = pointer(integers, begin + 8 * positions * filters)
+    partial[chunk] = 0
+    dw = pointer(partial, chunk * partial.shape[1])
+    db = pointer(dw, partial.shape[1] - filters)
+    for e in range(blocks * size + run):
+        plane[e] = 0
+    for n in range(chunk * images, min(x.shape[0], (chunk + 1) * images)):
+        _fill_blocks(x, n, plane, layout, top, left)
+        for f in range(filters):
+            f_length[f] = 0
+        for q in range(4 * positions):
+            p_length[q] = 0
+        for p in range(positions):
+            place = p // columns * 2 * wide + p % columns * 2
+            at = (n * positions + p) * filters
+            gradient, winner = pointer(dy, at), pointer(code, at)
+            for f in range(filters):
+                value, tap = gradient[f], np.int64(winner[f])
+                living = np.int32(tap != DEAD and value != 0)
+                tap &= 3
+                end = np.int64(f_length[f])
+                f_values[f * positions + end] = value
+                f_offsets[f * positions + end] = (place + tap // 2 * wide + tap % 2) * depth
+                f_length[f] += living
+                if need_dx:
+                    q = 4 * p + tap
+                    end = np.int64(p_length[q])
+                    p_values[q * filters + end] = value
+                    p_offsets[q * filters + end] = f * run
+                    p_length[q] += living
+        for f in range(filters):
+            length = np.int64(f_length[f])
+            values, offsets = pointer(f_values, f * positions), pointer(f_offsets, f * positions)
+            for e in range(length):
+                db[f] += values[e]
+            for block in range(blocks):
+                _gather_window(pointer(plane, block * size), wide * depth, offsets, values, length,
+                               pointer(dw, (block * filters + f) * kh * run), kh, run)
+        if need_dx:
+            for e in range(blocks * size + run):
+                dplane[e] = 0
+            for block in range(blocks):
+                for u in range(kh):
+                    line = pointer(lines, (block * kh + u) * filters * run)
+                    for q in range(4 * positions):
+                        y = q // 4 // columns * 2 + q % 4 // 2
+                        z = q // 4 % columns * 2 + q % 2
+                        place = pointer(dplane, block * size + ((y + u) * wide + z) * depth)
+                        gather(run // _LANES, line, _LANES, pointer(p_offsets, q * filters),
+                               pointer(p_values, q * filters), np.int64(p_length[q]), place)
+            _take_blocks(dplane, n, dx, layout, top, left)
+
+
+@helper
+def _gather_window(source, row, offsets, values, length, target, kh, run):
+    """Sum a list over the whole window: KH rows of `run` elements that are `row` apart."""
+    if run == _LANES:  # rows of one vector each: take them together
+        gather(kh, source, row, offsets, values, length, target)
+        return
+    for u in range(kh):
+        gather(run // _LANES, pointer(source, u * row), _LANES, offsets, values, length,
+               pointer(target, u * run))
+
+
+@helper
+def gather(count, source, step, offsets, values, length, target):
+    """Add to `count` vectors of target the sum of value * the vectors at offset, `step` apart."""
+    while count > 0:
+        if count >= 10:
+            done = 10
+            gather10(source, step, offsets, values, length, target)
+        elif count >= 8:
+            done = 8
+            gather8(source, step, offsets, values, length, target)
+        elif count >= 6:
+            done = 6
+            gather6(source, step, offsets, values, length, target)
+        elif count == 5:
+            done = 5
+            gather5(source, step, offsets, values, length, target)
+        elif count >= 3:
+            done = 3
+            gather3(source, step, offsets, values, length, target)
+        elif count == 2:
+            done = 2
+            gather2(source, step, offsets, values, length, target)
+        else:
+            done = 1
+            gather1(source, step, offsets, values, length, target)
+        count -= done
+        source, target = pointer(source, done * step), pointer(target, done * _LANES)
+
+
+@helper
+def _fill_blocks(x, n, plane, layout, top, left):
+    """Copy image n into the middle of the padded planes, a plane for each block of channels."""
+    blocks, depth, high, wide, _ = layout
+    height, width, channels = x.shape[1], x.shape[2], x.shape[3]
+    for block in range(blocks):
+        first = block * depth
+        count = min(depth, channels - first)
+        for i in range(min(height, high - top)):
+            source = pointer(x, (n * height + i) * width * channels + first)
+            target = pointer(plane, ((block * high + i + top) * wide + left) * depth)
+            for j in range(min(width, wide - left)):
+                for c in range(count):
+                    target[j * depth + c] = source[j * channels + c]
+
+
+@helper
+def _take_blocks(plane, n, dx, layout, top, left):
+    """Copy the middle of the planes to image n: the way back of `_fill_blocks`."""
+    blocks, depth, high, wide, _ = layout
+    height, width, channels = dx.shape[1], dx.shape[2], dx.shape[3]
+    dx[n] = 0
+    for block in range(blocks):
+        first = block * depth
+        count = min(depth, channels - first)
+        for i in range(min(height, high - top)):
+            target = pointer(dx, (n * height + i) * width * channels + first)
+            source = pointer(plane, ((block * high + i + top) * wide + left) * depth)
+            for j in range(min(width, wide - left)):
+                for c in range(count):
+                    target[j * channels + c] = source[j * depth + c]
+
+
+@kernel
+def _dense_lists(block, scratch, dy, of_unit, of_row, lengths):
+    """Write the lists of the units of a block: by unit, and by row."""
+    n, units = dy.shape
+    unit_offsets, row_offsets = of_unit[0].view(np.int32), of_row[0].view(np.int32)
+    unit_values, row_values = of_unit[1], of_row[1]
+    length = lengths[block].view(np.int32)
+    first = block * _SIDE
+    for j in range(_SIDE):
+        length[j] = 0
+    for i in range(n):
+        count = 0
+        for j in range(min(_SIDE, units - first)):
+            value = dy[i, first + j]
+            living = np.int32(value != 0)
+            end = np.int64(length[j])
+            unit_values[first + j, end] = value
+            unit_offsets[first + j, end] = i * _SIDE
+            length[j] += living
+            row_values[block, i, count] = value
+            row_offsets[block, i, count] = j * _SIDE
+            count += living
+        length[_SIDE + i] = count
+
+
+@kernel
+def _dense(chunk, scratch, x, w, of_unit, of_row, lengths, dw, dx, need_dx):
+    """Write dw and dx for 64 inputs."""
+    (n, inputs), units = x.shape, w.shape[1]
+    first = chunk * _SIDE
+    width = min(_SIDE, inputs - first)
+    panel = pointer(scratch, 0)  # of x (N, 64)
+    dpanel = pointer(panel, n * _SIDE)
+    square = pointer(dpanel, n * _SIDE)  # of w or dw, with units as rows (64, 64)
+    turned = pointer(square, _SIDE * _SIDE)
+    unit_offsets, row_offsets = of_unit[0].view(np.int32), of_row[0].view(np.int32)
+    for i in range(n):
+        for d in range(_SIDE):
+            panel[i * _SIDE + d] = x[i, first + d] if d < width else 0
+            dpanel[i * _SIDE + d] = 0
+    for block in range(lengths.shape[0]):
+        length = lengths[block].view(np.int32)
+        begin = block * _SIDE
+        count = min(_SIDE, units - begin)
+        for e in range(_SIDE * _SIDE):
+            square[e] = 0
+        for j in range(count):
+            gather8(panel, _LANES, pointer(unit_offsets, (begin + j) * n),
+                    pointer(of_unit, (of_unit.shape[1] + begin + j) * n), np.int64(length[j]),
+                    pointer(square, j * _SIDE))
+        _turn(square, turned)
+        for d in range(width):
+            target = pointer(dw, (first + d) * units + begin)
+            for j in range(count):
+                target[j] = turned[d * _SIDE + j]
+        if need_dx:
+            for d in range(_SIDE):
+                source = pointer(w, (first + min(d, width - 1)) * units + begin)
+                for j in range(count):
+                    turned[d * _SIDE + j] = source[j]
+            _turn(turned, square)
+            for i in range(n):
+                at = (block * n + i) * _SIDE
+                gather8(square, _LANES, pointer(row_offsets, at),
+                        pointer(of_row, of_row.shape[1] * n * _SIDE + at),
+                        np.int64(length[_SIDE + i]), pointer(dpanel, i * _SIDE))
+    if need_dx:
+        for i in range(n):
+            for d in range(width):
+                dx[i, first + d] = dpanel[i * _SIDE + d]
+
+
+@helper
+def _turn(source, target):
+    """Transpose a block of 64x64."""
+    for i in range(0, _SIDE, 8):
+        for j in range(0, _SIDE, 8):
+            transpose8(pointer(source, i * _SIDE + j), _SIDE, pointer(target, j * _SIDE + i), _SIDE)

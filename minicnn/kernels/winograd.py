@@ -1,0 +1,267 @@
+"""Convolution with fewer multiplications: Winograd's F(4x4, 5x5) and F(4x4, 3x3), float32.
+
+A tile of 4x4 outputs is computed from 8x8 inputs d (6x6 for 3x3 filters g) as
+
+    Y = A' [ (G g G') * (B' d B) ] A
+
+where * multiplies element by element: 64 products where the definition needs 400. Summed over the
+channels, each of the 64 (36) points of a transformed tile is a matrix product of its own,
+
+    M[point] (tiles, F) = V[point] (tiles, C) U[point] (C, F).
+
+A 4x4 tile is four windows of a 2x2 max pooling, so bias, ReLU and pooling are done on the tile
+before it leaves the cache, and the unpooled image never exists.
+
+The matrices are those of Toom and Cook for the points 0, 1, -1, 2, -2, (1/2, -1/2,) infinity. In
+float32 the result differs from the direct sum by some 2e-6 of the largest output. NaN and infinity
+in one input reach all outputs of the tiles that read it.
+
+Layouts, all in scratch but for U: plane (HP, WP, CP), the padded image with whole vectors of
+channels; V (points, tiles, CP); U (panels, points, CP, 16); M (points, 6 tiles, 16).
+
+A. Lavin and S. Gray, "Fast algorithms for convolutional neural networks", CVPR 2016.
+"""
+
+import numpy as np
+
+from minicnn.kernels.gemm import PANEL_BYTES, ROWS, pack, round_up, tile
+from minicnn.kernels.jit import helper, kernel
+from minicnn.kernels.plane import emit_block, fill_plane
+from minicnn.kernels.pool import parallel_for
+from minicnn.kernels.simd import (
+    VECTOR_BYTES,
+    add,
+    broadcast,
+    fma,
+    load,
+    pointer,
+    spread,
+    store,
+    sub,
+)
+from minicnn.kernels.window import Window
+
+_OUT = 4  # rows and columns of outputs in a tile
+_PANEL = PANEL_BYTES // 4  # filters that are computed together
+_LANES = VECTOR_BYTES // 4
+_TILES = 24  # at most, whose V is kept in the second-level cache
+_V_BYTES = 1 << 20
+
+
+def fits(window: Window) -> bool:
+    """Return whether there is a transform for such a window."""
+    kernel = (window.kernel_h, window.kernel_w)
+    return kernel in ((3, 3), (5, 5)) and window[4:8] == (1, 1, 1, 1)
+
+
+def forward(
+    x: np.ndarray, w: np.ndarray, b: np.ndarray, y: np.ndarray, code: np.ndarray, window: Window,
+    relu: bool, pool: bool, chunks: int,
+) -> None:
+    """Write y = x * w + b with ReLU; with `pool` its 2x2 maxima and their codes (`pool_relu`).
+
+    x (N, H, W, C)   w (K, K, C, F)   b (F,)
+    y (N, OH, OW, F), or y and code (N, OH // 2, OW // 2, F) with `pool`
+    """
+    size, channels, filters = len(w), w.shape[2], w.shape[3]
+    side = size + _OUT - 1
+    depth, panels = round_up(channels, _LANES), -(-filters // _PANEL)
+    transformed = np.empty((panels, side * side, depth, _PANEL), np.float32)
+    parallel_for(_transform_filters, panels, (w, _filter_matrix(size)), (transformed,),
+                 scratch=(w.size // filters + side * size) * _PANEL)
+    images = -(-len(x) // chunks)
+    tiles_h, tiles_w = -(-window.out_h // _OUT), -(-window.out_w // _OUT)
+    block = max(ROWS, min(_TILES, _V_BYTES // (side * side * depth * 4) // ROWS * ROWS))
+    plane = (tiles_h * _OUT + size - 1) * (tiles_w * _OUT + size - 1) * depth
+    scratch = plane + side * side * (block * depth + ROWS * _PANEL + 2 * _LANES) + 4 * _PANEL
+    parallel_for(_forward, -(-len(x) // images), (x, transformed, b), (y, code), tuple(window),
+                 images, tiles_h, tiles_w, block, relu, pool, scratch=scratch)
+
+
+def _filter_matrix(size: int) -> np.ndarray:
+    """Return G (side, size): the powers of each point over its distances to the others."""
+    points = [0.0, 1.0, -1.0, 2.0, -2.0] + ([0.5, -0.5] if size == 5 else [])
+    rows = []
+    for p in points:
+        scale = np.prod([p - q for q in points if q != p])
+        rows.append([p**power / scale for power in range(size)])
+    matrix = np.array([*rows, [0.0] * (size - 1) + [1.0]], np.float32)
+    matrix[0] = np.abs(matrix[0])  # `_input_line` carries the sign of the point 0
+    return matrix
+
+
+@kernel
+def _transform_filters(panel, scratch, w, matrix, transformed):
+    """U = G g G' for the 16 filters of a panel, a channel at a time."""
+    side, size = matrix.shape
+    channels, filters = w.shape[2], w.shape[3]
+    depth = transformed.shape[2]
+    packed = pointer(scratch, 0)  # (size, size, channels, 16)
+    half = pointer(scratch, size * size * channels * _PANEL)  # G g: (side, size, 16)
+    first = panel * _PANEL
+    pack(pointer(w, first), filters, 1, size * size * channels, min(_PANEL, filters - first),
+         _PANEL, packed)
+    transformed[panel] = 0  # what no channel fills
+    target = pointer(transformed, panel * side * side * depth * _PANEL)
+    g = pointer(matrix, 0)
+    for c in range(channels):
+        for lane in range(0, _PANEL, _LANES):
+            for t in range(side):
+                for j in range(size):
+                    total = spread(np.float32(0))
+                    for i in range(size):
+                        tap = load(packed, ((i * size + j) * channels + c) * _PANEL + lane)
+                        total = fma(broadcast(g, t * size + i), tap, total)
+                    store(total, half, (t * size + j) * _PANEL + lane)
+            for t in range(side):
+                for u in range(side):
+                    total = spread(np.float32(0))
+                    for j in range(size):
+                        value = load(half, (t * size + j) * _PANEL + lane)
+                        total = fma(broadcast(g, u * size + j), value, total)
+                    store(total, target, ((t * side + u) * depth + c) * _PANEL + lane)
+
+
+@kernel
+def _forward(chunk, scratch, x, u, b, y, code, window, images, tiles_h, tiles_w, block, relu, pool):
+    points, depth = u.shape[1], u.shape[2]
+    side = 8 if points == 64 else 6
+    top, left = window[8], window[9]
+    wide = tiles_w * _OUT + side - _OUT  # columns of the plane
+    high = tiles_h * _OUT + side - _OUT
+    plane = pointer(scratch, 0)
+    v = pointer(plane, high * wide * depth)
+    m = pointer(v, points * block * depth)
+    line = pointer(m, points * ROWS * _PANEL)  # a tile between its two passes
+    zeros = pointer(line, side * side * _LANES * 2)
+    bias = pointer(zeros, _PANEL)
+    for e in range(high * wide * depth):
+        plane[e] = 0
+    for e in range(_PANEL):
+        zeros[e] = 0
+    begin, end = chunk * images, min(x.shape[0], (chunk + 1) * images)
+    per_image = tiles_h * tiles_w
+    present = -1  # the image that is in the plane
+    for first in range(begin * per_image, end * per_image, block):
+        count = min(block, end * per_image - first)
+        for i in range(block):
+            t = first + min(i, count - 1)  # a block is filled up with its last tile
+            n, ty, tx = t // per_image, t // tiles_w % tiles_h, t % tiles_w
+            if n != present:
+                fill_plane(x, n, pointer(plane, (top * wide + left) * depth), wide, depth)
+                present = n
+            corner = pointer(plane, (ty * wide + tx) * _OUT * depth)
+            for c in range(0, depth, _LANES):
+                _input_tile(pointer(corner, c), wide * depth, depth, line,
+                            pointer(v, i * depth + c), block * depth, side)
+        for panel in range(u.shape[0]):
+            filters = min(_PANEL, b.size - panel * _PANEL)
+            for f in range(_PANEL):
+                bias[f] = b[panel * _PANEL + f] if f < filters else 0
+            for i in range(0, count, ROWS):
+                for p in range(points):
+                    tile(pointer(v, (p * block + i) * depth), depth, 1,
+                         pointer(u, (panel * points + p) * depth * _PANEL), zeros, 0,
+                         pointer(m, p * ROWS * _PANEL), _PANEL, depth, _PANEL)
+                for r in range(min(ROWS, count - i)):
+                    t = first + i + r
+                    n, ty, tx = t // per_image, t // tiles_w % tiles_h, t % tiles_w
+                    for lane in range(0, filters, _LANES):
+                        _output_tile(pointer(m, r * _PANEL + lane), line, side)
+                        _emit(line, pointer(bias, lane), y, code, n, ty, tx,
+                              panel * _PANEL + lane, relu, pool)
+
+
+@helper
+def _input_tile(source, row, column, line, v, point, side):
+    """V = B' d B for one tile and one vector of channels."""
+    for j in range(side):
+        _input_line(pointer(source, j * column), row, pointer(line, j * _LANES), side * _LANES,
+                    side)
+    for i in range(side):
+        _input_line(pointer(line, i * side * _LANES), _LANES, pointer(v, i * side * point), point,
+                    side)
+
+
+@helper
+def _input_line(d, step, out, out_step, side):
+    """Write B' d for one line of a tile: vectors `step` apart to vectors `out_step` apart."""
+    d0, d1, d2, d3 = load(d, 0), load(d, step), load(d, 2 * step), load(d, 3 * step)
+    d4, d5 = load(d, 4 * step), load(d, 5 * step)
+    if side == 6:
+        even1 = fma(spread(np.float32(-4)), d2, d4)
+        odd1 = fma(spread(np.float32(-4)), d1, d3)
+        even2, odd2 = sub(d4, d2), sub(d3, d1)
+        odd2 = add(odd2, odd2)
+        store(fma(spread(np.float32(4)), d0, fma(spread(np.float32(-5)), d2, d4)), out, 0)
+        store(add(even1, odd1), out, out_step)
+        store(sub(even1, odd1), out, 2 * out_step)
+        store(add(even2, odd2), out, 3 * out_step)
+        store(sub(even2, odd2), out, 4 * out_step)
+        store(fma(spread(np.float32(4)), d1, fma(spread(np.float32(-5)), d3, d5)), out,
+              5 * out_step)
+        return
+    d6, d7 = load(d, 6 * step), load(d, 7 * step)
+    quarter, half = spread(np.float32(0.25)), spread(np.float32(0.5))
+    even1 = fma(spread(np.float32(-4.25)), d4, add(d2, d6))
+    odd1 = fma(spread(np.float32(-4.25)), d3, add(d1, d5))
+    even2 = fma(quarter, d2, fma(spread(np.float32(-1.25)), d4, d6))
+    even3 = fma(spread(np.float32(4)), d2, fma(spread(np.float32(-5)), d4, d6))
+    middle = fma(spread(np.float32(-5)), d3, spread(np.float32(0)))
+    odd2 = fma(half, add(d1, middle), add(d5, d5))
+    odd3 = fma(half, add(d5, middle), add(d1, d1))
+    store(fma(spread(np.float32(5.25)), sub(d4, d2), sub(d0, d6)), out, 0)
+    store(add(even1, odd1), out, out_step)
+    store(sub(even1, odd1), out, 2 * out_step)
+    store(add(even2, odd2), out, 3 * out_step)
+    store(sub(even2, odd2), out, 4 * out_step)
+    store(add(even3, odd3), out, 5 * out_step)
+    store(sub(even3, odd3), out, 6 * out_step)
+    store(fma(spread(np.float32(5.25)), sub(d3, d5), sub(d7, d1)), out, 7 * out_step)
+
+
+@helper
+def _output_tile(m, line, side):
+    """Y = A' M A for one tile and one vector of filters; Y (4, 4) goes to the start of `line`."""
+    point = ROWS * _PANEL
+    half = pointer(line, _OUT * _OUT * _LANES)
+    for j in range(side):
+        _output_line(pointer(m, j * point), side * point, pointer(half, j * _LANES), side * _LANES,
+                     side)
+    for i in range(_OUT):
+        _output_line(pointer(half, i * side * _LANES), _LANES, pointer(line, i * _OUT * _LANES),
+                     _LANES, side)
+
+
+@helper
+def _output_line(m, step, out, out_step, side):
+    """Write A' m for one line of a tile: powers 0 to 3 of the points, infinity in the last."""
+    m1, m2, m3, m4 = load(m, step), load(m, 2 * step), load(m, 3 * step), load(m, 4 * step)
+    sum1, sum2, difference1, difference2 = add(m1, m2), add(m3, m4), sub(m1, m2), sub(m3, m4)
+    y0 = add(load(m, 0), add(sum1, sum2))
+    y1 = fma(spread(np.float32(2)), difference2, difference1)
+    y2 = fma(spread(np.float32(4)), sum2, sum1)
+    y3 = fma(spread(np.float32(8)), difference2, difference1)
+    if side == 8:
+        m5, m6 = load(m, 5 * step), load(m, 6 * step)
+        sum3, difference3 = add(m5, m6), sub(m5, m6)
+        y0 = add(y0, sum3)
+        y1 = fma(spread(np.float32(0.5)), difference3, y1)
+        y2 = fma(spread(np.float32(0.25)), sum3, y2)
+        y3 = fma(spread(np.float32(0.125)), difference3, y3)
+    store(y0, out, 0)
+    store(y1, out, out_step)
+    store(y2, out, 2 * out_step)
+    store(add(y3, load(m, (side - 1) * step)), out, 3 * out_step)
+
+
+@helper
+def _emit(line, bias, y, code, n, ty, tx, filter_, relu, pool):
+    """Write a tile's outputs, those that lie inside the image, for up to eight filters."""
+    for i in range(0, _OUT, 2):
+        for j in range(0, _OUT, 2):
+            block = pointer(line, (i * _OUT + j) * _LANES)
+            emit_block(load(block, 0), load(block, _LANES), load(block, _OUT * _LANES),
+                       load(block, (_OUT + 1) * _LANES), load(bias, 0), y, code, n,
+                       ty * _OUT + i, tx * _OUT + j, filter_, relu, pool,
+                       pointer(line, _OUT * _OUT * _LANES))

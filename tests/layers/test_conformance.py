@@ -1,0 +1,434 @@
+"""What is true of every layer: one table of layers in their configurations, one test a promise.
+
+A new layer needs a row here; the last test says so. Every row runs with float32 and float64, with a
+context in training, so that dropout drops.
+"""
+
+import inspect
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+from tolerances import assert_close, assert_same_bits
+
+import minicnn as mc
+from minicnn.layers import (
+    Activation,
+    Conv2D,
+    Dense,
+    Dropout,
+    Flatten,
+    MaxPooling2D,
+    Reshape,
+    Sequential,
+)
+
+FIRST = {"data_format": "channels_first"}
+ACTIVATIONS = ("relu", "softmax", "sigmoid", "tanh", "identity")
+
+
+def nested(fuse):
+    """A model in a model, with what can be fused: ReLU as an argument and as a layer of its own."""
+    features = [Conv2D(3, 3, padding="same"), Activation("relu"), MaxPooling2D(2), Flatten()]
+    head = [Dense(5, activation="relu"), Dropout(0.4), Dense(3)]
+    return Sequential([Sequential(features, fuse=fuse), Sequential(head, fuse=fuse)], fuse=fuse)
+
+
+# Name of the row, what makes its layer, the shape of one input without the batch
+TABLE = [
+    ("conv2d 3x3", lambda: Conv2D(4, 3), (6, 7, 2)),
+    ("conv2d stride < window", lambda: Conv2D(3, 3, strides=2), (7, 8, 3)),
+    ("conv2d stride < window, same", lambda: Conv2D(3, 3, strides=2, padding="same"), (7, 8, 3)),
+    ("conv2d stride > window, same", lambda: Conv2D(3, 2, strides=3, padding="same"), (7, 8, 3)),
+    ("conv2d stride > window", lambda: Conv2D(3, (2, 1), strides=(3, 2)), (7, 8, 3)),
+    ("conv2d even", lambda: Conv2D(3, (2, 4), padding="same"), (5, 6, 2)),
+    ("conv2d even, strides", lambda: Conv2D(2, 4, strides=(1, 2), padding="same"), (5, 6, 3)),
+    ("conv2d 1x1", lambda: Conv2D(5, 1), (4, 5, 3)),
+    ("conv2d 1x1, strides", lambda: Conv2D(5, 1, strides=(2, 3)), (4, 7, 3)),
+    ("conv2d one channel, one filter", lambda: Conv2D(1, 3), (5, 5, 1)),
+    ("conv2d window is the image", lambda: Conv2D(3, (4, 5)), (4, 5, 2)),
+    ("conv2d window over the image", lambda: Conv2D(3, 5, padding="same"), (3, 2, 2)),
+    ("conv2d dilated", lambda: Conv2D(2, 3, dilation_rate=(2, 1)), (7, 6, 2)),
+    (
+        "conv2d dilated with strides, same",
+        lambda: Conv2D(2, 3, strides=(2, 1), padding="same", dilation_rate=(1, 2)),
+        (6, 7, 2),
+    ),
+    (
+        "conv2d dilated with strides",
+        lambda: Conv2D(2, (3, 2), strides=2, dilation_rate=(2, 3)),
+        (8, 7, 2),
+    ),
+    ("conv2d channels first", lambda: Conv2D(4, 3, **FIRST), (2, 6, 7)),
+    (
+        "conv2d channels first, same",
+        lambda: Conv2D(3, (3, 2), strides=(1, 2), padding="same", activation="relu", **FIRST),
+        (2, 6, 7),
+    ),
+    ("conv2d no bias", lambda: Conv2D(3, 3, use_bias=False), (5, 6, 2)),
+    ("conv2d frozen", lambda: Conv2D(3, 3, trainable=False), (5, 6, 2)),
+    *((f"conv2d {a}", lambda a=a: Conv2D(3, 3, activation=a), (5, 6, 2)) for a in ACTIVATIONS),
+    # As in the guide: where fast paths are taken
+    ("conv2d 5x5x32", lambda: Conv2D(32, 5, padding="same", activation="relu"), (10, 10, 1)),
+    ("conv2d 5x5x32 to 64", lambda: Conv2D(64, 5, padding="same"), (4, 6, 32)),
+    ("conv2d 3x3x16 to 32", lambda: Conv2D(32, 3, padding="same", activation="relu"), (6, 6, 16)),
+    ("max_pooling2d", lambda: MaxPooling2D(2), (6, 8, 3)),
+    ("max_pooling2d odd size", lambda: MaxPooling2D(2), (7, 5, 3)),
+    ("max_pooling2d odd size, same", lambda: MaxPooling2D(2, padding="same"), (7, 5, 3)),
+    ("max_pooling2d overlapping", lambda: MaxPooling2D(3, strides=2), (7, 8, 3)),
+    ("max_pooling2d overlapping, same", lambda: MaxPooling2D(3, 1, padding="same"), (5, 6, 2)),
+    ("max_pooling2d rectangular", lambda: MaxPooling2D((2, 3), strides=(1, 2)), (5, 6, 2)),
+    ("max_pooling2d stride > window", lambda: MaxPooling2D(2, 3, padding="same"), (7, 8, 2)),
+    ("max_pooling2d over the image", lambda: MaxPooling2D(17, padding="same"), (3, 4, 2)),
+    ("max_pooling2d channels first", lambda: MaxPooling2D(2, **FIRST), (3, 6, 8)),
+    (
+        "max_pooling2d channels first, overlapping, same",
+        lambda: MaxPooling2D(3, strides=2, padding="same", **FIRST),
+        (3, 6, 7),
+    ),
+    ("dense", lambda: Dense(4), (5,)),
+    ("dense one input, one unit", lambda: Dense(1), (1,)),
+    ("dense of many columns", lambda: Dense(70), (67,)),
+    ("dense rank 3", lambda: Dense(4), (3, 5)),
+    ("dense rank 4, relu", lambda: Dense(4, activation="relu"), (2, 3, 5)),
+    ("dense no bias", lambda: Dense(4, use_bias=False), (5,)),
+    ("dense frozen", lambda: Dense(4, trainable=False), (5,)),
+    *((f"dense {a}", lambda a=a: Dense(4, activation=a), (5,)) for a in ACTIVATIONS),
+    ("dropout", lambda: Dropout(0.4), (3, 5)),
+    ("dropout off", lambda: Dropout(0.4, training=False), (3, 5)),
+    ("dropout rate 0", lambda: Dropout(0), (3, 5)),
+    ("dropout of channels", lambda: Dropout(0.5, noise_shape=(None, 1, 1, 4)), (3, 2, 4)),
+    ("dropout alike in all rows", lambda: Dropout(0.5, noise_shape=(1, 9)), (9,)),
+    ("flatten", Flatten, (3, 4, 2)),
+    ("flatten of flat rows", Flatten, (5,)),
+    ("reshape", lambda: Reshape((2, 6)), (3, 4)),
+    ("reshape -1", lambda: Reshape((3, -1, 1)), (12,)),
+    *((f"activation {a}", lambda a=a: Activation(a), (3, 5)) for a in ACTIVATIONS),
+    ("sequential", lambda: nested(fuse=True), (4, 6, 3)),
+    ("sequential unfused", lambda: nested(fuse=False), (4, 6, 3)),
+    ("sequential of one", lambda: Sequential([Flatten()]), (2, 3)),
+    (
+        "sequential with an op",
+        lambda: Sequential([Dense(4), mc.ops.Relu(), mc.ops.Reshape([-1, 2, 2])]),
+        (3,),
+    ),
+]
+
+ROWS = [pytest.param(make, shape, id=name) for name, make, shape in TABLE]
+every_layer = pytest.mark.parametrize(("make", "shape"), ROWS)
+each_type = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+
+
+class Pass(NamedTuple):
+    """What comes out of a pass forward and back."""
+
+    y: np.ndarray
+    dx: np.ndarray | None
+    grads: list[np.ndarray]
+
+
+def built(make, shape, dtype=np.float32):
+    """A layer of a row, its biases away from zero, and the shape of its output."""
+    layer = make()
+    declared = layer.build((None, *shape), rng=0, dtype=dtype)
+    rng = np.random.default_rng(1)
+    for parameter in layer.parameters:
+        parameter.value[...] += rng.uniform(-0.1, 0.1, parameter.shape)
+    return layer, declared
+
+
+def numbers(shape, dtype=np.float32, seed=2):
+    """Numbers of which no two are equal, and none is zero."""
+    size = int(np.prod(shape))
+    spaced = (np.random.default_rng(seed).permutation(size) + 0.25) * 2 / size - 1
+    return spaced.reshape(shape).astype(dtype)
+
+
+def context(**options):
+    return mc.Context(training=True, rng=np.random.default_rng(3), **options)
+
+
+def forward_and_back(layer, x, dy=None, need_dx=True, **options):
+    """One pass; copies of what came out."""
+    ctx = context(**options)
+    y = layer.forward(x, ctx).copy()
+    for parameter in layer.parameters:
+        parameter.grad[...] = np.nan
+    dy = numbers(y.shape, y.dtype, seed=4) if dy is None else dy
+    dx = layer.backward(dy, ctx, need_dx)
+    dx = None if dx is None else dx.copy()
+    return Pass(y, dx, [parameter.grad.copy() for parameter in layer.parameters])
+
+
+def assert_same_pass(first, second):
+    assert_same_bits(first.y, second.y)
+    assert (first.dx is None) == (second.dx is None)
+    if first.dx is not None:
+        assert_same_bits(first.dx, second.dx)
+    for one, other in zip(first.grads, second.grads, strict=True):
+        assert_same_bits(one, other)
+
+
+@every_layer
+@each_type
+def test_declared_shape_and_type_are_the_real_ones(make, shape, dtype):
+    layer, declared = built(make, shape, dtype)
+    assert declared[0] is None
+    workspace = mc.Workspace()
+    for rows in (1, 3, 2):  # the last is a short batch after a longer one
+        ctx = context(workspace=workspace)
+        x = numbers((rows, *shape), dtype)
+        y = layer.forward(x, ctx)
+        dx = layer.backward(numbers(y.shape, dtype), ctx)
+        assert y.shape == (rows, *declared[1:])
+        assert dx.shape == x.shape
+        for array in (y, dx, *(p.value for p in layer.parameters)):
+            assert array.dtype == dtype
+            assert array.flags.c_contiguous
+        for parameter in layer.parameters:
+            assert (parameter.grad.shape, parameter.grad.dtype) == (parameter.shape, dtype)
+
+
+@every_layer
+@pytest.mark.parametrize("read_only", [False, True])
+def test_nothing_but_gradients_is_changed(make, shape, read_only):
+    layer, declared = built(make, shape)
+    x, dy = numbers((3, *shape)), numbers((3, *declared[1:]), seed=4)
+    x.flags.writeable = dy.flags.writeable = not read_only
+    values = [parameter.value.copy() for parameter in layer.parameters]
+    before = x.copy(), dy.copy()
+    ctx = context()
+    y = layer.forward(x, ctx)
+    forward = y.copy()
+    layer.backward(dy, ctx)
+    assert_same_bits(x, before[0])
+    assert_same_bits(dy, before[1])
+    assert_same_bits(y, forward)  # the next layer may have saved it
+    for parameter, value in zip(layer.parameters, values, strict=True):
+        assert_same_bits(parameter.value, value)
+
+
+def fortran(array):
+    return np.asfortranarray(array)
+
+
+def strided(array):
+    return np.stack([array, -array], axis=-1)[..., 0]
+
+
+def backwards(array):
+    return np.ascontiguousarray(array[..., ::-1])[..., ::-1]
+
+
+@every_layer
+@each_type
+@pytest.mark.parametrize("lay", [fortran, strided, backwards])
+def test_how_arrays_lie_in_memory_changes_no_bit(make, shape, dtype, lay):
+    layer, declared = built(make, shape, dtype)
+    x, dy = numbers((3, *shape), dtype), numbers((3, *declared[1:]), dtype, seed=4)
+    expected = forward_and_back(layer, x, dy)
+    assert_same_pass(forward_and_back(layer, lay(x), lay(dy)), expected)
+
+
+@every_layer
+@each_type
+def test_a_reused_workspace_equals_a_fresh_pass(make, shape, dtype):
+    layer, _ = built(make, shape, dtype)
+    x = numbers((3, *shape), dtype)
+    fresh = forward_and_back(layer, x)
+    workspace = mc.Workspace()
+    larger = numbers((5, *shape), dtype, seed=6)
+    forward_and_back(layer, larger, workspace=workspace)  # leaves its numbers behind
+    assert_same_pass(forward_and_back(layer, x, workspace=workspace), fresh)
+    assert_same_pass(forward_and_back(layer, x, workspace=workspace), fresh)
+    smaller = x[:1]
+    forward_and_back(layer, smaller, workspace=workspace)
+    assert_same_pass(forward_and_back(layer, x, workspace=workspace), fresh)
+
+
+@every_layer
+@each_type
+def test_threads_change_no_bit(make, shape, dtype):
+    layer, _ = built(make, shape, dtype)
+    x = numbers((35, *shape), dtype)  # many chunks, the last one short
+    before = mc.get_num_threads()
+    passes = []
+    try:
+        for count in (1, 2, 4):
+            mc.set_num_threads(count)
+            passes.append(forward_and_back(layer, x))
+    finally:
+        mc.set_num_threads(before)
+    assert_same_pass(passes[1], passes[0])
+    assert_same_pass(passes[2], passes[0])
+
+
+@every_layer
+def test_rows_do_not_know_of_each_other(make, shape):
+    layer, declared = built(make, shape)
+    x, dy = numbers((5, *shape)), numbers((5, *declared[1:]), seed=4)
+    whole = forward_and_back(layer, x, dy)
+    parts = [
+        forward_and_back(layer, x[rows], dy[rows], first_row=rows.start)
+        for rows in (slice(0, 2), slice(2, 5))
+    ]
+    assert_close(np.concatenate([part.y for part in parts]), whole.y)
+    assert_close(np.concatenate([part.dx for part in parts]), whole.dx)
+    for first, second, both in zip(*(part.grads for part in parts), whole.grads, strict=True):
+        assert_close(first + second, both)
+
+
+@every_layer
+def test_backward_overwrites_gradients(make, shape):
+    layer, declared = built(make, shape)
+    ctx = context()
+    layer.forward(numbers((3, *shape)), ctx)
+    dy = numbers((3, *declared[1:]), seed=4)
+    results = []
+    for garbage in (0, np.nan, 7):
+        for parameter in layer.parameters:
+            parameter.grad[...] = garbage
+        dx = layer.backward(dy, ctx).copy()
+        results.append(Pass(dy, dx, [parameter.grad.copy() for parameter in layer.parameters]))
+    assert_same_pass(results[1], results[0])
+    assert_same_pass(results[2], results[0])
+
+
+@every_layer
+def test_without_dx_the_parameters_gradients_are_the_same(make, shape):
+    layer, _ = built(make, shape)
+    x = numbers((3, *shape))
+    whole = forward_and_back(layer, x)
+    short = forward_and_back(layer, x, need_dx=False)
+    assert short.dx is None
+    assert_same_pass(short, whole._replace(dx=None))
+
+
+@every_layer
+@each_type
+def test_a_pass_that_saves_nothing_has_the_same_output(make, shape, dtype):
+    layer, _ = built(make, shape, dtype)
+    x = numbers((3, *shape), dtype)
+    ctx = context(save=False)
+    y = layer.forward(x, ctx)
+    assert_same_bits(y, layer.forward(x, context()))
+    assert_same_bits(y, layer.forward(x, context(save=False, workspace=mc.Workspace())))
+
+
+KEEPS_NOTHING = {"activation identity"}  # its backward needs nothing either
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"), [row for row in ROWS if row.id not in KEEPS_NOTHING]
+)
+def test_backward_needs_a_pass_that_saves(make, shape):
+    layer, declared = built(make, shape)
+    dy = numbers((3, *declared[1:]))
+    ctx = context(save=False)
+    layer.forward(numbers((3, *shape)), ctx)
+    for nothing_saved in (ctx, context()):
+        with pytest.raises(RuntimeError, match="call forward first, with a Context whose `save`"):
+            layer.backward(dy, nothing_saved)
+
+
+@every_layer
+def test_a_layer_keeps_no_state_of_a_pass(make, shape):
+    layer, declared = built(make, shape)
+    x, other = numbers((3, *shape)), numbers((2, *shape), seed=6)
+    dy, other_dy = numbers((3, *declared[1:]), seed=4), numbers((2, *declared[1:]), seed=7)
+    expected = forward_and_back(layer, x, dy), forward_and_back(layer, other, other_dy)
+    contexts = context(), context()
+    outputs = layer.forward(x, contexts[0]), layer.forward(other, contexts[1])
+    for y, ctx, gradient, alone in zip(outputs, contexts, (dy, other_dy), expected, strict=True):
+        dx = layer.backward(gradient, ctx)
+        grads = [parameter.grad for parameter in layer.parameters]
+        assert_same_pass(Pass(y, dx, grads), alone)
+
+
+@every_layer
+def test_an_empty_batch_has_an_empty_output(make, shape):
+    layer, declared = built(make, shape)
+    y = layer.forward(np.zeros((0, *shape), np.float32), context(save=False))
+    assert y.shape == (0, *declared[1:])
+
+
+@every_layer
+def test_gradients_are_those_of_differences(make, shape):
+    report = mc.check_gradients(make(), (2, *shape), training=True, entries=40)
+    assert report.ok, report
+    assert report.skipped == 0
+
+
+@every_layer
+def test_float32_is_close_to_float64(make, shape):
+    single, declared = built(make, shape, np.float32)
+    double, _ = built(make, shape, np.float64)
+    for one, other in zip(single.parameters, double.parameters, strict=True):
+        other.value[...] = one.value
+    x, dy = numbers((3, *shape)), numbers((3, *declared[1:]), seed=4)
+    actual = forward_and_back(single, x, dy)
+    expected = forward_and_back(double, x.astype(np.float64), dy.astype(np.float64))
+    assert_close(actual.y, expected.y)
+    assert_close(actual.dx, expected.dx)
+    for one, other in zip(actual.grads, expected.grads, strict=True):
+        assert_close(one, other)
+
+
+@every_layer
+def test_parameters_carry_the_name_of_the_layer(make, shape):
+    layer, _ = built(make, shape)
+    names = [parameter.name for parameter in layer.parameters]
+    assert len(set(names)) == len(names)
+    if not isinstance(layer, Sequential):
+        assert all(name.startswith(f"{layer.kind}/") for name in names)
+
+
+@every_layer
+def test_start_values_follow_the_seed(make, shape):
+    first, second, third = make(), make(), make()
+    first.build((None, *shape), rng=5)
+    second.build((None, *shape), rng=np.random.default_rng(5))
+    third.build((None, *shape), rng=6)
+    for one, same, other in zip(
+        first.parameters, second.parameters, third.parameters, strict=True
+    ):
+        assert_array_equal(one.value, same.value)
+        assert one.name.endswith("/bias") or (one.value != other.value).any()
+
+
+@every_layer
+def test_inputs_that_are_not_as_built_are_errors(make, shape):
+    layer = make()
+    x = numbers((3, *shape))
+    with pytest.raises(RuntimeError, match=r"call build\(input_shape, rng\) before forward"):
+        layer.forward(x, context())
+    layer.build((None, *shape), rng=0)
+    label = layer.label
+    with pytest.raises(ValueError, match=f"{label}: built for inputs of shape .* got"):
+        layer.forward(numbers((3, *shape[:-1], shape[-1] + 1)), context())
+    with pytest.raises(ValueError, match=f"{label}: built for inputs of shape .* got"):
+        layer.forward(x[0], context())
+    with pytest.raises(TypeError, match=f"{label}: built for float32, got float64; convert"):
+        layer.forward(x.astype(np.float64), context())
+    with pytest.raises(TypeError, match=f"{label}: built for float32, got uint8; .* 255"):
+        layer.forward((x * 9).astype(np.uint8), context())
+    with pytest.raises(TypeError, match=f"{label}: `inputs` must be a NumPy array, got "):
+        layer.forward(x.tolist(), context())
+
+
+@every_layer
+def test_what_cannot_be_built_is_an_error(make, shape):
+    with pytest.raises(TypeError, match="float32 or float64, got int64.*255"):
+        make().build((None, *shape), rng=0, dtype=np.int64)
+    with pytest.raises(TypeError, match="must be float32 or float64, got float16"):
+        make().build((None, *shape), rng=0, dtype=np.float16)
+    with pytest.raises(ValueError, match="only the batch may be unknown"):
+        make().build((None, *shape[:-1], None), rng=0)
+
+
+def test_every_layer_is_in_the_table():
+    listed = {type(make()) for _, make, _ in TABLE}
+    public = {getattr(mc.layers, name) for name in mc.layers.__all__}
+    layers = {cls for cls in public if inspect.isclass(cls)} - {mc.layers.Layer}
+    assert layers == listed & layers
