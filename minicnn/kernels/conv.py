@@ -23,7 +23,7 @@ from minicnn.kernels import direct, pooling, sparse, winograd
 from minicnn.kernels.gemm import EDGE, PANEL_BYTES, ROWS, multiply, pack, round_up
 from minicnn.kernels.im2col import add_columns, columns_of
 from minicnn.kernels.jit import kernel
-from minicnn.kernels.pool import parallel_for
+from minicnn.kernels.pool import parallel_for, share
 from minicnn.kernels.simd import pointer
 from minicnn.kernels.window import Window, slide
 
@@ -38,7 +38,7 @@ def forward(
     """Write y = x * w + b, and max(y, 0) where `relu` is asked."""
     depth, filters = w.size // w.shape[3], w.shape[3]
     positions = y.size // filters
-    length = round_up(max(-(-positions // _CHUNKS), _LEAST_POSITIONS), ROWS)
+    length = round_up(max(share(positions, _CHUNKS), _LEAST_POSITIONS), ROWS)
     block = _block(depth, x.itemsize)
     scratch = EDGE + depth * _padded(filters, x.itemsize) + block * depth
     parallel_for(_forward, -(-positions // length), (x, w, b), (y,), tuple(window), length, block,
@@ -48,7 +48,7 @@ def forward(
 def input_gradient(dy: np.ndarray, w: np.ndarray, dx: np.ndarray, window: Window) -> None:
     """Write dx, the gradient of the input of y = x * w + b."""
     depth, filters = w.size // w.shape[3], w.shape[3]
-    images = -(-dx.shape[0] // _CHUNKS)
+    images = share(dx.shape[0], _CHUNKS)
     block = _block(depth, dx.itemsize)
     scratch = EDGE + PANEL_BYTES + filters * _padded(depth, dx.itemsize) + block * depth
     parallel_for(_input_gradient, -(-dx.shape[0] // images), (dy, w), (dx,), tuple(window), images,
@@ -61,9 +61,9 @@ def kernel_gradient(
     """Write dw and db, the gradients of the kernel and of the bias of y = x * w + b."""
     filters = dy.shape[3]
     depth, positions = dw.size // filters, dy.size // filters
-    length = max(-(-positions // _CHUNKS), _LEAST_POSITIONS)
+    length = max(share(positions, _CHUNKS), _LEAST_POSITIONS)
     chunks = -(-positions // length)
-    block = _block(depth, x.itemsize)
+    block = _block(max(depth, _padded(filters, x.itemsize)), x.itemsize)  # dy is packed beside it
     # One partial sum a chunk, added in order; its last row is db.
     partial = np.empty((chunks, depth + 1, filters), dw.dtype)
     scratch = EDGE + block * _padded(filters, x.itemsize) + block * depth

@@ -8,6 +8,7 @@ x (N, D), w (D, U), b (U,), y (N, U):
 import numpy as np
 
 from minicnn.kernels import sparse
+from minicnn.kernels.elementwise import drop, mask_of
 from minicnn.kernels.gemm import EDGE, PANEL_BYTES, multiply, pack
 from minicnn.kernels.jit import helper, kernel
 from minicnn.kernels.pool import parallel_for
@@ -17,10 +18,15 @@ _CHUNK = 64  # columns of the result that one chunk computes; B is packed a chun
 _ZEROS = PANEL_BYTES  # elements of scratch that a product starts from
 
 
-def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray, y: np.ndarray, relu: bool = False) -> None:
-    """Write y = x w + b, and max(y, 0) where `relu` is asked."""
+def forward(
+    x: np.ndarray, w: np.ndarray, b: np.ndarray, y: np.ndarray, relu: bool = False,
+    dropout: tuple[int, float, int] | None = None,
+) -> None:
+    """Write y = x w + b, then ReLU and dropout (its key, rate and first row) where asked."""
     d, u = w.shape
-    parallel_for(_forward, _chunks(u), (x, w, b), (y,), relu, scratch=_scratch(d))
+    key, rate, first_row = dropout or (0, 0.0, 0)
+    parallel_for(_forward, _chunks(u), (x, w, b), (y,), relu, dropout is not None,
+                 *mask_of(key, rate, x.dtype), first_row, scratch=_scratch(d))
 
 
 def input_gradient(dy: np.ndarray, w: np.ndarray, dx: np.ndarray) -> None:
@@ -56,16 +62,19 @@ def _scratch(k: int) -> int:
 
 
 @kernel
-def _forward(chunk, scratch, x, w, b, y, relu):
+def _forward(chunk, scratch, x, w, b, y, relu, dropping, key, threshold, scale, first_row):
     (n, d), u = x.shape, w.shape[1]
     j = chunk * _CHUNK
     columns = min(_CHUNK, u - j)
     _product(pointer(x, 0), d, 1, pointer(w, j), u, 1, pointer(b, j), 1,
              pointer(y, j), u, n, columns, d, scratch)
-    if relu:
-        for i in range(n):
-            for q in range(j, j + columns):
-                y[i, q] = 0 if y[i, q] < 0 else y[i, q]
+    for i in range(n):
+        row = pointer(y, i * u + j)
+        if relu:
+            for q in range(columns):
+                row[q] = 0 if row[q] < 0 else row[q]
+        if dropping:
+            drop(row, row, j, columns, key, threshold, scale, first_row + i)
 
 
 @kernel

@@ -14,7 +14,7 @@ import numpy as np
 from minicnn.kernels.gemm import PANEL_BYTES, pack
 from minicnn.kernels.jit import helper, kernel
 from minicnn.kernels.plane import emit_block, fill_plane
-from minicnn.kernels.pool import parallel_for
+from minicnn.kernels.pool import parallel_for, share
 from minicnn.kernels.simd import VECTOR_BYTES, broadcast, fma, load, pointer, spread
 from minicnn.kernels.window import Window
 
@@ -35,7 +35,7 @@ def forward(
     relu: bool, pool: bool, chunks: int,
 ) -> None:
     """Write what `winograd.forward` writes."""
-    images = -(-len(x) // chunks)
+    images = share(len(x), chunks)
     blocks_h, blocks_w = (y.shape[1:3]) if pool else (-(-y.shape[1] // 2), -(-y.shape[2] // 2))
     high = max((2 * blocks_h - 1) * window.stride_h + window.kernel_h, x.shape[1] + window.top)
     wide = max((2 * blocks_w - 1) * window.stride_w + window.kernel_w, x.shape[2] + window.left)

@@ -1,9 +1,12 @@
 """Element by element: ReLU, its gradient, dropout, and the sum of rows that a bias' gradient is."""
 
+import math
+from typing import Any
+
 import numpy as np
 
 from minicnn.kernels.jit import helper, kernel
-from minicnn.kernels.pool import parallel_for
+from minicnn.kernels.pool import parallel_for, share
 from minicnn.kernels.simd import pointer
 
 SPAN = 1 << 15  # elements of a chunk: far above the cost of handing it to a thread
@@ -26,10 +29,10 @@ def relu(x: np.ndarray, y: np.ndarray) -> None:
     parallel_for(_relu, spans(x.size), (x.reshape(-1),), (y.reshape(-1),))
 
 
-def relu_gradient(dy: np.ndarray, y: np.ndarray, dx: np.ndarray) -> None:
-    """Write dx = dy where y > 0, else 0."""
+def relu_gradient(dy: np.ndarray, y: np.ndarray, dx: np.ndarray, scale: float = 1.0) -> None:
+    """Write dx = scale dy where y > 0, else 0."""
     parallel_for(_relu_gradient, spans(y.size), (dy.reshape(-1), y.reshape(-1)),
-                 (dx.reshape(-1),))
+                 (dx.reshape(-1),), dx.dtype.type(scale))
 
 
 def dropout(x: np.ndarray, y: np.ndarray, key: int, rate: float, first_row: int) -> None:
@@ -39,12 +42,15 @@ def dropout(x: np.ndarray, y: np.ndarray, key: int, rate: float, first_row: int)
     depends neither on the threads nor on how the batch was cut. The map is linear and its own
     transpose: the same call turns dy into dx.
     """
-    rows = x.shape[0]
-    scale = x.dtype.type(1.0 / (1.0 - rate))
-    threshold = np.uint64(rate * 2.0**32)
-    length = max(1, SPAN * rows // max(x.size, 1))
-    parallel_for(_dropout, -(-rows // length), (x.reshape(rows, -1),), (y.reshape(rows, -1),),
-                 np.uint64(key), threshold, scale, first_row, length)
+    shape = (len(x), math.prod(x.shape[1:]))
+    length = share(SPAN, max(shape[1], 1))
+    parallel_for(_dropout, -(-shape[0] // length), (x.reshape(shape),), (y.reshape(shape),),
+                 *mask_of(key, rate, x.dtype), first_row, length)
+
+
+def mask_of(key: int, rate: float, dtype: Any) -> tuple[np.uint64, np.uint64, Any]:
+    """Return what `drop` makes a mask of: the key, the least hash that is kept, the scale."""
+    return np.uint64(key), np.uint64(rate * 2.0**32), np.dtype(dtype).type(1.0 / (1.0 - rate))
 
 
 def sum_rows(dy: np.ndarray, db: np.ndarray) -> None:
@@ -61,21 +67,27 @@ def _relu(chunk, scratch, x, y):
 
 
 @kernel
-def _relu_gradient(chunk, scratch, dy, y, dx):
+def _relu_gradient(chunk, scratch, dy, y, dx, scale):
     first, count = span(chunk, y.size)
     gradient, value, target = pointer(dy, first), pointer(y, first), pointer(dx, first)
     for e in range(count):
-        target[e] = gradient[e] if value[e] > 0 else 0
+        target[e] = scale * gradient[e] if value[e] > 0 else 0
 
 
 @kernel
 def _dropout(chunk, scratch, x, y, key, threshold, scale, first_row, length):
     for r in range(chunk * length, min(x.shape[0], (chunk + 1) * length)):
-        row_key = _mix(key ^ _mix(np.uint64(first_row + r)))
-        source, target = pointer(x, r * x.shape[1]), pointer(y, r * x.shape[1])
-        for e in range(x.shape[1]):
-            kept = _mix(row_key + np.uint64(e)) >> np.uint64(32) >= threshold
-            target[e] = source[e] * scale if kept else 0
+        drop(pointer(x, r * x.shape[1]), pointer(y, r * x.shape[1]), 0, x.shape[1], key, threshold,
+             scale, first_row + r)
+
+
+@helper
+def drop(x, y, first, count, key, threshold, scale, row):
+    """Write y = mask x for elements first, first + 1, ... of a row, that x and y point to."""
+    row_key = _mix(key ^ _mix(np.uint64(row)))
+    for e in range(count):
+        kept = _mix(row_key + np.uint64(first + e)) >> np.uint64(32) >= threshold
+        y[e] = x[e] * scale if kept else 0
 
 
 @helper

@@ -55,6 +55,11 @@ def parallel_for(
         workers.give_back()
 
 
+def share(items: int, chunks: int) -> int:
+    """Return how many items a chunk has where they are cut into at most so many chunks."""
+    return max(1, -(-items // chunks))
+
+
 def set_num_threads(count: int) -> None:
     """Set how many threads the kernels use: the caller and ``count - 1`` workers.
 
@@ -190,6 +195,8 @@ class _Workers:
 
     def stop(self) -> None:
         """Let the threads end once they have done what they were given."""
+        if os.getpid() != self._process:
+            return  # they did not come along in the fork, and their lock may be held for ever
         with self._taken:
             for inbox in self._inboxes:
                 inbox.put(None)

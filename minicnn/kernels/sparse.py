@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minicnn.kernels.jit import helper, kernel
-from minicnn.kernels.pool import parallel_for
+from minicnn.kernels.pool import parallel_for, share
 from minicnn.kernels.simd import (
     gather1,
     gather2,
@@ -81,7 +81,7 @@ def convolution(
         .transpose(2, 0, 4, 1, 3)
         .reshape(blocks, kh, filters, kw * depth)
     )
-    images = -(-n // chunks)
+    images = share(n, chunks)
     chunks = -(-n // images)
     size = blocks * filters * kh * run
     partial = np.empty((chunks, size + filters), np.float32)

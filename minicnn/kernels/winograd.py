@@ -27,7 +27,7 @@ import numpy as np
 from minicnn.kernels.gemm import PANEL_BYTES, ROWS, pack, round_up, tile
 from minicnn.kernels.jit import helper, kernel
 from minicnn.kernels.plane import emit_block, fill_plane
-from minicnn.kernels.pool import parallel_for
+from minicnn.kernels.pool import parallel_for, share
 from minicnn.kernels.simd import (
     VECTOR_BYTES,
     add,
@@ -69,7 +69,7 @@ def forward(
     transformed = np.empty((panels, side * side, depth, _PANEL), np.float32)
     parallel_for(_transform_filters, panels, (w, _filter_matrix(size)), (transformed,),
                  scratch=(w.size // filters + side * size) * _PANEL)
-    images = -(-len(x) // chunks)
+    images = share(len(x), chunks)
     tiles_h, tiles_w = -(-window.out_h // _OUT), -(-window.out_w // _OUT)
     block = max(ROWS, min(_TILES, _V_BYTES // (side * side * depth * 4) // ROWS * ROWS))
     plane = (tiles_h * _OUT + size - 1) * (tiles_w * _OUT + size - 1) * depth

@@ -84,14 +84,20 @@ class Dense(Layer):
         dz = dy if self.activation is None else self.activation.backward(dy, ctx)
         return self.linear_backward(dz, ctx, need_dx)
 
-    def linear(self, x: np.ndarray, ctx: Context, relu: bool = False) -> np.ndarray:
-        """Return x w + b before the activation, or with ReLU in the same pass."""
+    def linear(
+        self,
+        x: np.ndarray,
+        ctx: Context,
+        relu: bool = False,
+        dropout: tuple[int, float, int] | None = None,
+    ) -> np.ndarray:
+        """Return x w + b before the activation, or with ReLU and dropout in the same pass."""
         x = self.check_inputs(x)
         # x (N, D) w (D, U) + b (U,) -> y (N, U)
         w = self.kernel.value
         b = np.zeros(self.units, w.dtype) if self.bias is None else self.bias.value
         y = ctx.empty(self, "y", (*x.shape[:-1], self.units), x.dtype)
-        kernels.forward(_rows(x), w, b, _rows(y), relu)
+        kernels.forward(_rows(x), w, b, _rows(y), relu, dropout)
         ctx[self] = x
         return y
 

@@ -73,24 +73,26 @@ class Dropout(Layer):
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
         x = self.check_inputs(x)
-        training = ctx.training if self.training is None else self.training
-        if not training or self.rate == 0:
-            ctx[self] = None
-            return x
-        if ctx.rng is None:
-            raise ValueError(
-                f"{self.label}: dropout in training draws numbers; give the context a generator, "
-                "Context(training=True, rng=numpy.random.default_rng(seed))"
-            )
-        key = int(ctx.rng.integers(1 << 64, dtype=np.uint64)) ^ self.seed
-        ctx[self] = key
-        return self._drop(x, key, ctx, "y")
+        ctx[self] = key = self.draw(ctx)
+        return x if key is None else self._drop(x, key, ctx, "y")
 
     def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
         key = ctx[self]
         if not need_dx:
             return None
         return dy if key is None else self._drop(dy, key, ctx, "dx")
+
+    def draw(self, ctx: Context) -> int | None:
+        """Return the key of this pass's mask; None where nothing is dropped."""
+        training = ctx.training if self.training is None else self.training
+        if not training or self.rate == 0:
+            return None
+        if ctx.rng is None:
+            raise ValueError(
+                f"{self.label}: dropout in training draws numbers; give the context a generator, "
+                "Context(training=True, rng=numpy.random.default_rng(seed))"
+            )
+        return int(ctx.rng.integers(1 << 64, dtype=np.uint64)) ^ self.seed
 
     def _drop(self, x: np.ndarray, key: int, ctx: Context, role: str) -> np.ndarray:
         """Return mask * x / (1 - rate); the map is its own transpose."""

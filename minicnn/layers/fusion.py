@@ -17,6 +17,7 @@ from minicnn.kernels import elementwise
 from minicnn.layers.activation import Activation
 from minicnn.layers.conv2d import Conv2D
 from minicnn.layers.dense import Dense
+from minicnn.layers.dropout import Dropout
 from minicnn.layers.max_pooling2d import MaxPooling2D
 from minicnn.ops import Relu
 from minicnn.parameter import Parameter
@@ -67,29 +68,38 @@ class FusedConv(Op):
 
 
 class FusedDense(Op):
-    """A dense layer whose ReLU is applied while its result is in the cache."""
+    """A dense layer with ReLU and, where it follows, dropout in one pass.
 
-    def __init__(self, dense: Dense) -> None:
+    Its output is above zero just where ReLU lives and dropout keeps, so backward needs no mask.
+    """
+
+    def __init__(self, dense: Dense, dropout: Dropout | None) -> None:
         super().__init__(dense.name)
-        self.dense = dense
+        self.dense, self.dropout = dense, dropout
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
         return self.dense.parameters
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
-        y = self.dense.linear(x, ctx, relu=True)
-        ctx[self] = y
+        key = None if self.dropout is None else self.dropout.draw(ctx)
+        rate = 0.0 if self.dropout is None or key is None else self.dropout.rate
+        dropout = None if key is None else (key, rate, ctx.first_row)
+        y = self.dense.linear(x, ctx, relu=True, dropout=dropout)
+        ctx[self] = y, 1.0 / (1.0 - rate)
         return y
 
     def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
-        dz = _through_relu(self, dy, ctx[self], ctx)
+        y, scale = ctx[self]
+        dz = _through_relu(self, dy, y, ctx, scale)
         return self.dense.linear_backward(dz, ctx, need_dx, sparse=True)
 
 
-def _through_relu(op: Op, dy: np.ndarray, y: np.ndarray, ctx: Context) -> np.ndarray:
+def _through_relu(
+    op: Op, dy: np.ndarray, y: np.ndarray, ctx: Context, scale: float = 1.0
+) -> np.ndarray:
     dz = ctx.empty(op, "dz", y.shape, y.dtype)
-    elementwise.relu_gradient(dy, y, dz)
+    elementwise.relu_gradient(dy, y, dz, scale)
     return dz
 
 
@@ -127,11 +137,15 @@ def _first(chain: Sequence[Op]) -> tuple[Op, int]:
     relu, length = _is_relu(layer.activation), 1
     if layer.activation is None and len(chain) > 1 and _is_relu(chain[1]):
         relu, length = True, 2
-    if isinstance(layer, Dense):
-        return (FusedDense(layer), length) if relu else (layer, 1)
     if layer.activation is not None and not relu:
         return layer, 1
     following = chain[length] if len(chain) > length else None
+    if isinstance(layer, Dense):
+        if not relu:
+            return layer, 1
+        if isinstance(following, Dropout) and following.noise_shape is None:
+            return FusedDense(layer, following), length + 1
+        return FusedDense(layer, None), length
     if relu and isinstance(following, MaxPooling2D) and _pools_by_two(layer, following):
         return FusedConv(layer, relu, following), length + 1
     return FusedConv(layer, relu, None), length

@@ -5,10 +5,10 @@ context in training, so that dropout drops.
 """
 
 import inspect
-from typing import NamedTuple
 
 import numpy as np
 import pytest
+from layers.passes import Pass, assert_same_pass, built, context, forward_and_back, numbers
 from numpy.testing import assert_array_equal
 from tolerances import assert_close, assert_same_bits
 
@@ -69,10 +69,7 @@ TABLE = [
     ("conv2d no bias", lambda: Conv2D(3, 3, use_bias=False), (5, 6, 2)),
     ("conv2d frozen", lambda: Conv2D(3, 3, trainable=False), (5, 6, 2)),
     *((f"conv2d {a}", lambda a=a: Conv2D(3, 3, activation=a), (5, 6, 2)) for a in ACTIVATIONS),
-    # As in the guide: where fast paths are taken
-    ("conv2d 5x5x32", lambda: Conv2D(32, 5, padding="same", activation="relu"), (10, 10, 1)),
-    ("conv2d 5x5x32 to 64", lambda: Conv2D(64, 5, padding="same"), (4, 6, 32)),
-    ("conv2d 3x3x16 to 32", lambda: Conv2D(32, 3, padding="same", activation="relu"), (6, 6, 16)),
+    ("conv2d of many channels", lambda: Conv2D(70, 3, padding="same"), (4, 5, 33)),
     ("max_pooling2d", lambda: MaxPooling2D(2), (6, 8, 3)),
     ("max_pooling2d odd size", lambda: MaxPooling2D(2), (7, 5, 3)),
     ("max_pooling2d odd size, same", lambda: MaxPooling2D(2, padding="same"), (7, 5, 3)),
@@ -108,6 +105,60 @@ TABLE = [
     ("sequential", lambda: nested(fuse=True), (4, 6, 3)),
     ("sequential unfused", lambda: nested(fuse=False), (4, 6, 3)),
     ("sequential of one", lambda: Sequential([Flatten()]), (2, 3)),
+    # Fused into one pass: where float32 takes the fast paths
+    (
+        "fused conv2d, few channels",
+        lambda: Sequential([Conv2D(32, 5, padding="same", activation="relu"), MaxPooling2D(2)]),
+        (10, 10, 1),
+    ),
+    (
+        "fused conv2d, few channels, strides",
+        lambda: Sequential([Conv2D(8, 3, strides=2, padding="same", activation="relu")]),
+        (7, 8, 3),
+    ),
+    (
+        "fused conv2d 5x5, relu, pooling",
+        lambda: Sequential(
+            [Conv2D(16, 5, padding="same"), Activation("relu"), MaxPooling2D(2)]
+        ),
+        (6, 8, 32),
+    ),
+    ("fused conv2d 5x5, relu", lambda: Sequential([Conv2D(9, 5, activation="relu")]), (9, 7, 17)),
+    ("fused conv2d 3x3", lambda: Sequential([Conv2D(9, 3, padding="same")]), (7, 6, 17)),
+    (
+        "fused conv2d 3x3, relu, pooling of odd size",
+        lambda: Sequential([Conv2D(9, 3, activation="relu"), MaxPooling2D(2)]),
+        (7, 9, 17),
+    ),
+    (
+        "fused conv2d without a bias",
+        lambda: Sequential(
+            [Conv2D(8, 3, use_bias=False, activation="relu"), MaxPooling2D(2)]
+        ),
+        (6, 8, 9),
+    ),
+    (
+        "fused conv2d channels first",
+        lambda: Sequential(
+            [Conv2D(8, 5, padding="same", activation="relu", **FIRST), MaxPooling2D(2, **FIRST)]
+        ),
+        (9, 6, 8),
+    ),
+    (
+        "fused conv2d dilated",
+        lambda: Sequential([Conv2D(4, 3, dilation_rate=2, activation="relu"), MaxPooling2D(2)]),
+        (8, 9, 3),
+    ),
+    (
+        "fused conv2d 1x1",
+        lambda: Sequential([Conv2D(4, 1, activation="relu"), MaxPooling2D(2)]),
+        (4, 6, 5),
+    ),
+    (
+        "fused dense",
+        lambda: Sequential([Dense(70, activation="relu"), Dense(66), Activation("relu")]),
+        (67,),
+    ),
     (
         "sequential with an op",
         lambda: Sequential([Dense(4), mc.ops.Relu(), mc.ops.Reshape([-1, 2, 2])]),
@@ -118,56 +169,6 @@ TABLE = [
 ROWS = [pytest.param(make, shape, id=name) for name, make, shape in TABLE]
 every_layer = pytest.mark.parametrize(("make", "shape"), ROWS)
 each_type = pytest.mark.parametrize("dtype", [np.float32, np.float64])
-
-
-class Pass(NamedTuple):
-    """What comes out of a pass forward and back."""
-
-    y: np.ndarray
-    dx: np.ndarray | None
-    grads: list[np.ndarray]
-
-
-def built(make, shape, dtype=np.float32):
-    """A layer of a row, its biases away from zero, and the shape of its output."""
-    layer = make()
-    declared = layer.build((None, *shape), rng=0, dtype=dtype)
-    rng = np.random.default_rng(1)
-    for parameter in layer.parameters:
-        parameter.value[...] += rng.uniform(-0.1, 0.1, parameter.shape)
-    return layer, declared
-
-
-def numbers(shape, dtype=np.float32, seed=2):
-    """Numbers of which no two are equal, and none is zero."""
-    size = int(np.prod(shape))
-    spaced = (np.random.default_rng(seed).permutation(size) + 0.25) * 2 / size - 1
-    return spaced.reshape(shape).astype(dtype)
-
-
-def context(**options):
-    return mc.Context(training=True, rng=np.random.default_rng(3), **options)
-
-
-def forward_and_back(layer, x, dy=None, need_dx=True, **options):
-    """One pass; copies of what came out."""
-    ctx = context(**options)
-    y = layer.forward(x, ctx).copy()
-    for parameter in layer.parameters:
-        parameter.grad[...] = np.nan
-    dy = numbers(y.shape, y.dtype, seed=4) if dy is None else dy
-    dx = layer.backward(dy, ctx, need_dx)
-    dx = None if dx is None else dx.copy()
-    return Pass(y, dx, [parameter.grad.copy() for parameter in layer.parameters])
-
-
-def assert_same_pass(first, second):
-    assert_same_bits(first.y, second.y)
-    assert (first.dx is None) == (second.dx is None)
-    if first.dx is not None:
-        assert_same_bits(first.dx, second.dx)
-    for one, other in zip(first.grads, second.grads, strict=True):
-        assert_same_bits(one, other)
 
 
 @every_layer
@@ -349,7 +350,7 @@ def test_a_layer_keeps_no_state_of_a_pass(make, shape):
 @every_layer
 def test_an_empty_batch_has_an_empty_output(make, shape):
     layer, declared = built(make, shape)
-    y = layer.forward(np.zeros((0, *shape), np.float32), context(save=False))
+    y = layer.forward(np.zeros((0, *shape), np.float32), mc.Context(save=False))  # as in predict
     assert y.shape == (0, *declared[1:])
 
 
@@ -419,9 +420,9 @@ def test_inputs_that_are_not_as_built_are_errors(make, shape):
 
 @every_layer
 def test_what_cannot_be_built_is_an_error(make, shape):
-    with pytest.raises(TypeError, match="float32 or float64, got int64.*255"):
+    with pytest.raises(TypeError, match=r"must be float32 or float64, got int64; .* 255"):
         make().build((None, *shape), rng=0, dtype=np.int64)
-    with pytest.raises(TypeError, match="must be float32 or float64, got float16"):
+    with pytest.raises(TypeError, match=r"must be float32 or float64, got .*float16"):
         make().build((None, *shape), rng=0, dtype=np.float16)
     with pytest.raises(ValueError, match="only the batch may be unknown"):
         make().build((None, *shape[:-1], None), rng=0)

@@ -1,0 +1,277 @@
+"""Conv2D against the definition, and what its arguments may be."""
+
+import naive
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from layers.passes import forward_and_back
+from numpy.testing import assert_array_equal
+from tolerances import assert_close
+
+import minicnn as mc
+from minicnn.layers import Conv2D
+
+small = st.integers(1, 3)
+
+
+@st.composite
+def configurations(draw):
+    """A shape (N, H, W, C) and the options of a convolution that fits into it."""
+    options = {
+        "filters": draw(small),
+        "kernel_size": (draw(st.integers(1, 4)), draw(st.integers(1, 4))),
+        "strides": (draw(small), draw(small)),
+        "dilation_rate": (draw(small), draw(small)),
+        "padding": draw(st.sampled_from(["valid", "same"])),
+        "data_format": draw(st.sampled_from(["channels_last", "channels_first"])),
+        "use_bias": draw(st.booleans()),
+    }
+    spans = map(naive.span, options["kernel_size"], options["dilation_rate"])
+    least = [span if options["padding"] == "valid" else 1 for span in spans]
+    height, width = (size + draw(st.integers(0, 4)) for size in least)
+    return (draw(small), height, width, draw(small)), options
+
+
+def as_laid_out(images, options):
+    """Images (N, H, W, C) in the data format of the options."""
+    first = options["data_format"] == "channels_first"
+    return images.transpose(0, 3, 1, 2).copy() if first else images
+
+
+def drawn(shape, dtype, rng):
+    return rng.standard_normal(shape).astype(dtype)
+
+
+@given(configurations(), st.sampled_from([np.float32, np.float64]), st.integers(0, 2**32 - 1))
+def test_values_and_gradients_are_those_of_the_definition(configuration, dtype, seed):
+    shape, options = configuration
+    rng = np.random.default_rng(seed)
+    x = drawn(shape, dtype, rng)
+    layer = Conv2D(**options, bias_initializer=lambda shape, rng, dtype: drawn(shape, dtype, rng))
+    declared = layer.build((None, *as_laid_out(x, options).shape[1:]), rng, dtype)
+    w, b = layer.kernel.value, layer.bias.value if layer.bias else None
+    place = options["strides"], options["padding"], options["dilation_rate"]
+    y = naive.conv2d(x, w, b, *place)
+    dy = drawn(y.shape, dtype, rng)
+
+    actual = forward_and_back(layer, as_laid_out(x, options), as_laid_out(dy, options))
+
+    assert (None, *as_laid_out(y, options).shape[1:]) == declared
+    sizes = naive.conv2d(abs(x), abs(w), None if b is None else abs(b), *place)
+    assert_close(actual.y, as_laid_out(y, options), as_laid_out(sizes, options))
+    expected = naive.conv2d_backward(x, w, dy, *place)
+    sizes = naive.conv2d_backward(abs(x), abs(w), abs(dy), *place)
+    assert_close(actual.dx, as_laid_out(expected[0], options), as_laid_out(sizes[0], options))
+    for gradient, right, size in zip(actual.grads, expected[1:], sizes[1:], strict=False):
+        assert_close(gradient, right, size)
+
+
+def test_colour_images():
+    layer = Conv2D(2, 1, kernel_initializer="zeros", bias_initializer="zeros")
+    layer.build((None, 4, 5, 3), rng=0)
+    layer.kernel.value[0, 0] = [[1, 0], [0, 2], [0, 3]]  # red alone; twice green and thrice blue
+    x = np.random.default_rng(0).random((2, 4, 5, 3), np.float32)
+    y = layer.forward(x, mc.Context())
+    assert_close(y, np.stack([x[..., 0], 2 * x[..., 1] + 3 * x[..., 2]], axis=-1))
+
+
+def run(layer, x):
+    """The output of a layer of one filter of ones, for one image of one channel."""
+    layer.build((None, *x.shape, 1), rng=0)
+    layer.kernel.value[...] = 1
+    return layer.forward(np.array(x, np.float32)[None, :, :, None], mc.Context())[0, :, :, 0]
+
+
+def test_same_padding_has_its_larger_half_after():
+    ones = np.ones((3, 3))
+    assert_array_equal(run(Conv2D(1, 2, padding="same"), ones), [[4, 4, 2], [4, 4, 2], [2, 2, 1]])
+    row = np.arange(1, 6)[None]  # of 4 taps: one place before, two after
+    assert_array_equal(run(Conv2D(1, (1, 4), padding="same"), row), [[6, 10, 14, 12, 9]])
+    assert_array_equal(run(Conv2D(1, (1, 3), 2, padding="same"), row), [[3, 9, 9]])
+    assert_array_equal(run(Conv2D(1, (1, 2), 3, padding="same"), row), [[3, 9]])  # needs no padding
+
+
+def test_valid_padding_leaves_out_what_does_not_fill_a_window():
+    row = np.arange(1, 7)[None]
+    assert_array_equal(run(Conv2D(1, (1, 3), 2), row), [[6, 12]])
+
+
+def test_the_kernel_is_not_flipped():
+    layer = Conv2D(1, (1, 2))
+    layer.build((None, 1, 3, 1), rng=0)
+    layer.kernel.value[...] = np.reshape([10, 1], (1, 2, 1, 1))
+    y = layer.forward(np.reshape([1, 2, 3], (1, 1, 3, 1)).astype(np.float32), mc.Context())
+    assert_array_equal(y.ravel(), [12, 23])
+
+
+def test_convolve_add_the_bias_activate():
+    layer = Conv2D(1, 1, activation="relu")
+    layer.build((None, 1, 2, 1), rng=0)
+    layer.kernel.value[...] = 1
+    layer.bias.value[...] = -2
+    y = layer.forward(np.reshape([1, 5], (1, 1, 2, 1)).astype(np.float32), mc.Context())
+    assert_array_equal(y.ravel(), [0, 3])
+
+
+# Parameters
+
+
+def test_parameters():
+    layer = Conv2D(8, (3, 5))
+    layer.build((None, 9, 9, 2), rng=0)
+    assert [(p.name, p.shape) for p in layer.parameters] == [
+        ("conv2d/kernel", (3, 5, 2, 8)),
+        ("conv2d/bias", (8,)),
+    ]
+    limit = np.sqrt(6 / (3 * 5 * 2 + 3 * 5 * 8))  # Glorot's
+    assert 0.9 * limit < abs(layer.kernel.value).max() <= limit
+    assert_array_equal(layer.bias.value, 0)
+    assert layer.kernel.trainable
+    assert layer.bias.trainable
+
+
+def test_parameters_as_asked():
+    layer = Conv2D(8, 3, use_bias=False, kernel_initializer=2.0, trainable=False, name="edges")
+    layer.build((None, 9, 9, 2), rng=0)
+    assert layer.bias is None
+    [kernel] = layer.parameters
+    assert kernel.name == "edges/kernel"
+    assert not kernel.trainable
+    assert_array_equal(kernel.value, 2)
+
+
+def test_the_kernel_has_the_same_layout_with_channels_first():
+    layer = Conv2D(8, (3, 5), data_format="channels_first")
+    assert layer.build((None, 2, 9, 10), rng=0) == (None, 8, 7, 6)
+    assert layer.kernel.shape == (3, 5, 2, 8)
+
+
+def test_the_value_of_a_parameter_is_the_only_copy():
+    layer = Conv2D(2, 3, padding="same")
+    layer.build((None, 4, 4, 1), rng=0)
+    x = np.ones((1, 4, 4, 1), np.float32)
+    layer.forward(x, mc.Context())
+    layer.kernel.value[...] = 0
+    layer.bias.value[...] = [5, 7]
+    assert_array_equal(layer.forward(x, mc.Context()), np.broadcast_to([5, 7], (1, 4, 4, 2)))
+
+
+# Arguments
+
+
+SIZES = [3, (3, 3), [3, 3], np.int64(3), np.array([3, 3]), (np.uint8(3), 3)]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=repr)
+def test_sizes_are_one_integer_or_two(size):
+    layer = Conv2D(np.int32(2), size, strides=size, dilation_rate=size, padding="SAME")
+    assert layer.build((None, 9, 9, 1), rng=0) == (None, 3, 3, 2)
+    assert layer.kernel.shape == (3, 3, 1, 2)
+
+
+def test_sizes_are_height_and_width():
+    assert Conv2D(1, (1, 3)).build((None, 5, 5, 1), rng=0) == (None, 5, 3, 1)
+    assert Conv2D(1, 1, strides=(1, 3)).build((None, 5, 5, 1), rng=0) == (None, 5, 2, 1)
+
+
+@pytest.mark.parametrize("padding", ["same", "SAME", "Same"])
+@pytest.mark.parametrize("data_format", ["channels_first", "Channels_First"])
+def test_words_ignore_case(padding, data_format):
+    layer = Conv2D(2, 3, padding=padding, data_format=data_format)
+    assert layer.build((None, 1, 5, 6), rng=0) == (None, 2, 5, 6)
+
+
+WRONG = [
+    ({"kernel_size": (1, 2, 3)}, ValueError, "`kernel_size` must be one integer or", "(1, 2, 3)"),
+    ({"kernel_size": 3.0}, TypeError, "`kernel_size` must be an integer", "3.0"),
+    ({"kernel_size": "33"}, ValueError, "`kernel_size` must be one integer or two", "'33'"),
+    ({"kernel_size": None}, TypeError, "`kernel_size` must be an integer", "None"),
+    ({"kernel_size": (3, 0)}, ValueError, "`kernel_size` must be at least 1", "0"),
+    ({"kernel_size": True}, TypeError, "`kernel_size` must be an integer", "True"),
+    ({"strides": 0}, ValueError, "`strides` must be at least 1", "0"),
+    ({"strides": (1, -1)}, ValueError, "`strides` must be at least 1", "-1"),
+    ({"dilation_rate": 1.5}, TypeError, "`dilation_rate` must be an integer", "1.5"),
+    ({"filters": 0}, ValueError, "`filters` must be at least 1", "0"),
+    ({"filters": "many"}, TypeError, "`filters` must be an integer", "'many'"),
+    ({"padding": "full"}, ValueError, "`padding` must be 'valid' or 'same'", "'full'"),
+    ({"padding": None}, ValueError, "`padding` must be 'valid' or 'same'", "None"),
+    (
+        {"data_format": "NHWC"},
+        ValueError,
+        "`data_format` must be 'channels_last' or 'channels_first'",
+        "'NHWC'",
+    ),
+    ({"activation": "rleu"}, ValueError, "`activation` must be one of 'relu', ", "'rleu'"),
+    ({"activation": np.tanh}, ValueError, "`activation` must be one of 'relu', ", "<ufunc 'tanh'>"),
+    ({"kernel_initializer": "best"}, ValueError, "'glorot_uniform'", "'best'"),
+    ({"name": 3}, TypeError, "`name` must be a string that is not empty", "3"),
+    ({"name": ""}, TypeError, "`name` must be a string that is not empty", "''"),
+]
+
+
+@pytest.mark.parametrize(("option", "error", "expected", "came"), WRONG, ids=str)
+def test_wrong_arguments_are_quoted(option, error, expected, came):
+    with pytest.raises(error) as caught:
+        Conv2D(**{"filters": 2, "kernel_size": 3, **option})
+    message = str(caught.value)
+    assert expected in message
+    assert f"got {came}" in message
+
+
+def test_a_wrong_rank_says_how_to_reshape():
+    with pytest.raises(ValueError) as caught:
+        Conv2D(2, 3, name="conv2d_1").build((100, 784), rng=0)
+    assert str(caught.value) == (
+        "conv2d_1: `inputs` must have 4 dimensions (N, H, W, C), got (100, 784); reshape to "
+        "(-1, height, width, channels) first, e.g. (-1, 28, 28, 1) for MNIST"
+    )
+    with pytest.raises(ValueError, match=r"4 dimensions \(N, C, H, W\), got \(None, 28\)"):
+        Conv2D(2, 3, data_format="channels_first").build((None, 28), rng=0)
+    with pytest.raises(ValueError, match=r"got \(None, 2, .*; flatten the axes that are too many"):
+        Conv2D(2, 3).build((None, 2, 9, 9, 1), rng=0)
+
+
+def test_a_window_that_does_not_fit_says_what_to_do():
+    with pytest.raises(ValueError, match=r"\(5, 3\).*\(4, 9\).*use padding='same', a smaller"):
+        Conv2D(2, (5, 3)).build((None, 4, 9, 1), rng=0)
+    with pytest.raises(ValueError, match=r"\(3, 3\) \(dilated \(1, 2\)\) does not\s+fit into"):
+        Conv2D(2, 3, dilation_rate=(1, 2)).build((None, 4, 4, 1), rng=0)
+    assert Conv2D(2, 5, padding="same").build((None, 1, 1, 1), rng=0) == (None, 1, 1, 2)
+
+
+@pytest.mark.parametrize("option", ["kernel_regularizer", "bias_regularizer"])
+def test_a_regularizer_belongs_into_the_optimizer(option):
+    x = mc.Graph().placeholder("x", (None, 9, 9, 1), np.float32)
+    with pytest.raises(ValueError, match="decay the weights in the optimizer"):
+        mc.layers.conv2d(x, 2, 3, **{option: np.abs})
+    assert mc.layers.conv2d(x, 2, 3, **{option: None}).shape == (None, 7, 7, 2)
+
+
+def test_the_function_hands_every_option_on():
+    x = mc.Graph().placeholder("x", (None, 2, 9, 9), np.float32)
+    y = mc.layers.conv2d(
+        inputs=x,
+        filters=3,
+        kernel_size=[2, 3],
+        strides=(2, 1),
+        padding="Same",
+        data_format="channels_first",
+        dilation_rate=(1, 2),
+        activation=mc.tanh,
+        use_bias=False,
+        kernel_initializer="zeros",
+        trainable=False,
+        name="edges",
+    )
+    layer = y.op
+    assert (y.name, y.shape) == ("edges", (None, 3, 5, 9))
+    assert (layer.size, layer.strides, layer.dilation_rate) == ((2, 3), (2, 1), (1, 2))
+    assert (layer.padding, layer.data_format) == ("same", "channels_first")
+    assert isinstance(layer.activation, mc.ops.Tanh)
+    assert layer.bias is None
+    assert not layer.kernel.trainable
+    assert_array_equal(layer.kernel.value, 0)
+    other = mc.layers.conv2d(x, 3, 1, data_format="channels_first", bias_initializer=0.5).op
+    assert_array_equal(other.bias.value, 0.5)
+    assert other.activation is None
