@@ -26,6 +26,7 @@ from minicnn.ops import argmax, cast, identity, one_hot, relu, reshape, sigmoid,
 from minicnn.parameter import Parameter
 from minicnn.tensor import Op, Tensor
 from minicnn.train_op import TrainOp, optimize_loss
+from minicnn.warmup import warmup
 from minicnn.weights import load_weights, save_weights
 
 __version__ = "0.1.0"
@@ -68,4 +69,5 @@ __all__ = [
     "sigmoid",
     "softmax",
     "tanh",
+    "warmup",
 ]

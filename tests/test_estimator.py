@@ -565,8 +565,11 @@ def test_evaluate_needs_data_and_good_labels(trained):
         trained.evaluate()
     with pytest.raises(ValueError, match="x has 50, y has 3"):
         trained.evaluate(X, Y[:3])
-    with pytest.raises(ValueError, match="row 2 is 3, outside the classes 0 to 2"):
-        trained.evaluate(X[:4], np.array([0, 1, 3, 2]))
+    y = Y.copy()
+    y[37] = 3
+    for batch_size in (50, 10):
+        with pytest.raises(ValueError, match="row 37 is 3, outside the classes 0 to 2"):
+            trained.evaluate(X, y, batch_size=batch_size)
 
 
 def test_metric_keys(trained):

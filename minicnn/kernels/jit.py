@@ -13,6 +13,7 @@ this folder, so any edit recompiles.
 import functools
 import hashlib
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,26 @@ def kernel(function: Callable[..., Any]) -> Any:
     else:
         # Private to Numba, therefore pinned by tests/kernels/test_jit.py.
         dispatcher._cache._cache_file._source_stamp = source_digest()
+    _say_what_is_compiled(dispatcher)
     return dispatcher
+
+
+def _say_what_is_compiled(dispatcher: Any) -> None:
+    """Log how long it took where a kernel was compiled, not found on disk."""
+    compile_ = dispatcher.compile
+    said: set[Any] = set()  # two threads may wait for one compilation
+
+    def compile_and_say(signature: Any) -> Any:
+        found, start = dispatcher.stats.cache_hits.total(), time.perf_counter()
+        result = compile_(signature)
+        if dispatcher.stats.cache_hits.total() == found and signature not in said:
+            said.add(signature)
+            name = f"{dispatcher.__module__.rpartition('.')[2]}.{dispatcher.__name__.lstrip('_')}"
+            seconds = time.perf_counter() - start
+            logger.info("Compiled %s in %.1f s, once for this machine.", name, seconds)
+        return result
+
+    dispatcher.compile = compile_and_say
 
 
 @functools.cache

@@ -10,10 +10,14 @@ import numba
 import numpy as np
 from numba.core import event
 
-from minicnn.kernels import conv, dense, elementwise, gemm, im2col, pooling, update
+from minicnn.kernels import (
+    conv, dense, direct, elementwise, gemm, im2col, plane, pooling, sparse, update, winograd,
+)
 from minicnn.kernels.window import slide
 
-MODULES = [conv, dense, elementwise, gemm, im2col, pooling, update]
+MODULES = [
+    conv, dense, direct, elementwise, gemm, im2col, plane, pooling, sparse, update, winograd,
+]
 
 rng = np.random.default_rng(0)
 digest = hashlib.sha256()
@@ -39,6 +43,19 @@ def convolution(n, size, kernel, strides, padding, dilation, c, f):
     run(conv.kernel_gradient, (x, dy), (np.zeros_like(w), np.zeros_like(b)), window)
 
 
+def fused_convolution(n, size, kernel, padding, c, f):
+    window = slide(size, kernel, (1, 1), padding)
+    x, w, b = numbers(n, *size, c), numbers(*kernel, c, f), numbers(f)
+    y = np.zeros((n, window.out_h, window.out_w, f), np.float32)
+    pooled = np.zeros((n, window.out_h // 2, window.out_w // 2, f), np.float32)
+    code = np.zeros(pooled.shape, np.uint8)
+    run(conv.fused_forward, (x, w, b), (y, code), window, True, False)
+    run(conv.fused_forward, (x, w, b), (pooled, code), window, True, True)
+    run(conv.fused_input_gradient, (numbers(*y.shape), w), (np.zeros_like(x),), window)
+    gradients = np.zeros_like(w), np.zeros_like(b), np.zeros_like(x)
+    run(conv.pooled_gradients, (x, numbers(*pooled.shape), code, w), gradients, window)
+
+
 def max_pooling(n, size, pool, strides, padding, c):
     window = slide(size, pool, strides, padding)
     x, dy = numbers(n, *size, c), numbers(n, window.out_h, window.out_w, c)
@@ -53,6 +70,8 @@ def product(n, d, u):
         run(dense.forward, (x, w, b), (np.zeros_like(dy),), relu)
     run(dense.input_gradient, (dy, w), (np.zeros_like(x),))
     run(dense.kernel_gradient, (x, dy), (np.zeros_like(w),))
+    dy[dy < 0.3] = 0
+    run(dense.gradients, (x, dy, w), (np.zeros_like(w), np.zeros_like(x)), True)
 
 
 def element_by_element(n, u):
@@ -76,6 +95,9 @@ with event.install_recorder("numba:compile") as compiled:
         convolution(n, (9, 11), (3, 3), (1, 1), "same", (1, 1), 3, 17)
         convolution(n, (8, 7), (2, 3), (3, 2), "valid", (1, 2), 1, 1)
         convolution(n, (5, 5), (1, 1), (1, 1), "valid", (1, 1), 7, 33)
+        fused_convolution(n, (9, 11), (5, 5), "same", 1, 17)
+        fused_convolution(n, (9, 11), (5, 5), "same", 17, 9)
+        fused_convolution(n, (8, 9), (3, 3), "valid", 8, 16)
         max_pooling(n, (9, 11), (2, 2), (2, 2), "valid", 5)
         max_pooling(n, (5, 4), (3, 3), (1, 2), "same", 1)
         product(n, 1, 1)
