@@ -16,33 +16,32 @@ import re
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 import traceback
 from pathlib import Path
 
 import numpy as np
 
-PACKAGES = ("minicnn", "numpy", "numba", "torch", "tensorflow", "keras", "jax", "onnxruntime")
+PACKAGES = ("minicnn", "numpy", "numba", "torch", "tensorflow", "tensorflow-cpu", "jax",
+            "onnxruntime")  # fmt: skip
+_told = set()
 
 
 def parser(description, rounds=7, seconds=1.0):
-    """Return a parser with the arguments that all benchmarks have."""
+    """Return a parser with the arguments that the benchmarks share."""
     result = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     result.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE")
-    result.add_argument("--smoke", action="store_true", help="a few seconds, to see that it works")
-    result.add_argument("--threads", type=int, default=cpus(), help="of each contender (%(default)s)")
-    result.add_argument("--rounds", type=int, default=rounds, help="default: %(default)s")
-    result.add_argument(
-        "--seconds", type=float, default=seconds, help="of one block (default: %(default)s)"
-    )
+    result.add_argument("--smoke", action="store_true", help="only see whether it works: seconds")
+    result.add_argument("--threads", type=int, default=cpus(), help="each has (%(default)s)")
+    result.add_argument("--rounds", type=int, default=rounds, help="(%(default)s)")
+    result.add_argument("--seconds", type=float, default=seconds, help="of a block (%(default)s)")
     return result
 
 
 def parse(arguments):
-    """Return the parsed command line, with the shortest measuring where a smoke test is asked."""
+    """Return the parsed command line; a smoke test measures as little as can be."""
     args = arguments.parse_args()
     if args.smoke:
         args.rounds, args.seconds = 1, 0.0
@@ -50,7 +49,7 @@ def parse(arguments):
 
 
 class Contender:
-    """A process that has built what `settings` says, and calls its methods on request."""
+    """A process that has built what `settings` say, and calls its methods on request."""
 
     def __init__(self, name, threads, **settings):
         self.name = name
@@ -59,79 +58,70 @@ class Contender:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             env=environment(threads),
         )
-        self._replies()  # it is built, or the error is shown here
+        self._reply()  # it is built, or its error is raised here
 
     def ask(self, method, **arguments):
         """Return what the method of the contender returns; JSON passes in and out."""
         print(json.dumps([method, arguments]), file=self._process.stdin, flush=True)
-        return self._replies()
+        return self._reply()
 
     def close(self):
         self._process.stdin.close()
         self._process.wait()
 
-    def _replies(self):
+    def _reply(self):
         line = self._process.stdout.readline()
         reply = json.loads(line) if line else {"error": "the process ended"}
         if "error" in reply:
-            raise RuntimeError(f"{self.name}: {reply['error']}")
+            raise SystemExit(f"{self.name}: {reply['error']}")
         return reply["result"]
 
 
 def serve(make):
-    """In a contender's process, build the contender and answer until the input ends."""
+    """In a contender's process: build the contender, and answer until the input ends."""
     if sys.argv[1:2] != ["--serve"]:
         return
-    # A framework that prints must not disturb the answers: for it, stdout becomes stderr.
+    # A framework that prints must not disturb the answers: its stdout becomes stderr.
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    settings = json.loads(sys.argv[2])
-    contender = _answer(replies, make, settings)
-    for line in sys.stdin:
-        method, arguments = json.loads(line)
-        _answer(replies, getattr(contender, method), arguments, contender)
+    if hasattr(os, "sched_setaffinity"):  # not every framework obeys the environment
+        count = int(os.environ["MINICNN_NUM_THREADS"])
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
+    try:
+        contender = make(**json.loads(sys.argv[2]))
+        print(json.dumps({"result": None}), file=replies, flush=True)
+        for line in sys.stdin:
+            method, arguments = json.loads(line)
+            result = getattr(contender, method)(**arguments)
+            print(json.dumps({"result": result}), file=replies, flush=True)
+    except Exception:
+        print(json.dumps({"error": traceback.format_exc()}), file=replies, flush=True)
     sys.exit()
 
 
-def _answer(replies, function, arguments, contender=None):
-    try:
-        result = function(**arguments)
-    except Exception:
-        print(json.dumps({"error": traceback.format_exc()}), file=replies, flush=True)
-        return None
-    # What `make` returns stays in this process.
-    reply = {"result": None if contender is None else result}
-    print(json.dumps(reply), file=replies, flush=True)
-    return result
-
-
 def environment(threads):
-    """Return the environment of a contender: so many threads, and nothing to say."""
-    names = ("OMP", "MKL", "OPENBLAS", "NUMBA", "MINICNN")
-    return {
-        **os.environ,
-        **{f"{name}_NUM_THREADS": str(threads) for name in names},
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
+    """Return the environment of a contender: so many threads, and no chatter."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MINICNN_NUM_THREADS",
+             "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "NPROC")  # fmt: skip
+    return {**os.environ, **dict.fromkeys(names, str(threads)), "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
-def block(step, seconds, least=3):
-    """Return the median time of a call, of the calls that `seconds` have room for.
+def block(call, seconds, least=3):
+    """Return the median time of a call, of as many calls as `seconds` have room for.
 
-    One more call comes first: the contender before has used the caches.
+    One more comes first and is not counted: another contender has just used the caches.
     """
-    step()
+    call()
     times, end = [], time.perf_counter() + seconds
     while len(times) < least or time.perf_counter() < end:
         start = time.perf_counter()
-        step()
+        call()
         times.append(time.perf_counter() - start)
     return statistics.median(times)
 
 
-def alternate(contenders, rounds, method, **arguments):
-    """Return the answers of each contender, one a round."""
+def alternate(contenders, rounds, method="block", **arguments):
+    """Return for each contender its answers, one a round."""
     answers = {contender.name: [] for contender in contenders}
     for i in range(rounds):
         turn = i % len(contenders)
@@ -141,103 +131,90 @@ def alternate(contenders, rounds, method, **arguments):
 
 
 def compare(times, ours="minicnn"):
-    """Return for each contender the median of its times and of its ratios to ours, with the range.
-
-    The ratios are those of the rounds: above 1, the contender is slower than we in that round.
-    """
+    """Return for each contender the median of its times, and of its ratio to ours in each round."""
     result = {}
-    for name, mine in times.items():
-        ratios = [a / b for a, b in zip(mine, times[ours], strict=True)]
+    for name, theirs in times.items():
+        ratios = [a / b for a, b in zip(theirs, times[ours], strict=True)]
         result[name] = {
-            "seconds": statistics.median(mine), "ratio": statistics.median(ratios),
-            "ratio_range": [min(ratios), max(ratios)], "rounds": mine,
+            "seconds": statistics.median(theirs), "ratio": statistics.median(ratios),
+            "ratio_range": [min(ratios), max(ratios)], "rounds": theirs,
         }
     return result
 
 
 def better(result, names):
-    """Return the fastest of the contenders that are there; None where there is none."""
+    """Return the fastest of those names that were measured, or None."""
     return min((n for n in names if n in result), key=lambda n: result[n]["seconds"], default=None)
 
 
 def difference(ours, theirs):
-    """Return the largest difference of two arrays, as a share of the largest value."""
-    ours, theirs = np.asarray(ours), np.asarray(theirs)
+    """Return the norm of the difference of two arrays as a share of their norm; NaN stays."""
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     if ours.shape != theirs.shape:
         raise ValueError(f"shapes {ours.shape} and {theirs.shape} differ")
-    return float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-30))
+    return float(np.linalg.norm(ours - theirs) / max(np.linalg.norm(theirs), 1e-30))
 
 
-def installed(*packages):
-    """Return whether all the packages are there; say once which ones are missing."""
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    for name in set(missing) - _told:
-        print(f"{name} is not installed, so it is not compared: pip install {name}")
-    _told.update(missing)
-    return not missing
-
-
-_told = set()
+def installed(package, pip_name=None):
+    """Return whether a package is there; say once what to install where it is not."""
+    if importlib.util.find_spec(package):
+        return True
+    if package not in _told:
+        print(f"{package} is not installed and not compared: pip install {pip_name or package}")
+    _told.add(package)
+    return False
 
 
 def cpus():
     """Return how many CPUs this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count()
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def machine(threads):
-    """Return what the numbers depend on: the CPU, the system, the versions."""
-    versions = {}
-    for package in PACKAGES:
-        if importlib.util.find_spec(package):
-            module_of = {"tensorflow": ("tensorflow", "tensorflow-cpu")}.get(package, (package,))
-            versions[package] = next(filter(None, map(_version, module_of)), "from a checkout")
+    """Return what the numbers depend on."""
+    info = Path("/proc/cpuinfo")
+    name = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
+    known = {d.name for d in importlib.metadata.distributions()}
     return {
-        "cpu": _cpu_name(), "cpus": cpus(), "threads": threads, "load": os.getloadavg(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(), "versions": versions,
+        "cpu": name[1] if name else platform.processor(), "cpus": cpus(), "threads": threads,
+        "load": os.getloadavg(), "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": {p: importlib.metadata.version(p) for p in PACKAGES if p in known},
     }
 
 
-def _version(distribution):
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _cpu_name():
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
-    return found[1] if found else platform.processor() or "unknown"
-
-
 def table(headers, rows):
-    """Print a table that Markdown understands; the first column is text, the others numbers."""
-    rows = [[str(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    for row in (list(headers), rule, *rows):
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)]
-        print("| " + " | ".join(cells) + " |")
+    """Print a table in Markdown; the first column is text, the others are numbers."""
+    rows = [headers, *([str(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    for first, *others in rows:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        print("| " + " | ".join([first.ljust(widths[0]), *cells]) + " |")
+
+
+def ratio_table(result, unit, factor):
+    """Print what `compare` returns."""
+    rows = [
+        (name, f"{r['seconds'] * factor:.2f}", f"{r['ratio']:.2f}",
+         f"{r['ratio_range'][0]:.2f}-{r['ratio_range'][1]:.2f}")
+        for name, r in result.items()
+    ]
+    table(["contender", unit, "times minicnn's", "range over rounds"], rows)
 
 
 def report(args, results):
     """Print the machine, and write it with the results where the command line asks for it."""
     about = machine(args.threads)
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    print(f"\n{about['cpu']}, {about['cpus']} CPUs, {args.threads} threads; "
-          f"Python {about['python']}, {versions}")
+    print(f"\n{about['cpu']}, {about['cpus']} CPUs, {args.threads} threads; {about['system']}, "
+          f"Python {about['python']}; {versions}")
     if args.json:
-        write_json(args.json, {"machine": about, "command": sys.argv[1:], "results": results})
+        write_json(args.json, {"machine": about, "results": results})
 
 
 def write_json(path, content):
     """Write a file that is whole at every moment."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
-        json.dump(content, file, indent=1)
-    os.replace(file.name, path)
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(json.dumps(content, indent=1) + "\n")
+    beside.replace(path)

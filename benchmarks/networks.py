@@ -6,9 +6,12 @@ has `place`, which brings a batch into the framework's own form (it is not timed
 returns the loss, and `weights`. A framework is imported where it is used and nowhere else.
 """
 
+import itertools
 import math
+from pathlib import Path
 from typing import NamedTuple
 
+import harness
 import numpy as np
 
 CLASSES = 10
@@ -26,11 +29,13 @@ class Network(NamedTuple):
     convolutions: tuple[tuple[int, int], ...]  # (kernel size, filters)
     dense: int = 0  # units; 0 leaves the layer and its dropout out
     dropout: float = 0.0
+    batch: int = 100
+    learning_rate: float = 0.001
 
 
 NETWORKS = {
     "documented": Network((28, 28, 1), ((5, 32), (5, 64)), dense=1024, dropout=0.4),
-    "cifar": Network((32, 32, 3), ((3, 32), (3, 64), (3, 128))),
+    "cifar": Network((32, 32, 3), ((3, 32), (3, 64), (3, 128)), batch=64, learning_rate=0.01),
 }
 
 
@@ -42,7 +47,7 @@ def start_values(network, seed=0):
         shapes.append((size, size, channels, filters))
         height, width, channels = height // 2, width // 2, filters
     units = [height * width * channels, *([network.dense] if network.dense else []), CLASSES]
-    shapes += zip(units[:-1], units[1:], strict=True)
+    shapes += itertools.pairwise(units)
     rng, values = np.random.default_rng(seed), []
     for shape in shapes:
         limit = math.sqrt(3 / math.prod(shape[:-1]))
@@ -50,37 +55,94 @@ def start_values(network, seed=0):
     return [value.astype(np.float32) for value in values]
 
 
-def batches(network, count, size, seed=0):
-    """Return images (count, size, H, W, C) and labels (count, size).
+def batches(network, seed=0):
+    """Yield batches of images and labels without end.
 
     Real digits where the network takes them. Elsewhere a coarse pattern for each class under noise:
-    what skips zeros is as fast as the data lets it be, and on noise alone nothing is learnt.
+    what skips zeros is as fast as the data lets it be, and from noise alone nothing is learnt.
     """
-    if network.image == (28, 28, 1):
+    if tuple(network.image) == (28, 28, 1):
         import minicnn as mc
 
         train = mc.datasets.load_dataset("mnist", reshape=False, seed=seed).train
-        images, labels = zip(*(train.next_batch(size) for _ in range(count)), strict=True)
-        return np.stack(images), np.stack(labels).astype(np.int64)
+        while True:
+            x, y = train.next_batch(network.batch)
+            yield x, y.astype(np.int64)
     rng, (height, width, channels) = np.random.default_rng(seed), network.image
     coarse = rng.random((CLASSES, 4, 4, channels), dtype=np.float32)
     patterns = coarse.repeat(-(-height // 4), axis=1).repeat(-(-width // 4), axis=2)
-    labels = rng.integers(0, CLASSES, (count, size))
-    noise = rng.random((count, size, *network.image), dtype=np.float32)
-    return (patterns[labels, :height, :width] + noise) / 2, labels
+    while True:
+        y = rng.integers(0, CLASSES, network.batch)
+        noise = rng.random((network.batch, *network.image), dtype=np.float32)
+        yield (patterns[y, :height, :width] + noise) / 2, y
 
 
-def make_trainer(name, network, weights, learning_rate):
+def write_weights(path, weights):
+    np.savez(path, *weights)
+
+
+def read_weights(path):
+    with np.load(path) as file:
+        return [file[f"arr_{i}"] for i in range(len(file.files))]
+
+
+def write_task(folder, network, count):
+    """Write what `Training` reads: start weights, and as many batches."""
+    images, labels = zip(*itertools.islice(batches(network), count), strict=True)
+    np.savez(Path(folder) / "data.npz", images=np.stack(images), labels=np.stack(labels))
+    write_weights(Path(folder) / "start.npz", start_values(network))
+
+
+class Training:
+    """A contender that trains a network in its own process, on the files of a folder."""
+
+    def __init__(self, name, network, folder):
+        self.name, self.network, self.folder = name, Network(*network), Path(folder)
+        with np.load(self.folder / "data.npz") as data:
+            self.data = list(zip(data["images"], data["labels"], strict=True))
+        self.start("start.npz")
+
+    def start(self, weights):
+        self.trainer = self._new(self.network, weights)
+        self._places = itertools.cycle([self.trainer.place(x, y) for x, y in self.data])
+
+    def step(self):
+        return self.trainer.step(*next(self._places))
+
+    def block(self, seconds):
+        return harness.block(self.step, seconds)
+
+    def train(self, steps, output):
+        """Train on with fresh batches, and write the weights."""
+        for x, y in itertools.islice(batches(self.network, seed=1), steps):
+            self.trainer.step(*self.trainer.place(x, y))
+        write_weights(self.folder / output, self.trainer.weights())
+
+    def record(self, weights, output):
+        """Return the losses of three steps without dropout; write the weights after the first."""
+        plain = self.network._replace(dropout=0.0, learning_rate=0.05)
+        trainer, losses = self._new(plain, weights), []
+        for x, y in self.data[:3]:
+            losses.append(trainer.step(*trainer.place(x, y)))
+            if len(losses) == 1:
+                write_weights(self.folder / output, trainer.weights())
+        return losses
+
+    def _new(self, network, weights):
+        return make_trainer(self.name, network, read_weights(self.folder / weights))
+
+
+def make_trainer(name, network, weights):
     """Return the trainer of a contender."""
     if name.startswith("PyTorch"):
-        return PyTorch(network, weights, learning_rate, name.endswith("channels last"))
+        return PyTorch(network, weights, channels_last=name.endswith("channels last"))
     if name.startswith("TensorFlow"):
-        return TensorFlow(network, weights, learning_rate, name.endswith("XLA"))
-    return {"minicnn": Minicnn, "JAX": Jax}[name](network, weights, learning_rate)
+        return TensorFlow(network, weights, xla=name.endswith("XLA"))
+    return {"minicnn": Minicnn, "JAX": Jax}[name](network, weights)
 
 
 class Minicnn:
-    def __init__(self, network, weights, learning_rate=0.0):
+    def __init__(self, network, weights):
         import minicnn as mc
 
         self.mc, layers = mc, []
@@ -95,7 +157,7 @@ class Minicnn:
         self.model.build((None, *network.image), rng=0)
         for parameter, value in zip(self.model.parameters, weights, strict=True):
             parameter.value[...] = value
-        self.sgd, self.workspace = mc.optimizers.SGD(learning_rate), mc.Workspace()
+        self.sgd, self.workspace = mc.optimizers.SGD(network.learning_rate), mc.Workspace()
         self.rng = np.random.default_rng(0)
 
     def place(self, x, y):
@@ -114,7 +176,7 @@ class Minicnn:
 
 
 class PyTorch:
-    def __init__(self, network, weights, learning_rate=0.0, channels_last=False):
+    def __init__(self, network, weights, channels_last):
         import torch
         from torch import nn
 
@@ -132,11 +194,12 @@ class PyTorch:
             units = network.dense
         self.model = nn.Sequential(*layers, nn.Linear(units, CLASSES))
         with torch.no_grad():
-            for parameter, value in zip(self.model.parameters(), self._theirs(weights), strict=True):
+            pairs = zip(self.model.parameters(), self._theirs(weights), strict=True)
+            for parameter, value in pairs:
                 parameter.copy_(torch.from_numpy(np.ascontiguousarray(value)))
         self.format = torch.channels_last if channels_last else torch.contiguous_format
         self.model = self.model.to(memory_format=self.format)
-        self.sgd = torch.optim.SGD(self.model.parameters(), lr=learning_rate)
+        self.sgd = torch.optim.SGD(self.model.parameters(), lr=network.learning_rate)
 
     def place(self, x, y):
         return self.images(x), self.torch.from_numpy(y)
@@ -179,10 +242,10 @@ class PyTorch:
 
 
 class TensorFlow:
-    def __init__(self, network, weights, learning_rate, xla):
+    def __init__(self, network, weights, xla):
         import tensorflow as tf
 
-        keras, layers = tf.keras, [tf.keras.Input(network.image)]
+        keras, layers = tf.keras, [tf.keras.Input(tuple(network.image))]
         for size, filters in network.convolutions:
             layers.append(keras.layers.Conv2D(filters, size, padding="same", activation="relu"))
             layers.append(keras.layers.MaxPooling2D(2))
@@ -193,7 +256,7 @@ class TensorFlow:
         self.tf = tf
         self.model = keras.Sequential([*layers, keras.layers.Dense(CLASSES)])
         self.model.set_weights(weights)
-        sgd = keras.optimizers.SGD(learning_rate)
+        sgd = keras.optimizers.SGD(network.learning_rate)
         sgd.build(self.model.trainable_variables)
 
         @tf.function(jit_compile=xla)
@@ -220,7 +283,7 @@ class TensorFlow:
 
 
 class Jax:
-    def __init__(self, network, weights, learning_rate):
+    def __init__(self, network, weights):
         import jax
         from jax import lax
         from jax import numpy as jnp
@@ -249,7 +312,7 @@ class Jax:
             key, now = jax.random.split(key)
             value, gradients = jax.value_and_grad(loss)(weights, x, y, now)
             pairs = zip(weights, gradients, strict=True)
-            return [w - learning_rate * g for w, g in pairs], key, value
+            return [w - network.learning_rate * g for w, g in pairs], key, value
 
         self._step = jax.jit(step, donate_argnums=(0, 1))
         self._state, self._place = ([jnp.array(w) for w in weights], jax.random.key(0)), jnp.array

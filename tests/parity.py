@@ -24,7 +24,10 @@ import numpy as np
 
 STEPS = 20
 BATCH_SIZE = 100
-LEARNING_RATE = 0.05
+# Rounding that flips one ReLU or one pool winner moves a gradient by some 1e-3 of its norm, and the
+# steps amplify it: at a rate of 0.05 correct float32 runs part by 1e-2 in 20 steps (PyTorch's own
+# did, from other seeds), at 0.005 by 1e-5.
+LEARNING_RATE = 0.005
 DIRECTIONS = 8
 START_SEED = 2017
 DIRECTION_SEED = 28

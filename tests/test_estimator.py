@@ -829,6 +829,85 @@ def test_another_optimizer_begins_anew_and_says_so(tmp_path, caplog):
     assert "hidden/kernel/adam_m" in warning
 
 
+def test_a_new_form_of_the_data_keeps_the_optimizers_state(tmp_path):
+    first, second = (
+        estimator_in(tmp_path / name, network(optimizer="Momentum")) for name in ("a", "b")
+    )
+    for labels in (Y, Y.astype(np.uint8)):  # which is another graph, of the same parameters
+        first.fit(X, labels, steps=3, batch_size=10)
+    second.fit(X, Y, steps=6, batch_size=10)
+    assert_same_weights(weights_of(first), weights_of(second))
+
+
+# optimize_loss ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def loss():
+    x = mc.Graph().placeholder("x", (None, 3), np.float32)
+    return mc.losses.softmax_cross_entropy(mc.softmax(x), mc.layers.dense(x, 3))
+
+
+def test_the_rate_may_be_an_integer_and_may_decay(loss):
+    assert mc.optimize_loss(loss, None, 1, "SGD").rate() == 1
+    seen = []
+
+    def decay(rate, step):
+        seen.append((rate, step))
+        return rate / 4
+
+    train_op = mc.optimize_loss(loss, None, 2, "Adam", learning_rate_decay_fn=decay)
+    assert train_op.rate() == 0.5
+    assert seen == [(2, 0)]
+
+
+@pytest.mark.parametrize("arguments, error, words", [
+    ({"learning_rate": -0.1}, ValueError, ["`learning_rate`", "-0.1"]),
+    ({"learning_rate": "fast"}, TypeError, ["`learning_rate`", "'fast'"]),
+    ({"learning_rate": None}, ValueError, ["`learning_rate`", "None"]),
+    ({"optimizer": "Ftrl"}, ValueError, ["`optimizer`", "'sgd'", "'momentum'", "'adam'", "'Ftrl'"]),
+    ({"optimizer": 3}, TypeError, ["`optimizer`", "3"]),
+    ({"clip_gradients": -1.0}, ValueError, ["`clip_gradients`", "-1"]),
+    ({"clip_gradients": 0}, ValueError, ["`clip_gradients`", "0"]),
+    ({"loss": 1.0}, TypeError, ["`loss`", "scalar Tensor", "1.0"]),
+])
+def test_arguments_of_optimize_loss(loss, arguments, error, words):
+    with pytest.raises(error) as caught:
+        mc.optimize_loss(**{"loss": loss, "learning_rate": 0.1, "optimizer": "SGD"} | arguments)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_an_optimizer_may_be_a_name_a_class_an_instance_or_a_function(loss):
+    instance = mc.optimizers.SGD(0.5, momentum=0.9)
+    assert mc.optimize_loss(loss, optimizer=instance).optimizer is instance
+    for optimizer, kind in (("momentum", mc.optimizers.SGD), ("ADAM", mc.optimizers.Adam),
+                            (mc.optimizers.Adam, mc.optimizers.Adam),
+                            (lambda rate: mc.optimizers.SGD(rate, 0.8), mc.optimizers.SGD)):
+        train_op = mc.optimize_loss(loss, learning_rate=0.25, optimizer=optimizer)
+        assert type(train_op.optimizer) is kind
+        assert train_op.rate() == 0.25
+
+
+def test_clipping_and_the_choice_of_variables(tmp_path):
+    def model_fn(features, labels, mode):
+        ops = network()(features, labels, mode)
+        train_op = None
+        if mode == TRAIN:
+            train_op = mc.optimize_loss(
+                ops.loss, learning_rate=1.0, clip_gradients=0.01,
+                variables=["hidden/kernel", "logits/bias"],
+            )
+        return mc.ModelFnOps(mode, ops.predictions, ops.loss, train_op)
+
+    estimator = estimator_in(tmp_path, model_fn).fit(X, Y, steps=1)
+    before = weights_of(estimator)
+    after = weights_of(estimator.fit(X, Y, steps=1))
+    moved = {name: np.sum((after[name] - before[name]) ** 2) for name in before}
+    assert {name for name in moved if moved[name] > 0} == {"hidden/kernel", "logits/bias"}
+    assert sum(moved.values()) ** 0.5 == pytest.approx(0.01, rel=1e-3)
+
+
 @pytest.mark.parametrize("arguments, error, name", [
     ({"seed": -1}, ValueError, "seed"),
     ({"seed": 1.5}, TypeError, "seed"),

@@ -669,7 +669,7 @@ def test_two_layers_without_a_name_do_not_become_one(both):
 @pytest.mark.parametrize("built", [True, False])
 def test_a_model_inside_a_model_fn_is_the_model_that_is_trained(built, tmp_path):
     model = mc.Sequential([
-        mc.layers.Dense(6, activation="relu"), mc.layers.Dropout(0.1), mc.layers.Dense(3),
+        mc.layers.Dense(6, activation="tanh"), mc.layers.Dropout(0.6), mc.layers.Dense(3),
     ])
     if built:
         model.build((None, 4), rng=3)
@@ -684,9 +684,17 @@ def test_a_model_inside_a_model_fn_is_the_model_that_is_trained(built, tmp_path)
             train_op = mc.optimize_loss(loss, learning_rate=0.5, optimizer="SGD")
         return mc.ModelFnOps(mode, {"logits": logits}, loss, train_op)
 
-    x, y = rows(30, 4), np.arange(30) % 3
+    class Dropped(mc.hooks.SessionRunHook):
+        def before_run(self, run_context):
+            return mc.hooks.SessionRunArgs(model.layers[1].name)
+
+        def after_run(self, run_context, run_values):
+            self.share = np.mean(run_values.results == 0)
+
+    x, y, dropped = rows(30, 4), np.arange(30) % 3, Dropped()
     estimator = mc.Estimator(model_fn, tmp_path, config=mc.RunConfig(seed=0))
-    estimator.fit(x, y, steps=5, batch_size=10)
+    estimator.fit(x, y, steps=5, batch_size=30, monitors=[dropped])
+    assert dropped.share > 0.5  # a Dropout object drops in training, and below only then
     for parameter in model.parameters:
         assert_same_bits(estimator.get_variable_value(parameter.name), parameter.value)
     if built:
@@ -694,8 +702,8 @@ def test_a_model_inside_a_model_fn_is_the_model_that_is_trained(built, tmp_path)
             assert not np.array_equal(parameter.value, before)
         assert_same_bits(estimator.predict(x, as_iterable=False)["logits"], model.predict(x))
     value = {p.name.removeprefix("sequential/"): p.value for p in model.parameters}
-    hidden = naive.relu(naive.dense(x, value["dense/kernel"], value["dense/bias"]))
+    hidden = np.tanh(naive.dense(x, value["dense/kernel"], value["dense/bias"]))
     logits = naive.dense(hidden, value["dense_1/kernel"], value["dense_1/bias"])
-    assert_close(estimator.predict(x, as_iterable=False)["logits"], logits)
+    assert_close(estimator.predict(x, as_iterable=False)["logits"], logits.astype(np.float32))
     loss = naive.softmax_cross_entropy(np.eye(3)[y], logits)
     assert estimator.evaluate(x, y)["loss"] == pytest.approx(loss, rel=1e-5)

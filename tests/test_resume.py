@@ -234,16 +234,21 @@ def test_a_run_without_a_seed_keeps_the_one_it_drew(tmp_path, caplog):
 
 
 def test_dropout_drops_others_in_every_step(tmp_path):
+    def dropped_ones(features, labels, mode):
+        h = mc.layers.dropout(features, 0.4, training=True)
+        loss = mc.losses.softmax_cross_entropy(mc.one_hot(labels, 3), mc.layers.dense(h, 3))
+        return mc.ModelFnOps(mode, h, loss, mc.optimize_loss(loss, learning_rate=0.1))
+
     class Collect(mc.hooks.SessionRunHook):
         def before_run(self, run_context):
-            return mc.hooks.SessionRunArgs("dropout_1")
+            return mc.hooks.SessionRunArgs("dropout")
 
         def after_run(self, run_context, run_values):
             masks.append((run_values.results == 0).tobytes())
 
     masks = []
-    estimator = mc.Estimator(model_fn, tmp_path, {"optimizer": "momentum"}, mc.RunConfig(seed=1))
-    for _ in range(3):
+    estimator = mc.Estimator(dropped_ones, tmp_path, config=mc.RunConfig(seed=1))
+    for _ in range(3):  # nor does a new call begin with the same
         estimator.fit(np.ones_like(X), Y, steps=3, batch_size=ROWS, monitors=[Collect()])
     assert len(set(masks)) == 9
 
@@ -267,14 +272,14 @@ def test_a_kill_at_any_moment_leaves_a_checkpoint(tmp_path):
             if int(line.split()[1]) >= 2:
                 break
         try:
-            process.wait(draw.uniform(0, 0.05))
+            process.wait(draw.uniform(0, 0.08))
         except subprocess.TimeoutExpired:
             process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL
         steps.append(newest(tmp_path / "model"))
     assert steps == sorted(steps)
-    assert steps[-1] > 10
+    assert steps[-1] > steps[0]  # the runs went on from each other
     end = steps[-1] + 5
     train(tmp_path / "model", end)
     train(tmp_path / "uninterrupted", end)

@@ -57,7 +57,8 @@ def run(train, fuse=True, conv1_factor=1.0):
 
 @pytest.mark.parametrize("fuse", [True, False])
 def test_losses_and_gradients_are_those_of_pytorch(train, reference, fuse):
-    assert parity.violations(run(train, fuse), reference) == []
+    found = parity.violations(run(train, fuse), reference)
+    assert not found, "\n".join(found)
 
 
 def test_a_wrong_gradient_is_seen(train, reference):

@@ -25,7 +25,7 @@ from minicnn.kernels.simd import broadcast, fma, load, pointer, store
 ROWS = 6  # of a tile
 PANEL_BYTES = 64  # columns of a tile: two vectors
 DEPTH = 256  # of the part of a panel that is used while it lies in the first-level cache
-EDGE = ROWS * (DEPTH + PANEL_BYTES)  # elements of scratch for the tiles at the edge
+EDGE = ROWS * PANEL_BYTES  # elements of scratch, at most, for a tile over the edge of C
 
 
 @register_jitable  # called from Python too
@@ -38,17 +38,19 @@ def round_up(size, multiple):
 def pack(b, b_row, b_col, k, n, width, packed):
     """Copy B (k, n), read through two strides, into panels of `width` columns.
 
-    packed (panels, k, width), zeros behind the last column.
+    packed (panels, k, width), zeros behind the last column. The rows are the outer loop, so that a
+    wide B is read in runs as long as it has.
     """
-    for j in range(0, n, width):
-        columns = min(width, n - j)
-        for p in range(k):
-            source = pointer(b, p * b_row + j * b_col)
-            for c in range(columns):
-                packed[c] = source[c * b_col]
-            for c in range(columns, width):
-                packed[c] = 0
-            packed = pointer(packed, width)
+    lanes = width // 2
+    for p in range(k):
+        for j in range(0, n, width):
+            source, target = pointer(b, p * b_row + j * b_col), pointer(packed, j * k + p * width)
+            if b_col == 1 and j + width <= n:
+                store(load(source, 0), target, 0)
+                store(load(source, lanes), target, lanes)
+                continue
+            for c in range(width):
+                target[c] = source[c * b_col] if j + c < n else 0
 
 
 @helper
@@ -80,22 +82,11 @@ def _multiply_depth(a, a_row, a_col, packed, s, s_row, s_col, c, c_row,
             s_tile = pointer(s, i * s_row + j * s_col)
             c_tile = pointer(c, i * c_row + j)
             if rows == ROWS and columns == width:
-                tile(a_tile, a_row, a_col, panel, s_tile, s_row, c_tile, c_row, depth, width)
-                continue
-            # A tile over the edge is computed whole in scratch, then cut.
-            whole, strip = edge, pointer(edge, ROWS * width)
-            _copy_strip(a_tile, a_row, a_col, rows, depth, strip)
-            _copy(s_tile, s_row, whole, width, rows, columns)
-            tile(strip, 1, ROWS, panel, whole, width, whole, width, depth, width)
-            _copy(whole, width, c_tile, c_row, rows, columns)
-
-
-@helper
-def _copy_strip(a, a_row, a_col, rows, depth, strip):
-    """Copy `rows` rows of A into a strip (depth, ROWS), zeros behind the last row."""
-    for p in range(depth):
-        for r in range(ROWS):
-            strip[p * ROWS + r] = a[r * a_row + p * a_col] if r < rows else 0
+                tile(a_tile, a_row, a_col, rows, panel, s_tile, s_row, c_tile, c_row, depth, width)
+            else:  # over the edge of C: computed whole in scratch, then cut
+                _copy(s_tile, s_row, edge, width, rows, columns)
+                tile(a_tile, a_row, a_col, rows, panel, edge, width, edge, width, depth, width)
+                _copy(edge, width, c_tile, c_row, rows, columns)
 
 
 @helper
@@ -106,9 +97,14 @@ def _copy(source, source_row, target, target_row, rows, columns):
 
 
 @helper
-def tile(a, a_row, a_col, b, s, s_row, c, c_row, depth, width):
-    """Six rows and two vectors of C: C = S + A B over `depth`."""
+def tile(a, a_row, a_col, rows, b, s, s_row, c, c_row, depth, width):
+    """Six rows and two vectors of C: C = S + A B over `depth`.
+
+    Where A has fewer rows, its last one stands for those behind it.
+    """
     lanes = width // 2
+    row1, row2, row3 = min(1, rows - 1) * a_row, min(2, rows - 1) * a_row, min(3, rows - 1) * a_row
+    row4, row5 = min(4, rows - 1) * a_row, min(5, rows - 1) * a_row
     c00, c01 = load(s, 0), load(s, lanes)
     c10, c11 = load(s, s_row), load(s, s_row + lanes)
     c20, c21 = load(s, 2 * s_row), load(s, 2 * s_row + lanes)
@@ -119,15 +115,15 @@ def tile(a, a_row, a_col, b, s, s_row, c, c_row, depth, width):
         b0, b1 = load(b, 0), load(b, lanes)
         a0 = broadcast(a, 0)
         c00, c01 = fma(a0, b0, c00), fma(a0, b1, c01)
-        a1 = broadcast(a, a_row)
+        a1 = broadcast(a, row1)
         c10, c11 = fma(a1, b0, c10), fma(a1, b1, c11)
-        a2 = broadcast(a, 2 * a_row)
+        a2 = broadcast(a, row2)
         c20, c21 = fma(a2, b0, c20), fma(a2, b1, c21)
-        a3 = broadcast(a, 3 * a_row)
+        a3 = broadcast(a, row3)
         c30, c31 = fma(a3, b0, c30), fma(a3, b1, c31)
-        a4 = broadcast(a, 4 * a_row)
+        a4 = broadcast(a, row4)
         c40, c41 = fma(a4, b0, c40), fma(a4, b1, c41)
-        a5 = broadcast(a, 5 * a_row)
+        a5 = broadcast(a, row5)
         c50, c51 = fma(a5, b0, c50), fma(a5, b1, c51)
         a = pointer(a, a_col)
         b = pointer(b, width)

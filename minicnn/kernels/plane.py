@@ -1,6 +1,6 @@
 """What the fused convolutions share: the padded image they read, the 2x2 outputs they write."""
 
-from minicnn.kernels.jit import helper
+from minicnn.kernels.jit import helper, inlined
 from minicnn.kernels.simd import VECTOR_BYTES, add, pointer, pool_relu, relu, store
 
 _LANES = VECTOR_BYTES // 4
@@ -21,7 +21,7 @@ def fill_plane(x, n, target, wide, depth):
                 place[column * depth + c] = source[column * channels + c]
 
 
-@helper
+@inlined
 def emit_block(x0, x1, x2, x3, bias, y, code, n, row, column, filter_, relu_, pool, spare):
     """Write a 2x2 block of outputs whose first is at (row, column), or the pooled one.
 

@@ -184,47 +184,61 @@ def pool_relu(typingctx, x0, x1, x2, x3, bias, y, code):
     return types.void(x0, x0, x0, x0, x0, y, code), generate
 
 
+def _sum_list(builder: Any, vector: Vector, source: Any, step: Any, items: Any, sums: Any) -> Any:
+    """Emit a loop over a list that adds value[e] * source[offset[e] + v step] to sum v."""
+    offsets, values, length = items
+    llvm, index = _llvm_type(vector), ir.IntType(64)
+    name = f"llvm.fma.v{vector.lanes}f{vector.dtype.bitwidth}"
+    fma_type = ir.FunctionType(llvm, [llvm] * 3)
+    multiply_add = cgutils.get_or_insert_function(builder.module, fma_type, name)
+
+    before = builder.block
+    head, body, end = (builder.append_basic_block() for _ in range(3))
+    builder.branch(head)
+    builder.position_at_end(head)
+    e = builder.phi(index)
+    e.add_incoming(ir.Constant(index, 0), before)
+    totals = [builder.phi(llvm) for _ in sums]
+    builder.cbranch(builder.icmp_signed("<", e, length), body, end)
+    builder.position_at_end(body)
+    offset = builder.sext(builder.load(builder.gep(offsets, [e])), index)
+    value = _splat(builder, vector, builder.load(builder.gep(values, [e])))
+    base = builder.gep(source, [offset])
+    for v, (start, total) in enumerate(zip(sums, totals, strict=True)):
+        line = _load_vector(builder, base, builder.mul(step, ir.Constant(index, v)), vector)
+        total.add_incoming(start, before)
+        total.add_incoming(builder.call(multiply_add, [value, line, total]), body)
+    e.add_incoming(builder.add(e, ir.Constant(index, 1)), body)
+    builder.branch(head)
+    builder.position_at_end(end)
+    return totals
+
+
+def _load_vector(builder: Any, base: Any, index: Any, vector: Vector) -> Any:
+    at = builder.bitcast(builder.gep(base, [index]), _llvm_type(vector).as_pointer())
+    return builder.load(at, align=vector.dtype.bitwidth // 8)
+
+
+def _add_to(builder: Any, vector: Vector, target: Any, sums: Any) -> None:
+    """Emit target[v] += sum v, vectors side by side."""
+    for v, total in enumerate(sums):
+        index = ir.Constant(ir.IntType(64), v * vector.lanes)
+        place = builder.bitcast(builder.gep(target, [index]), _llvm_type(vector).as_pointer())
+        result = builder.fadd(_load_vector(builder, target, index, vector), total)
+        builder.store(result, place, align=vector.dtype.bitwidth // 8)
+
+
 def _make_gather(count: int) -> Any:
     @intrinsic
     def gather(typingctx, source, step, offsets, values, length, target):
         """Add to vector v of target the sum over e of value[e] * source[offset[e] + v step]."""
+        vector = Vector(source.dtype)
 
         def generate(context, builder, signature, arguments):
-            source_, step_, offsets_, values_, length_, target_ = arguments
-            vector = Vector(source.dtype)
-            llvm, index_type = _llvm_type(vector), ir.IntType(64)
-            align = source.dtype.bitwidth // 8
-            fma_ = cgutils.get_or_insert_function(
-                builder.module, ir.FunctionType(llvm, [llvm] * 3),
-                f"llvm.fma.v{vector.lanes}f{source.dtype.bitwidth}",
-            )
-
-            def at(pointer_, index):
-                return builder.bitcast(builder.gep(pointer_, [index]), llvm.as_pointer())
-
-            before = builder.block
-            head, body, end = (builder.append_basic_block() for _ in range(3))
-            builder.branch(head)
-            builder.position_at_end(head)
-            e = builder.phi(index_type)
-            e.add_incoming(ir.Constant(index_type, 0), before)
-            sums = [builder.phi(llvm) for _ in range(count)]
-            builder.cbranch(builder.icmp_signed("<", e, length_), body, end)
-            builder.position_at_end(body)
-            offset = builder.sext(builder.load(builder.gep(offsets_, [e])), index_type)
-            value = _splat(builder, vector, builder.load(builder.gep(values_, [e])))
-            base = builder.gep(source_, [offset])
-            for v, total in enumerate(sums):
-                shift = builder.mul(step_, ir.Constant(index_type, v))
-                line = builder.load(at(base, shift), align=align)
-                total.add_incoming(ir.Constant(llvm, [0.0] * vector.lanes), before)
-                total.add_incoming(builder.call(fma_, [value, line, total]), body)
-            e.add_incoming(builder.add(e, ir.Constant(index_type, 1)), body)
-            builder.branch(head)
-            builder.position_at_end(end)
-            for v, total in enumerate(sums):
-                place = at(target_, ir.Constant(index_type, v * vector.lanes))
-                builder.store(builder.fadd(builder.load(place, align=align), total), place, align)
+            source_, step_, *items, target_ = arguments
+            zeros = [ir.Constant(_llvm_type(vector), [0.0] * vector.lanes)] * count
+            sums = _sum_list(builder, vector, source_, step_, items, zeros)
+            _add_to(builder, vector, target_, sums)
             return context.get_dummy_value()
 
         return types.void(source, types.int64, offsets, values, types.int64, target), generate
@@ -232,10 +246,37 @@ def _make_gather(count: int) -> Any:
     return gather
 
 
-# How many sums are kept in registers while a list is walked through; `sparse.gather` picks one.
+def _make_gather_pair(count: int) -> Any:
+    @intrinsic
+    def gather_pair(typingctx, source, offsets, values, length, offsets2, values2, length2, target):
+        """Gather twice, side by side: the second list adds to a target two vectors further.
+
+        The two targets overlap, and what they share is read and written once.
+        """
+        vector = Vector(source.dtype)
+
+        def generate(context, builder, signature, arguments):
+            source_, *lists, target_ = arguments
+            step = ir.Constant(ir.IntType(64), vector.lanes)
+            sums = [ir.Constant(_llvm_type(vector), [0.0] * vector.lanes)] * (count + 2)
+            for shift, items in ((0, lists[:3]), (2, lists[3:])):
+                sums[shift : shift + count] = _sum_list(
+                    builder, vector, source_, step, items, sums[shift : shift + count]
+                )
+            _add_to(builder, vector, target_, sums)
+            return context.get_dummy_value()
+
+        lists = (offsets, values, types.int64)
+        return types.void(source, *lists, *lists, target), generate
+
+    return gather_pair
+
+
+# How many sums are kept in registers while a list is walked through; `sparse` picks one.
 gather10, gather8, gather6, gather5, gather3, gather2, gather1 = map(
     _make_gather, (10, 8, 6, 5, 3, 2, 1)
 )
+gather_pair10, gather_pair6 = map(_make_gather_pair, (10, 6))
 
 
 @intrinsic

@@ -30,6 +30,8 @@ from minicnn.kernels.simd import (
     gather6,
     gather8,
     gather10,
+    gather_pair6,
+    gather_pair10,
     pointer,
     transpose8,
 )
@@ -181,12 +183,15 @@ def _convolution(chunk, scratch, x, dy, code, lines, partial, dx, layout, window
             for block in range(blocks):
                 for u in range(kh):
                     line = pointer(lines, (block * kh + u) * filters * run)
-                    for q in range(4 * positions):
+                    for q in range(0, 4 * positions, 2):  # two neighbours in a row
                         y = q // 4 // columns * 2 + q % 4 // 2
-                        z = q // 4 % columns * 2 + q % 2
+                        z = q // 4 % columns * 2
                         place = pointer(dplane, block * size + ((y + u) * wide + z) * depth)
-                        gather(run // _LANES, line, _LANES, pointer(p_offsets, q * filters),
-                               pointer(p_values, q * filters), np.int64(p_length[q]), place)
+                        _gather_pair(
+                            run, depth, line, pointer(p_offsets, q * filters),
+                            pointer(p_values, q * filters), np.int64(p_length[q]),
+                            pointer(p_offsets, (q + 1) * filters),
+                            pointer(p_values, (q + 1) * filters), np.int64(p_length[q + 1]), place)
             _take_blocks(dplane, n, dx, layout, top, left)
 
 
@@ -199,6 +204,18 @@ def _gather_window(source, row, offsets, values, length, target, kh, run):
     for u in range(kh):
         gather(run // _LANES, pointer(source, u * row), _LANES, offsets, values, length,
                pointer(target, u * run))
+
+
+@helper
+def _gather_pair(run, depth, source, offsets, values, length, offsets2, values2, length2, target):
+    """Gather the lists of two neighbouring pixels, whose targets are `depth` elements apart."""
+    if depth == _BLOCK and run == 10 * _LANES:
+        gather_pair10(source, offsets, values, length, offsets2, values2, length2, target)
+    elif depth == _BLOCK and run == 6 * _LANES:
+        gather_pair6(source, offsets, values, length, offsets2, values2, length2, target)
+    else:
+        gather(run // _LANES, source, _LANES, offsets, values, length, target)
+        gather(run // _LANES, source, _LANES, offsets2, values2, length2, pointer(target, depth))
 
 
 @helper

@@ -160,7 +160,7 @@ def _forward(chunk, scratch, x, u, b, y, code, window, images, tiles_h, tiles_w,
                 bias[f] = b[panel * _PANEL + f] if f < filters else 0
             for i in range(0, count, ROWS):
                 for p in range(points):
-                    tile(pointer(v, (p * block + i) * depth), depth, 1,
+                    tile(pointer(v, (p * block + i) * depth), depth, 1, ROWS,
                          pointer(u, (panel * points + p) * depth * _PANEL), zeros, 0,
                          pointer(m, p * ROWS * _PANEL), _PANEL, depth, _PANEL)
                 for r in range(min(ROWS, count - i)):

@@ -19,7 +19,7 @@ _standing = []
 
 def empty(shape, dtype):
     """Return an array of garbage between two fences."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
+    size = math.prod(np.atleast_1d(shape).tolist()) * np.dtype(dtype).itemsize
     room = np.full(FENCE_BYTES + size + FENCE_BYTES, FENCE, np.uint8)
     _standing.extend([room[:FENCE_BYTES], room[FENCE_BYTES + size :]])
     array = room[FENCE_BYTES : FENCE_BYTES + size]

@@ -56,6 +56,14 @@ def test_relu_gradient(size, dtype):
 
 
 @by_dtype
+def test_relu_gradient_is_scaled(dtype):
+    rng = np.random.default_rng(0)
+    y, dy, dx = normal(rng, 50, dtype), normal(rng, 50, dtype), empty(50, dtype)
+    elementwise.relu_gradient(dy, y, dx, 1 / 0.6)
+    assert_same_bits(dx, np.where(y > 0, dy.dtype.type(1 / 0.6) * dy, dy.dtype.type(0)))
+
+
+@by_dtype
 def test_relu_at_the_special_values(dtype):
     x = np.array([-np.inf, -1, -0.0, 0, 1, np.inf, np.nan], dtype)
     assert_array_equal(relu(x), [0, 0, 0, 0, 1, np.inf, np.nan])

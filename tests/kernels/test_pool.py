@@ -337,12 +337,27 @@ finally:
 check()
 """
 
+# Meanwhile another thread waits for the workers to end what they do, to set a new number.
+SETTING = BUSY.replace(
+    "try:",
+    """setting = threading.Thread(target=pool.set_num_threads, args=(2,))
+setting.start()
+while not pool._settings.locked():
+    pass
+try:""",
+).replace("check()\n", "setting.join()\ncheck()\n")
+
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize(
     "what",
-    [IDLE, BUSY.format(inside="check"), BUSY.format(inside="set_threads")],
-    ids=["idle", "busy", "busy, the child sets its threads"],
+    [
+        IDLE,
+        BUSY.format(inside="check"),
+        BUSY.format(inside="set_threads"),
+        SETTING.format(inside="set_threads"),
+    ],
+    ids=["idle", "busy", "busy, the child sets its threads", "busy and about to change"],
 )
 def test_a_forked_child_computes(what):
     run = python(FORK + what)

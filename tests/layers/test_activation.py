@@ -58,7 +58,9 @@ def test_a_name_and_its_function_are_the_same(name):
 
 
 @each_function
-@pytest.mark.parametrize("make", [lambda a: Dense(4, activation=a), lambda a: Conv2D(4, 2, activation=a)])
+@pytest.mark.parametrize(
+    "make", [lambda a: Dense(4, activation=a), lambda a: Conv2D(4, 2, activation=a)]
+)
 def test_as_an_argument_it_is_what_the_layer_of_its_own_is(name, make):
     shape = (3,) if isinstance(make(None), Dense) else (4, 5, 3)
     argument, linear = built(make(name), shape), built(make(None), shape)
@@ -124,7 +126,9 @@ class Leaky(mc.Op):
         return np.where(x > 0, dy, self.a.value * dy)
 
 
-@pytest.mark.parametrize("make", [Activation, lambda op: Dense(3, activation=op)])
+@pytest.mark.parametrize(
+    "make", [Activation, lambda op: Dense(3, activation=op)], ids=["activation", "dense"]
+)
 def test_an_op_with_a_parameter_is_trained(make):
     layer = built(make(Leaky()), (3,))
     assert [p.name for p in layer.parameters if p.shape == ()] == ["leaky/a"]

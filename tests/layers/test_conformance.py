@@ -333,6 +333,40 @@ def test_backward_needs_a_pass_that_saves(make, shape):
             layer.backward(dy, nothing_saved)
 
 
+NO_SHAPE_OF_ITS_OWN = {*KEEPS_NOTHING, "dropout off", "dropout rate 0"}  # dy comes back as it is
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"), [row for row in ROWS if row.id not in NO_SHAPE_OF_ITS_OWN]
+)
+def test_a_gradient_of_another_shape_is_an_error(make, shape):
+    """Kernels check no bounds: they would read and write memory that is not theirs."""
+    layer, declared = built(make, shape)
+    ctx = context()
+    layer.forward(numbers((3, *shape)), ctx)
+    with pytest.raises(ValueError):
+        layer.backward(numbers((2, *declared[1:])), ctx)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: Dense(3), (4,)),
+        (lambda: Conv2D(3, 3), (5, 5, 1)),
+        (lambda: MaxPooling2D(2), (4, 4, 1)),
+        (lambda: Activation("relu"), (4,)),
+        (lambda: Sequential([Conv2D(8, 3, activation="relu"), MaxPooling2D(2)]), (6, 6, 1)),
+    ],
+    ids=["dense", "conv2d", "max_pooling2d", "relu", "fused"],
+)
+def test_a_gradient_of_another_type_is_an_error(make, shape):
+    layer, declared = built(make, shape)
+    ctx = context()
+    layer.forward(numbers((3, *shape)), ctx)
+    with pytest.raises(TypeError, match=r"float32.* got .*float64"):
+        layer.backward(numbers((3, *declared[1:]), np.float64), ctx)
+
+
 @every_layer
 def test_a_layer_keeps_no_state_of_a_pass(make, shape):
     layer, declared = built(make, shape)

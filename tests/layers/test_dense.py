@@ -97,7 +97,8 @@ def test_an_initializer_of_ones_own_need_not_mind_the_type(dtype):
     )
     layer.build((None, 2), rng=0, dtype=dtype)
     assert layer.kernel.dtype == layer.bias.dtype == dtype
-    assert_array_equal(layer.kernel.value, np.random.default_rng(0).normal(size=(2, 3)).astype(dtype))
+    expected = np.random.default_rng(0).normal(size=(2, 3)).astype(dtype)
+    assert_array_equal(layer.kernel.value, expected)
     assert_array_equal(layer.bias.value, [1, 2, 3])
 
 

@@ -116,7 +116,12 @@ def test_the_mask_of_a_row_depends_on_its_number_alone(dtype):
 
 @pytest.mark.parametrize(
     ("noise_shape", "axes"),
-    [((None, 1, 1, 6), (1, 2)), ((1, 4, 5, 6), (0,)), ((None, 4, 1, 1), (2, 3)), ((1, 1, 1, 6), (0, 1, 2))],
+    [
+        ((None, 1, 1, 6), (1, 2)),
+        ((1, 4, 5, 6), (0,)),
+        ((None, 4, 1, 1), (2, 3)),
+        ((1, 1, 1, 6), (0, 1, 2)),
+    ],
 )
 def test_noise_shape_drops_together_what_has_size_one(noise_shape, axes):
     layer = built((4, 5, 6), 0.5, noise_shape=noise_shape)

@@ -1,0 +1,95 @@
+"""Time a whole training step: forward, loss, backward and SGD.
+
+    python benchmarks/train_step.py                    the documented network on MNIST, batch 100
+    python benchmarks/train_step.py --network cifar    three 3x3 convolutions on 32x32x3, batch 64
+
+Twice: from the start values, and from the weights after ``--late-steps`` steps, because what skips
+zeros depends on how many there are. The contenders are those of PyTorch (two memory layouts),
+TensorFlow (with and without XLA) and JAX that are installed. Before anything is timed, all have to
+make the same step (without dropout), and the same three losses.
+"""
+
+import tempfile
+from pathlib import Path
+
+import harness
+import networks
+
+# One winner of a pooling window that falls the other way in the last bit moves a gradient by some
+# 1e-3 of its norm; a wrong formula moves it by far more.
+GRADIENT_LIMIT, LOSS_LIMIT = 2e-2, 1e-3
+
+
+def main():
+    harness.serve(networks.Training)
+    parser = harness.parser(__doc__)
+    parser.add_argument("--network", choices=networks.NETWORKS, default="documented")
+    parser.add_argument("--batch", type=int, help="default: that of the network, 100 or 64")
+    parser.add_argument(
+        "--late-steps", type=int, default=3000, help="0 times the start alone (default: 3000)"
+    )
+    parser.add_argument(
+        "--peers", nargs="*", choices=networks.PEERS, default=list(networks.PEERS), metavar="NAME",
+        help=f"of {', '.join(networks.PEERS)} (default: all that are installed)",
+    )
+    args = harness.parse(parser)
+    late_steps = min(args.late_steps, 3) if args.smoke else args.late_steps
+    network = networks.NETWORKS[args.network]
+    network = network._replace(batch=args.batch or network.batch)
+    peers = [name for name in args.peers if harness.installed(networks.PEERS[name])]
+
+    results = {}
+    with tempfile.TemporaryDirectory() as folder:
+        networks.write_task(folder, network, count=3 if args.smoke else 50)
+        contenders = [
+            harness.Contender(name, args.threads, network=network, folder=folder)
+            for name in ["minicnn", *peers]
+        ]
+        for steps in dict.fromkeys([0, late_steps]):
+            if steps:
+                contenders[0].ask("train", steps=steps, output="late.npz")
+            start = "late.npz" if steps else "start.npz"
+            losses = check(contenders, folder, start)
+            for contender in contenders:
+                contender.ask("start", weights=start)
+            times = harness.alternate(contenders, args.rounds, "block", seconds=args.seconds)
+            results[f"after {steps} steps"] = show(steps, losses, harness.compare(times))
+        for contender in contenders:
+            contender.close()
+    harness.report(args, results)
+
+
+def check(contenders, folder, start):
+    """Let every contender make the same steps; end where weights or losses differ.
+
+    The biases are moved off zero: where they are zero, ReLU stands at its kink over every blank
+    patch, and there the rounding of a fast convolution decides whether a gradient lives.
+    """
+    before = [w + 0.01 if w.ndim == 1 else w for w in networks.read_weights(Path(folder) / start)]
+    networks.write_weights(Path(folder) / "before.npz", before)
+    changes, losses = {}, {}
+    for contender in contenders:
+        losses[contender.name] = contender.ask("record", weights="before.npz", output="after.npz")
+        after = networks.read_weights(Path(folder) / "after.npz")
+        changes[contender.name] = [b - a for a, b in zip(before, after, strict=True)]
+    for name in changes:
+        pairs = zip(changes["minicnn"], changes[name], strict=True)
+        worst = max(harness.difference(ours, theirs) for ours, theirs in pairs)
+        off = harness.difference(losses["minicnn"], losses[name])
+        if not (worst <= GRADIENT_LIMIT and off <= LOSS_LIMIT):
+            raise SystemExit(f"{name} differs from minicnn: gradients {worst:.1e}, losses {off:.1e}")
+    return losses["minicnn"]
+
+
+def show(steps, losses, result):
+    """Print the table of one stage of the training, and return what goes into the JSON."""
+    print(f"\nafter {steps:,} steps; loss {losses[0]:.4f}, all contenders agree\n")
+    harness.ratio_table(result, "ms a step", 1e3)
+    if peer := harness.better(result, networks.PYTORCH):
+        print(f"\nPyTorch's better layout here is that of {peer!r}: {result[peer]['ratio']:.2f} "
+              "times minicnn's time")
+    return result
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""What `direct`, `winograd` and `sparse` compute, through the doors of conv and dense."""
+
+import naive
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernels.arrays import DTYPES, empty, normal
+from numpy.testing import assert_array_equal
+from tolerances import RELATIVE, assert_close, assert_same_bits
+
+from minicnn.kernels import conv, dense, direct, elementwise, pooling, sparse, winograd
+from minicnn.kernels.window import slide
+
+# (images, channels, filters), size, kernel, strides, padding
+CASES = {
+    "direct": ((3, 1, 32), (28, 28), (5, 5), (1, 1), "same"),
+    "direct, filters left over": ((2, 3, 21), (9, 7), (3, 2), (1, 1), "valid"),
+    "direct, strides": ((2, 7, 5), (11, 8), (4, 3), (2, 3), "same"),
+    "winograd 5x5": ((3, 32, 64), (14, 14), (5, 5), (1, 1), "same"),
+    "winograd 5x5, all left over": ((2, 9, 21), (7, 10), (5, 5), (1, 1), "valid"),
+    "winograd 3x3": ((3, 16, 16), (8, 8), (3, 3), (1, 1), "same"),
+    "winograd 3x3, all left over": ((2, 17, 9), (11, 7), (3, 3), (1, 1), "valid"),
+    "general": ((2, 17, 5), (9, 8), (2, 4), (2, 1), "same"),
+}
+PATHS = {"direct": direct, "winograd": winograd, "general": None}
+by_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+
+
+def draw(case, seed=0, dtype="float32"):
+    """Return x, w, b, dy and the window; dy is the gradient of the image before pooling."""
+    (n, c, f), size, kernel, strides, padding = case
+    window, rng = slide(size, kernel, strides, padding), np.random.default_rng(seed)
+    shapes = (n, *size, c), (*kernel, c, f), (f,), (n, window.out_h, window.out_w, f)
+    return [*(normal(rng, shape, dtype) for shape in shapes), window]
+
+
+def forward(x, w, b, window, relu=False, pool=False):
+    shape = (len(x), window.out_h, window.out_w, w.shape[3])
+    if pool:
+        shape = (shape[0], shape[1] // 2, shape[2] // 2, shape[3])
+    y, code = empty(shape, x.dtype), empty(shape if pool else (0, 0, 0, 0), np.uint8)
+    conv.fused_forward(x, w, b, y, code, window, relu or pool, pool)
+    return y, code
+
+
+def input_gradient(dy, w, window):
+    dx = empty((len(dy), window.height, window.width, w.shape[2]), dy.dtype)
+    conv.fused_input_gradient(dy, w, dx, window)
+    return dx
+
+
+def pooled_gradients(x, dy, code, w, window, need_dx=True):
+    dw, db = empty(w.shape, w.dtype), empty(w.shape[3:], w.dtype)
+    dx = empty(x.shape, x.dtype) if need_dx else None
+    conv.pooled_gradients(x, dy, code, w, dw, db, dx, window)
+    return dx, dw, db
+
+
+def taps_of_pool(y):
+    """Return the four elements of each 2x2 block: (4, N, OH // 2, OW // 2, F)."""
+    y = y[:, : y.shape[1] // 2 * 2, : y.shape[2] // 2 * 2]
+    return np.stack([y[:, i::2, j::2] for i in (0, 1) for j in (0, 1)])
+
+
+def unpooled(dy, code, window):
+    """Return the gradient before pooling and ReLU of which dy is the gradient after them."""
+    whole = np.zeros((len(dy), window.out_h, window.out_w, dy.shape[3]))
+    for tap in range(4):
+        target = whole[:, tap // 2 :: 2, tap % 2 :: 2][:, : dy.shape[1], : dy.shape[2]]
+        target[...] = np.where(code == tap, dy, 0)
+    return whole
+
+
+def assert_agrees_with_the_definition(case, seed=0, dtype="float32"):
+    x, w, b, dy, window = draw(case, seed, dtype)
+    where = case[3:]
+    exact = naive.conv2d(x, w, b, *where)
+    scale = naive.conv2d(np.abs(x), np.abs(w), np.abs(b), *where).max()
+    assert_close(forward(x, w, b, window)[0], exact, scale)
+    assert_close(forward(x, w, b, window, relu=True)[0], np.maximum(exact, 0), scale)
+
+    dx, *_ = naive.conv2d_backward(x, w, dy, *where)
+    magnitude, *_ = naive.conv2d_backward(np.abs(x), np.abs(w), np.abs(dy), *where)
+    assert_close(input_gradient(dy, w, window), dx, magnitude.max(initial=0))
+
+    y, code = forward(x, w, b, window, pool=True)
+    taps = taps_of_pool(exact)
+    assert_close(y, np.maximum(taps.max(axis=0), 0), scale)
+    assert_array_equal(y == 0, code == sparse.DEAD)
+    winner = np.take_along_axis(taps, np.minimum(code, 3)[None], axis=0)[0]
+    limit = RELATIVE[dtype] * scale
+    assert np.all((code == sparse.DEAD) | (winner >= taps.max(axis=0) - limit))
+
+    dy = dy[:, : y.shape[1], : y.shape[2]]
+    exact = naive.conv2d_backward(x, w, unpooled(dy, code, window), *where)
+    magnitude = naive.conv2d_backward(
+        np.abs(x), np.abs(w), unpooled(np.abs(dy), code, window), *where
+    )
+    for need_dx in (True, False):
+        results = pooled_gradients(x, dy, code, w, window, need_dx)
+        for actual, expected, size in zip(results, exact, magnitude, strict=True):
+            if actual is not None:
+                assert_close(actual, expected, size)
+
+
+@by_case
+def test_table(case):
+    assert_agrees_with_the_definition(case)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_case_takes_the_path_that_it_names(name):
+    x, w, _, _, window = draw(CASES[name])
+    assert conv._fast_path(x, w, window) is PATHS[name.split(",")[0].split()[0]]
+
+
+@settings(max_examples=30)
+@given(data=st.data(), dtype=st.sampled_from(["float32", "float32", "float64"]))
+def test_any_configuration(data, dtype):
+    kernel = data.draw(st.sampled_from([(5, 5), (3, 3), (1, 1), (2, 3), (4, 5)]))
+    strides = data.draw(st.sampled_from([(1, 1), (1, 1), (2, 1), (1, 3)]))
+    padding = data.draw(st.sampled_from(["same", "valid"]))
+    size = tuple(data.draw(st.integers(k if padding == "valid" else 1, 13)) for k in kernel)
+    n, c, f = (data.draw(st.integers(1, most)) for most in (3, 20, 20))
+    assert_agrees_with_the_definition(((n, c, f), size, kernel, strides, padding), 0, dtype)
+
+
+@by_case
+def test_threads_do_not_change_bits(by_threads, case):
+    case = ((19, *case[0][1:]), *case[1:])
+    x, w, b, dy, window = draw(case)
+    _, code = forward(x, w, b, window, pool=True)
+    pooled = dy[:, : code.shape[1], : code.shape[2]]
+
+    def run():
+        return [
+            forward(x, w, b, window, relu=True)[0],
+            *forward(x, w, b, window, pool=True),
+            input_gradient(dy, w, window),
+            *pooled_gradients(x, pooled, code, w, window),
+        ]
+
+    for results in zip(*by_threads(run), strict=True):
+        assert_same_bits(*results)
+
+
+@by_case
+def test_an_image_does_not_depend_on_its_batch(case):
+    case = ((19, *case[0][1:]), *case[1:])
+    x, w, b, dy, window = draw(case)
+    y, (pooled, code) = forward(x, w, b, window)[0], forward(x, w, b, window, pool=True)
+    dx = input_gradient(dy, w, window)
+    for images in [slice(0, 1), slice(18, 19), slice(3, 12)]:
+        assert_same_bits(forward(x[images], w, b, window)[0], y[images])
+        assert_same_bits(forward(x[images], w, b, window, pool=True)[0], pooled[images])
+        assert_same_bits(forward(x[images], w, b, window, pool=True)[1], code[images])
+        assert_same_bits(input_gradient(dy[images], w, window), dx[images])
+
+
+@by_case
+@pytest.mark.parametrize("pool", [False, True])
+def test_nan_is_seen_and_stays_in_its_image(case, pool):
+    """In all that it belongs to; a transform may spread it over its tile, but not further."""
+    x, w, b, _, window = draw(case)
+    x = x.copy()
+    x[1, 2, 1, 0] = np.nan
+    y, code = forward(x, w, b, window, relu=True, pool=pool)
+    seen = np.isnan(naive.conv2d(x, w, b, *case[3:]))
+    if pool:
+        seen = taps_of_pool(seen).any(axis=0)
+    assert np.isnan(y[seen]).all()
+    assert np.isfinite(np.delete(y, 1, axis=0)).all()
+    assert not pool or np.all(code[seen] != sparse.DEAD)
+
+
+@by_case
+def test_no_images(case):
+    x, w, b, dy, window = draw(((0, *case[0][1:]), *case[1:]))
+    y, code = forward(x, w, b, window, pool=True)
+    assert y.size == input_gradient(dy, w, window).size == 0
+    dx, dw, db = pooled_gradients(x, y, code, w, window)
+    assert dx.size == 0
+    assert_array_equal(dw, np.zeros_like(w))
+    assert_array_equal(db, np.zeros_like(b))
+
+
+def test_ties_go_to_the_first():
+    """Of equal outputs, and so does the general path."""
+    for case in CASES.values():
+        x, w, b, _, window = draw(case)
+        y, code = forward(np.zeros_like(x), w, np.abs(b) + 1, window, pool=True)
+        assert_array_equal(code, np.zeros_like(code))
+        whole = empty((len(x), window.out_h, window.out_w, w.shape[3]), x.dtype)
+        whole[...] = np.abs(b) + 1
+        winner = empty(y.shape, np.uint8)
+        pool = slide((window.out_h, window.out_w), (2, 2), (2, 2), "valid")
+        pooling.forward(whole, y, winner, pool)
+        assert_array_equal(code, winner)
+
+
+# Dense
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("share", [0, 0.1, 0.45, 0.55, 1])  # of dy that lives
+@pytest.mark.parametrize(
+    ("n", "d", "u"), [(0, 5, 7), (1, 1, 1), (7, 65, 63), (33, 64, 128), (20, 130, 70)]
+)
+def test_dense_gradients(n, d, u, share, dtype):
+    rng = np.random.default_rng(0)
+    x, w, dy = (normal(rng, shape, dtype) for shape in [(n, d), (d, u), (n, u)])
+    dy = np.where(rng.random((n, u)) < share, dy, 0).astype(dtype)
+    exact = x.T.astype(float) @ dy, dy @ w.T.astype(float)
+    magnitudes = np.abs(x.T) @ np.abs(dy), np.abs(dy) @ np.abs(w.T)
+    for need_dx in (True, False):
+        dw, dx = empty(w.shape, dtype), empty(x.shape, dtype) if need_dx else None
+        dense.gradients(x, dy, w, dw, dx, True)
+        assert_close(dw, exact[0], magnitudes[0])
+        if need_dx:
+            assert_close(dx, exact[1], magnitudes[1])
+
+
+def test_threads_do_not_change_bits_of_dense_gradients(by_threads):
+    rng = np.random.default_rng(0)
+    x, w, dy = (normal(rng, shape, "float32") for shape in [(30, 300), (300, 130), (30, 130)])
+    dy = np.where(dy > 0.5, dy, np.float32(0))
+
+    def run():
+        dw, dx = empty(w.shape, dy.dtype), empty(x.shape, dy.dtype)
+        dense.gradients(x, dy, w, dw, dx, True)
+        return dw, dx
+
+    for results in zip(*by_threads(run), strict=True):
+        assert_same_bits(*results)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dropout_in_a_dense_layer_is_dropout(relu, dtype):
+    rng = np.random.default_rng(0)
+    x, w, b = (normal(rng, shape, dtype) for shape in [(9, 20), (20, 150), (150,)])
+    plain, fused, dropped = (empty((9, 150), dtype) for _ in range(3))
+    dense.forward(x, w, b, plain, relu)
+    dense.forward(x, w, b, fused, relu, dropout=(2**63 + 5, 0.4, 7))
+    elementwise.dropout(plain, dropped, 2**63 + 5, 0.4, 7)
+    assert_same_bits(fused, dropped)

@@ -1,0 +1,298 @@
+"""Fused layers compute what the layers themselves compute, and can be turned off."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from layers.passes import forward_and_back, numbers
+from numpy.testing import assert_array_equal
+from tolerances import assert_close, assert_same_bits
+
+import minicnn as mc
+from minicnn.layers import (
+    Activation,
+    Conv2D,
+    Dense,
+    Dropout,
+    Flatten,
+    MaxPooling2D,
+    Sequential,
+    fusion,
+)
+
+
+def both(layers, shape, dtype=np.float32):
+    """The same model twice, fused and not; biases away from zero."""
+    models = [Sequential(layers(), fuse=fuse) for fuse in (True, False)]
+    for model in models:
+        model.build((None, *shape), rng=0, dtype=dtype)
+        rng = np.random.default_rng(1)
+        for parameter in model.parameters:
+            parameter.value[...] += rng.uniform(-0.1, 0.1, parameter.shape)
+    return models
+
+
+def assert_close_pass(actual, expected):
+    assert_close(actual.y, expected.y)
+    assert_close(actual.dx, expected.dx)
+    for one, other in zip(actual.grads, expected.grads, strict=True):
+        assert_close(one, other)
+
+
+def steps(model):
+    """How many passes the layers of a model take."""
+    return len(model._chain)
+
+
+CHAINS = [  # name, layers, shape, how many passes they take when fused
+    ("conv2d", lambda: [Conv2D(8, 3)], (6, 7, 9), 1),
+    ("conv2d relu", lambda: [Conv2D(8, 3, activation="relu")], (6, 7, 9), 1),
+    ("conv2d, activation", lambda: [Conv2D(8, 3), Activation("relu")], (6, 7, 9), 1),
+    ("conv2d, op", lambda: [Conv2D(8, 3), mc.ops.Relu()], (6, 7, 9), 1),
+    ("conv2d relu, pool", lambda: [Conv2D(8, 3, activation="relu"), MaxPooling2D(2)], (6, 8, 9), 1),
+    (
+        "conv2d, activation, pool",
+        lambda: [Conv2D(8, 5, padding="same"), Activation("relu"), MaxPooling2D(2, 2)],
+        (6, 8, 9),
+        1,
+    ),
+    (
+        "conv2d relu, overlapping pool",
+        lambda: [Conv2D(8, 3, activation="relu"), MaxPooling2D(2, 1)],
+        (6, 8, 9),
+        2,
+    ),
+    (
+        "conv2d relu, pool of a padded edge",
+        lambda: [Conv2D(8, 3, activation="relu"), MaxPooling2D(2, padding="same")],
+        (7, 9, 9),
+        2,
+    ),
+    ("conv2d, pool", lambda: [Conv2D(8, 3), MaxPooling2D(2)], (6, 8, 9), 2),
+    (
+        "conv2d relu, pool, in two formats",
+        lambda: [
+            Conv2D(8, 3, activation="relu"),
+            MaxPooling2D(2, data_format="channels_first"),
+        ],
+        (6, 8, 9),
+        2,
+    ),
+    ("conv2d tanh", lambda: [Conv2D(8, 3, activation="tanh")], (6, 7, 9), 1),
+    ("conv2d tanh, relu", lambda: [Conv2D(8, 3, activation="tanh"), mc.ops.Relu()], (6, 7, 9), 2),
+    ("conv2d relu, relu", lambda: [Conv2D(8, 3, activation="relu"), mc.ops.Relu()], (6, 7, 9), 2),
+    ("dense relu", lambda: [Dense(9, activation=mc.relu)], (5,), 1),
+    ("dense, activation", lambda: [Dense(9), Activation("relu")], (5,), 1),
+    ("dense relu, rank 3", lambda: [Dense(9, activation="relu")], (3, 5), 1),
+    ("dense softmax", lambda: [Dense(9, activation="softmax")], (5,), 1),
+    ("dense, dropout", lambda: [Dense(9, activation="relu"), Dropout(0.4), Dense(3)], (5,), None),
+    (
+        "the documented network",
+        lambda: [
+            Conv2D(32, 5, padding="same", activation="relu"),
+            MaxPooling2D(2),
+            Conv2D(64, 5, padding="same", activation="relu"),
+            MaxPooling2D(2),
+            Flatten(),
+            Dense(128, activation="relu"),
+            Dropout(0.4),
+            Dense(10),
+        ],
+        (8, 8, 1),
+        None,
+    ),
+]
+each_chain = pytest.mark.parametrize(
+    ("layers", "shape", "passes"), [pytest.param(*row[1:], id=row[0]) for row in CHAINS]
+)
+
+
+@each_chain
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_fused_is_unfused(layers, shape, passes, dtype):
+    fused, plain = both(layers, shape, dtype)
+    assert steps(plain) == len(plain.layers)
+    if passes is not None:
+        assert steps(fused) == passes
+    x = numbers((5, *shape), dtype)
+    assert_close_pass(forward_and_back(fused, x), forward_and_back(plain, x))
+    short = x[:2]
+    assert_close_pass(forward_and_back(fused, short), forward_and_back(plain, short))
+
+
+@each_chain
+def test_fused_layers_keep_their_parameters_and_names(layers, shape, passes):
+    fused, plain = both(layers, shape)
+    assert [p.name for p in fused.parameters] == [p.name for p in plain.parameters]
+    assert [layer.name for layer in fused.layers] == [layer.name for layer in plain.layers]
+    x = numbers((2, *shape))
+    for one, other in zip(fused.parameters, plain.parameters, strict=True):
+        one.value[...] = other.value[...] = 0.01
+    assert_close(fused.predict(x), plain.predict(x))  # what was written is what is used
+
+
+@settings(max_examples=30)
+@given(
+    kernel=st.sampled_from([1, 3, 5, (3, 5), (2, 3)]),
+    strides=st.sampled_from([1, 1, 1, 2, (1, 2)]),
+    padding=st.sampled_from(["valid", "same"]),
+    channels=st.integers(1, 20),
+    filters=st.integers(1, 40),
+    extra=st.tuples(st.integers(0, 7), st.integers(0, 7)),
+    relu=st.booleans(),
+    pool=st.booleans(),
+    bias=st.booleans(),
+    rows=st.integers(1, 4),
+    data_format=st.sampled_from(["channels_last", "channels_last", "channels_first"]),
+)
+def test_fused_convolutions_of_any_kind(
+    kernel, strides, padding, channels, filters, extra, relu, pool, bias, rows, data_format
+):
+    height, width = 7 + extra[0], 7 + extra[1]
+    first = data_format == "channels_first"
+    shape = (channels, height, width) if first else (height, width, channels)
+
+    def layers():
+        activation = "relu" if relu else None
+        conv = Conv2D(filters, kernel, strides, padding, data_format, 1, activation, bias)
+        return [conv, MaxPooling2D(2, data_format=data_format)] if pool else [conv]
+
+    fused, plain = both(layers, shape)
+    x = numbers((rows, *shape))
+    assert_close_pass(forward_and_back(fused, x), forward_and_back(plain, x))
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, 1.0])
+def test_where_all_is_equal_the_first_maximum_gets_the_gradient(value):
+    """After a ReLU many windows tie: at zero no gradient flows, above it to the first."""
+    fused, plain = both(lambda: [Conv2D(8, 1, activation="relu"), MaxPooling2D(2)], (4, 4, 3))
+    x = np.full((2, 4, 4, 3), value, np.float32)
+    for model in (fused, plain):
+        for parameter in model.parameters:
+            parameter.value[...] = 0 if parameter.name.endswith("bias") else 0.5
+    actual, expected = forward_and_back(fused, x), forward_and_back(plain, x)
+    assert_close_pass(actual, expected)
+    for dx in (actual.dx, expected.dx):
+        assert not dx[:, 1::2].any()
+        assert not dx[:, :, 1::2].any()
+        assert dx.any() == (value > 0)
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+def test_nan_is_seen(fuse):
+    model = Sequential([Conv2D(8, 3, activation="relu"), MaxPooling2D(2)], fuse=fuse)
+    model.build((None, 6, 6, 9), rng=0)
+    x = numbers((2, 6, 6, 9))
+    x[0, 0, 0, 0] = np.nan
+    y = model.predict(x)
+    assert np.isnan(y[0, 0, 0]).all()
+    assert not np.isnan(y[1]).any()
+
+
+# Turned off
+
+
+def test_fuse_false_turns_it_off():
+    model = Sequential([Dense(3), Activation("relu")], fuse=False)
+    model.build((None, 2), rng=0)
+    assert steps(model) == 2
+
+
+@pytest.mark.parametrize(("value", "passes"), [("0", 2), ("1", 1), ("", 1)])
+def test_the_environment_turns_it_off(monkeypatch, value, passes):
+    monkeypatch.setenv("MINICNN_FUSE", value)
+    model = Sequential([Dense(3), Activation("relu")])
+    model.build((None, 2), rng=0)
+    assert steps(model) == passes
+    assert fusion.fusing() == (passes == 1)
+    assert not fusion.fusing(False)
+
+
+def test_unfused_is_the_general_path_bit_by_bit(monkeypatch):
+    monkeypatch.setenv("MINICNN_FUSE", "0")
+    model, plain = both(CHAINS[-1][1], (8, 8, 1))
+    x = numbers((2, 8, 8, 1))
+    assert_same_bits(model.predict(x), plain.predict(x))
+
+
+def test_fuse_says_how_many_layers_each_step_stands_for():
+    model = Sequential(
+        [Conv2D(8, 3), Activation("relu"), Flatten(), Dense(3, activation="relu"), Dropout(0.4)]
+    )
+    model.build((None, 6, 6, 9), rng=0)
+    chain = fusion.fuse(model.layers)
+    assert sum(length for _, length in chain) == len(model.layers)
+    assert [length for _, length in chain][:2] == [2, 1]
+    assert chain[1][0] is model.layers[2]
+    assert fusion.fuse([]) == []
+
+
+# What a user overrides is never fused away
+
+
+class DoubledDense(Dense):
+    def forward(self, x, ctx):
+        return 2 * super().forward(x, ctx)
+
+    def backward(self, dy, ctx, need_dx=True):
+        return super().backward(2 * dy, ctx, need_dx)
+
+
+class DoubledConv2D(Conv2D):
+    def forward(self, x, ctx):
+        return 2 * super().forward(x, ctx)
+
+    def backward(self, dy, ctx, need_dx=True):
+        return super().backward(2 * dy, ctx, need_dx)
+
+
+class GuidedRelu(mc.ops.Relu):
+    """Guided backpropagation: negative gradients are dropped too."""
+
+    def backward(self, dy, ctx, need_dx=True):
+        return super().backward(np.maximum(dy, 0), ctx, need_dx)
+
+
+class GuidedActivation(Activation):
+    def backward(self, dy, ctx, need_dx=True):
+        return super().backward(np.maximum(dy, 0), ctx, need_dx)
+
+
+class MinPooling2D(MaxPooling2D):
+    def forward(self, x, ctx):
+        return -super().forward(-x, ctx)
+
+    def backward(self, dy, ctx, need_dx=True):
+        return super().backward(dy, ctx, need_dx)
+
+
+OVERRIDDEN = [
+    ("dense", lambda: [DoubledDense(3, activation="relu")], (5,)),
+    ("conv2d", lambda: [DoubledConv2D(3, 3, activation="relu")], (5, 5, 2)),
+    ("relu of dense", lambda: [Dense(3, activation=GuidedRelu())], (5,)),
+    ("relu of conv2d", lambda: [Conv2D(3, 3, activation=GuidedRelu())], (5, 5, 2)),
+    ("relu as a layer", lambda: [Dense(3), GuidedRelu()], (5,)),
+    ("relu in a layer", lambda: [Dense(3), Activation(GuidedRelu())], (5,)),
+    ("activation", lambda: [Dense(3), GuidedActivation("relu")], (5,)),
+    ("pooling", lambda: [Conv2D(3, 3, activation="relu"), MinPooling2D(2)], (6, 6, 2)),
+]
+
+
+@pytest.mark.parametrize(
+    ("layers", "shape"), [pytest.param(*row[1:], id=row[0]) for row in OVERRIDDEN]
+)
+def test_what_is_overridden_is_not_fused_away(layers, shape):
+    fused, plain = both(layers, shape)
+    x = numbers((4, *shape))
+    assert_close_pass(forward_and_back(fused, x), forward_and_back(plain, x))
+
+
+def test_a_layer_may_be_changed_after_build():
+    fused, plain = both(lambda: [Dense(3, activation="relu")], (5,))
+    x = numbers((2, 5))
+    for model in (fused, plain):
+        model.layers[0].kernel.value[...] = 1
+        model.layers[0].bias.value[...] = -0.5
+    y = fused.predict(x)
+    assert_close(y, plain.predict(x))
+    assert_array_equal(y[:, 0], y[:, 1])

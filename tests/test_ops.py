@@ -1,0 +1,255 @@
+"""The ops on arrays: values, gradients and errors."""
+
+import naive
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+from tolerances import assert_close
+
+import minicnn as mc
+from minicnn import ops
+
+X = np.array([[-30.0, -1.5, -0.25], [0.5, 2.0, 40.0]])
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+FUNCTIONS = [
+    (mc.relu, naive.relu),
+    (mc.sigmoid, sigmoid),
+    (mc.tanh, np.tanh),
+    (mc.identity, lambda x: x),
+    (mc.softmax, naive.softmax),
+]
+each_function = pytest.mark.parametrize(("function", "expected"), FUNCTIONS)
+
+
+@each_function
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_values(function, expected, dtype):
+    x = X.astype(dtype)
+    before = x.copy()
+    y = function(x)
+    assert_close(y, expected(X))
+    assert y.dtype == dtype
+    assert_array_equal(x, before)
+
+
+@each_function
+@pytest.mark.parametrize("shape", [(5,), (3, 4), (2, 3, 4, 2), (0, 3)])
+def test_any_shape_and_layout(function, expected, shape):
+    x = np.random.default_rng(0).standard_normal(shape)
+    assert function(x).shape == shape
+    assert_close(function(np.asfortranarray(x)), expected(x))
+
+
+@each_function
+def test_lists_are_arrays(function, expected):
+    assert_close(function(X.tolist()), expected(X))
+
+
+@each_function
+@pytest.mark.parametrize("dtype", [np.int64, np.float16, bool])
+def test_what_is_no_float_is_to_be_cast(function, expected, dtype):
+    message = f"{function.__name__}: float32 or float64 expected, got .*{np.dtype(dtype)}; cast"
+    with pytest.raises(TypeError, match=message):
+        function(np.ones((2, 3), dtype))
+
+
+GRADIENTS = {
+    "relu": (ops.Relu, (3, 4)),
+    "sigmoid": (ops.Sigmoid, (3, 4)),
+    "tanh": (ops.Tanh, (3, 4)),
+    "identity": (ops.Identity, (3, 4)),
+    "softmax": (ops.Softmax, (3, 4)),
+    "softmax, axis 1": (lambda: ops.Softmax(axis=1), (2, 3, 4)),
+    "softmax, axis -2": (lambda: ops.Softmax(axis=-2), (2, 3, 4)),
+    "reshape": (lambda: ops.Reshape([-1, 2, 3]), (2, 6)),
+    "reshape to images": (lambda: ops.Reshape([-1, 3, 4, 1]), (2, 12)),
+    "cast": (lambda: ops.Cast(np.float64), (2, 3)),
+}
+each_gradient = pytest.mark.parametrize(("make", "shape"), GRADIENTS.values(), ids=GRADIENTS)
+
+
+@each_gradient
+def test_gradients_are_those_of_differences(make, shape):
+    report = mc.check_gradients(make(), shape)
+    assert report.ok, report
+    assert report.skipped == 0
+
+
+@each_gradient
+def test_a_gradient_that_is_not_needed_is_none(make, shape):
+    op, ctx = make(), mc.Context()
+    y = op.forward(np.ones(shape, np.float32), ctx)
+    assert op.backward(np.ones_like(y), ctx, need_dx=False) is None
+
+
+@pytest.mark.parametrize("op", [ops.ArgMax(1), ops.OneHot(3, 1, 0, -1, np.float32, None)])
+def test_ops_without_a_gradient_say_so(op):
+    with pytest.raises(TypeError, match=f"{op.kind} has no gradient"):
+        op.backward(np.ones(2), mc.Context())
+
+
+def test_relu_keeps_nan_and_has_no_gradient_at_zero():
+    x = np.array([-np.inf, -0.0, 0.0, 3.0, np.inf, np.nan])
+    op, ctx = ops.Relu(), mc.Context()
+    assert_array_equal(op.forward(x, ctx), [0, 0, 0, 3, np.inf, np.nan])
+    assert_array_equal(op.backward(np.full(6, 7.0), ctx), [0, 0, 0, 7, 7, 0])
+
+
+def test_relu_over_several_chunks():
+    x = np.random.default_rng(0).standard_normal(100_001).astype(np.float32)
+    op, ctx = ops.Relu(), mc.Context()
+    assert_array_equal(op.forward(x, ctx), naive.relu(x))
+    assert_array_equal(op.backward(x, ctx), naive.relu_backward(x, x))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_softmax_of_large_numbers(dtype):
+    x = np.array([[1e4, 0, -1e4], [1e30, 1e30, 0]], dtype)
+    assert_array_equal(mc.softmax(x), [[1, 0, 0], [0.5, 0.5, 0]])
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, -1, -2, np.int64(1)])
+def test_softmax_along_an_axis(axis):
+    x = np.random.default_rng(0).standard_normal((2, 3, 4))
+    moved = np.moveaxis(naive.softmax(np.moveaxis(x, axis, -1)), -1, axis)
+    assert_close(mc.softmax(x, axis=axis), moved)
+
+
+@pytest.mark.parametrize("axis", [2, -3])
+def test_softmax_along_an_axis_that_is_not_there(axis):
+    with pytest.raises(ValueError, match="axis"):
+        mc.softmax(X, axis=axis)
+    with pytest.raises(ValueError, match=f"no axis {axis} in an input of shape"):
+        ops.Softmax(axis).build((None, 3), rng=0)
+
+
+# reshape
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ([-1, 28, 28, 1], (2, 28, 28, 1)),
+        ((-1, 784), (2, 784)),
+        ([2, -1], (2, 784)),
+        ([2, 28, -1], (2, 28, 28)),
+        (np.array([-1, 784]), (2, 784)),
+    ],
+)
+def test_reshape(shape, expected):
+    x = np.arange(2 * 784).reshape(2, 784)
+    y = mc.reshape(x, shape)
+    assert y.dtype == x.dtype
+    assert_array_equal(y, x.reshape(expected))
+
+
+@pytest.mark.parametrize(
+    ("shape", "error", "message"),
+    [
+        (784, TypeError, r"`shape` must be a list of integers such as \[-1, 28, 28, 1\], got 784"),
+        ([-1, 2.5], TypeError, r"`shape` must be a list of integers .*got \[-1, 2.5\]"),
+        ([-1, -1], ValueError, r"may hold one -1 .*got \[-1, -1\]"),
+        ([], ValueError, r"must not be empty, got \[\]"),
+        ([-1, 28, 27], ValueError, r"shape \(2, 784\) .* does not fit `shape` \[-1, 28, 27\]"),
+        ([1, 784], ValueError, r"the first size is the batch: write -1"),
+        ([-2, 784], ValueError, r"`shape` must be at least -1, got -2"),
+    ],
+)
+def test_reshape_errors(shape, error, message):
+    with pytest.raises(error, match=message):
+        mc.reshape(np.zeros((2, 784)), shape)
+
+
+# argmax, one_hot, cast
+
+
+def test_argmax_takes_the_first_of_equals():
+    x = np.array([[0.1, 0.7, 0.7], [3, 1, 3]])
+    y = mc.argmax(x, axis=1)
+    assert y.dtype == np.int64
+    assert_array_equal(y, [1, 0])
+    assert_array_equal(mc.argmax(input=x.tolist(), axis=-1), [1, 0])
+    assert_array_equal(mc.argmax(x[None], 1), [[1, 1, 1]])
+
+
+@pytest.mark.parametrize("axis", [None, 1.5, "1"])
+def test_argmax_needs_an_axis(axis):
+    with pytest.raises(TypeError, match="`axis` must be an integer, got"):
+        mc.argmax(X, axis)
+
+
+@pytest.mark.parametrize("axis", [0, 2, -2, -3])
+def test_argmax_goes_behind_the_batch(axis):
+    with pytest.raises(ValueError, match=f"`axis` {axis} does not name one of the axes behind"):
+        ops.ArgMax(axis).build((None, 3), rng=0)
+    assert ops.ArgMax(-1).build((None, 3), rng=0) == (None,)
+    assert ops.ArgMax(1).build((None, 3, 4), rng=0) == (None, 4)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64])
+def test_one_hot(dtype):
+    y = mc.one_hot(np.array([2, 0], dtype), depth=3)
+    assert y.dtype == np.float32
+    assert_array_equal(y, [[0, 0, 1], [1, 0, 0]])
+
+
+def test_one_hot_options():
+    y = mc.one_hot(
+        indices=[[1, 0]], depth=np.int64(2), on_value=5, off_value=-1, axis=-1, dtype=np.int32
+    )
+    assert y.dtype == np.int32
+    assert_array_equal(y, [[[-1, 5], [5, -1]]])
+
+
+@pytest.mark.parametrize(("axis", "shape"), [(-1, (2, 3, 4)), (2, (2, 3, 4)), (1, (2, 4, 3))])
+def test_one_hot_along_an_axis(axis, shape):
+    indices = np.array([[0, 1, 2], [3, 3, 0]])
+    y = mc.one_hot(indices, depth=4, axis=axis)
+    assert y.shape == shape
+    assert y.flags.c_contiguous
+    assert_array_equal(y.argmax(axis=axis), indices)
+    built = ops.OneHot(4, 1, 0, axis, np.float32, None).build((None, 3), rng=0, dtype=np.int64)
+    assert built == (None, *shape[1:])
+
+
+def test_one_hot_of_an_index_outside_is_all_off():
+    assert_array_equal(mc.one_hot(np.array([3, -1, 1]), depth=3), [[0] * 3, [0] * 3, [0, 1, 0]])
+
+
+def test_one_hot_errors():
+    with pytest.raises(TypeError, match="one_hot: the indices must be integers, got type float64"):
+        mc.one_hot(np.array([1.0]), depth=3)
+    with pytest.raises(ValueError, match="`depth` must be at least 1, got 0"):
+        mc.one_hot([1], depth=0)
+    with pytest.raises(TypeError, match="`depth` must be an integer, got None"):
+        mc.one_hot([1], depth=None)
+    with pytest.raises(ValueError, match="`axis` must be -1 or from 1 to 1, got 0"):
+        ops.OneHot(3, 1, 0, 0, np.float32, None).build((None,), rng=0, dtype=np.int64)
+
+
+def test_cast():
+    assert_array_equal(mc.cast(np.array([1.7, -1.7]), np.int32), [1, -1])
+    assert mc.cast([1, 2], np.float32).dtype == np.float32
+    op, ctx = ops.Cast(np.float64), mc.Context()
+    x = np.ones((2, 3), np.float32)
+    assert op.forward(x, ctx).dtype == np.float64
+    assert op.backward(np.ones((2, 3)), ctx).dtype == np.float32
+
+
+# What an `activation` argument means
+
+
+def test_activation():
+    assert ops.activation(None) is None
+    op = ops.Softmax(axis=1)
+    assert ops.activation(op) is op
+    for spec in ("relu", "RELU", mc.relu):
+        assert isinstance(ops.activation(spec), ops.Relu)
+    assert ops.activation("relu") is not ops.activation("relu")  # each layer has its own
+    with pytest.raises(ValueError, match=r"`activation` must be one of 'relu', .* got 'rleu'"):
+        ops.activation("rleu")
