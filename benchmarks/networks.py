@@ -1,9 +1,8 @@
-"""The networks that are compared, and how each framework trains them and computes their logits.
+"""The networks that are compared, and how each framework runs and trains them.
 
-Weights are lists of arrays in minicnn's order and layout: a kernel and a bias a layer, of
-convolutions (KH, KW, C, F), of dense layers (inputs, units). Images are (N, H, W, C). Every trainer
-has `place`, which brings a batch into the framework's own form (it is not timed), `step`, which
-returns the loss, and `weights`. A framework is imported where it is used and nowhere else.
+Weights are lists of arrays in minicnn's order and layout: a kernel and a bias a layer, of a
+convolution (KH, KW, C, F), of a dense layer (inputs, units). Images are (N, H, W, C). A framework
+is imported where it is used and nowhere else.
 """
 
 import itertools
@@ -14,44 +13,70 @@ from typing import NamedTuple
 import harness
 import numpy as np
 
-CLASSES = 10
-PEERS = {  # contender -> package
-    "PyTorch": "torch", "PyTorch channels last": "torch",
-    "TensorFlow": "tensorflow", "TensorFlow XLA": "tensorflow", "JAX": "jax",
-}
 PYTORCH = ("PyTorch", "PyTorch channels last")
+PEERS = {  # contender -> package
+    **dict.fromkeys(PYTORCH, "torch"),
+    "TensorFlow": "tensorflow", "TensorFlow XLA": "tensorflow", "JAX": "jax",
+}  # fmt: skip
 
 
 class Network(NamedTuple):
-    """Convolutions with padding "same", ReLU and 2x2 pooling each; dense; dropout; ten logits."""
+    """Layers: conv (size, filters, stride, ReLU), pool, flatten, dense (units, ReLU), dropout (rate).
 
-    image: tuple[int, int, int]
-    convolutions: tuple[tuple[int, int], ...]  # (kernel size, filters)
-    dense: int = 0  # units; 0 leaves the layer and its dropout out
-    dropout: float = 0.0
+    Convolutions pad as "same" does, pooling is 2x2.
+    """
+
+    image: tuple[int, ...]
+    layers: tuple[tuple, ...]
     batch: int = 100
     learning_rate: float = 0.001
 
+    def walk(self):
+        """Yield each layer as kind, options, the shape that it gets, its kernel's and its output's.
 
+        The shapes are without the batch; the kernel's is () where there is none.
+        """
+        shape = tuple(self.image)
+        for kind, *options in self.layers:
+            before, kernel = shape, ()
+            if kind == "conv":
+                size, filters, stride, _ = options
+                kernel = (size, size, shape[2], filters)
+                shape = (-(-shape[0] // stride), -(-shape[1] // stride), filters)
+            elif kind == "pool":
+                shape = (shape[0] // 2, shape[1] // 2, shape[2])
+            elif kind == "flatten":
+                shape = (math.prod(shape),)
+            elif kind == "dense":
+                kernel, shape = (shape[0], options[0]), (options[0],)
+            yield kind, options, before, kernel, shape
+
+    def without_dropout(self):
+        return self._replace(layers=[layer for layer in self.layers if layer[0] != "dropout"])
+
+
+def chain(*convolutions, dense=()):
+    """Return convolutions (size, filters), each with ReLU and pooling; dense layers; ten logits."""
+    layers = []
+    for size, filters in convolutions:
+        layers += [("conv", size, filters, 1, True), ("pool",)]
+    return (*layers, ("flatten",), *dense, ("dense", 10, False))
+
+
+DENSE = (("dense", 1024, True), ("dropout", 0.4))
 NETWORKS = {
-    "documented": Network((28, 28, 1), ((5, 32), (5, 64)), dense=1024, dropout=0.4),
-    "cifar": Network((32, 32, 3), ((3, 32), (3, 64), (3, 128)), batch=64, learning_rate=0.01),
+    "documented": Network((28, 28, 1), chain((5, 32), (5, 64), dense=DENSE)),
+    "cifar": Network((32, 32, 3), chain((3, 32), (3, 64), (3, 128)), 64, 0.01),
 }
 
 
-def start_values(network, seed=0):
+def start_values(network):
     """Return weights: kernels from U(-a, a) with a = sqrt(3 / inputs of a unit), biases 0."""
-    height, width, channels = network.image
-    shapes = []
-    for size, filters in network.convolutions:
-        shapes.append((size, size, channels, filters))
-        height, width, channels = height // 2, width // 2, filters
-    units = [height * width * channels, *([network.dense] if network.dense else []), CLASSES]
-    shapes += itertools.pairwise(units)
-    rng, values = np.random.default_rng(seed), []
-    for shape in shapes:
-        limit = math.sqrt(3 / math.prod(shape[:-1]))
-        values += [rng.uniform(-limit, limit, shape), np.zeros(shape[-1])]
+    rng, values = np.random.default_rng(0), []
+    for *_, kernel, _ in network.walk():
+        if kernel:
+            limit = math.sqrt(3 / math.prod(kernel[:-1]))
+            values += [rng.uniform(-limit, limit, kernel), np.zeros(kernel[-1])]
     return [value.astype(np.float32) for value in values]
 
 
@@ -69,10 +94,10 @@ def batches(network, seed=0):
             x, y = train.next_batch(network.batch)
             yield x, y.astype(np.int64)
     rng, (height, width, channels) = np.random.default_rng(seed), network.image
-    coarse = rng.random((CLASSES, 4, 4, channels), dtype=np.float32)
+    coarse = rng.random((10, 4, 4, channels), dtype=np.float32)
     patterns = coarse.repeat(-(-height // 4), axis=1).repeat(-(-width // 4), axis=2)
     while True:
-        y = rng.integers(0, CLASSES, network.batch)
+        y = rng.integers(0, 10, network.batch)
         noise = rng.random((network.batch, *network.image), dtype=np.float32)
         yield (patterns[y, :height, :width] + noise) / 2, y
 
@@ -87,7 +112,7 @@ def read_weights(path):
 
 
 def write_task(folder, network, count):
-    """Write what `Training` reads: start weights, and as many batches."""
+    """Write what `Training` reads: the start weights, and so many batches."""
     images, labels = zip(*itertools.islice(batches(network), count), strict=True)
     np.savez(Path(folder) / "data.npz", images=np.stack(images), labels=np.stack(labels))
     write_weights(Path(folder) / "start.npz", start_values(network))
@@ -104,15 +129,12 @@ class Training:
 
     def start(self, weights):
         self.trainer = self._new(self.network, weights)
-        self._places = itertools.cycle([self.trainer.place(x, y) for x, y in self.data])
-
-    def step(self):
-        return self.trainer.step(*next(self._places))
+        self._placed = itertools.cycle([self.trainer.place(x, y) for x, y in self.data])
 
     def block(self, seconds):
-        return harness.block(self.step, seconds)
+        return harness.block(lambda: self.trainer.step(*next(self._placed)), seconds)
 
-    def train(self, steps, output):
+    def train(self, steps, output=None):
         """Train on with fresh batches, and write the weights."""
         for x, y in itertools.islice(batches(self.network, seed=1), steps):
             self.trainer.step(*self.trainer.place(x, y))
@@ -120,8 +142,8 @@ class Training:
 
     def record(self, weights, output):
         """Return the losses of three steps without dropout; write the weights after the first."""
-        plain = self.network._replace(dropout=0.0, learning_rate=0.05)
-        trainer, losses = self._new(plain, weights), []
+        network, losses = self.network.without_dropout()._replace(learning_rate=0.05), []
+        trainer = self._new(network, weights)
         for x, y in self.data[:3]:
             losses.append(trainer.step(*trainer.place(x, y)))
             if len(losses) == 1:
@@ -129,15 +151,19 @@ class Training:
         return losses
 
     def _new(self, network, weights):
-        return make_trainer(self.name, network, read_weights(self.folder / weights))
+        return make(self.name, network, read_weights(self.folder / weights))
 
 
-def make_trainer(name, network, weights):
-    """Return the trainer of a contender."""
-    if name.startswith("PyTorch"):
-        return PyTorch(network, weights, channels_last=name.endswith("channels last"))
+def make(name, network, weights):
+    """Return what runs and trains a network with a contender's framework.
+
+    ``place(x, y)`` brings a batch into the framework's own form, which is not timed; ``step`` makes a
+    step of SGD on it and returns the loss; ``weights`` are those of now.
+    """
+    if name in PYTORCH:
+        return PyTorch(network, weights, name.endswith("channels last"))
     if name.startswith("TensorFlow"):
-        return TensorFlow(network, weights, xla=name.endswith("XLA"))
+        return TensorFlow(network, weights, name.endswith("XLA"))
     return {"minicnn": Minicnn, "JAX": Jax}[name](network, weights)
 
 
@@ -146,25 +172,31 @@ class Minicnn:
         import minicnn as mc
 
         self.mc, layers = mc, []
-        for size, filters in network.convolutions:
-            conv = mc.layers.Conv2D(filters, size, padding="same", activation="relu")
-            layers += [conv, mc.layers.MaxPooling2D(2)]
-        layers.append(mc.layers.Flatten())
-        if network.dense:
-            dense = mc.layers.Dense(network.dense, activation="relu")
-            layers += [dense, mc.layers.Dropout(network.dropout)]
-        self.model = mc.Sequential([*layers, mc.layers.Dense(CLASSES)])
+        for kind, options, *_ in network.walk():
+            relu = "relu" if options and options[-1] is True else None
+            if kind == "conv":
+                size, filters, stride, _ = options
+                layers.append(mc.layers.Conv2D(filters, size, stride, "same", activation=relu))
+            elif kind == "dense":
+                layers.append(mc.layers.Dense(options[0], activation=relu))
+            elif kind == "dropout":
+                layers.append(mc.layers.Dropout(*options))
+            else:
+                layers.append(mc.layers.MaxPooling2D(2) if kind == "pool" else mc.layers.Flatten())
+        self.model, self.workspace = mc.Sequential(layers), mc.Workspace()
         self.model.build((None, *network.image), rng=0)
         for parameter, value in zip(self.model.parameters, weights, strict=True):
             parameter.value[...] = value
-        self.sgd, self.workspace = mc.optimizers.SGD(network.learning_rate), mc.Workspace()
-        self.rng = np.random.default_rng(0)
+        self.sgd, self.rng = mc.optimizers.SGD(network.learning_rate), np.random.default_rng(0)
 
     def place(self, x, y):
         return x, y
 
+    def context(self):
+        return self.mc.Context(training=True, rng=self.rng, workspace=self.workspace)
+
     def step(self, x, y):
-        ctx = self.mc.Context(training=True, rng=self.rng, workspace=self.workspace)
+        ctx = self.context()
         logits = self.model.forward(x, ctx)
         loss, dlogits = self.mc.losses.softmax_cross_entropy_with_grad(labels=y, logits=logits)
         self.model.backward(dlogits, ctx, need_dx=False)
@@ -175,38 +207,59 @@ class Minicnn:
         return [parameter.value for parameter in self.model.parameters]
 
 
+def to_torch(value, flat):
+    """Return a weight in PyTorch's layout; `flat` is the image (H, W, C) that Flatten gets."""
+    if value.ndim == 4:
+        return value.transpose(3, 2, 0, 1)
+    if value.ndim == 2 and len(value) == math.prod(flat):  # PyTorch flattens (C, H, W)
+        value = value.reshape(*flat, -1).transpose(2, 0, 1, 3).reshape(value.shape)
+    return value.T
+
+
+def from_torch(value, flat):
+    if value.ndim == 4:
+        return value.transpose(2, 3, 1, 0)
+    if value.ndim == 2 and value.shape[1] == math.prod(flat):
+        height, width, channels = flat
+        images = value.reshape(-1, channels, height, width)
+        return images.transpose(2, 3, 1, 0).reshape(value.T.shape)
+    return value.T
+
+
 class PyTorch:
     def __init__(self, network, weights, channels_last):
         import torch
         from torch import nn
 
-        self.torch, layers, channels = torch, [], network.image[2]
-        for size, filters in network.convolutions:
-            layers += [nn.Conv2d(channels, filters, size, padding=size // 2), nn.ReLU()]
-            layers.append(nn.MaxPool2d(2))
-            channels = filters
-        layers.append(nn.Flatten())
-        side = 2 ** len(network.convolutions)
-        self.flat = (network.image[0] // side, network.image[1] // side, channels)
-        units = math.prod(self.flat)
-        if network.dense:
-            layers += [nn.Linear(units, network.dense), nn.ReLU(), nn.Dropout(network.dropout)]
-            units = network.dense
-        self.model = nn.Sequential(*layers, nn.Linear(units, CLASSES))
+        self.torch, self.flat, modules = torch, (0,), []
+        for kind, options, before, *_ in network.walk():
+            if kind == "conv":
+                size, filters, stride, _ = options
+                modules.append(nn.Conv2d(before[2], filters, size, stride, size // 2))
+            elif kind == "dense":
+                modules.append(nn.Linear(before[0], options[0]))
+            elif kind == "dropout":
+                modules.append(nn.Dropout(*options))
+            else:
+                modules.append(nn.MaxPool2d(2) if kind == "pool" else nn.Flatten())
+            modules += [nn.ReLU()] if options and options[-1] is True else []
+            self.flat = before if kind == "flatten" else self.flat
+        self.model = nn.Sequential(*modules)
+        self.parameters = list(self.model.parameters())
         with torch.no_grad():
-            pairs = zip(self.model.parameters(), self._theirs(weights), strict=True)
-            for parameter, value in pairs:
-                parameter.copy_(torch.from_numpy(np.ascontiguousarray(value)))
-        self.format = torch.channels_last if channels_last else torch.contiguous_format
-        self.model = self.model.to(memory_format=self.format)
-        self.sgd = torch.optim.SGD(self.model.parameters(), lr=network.learning_rate)
+            for parameter, value in zip(self.parameters, weights, strict=True):
+                parameter.copy_(torch.from_numpy(to_torch(value, self.flat).copy()))
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.model.to(memory_format=self.layout)
+        if self.parameters:
+            self.sgd = torch.optim.SGD(self.parameters, lr=network.learning_rate)
+
+    def tensor(self, x):
+        x = self.torch.from_numpy(x)
+        return x.permute(0, 3, 1, 2).contiguous(memory_format=self.layout) if x.ndim == 4 else x
 
     def place(self, x, y):
-        return self.images(x), self.torch.from_numpy(y)
-
-    def images(self, x):
-        x = self.torch.from_numpy(x).permute(0, 3, 1, 2)
-        return x.contiguous(memory_format=self.format)
+        return self.tensor(x), self.torch.from_numpy(y)
 
     def step(self, x, y):
         self.sgd.zero_grad()
@@ -216,64 +269,43 @@ class PyTorch:
         return loss.item()
 
     def weights(self):
-        """Return the weights in minicnn's layout."""
-        values, first = [p.detach().numpy() for p in self.model.parameters()], True
-        for i, value in enumerate(values):
-            if value.ndim == 4:
-                values[i] = value.transpose(2, 3, 1, 0)
-            elif value.ndim == 2:
-                height, width, channels = self.flat
-                if first:
-                    value = value.reshape(-1, channels, height, width).transpose(0, 2, 3, 1)
-                values[i], first = value.reshape(len(value), -1).T, False
-        return [value.copy() for value in values]
-
-    def _theirs(self, weights):
-        """Yield the weights in PyTorch's layout, in which a row is (channel, height, width)."""
-        first = True
-        for value in weights:
-            if value.ndim == 4:
-                value = value.transpose(3, 2, 0, 1)
-            elif value.ndim == 2:
-                if first:
-                    value = value.reshape(*self.flat, -1).transpose(2, 0, 1, 3)
-                value, first = value.reshape(-1, value.shape[-1]).T, False
-            yield value
+        return [from_torch(p.detach().numpy(), self.flat).copy() for p in self.parameters]
 
 
 class TensorFlow:
     def __init__(self, network, weights, xla):
         import tensorflow as tf
 
-        keras, layers = tf.keras, [tf.keras.Input(tuple(network.image))]
-        for size, filters in network.convolutions:
-            layers.append(keras.layers.Conv2D(filters, size, padding="same", activation="relu"))
-            layers.append(keras.layers.MaxPooling2D(2))
-        layers.append(keras.layers.Flatten())
-        if network.dense:
-            layers.append(keras.layers.Dense(network.dense, activation="relu"))
-            layers.append(keras.layers.Dropout(network.dropout))
-        self.tf = tf
-        self.model = keras.Sequential([*layers, keras.layers.Dense(CLASSES)])
+        layers, known = [tf.keras.Input(tuple(network.image))], tf.keras.layers
+        for kind, options, *_ in network.walk():
+            relu = "relu" if options and options[-1] is True else None
+            if kind == "conv":
+                size, filters, stride, _ = options
+                layers.append(known.Conv2D(filters, size, stride, "same", activation=relu))
+            elif kind == "dense":
+                layers.append(known.Dense(options[0], activation=relu))
+            elif kind == "dropout":
+                layers.append(known.Dropout(*options))
+            else:
+                layers.append(known.MaxPooling2D(2) if kind == "pool" else known.Flatten())
+        self.constant, self.model = tf.constant, tf.keras.Sequential(layers)
         self.model.set_weights(weights)
-        sgd = keras.optimizers.SGD(network.learning_rate)
-        sgd.build(self.model.trainable_variables)
+        sgd, variables = tf.keras.optimizers.SGD(network.learning_rate), self.model.variables
+        sgd.build(variables)
 
         @tf.function(jit_compile=xla)
         def step(x, y):
             with tf.GradientTape() as tape:
-                losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
-                    labels=y, logits=self.model(x, training=True)
-                )
-                loss = tf.reduce_mean(losses)
-            variables = self.model.trainable_variables
+                logits = self.model(x, training=True)
+                loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=logits)
+                loss = tf.reduce_mean(loss)
             sgd.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
             return loss
 
         self._step = step
 
     def place(self, x, y):
-        return self.tf.constant(x), self.tf.constant(y)
+        return self.constant(x), self.constant(y)
 
     def step(self, x, y):
         return float(self._step(x, y))
@@ -290,19 +322,26 @@ class Jax:
 
         def logits(weights, x, key):
             pairs = iter(zip(weights[::2], weights[1::2], strict=True))
-            for _ in network.convolutions:
-                kernel, bias = next(pairs)
-                layout = ("NHWC", "HWIO", "NHWC")
-                x = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
-                x = jax.nn.relu(x + bias)
-                x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
-            x = x.reshape(len(x), -1)
-            if network.dense:
-                kernel, bias = next(pairs)
-                x, kept = jax.nn.relu(x @ kernel + bias), 1 - network.dropout
-                x = jnp.where(jax.random.bernoulli(key, kept, x.shape), x / kept, 0)
-            kernel, bias = next(pairs)
-            return x @ kernel + bias
+            for kind, *options in network.layers:
+                if kind == "conv":
+                    (kernel, bias), stride = next(pairs), (options[2], options[2])
+                    layout = ("NHWC", "HWIO", "NHWC")
+                    x = bias + lax.conv_general_dilated(
+                        x, kernel, stride, "SAME", dimension_numbers=layout
+                    )
+                elif kind == "dense":
+                    kernel, bias = next(pairs)
+                    x = x @ kernel + bias
+                elif kind == "pool":
+                    size = (1, 2, 2, 1)
+                    x = lax.reduce_window(x, -jnp.inf, lax.max, size, size, "VALID")
+                elif kind == "flatten":
+                    x = x.reshape(len(x), -1)
+                else:
+                    kept = 1 - options[0]
+                    x = jnp.where(jax.random.bernoulli(key, kept, x.shape), x / kept, 0)
+                x = jax.nn.relu(x) if options and options[-1] is True else x
+            return x
 
         def loss(weights, x, y, key):
             rows = jax.nn.log_softmax(logits(weights, x, key))
@@ -315,10 +354,10 @@ class Jax:
             return [w - network.learning_rate * g for w, g in pairs], key, value
 
         self._step = jax.jit(step, donate_argnums=(0, 1))
-        self._state, self._place = ([jnp.array(w) for w in weights], jax.random.key(0)), jnp.array
+        self._state, self._array = ([jnp.array(w) for w in weights], jax.random.key(0)), jnp.array
 
     def place(self, x, y):
-        return self._place(x), self._place(y)
+        return self._array(x), self._array(y)
 
     def step(self, x, y):
         *self._state, loss = self._step(*self._state, x, y)

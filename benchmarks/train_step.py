@@ -77,7 +77,7 @@ def check(contenders, folder, start):
         worst = max(harness.difference(ours, theirs) for ours, theirs in pairs)
         off = harness.difference(losses["minicnn"], losses[name])
         if not (worst <= GRADIENT_LIMIT and off <= LOSS_LIMIT):
-            raise SystemExit(f"{name} differs from minicnn: gradients {worst:.1e}, losses {off:.1e}")
+            raise SystemExit(f"{name}: gradients differ by {worst:.1e}, losses by {off:.1e}")
     return losses["minicnn"]
 
 

@@ -1,11 +1,12 @@
 """The run on which minicnn is compared with PyTorch, and the comparison itself.
 
 The network is the documented one, without dropout: conv 5x5 x 32, ReLU, pool 2x2, conv 5x5 x 64,
-ReLU, pool 2x2, flatten (height, width, channel), dense 1024, ReLU, dense 10. Plain SGD, no shuffling:
-step i sees the rows [100 * i, 100 * i + 100) of MNIST's training split.
+ReLU, pool 2x2, flatten (height, width, channel), dense 1024, ReLU, dense 10. Plain SGD, and no
+shuffling: step i = 0, 1, ... sees rows [100 * i, 100 * i + 100) of MNIST's training split.
 
 `data/make_torch_parity.py` records this run with PyTorch, `test_torch_parity.py` repeats it with
-minicnn. This module is what both share; it needs NumPy alone. A record of a run is a dict of arrays:
+minicnn. This module is what both share; it needs NumPy alone. The record of a run is a dict of
+arrays:
 
     losses                 (STEPS,)                 the loss of each step, before its update
     start_norms            (PARAMETERS,)            summary of the parameters before step 1
@@ -104,7 +105,8 @@ def violations(run, reference, tolerance=1e-4):
         if not abs(value - expected) <= limit:
             found.append(f"{what}: {value:.9g}, expected {expected:.9g} within {limit:.2g}")
 
-    for step, (loss, expected) in enumerate(zip(run["losses"], reference["losses"], strict=True), 1):
+    pairs = zip(run["losses"], reference["losses"], strict=True)
+    for step, (loss, expected) in enumerate(pairs, 1):
         compare(f"loss of step {step}", loss, expected, tolerance)
     for kind in ("start", "gradient"):
         norms, projections = f"{kind}_norms", f"{kind}_projections"

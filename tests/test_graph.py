@@ -18,7 +18,7 @@ class Add(mc.Op):
         return a + b
 
     def backward(self, dy, ctx, need_dx=True):
-        return dy, dy
+        return (dy, dy) if need_dx else (None, None)
 
 
 class Product(mc.Op):
@@ -30,7 +30,7 @@ class Product(mc.Op):
 
     def backward(self, dy, ctx, need_dx=True):
         a, b = ctx[self]
-        return dy * b, dy * a
+        return (dy * b, dy * a) if need_dx else (None, None)
 
 
 class Spy(mc.Op):

@@ -357,24 +357,23 @@ def folder(tmp_path):
 
 
 def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
-    events, fsync, replace = [], os.fsync, os.replace
+    flushed, named, fsync, replace = [], [], os.fsync, os.replace
 
     def noted_fsync(number):
-        events.append("fsync")
+        flushed.append(os.fstat(number).st_ino)
         fsync(number)
 
     def noted_replace(source, target, **options):
         assert Path(source).parent == Path(target).parent  # a rename is atomic within a folder
-        events.append(Path(target).name)
+        assert os.stat(source).st_ino in flushed
+        named.append(Path(target).name)
         replace(source, target, **options)
 
     monkeypatch.setattr(os, "fsync", noted_fsync)
     monkeypatch.setattr(os, "replace", noted_replace)
     train(tmp_path, 1)
-    names = [event for event in events if event != "fsync"]
-    assert names == ["model.ckpt-1.npz", "checkpoint.json"]
-    for name in names:
-        assert events[events.index(name) - 1] == "fsync"
+    assert named == ["model.ckpt-1.npz", "checkpoint.json"]
+    assert tmp_path.stat().st_ino in flushed  # the names are on the disk as well
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".tmp")]
 
 

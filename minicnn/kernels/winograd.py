@@ -13,8 +13,10 @@ A 4x4 tile is four windows of a 2x2 max pooling, so bias, ReLU and pooling are d
 before it leaves the cache, and the unpooled image never exists.
 
 The matrices are those of Toom and Cook for the points 0, 1, -1, 2, -2, (1/2, -1/2,) infinity. In
-float32 the result differs from the direct sum by some 2e-6 of the largest output. NaN and infinity
-in one input reach all outputs of the tiles that read it.
+float32 the result differs from the direct sum by some 2e-6 of the largest output. Where all of a
+patch is zero that would be a residue in place of zero, through which ReLU lets a gradient pass (half
+of an MNIST image is blank), so such outputs are set to zero. NaN and infinity in one input reach all
+outputs of the tiles that read it.
 
 Layouts, all in scratch but for U: plane (HP, WP, CP), the padded image with whole vectors of
 channels; V (points, tiles, CP); U (panels, points, CP, 16); M (points, 6 tiles, 16).
@@ -73,7 +75,9 @@ def forward(
     tiles_h, tiles_w = -(-window.out_h // _OUT), -(-window.out_w // _OUT)
     block = max(ROWS, min(_TILES, _V_BYTES // (side * side * depth * 4) // ROWS * ROWS))
     plane = (tiles_h * _OUT + size - 1) * (tiles_w * _OUT + size - 1) * depth
-    scratch = plane + side * side * (block * depth + ROWS * _PANEL + 2 * _LANES) + 4 * _PANEL
+    pixels = plane // depth
+    scratch = plane + side * side * (block * depth + ROWS * _PANEL + 2 * _LANES) + 2 * _PANEL
+    scratch += pixels + block
     parallel_for(_forward, -(-len(x) // images), (x, transformed, b), (y, code), tuple(window),
                  images, tiles_h, tiles_w, block, relu, pool, scratch=scratch)
 
@@ -135,6 +139,8 @@ def _forward(chunk, scratch, x, u, b, y, code, window, images, tiles_h, tiles_w,
     line = pointer(m, points * ROWS * _PANEL)  # a tile between its two passes
     zeros = pointer(line, side * side * _LANES * 2)
     bias = pointer(zeros, _PANEL)
+    live = pointer(bias, _PANEL)
+    blanks = pointer(scratch.view(np.int32), scratch.size - block)
     for e in range(high * wide * depth):
         plane[e] = 0
     for e in range(_PANEL):
@@ -149,7 +155,10 @@ def _forward(chunk, scratch, x, u, b, y, code, window, images, tiles_h, tiles_w,
             n, ty, tx = t // per_image, t // tiles_w % tiles_h, t % tiles_w
             if n != present:
                 fill_plane(x, n, pointer(plane, (top * wide + left) * depth), wide, depth)
+                _find_live(plane, live, high, wide, depth, side - _OUT + 1)
                 present = n
+            blanks[i] = _blank_outputs(pointer(live, (ty * wide + tx) * _OUT), wide,
+                                       side - _OUT + 1)
             corner = pointer(plane, (ty * wide + tx) * _OUT * depth)
             for c in range(0, depth, _LANES):
                 _input_tile(pointer(corner, c), wide * depth, depth, line,
@@ -168,8 +177,42 @@ def _forward(chunk, scratch, x, u, b, y, code, window, images, tiles_h, tiles_w,
                     n, ty, tx = t // per_image, t // tiles_w % tiles_h, t % tiles_w
                     for lane in range(0, filters, _LANES):
                         _output_tile(pointer(m, r * _PANEL + lane), line, side)
+                        if blanks[i + r]:
+                            _set_to_zero(line, np.int64(blanks[i + r]))
                         _emit(line, pointer(bias, lane), y, code, n, ty, tx,
                               panel * _PANEL + lane, relu, pool)
+
+
+@helper
+def _find_live(plane, live, high, wide, depth, size):
+    """Write for each pixel whether it or one of the size - 1 on its right is not zero."""
+    for pixel in range(high * wide):
+        values, any_ = pointer(plane, pixel * depth), False
+        for c in range(depth):
+            any_ |= values[c] != 0
+        live[pixel] = any_
+    for pixel in range(high * wide - size + 1):
+        for j in range(1, size):
+            live[pixel] = max(live[pixel], live[pixel + j])
+
+
+@helper
+def _blank_outputs(live, wide, size):
+    """Return a bit for each output of a tile: whether its whole patch is zero."""
+    bits = 0
+    for q in range(_OUT * _OUT):
+        any_ = np.float32(0)
+        for i in range(size):
+            any_ = max(any_, live[(q // _OUT + i) * wide + q % _OUT])
+        bits |= (any_ == 0) << q
+    return bits
+
+
+@helper
+def _set_to_zero(line, bits):
+    for q in range(_OUT * _OUT):
+        if bits >> q & 1:
+            store(spread(np.float32(0)), line, q * _LANES)
 
 
 @helper

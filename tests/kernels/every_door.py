@@ -11,7 +11,17 @@ import numpy as np
 from numba.core import event
 
 from minicnn.kernels import (
-    conv, dense, direct, elementwise, gemm, im2col, plane, pooling, sparse, update, winograd,
+    conv,
+    dense,
+    direct,
+    elementwise,
+    gemm,
+    im2col,
+    plane,
+    pooling,
+    sparse,
+    update,
+    winograd,
 )
 from minicnn.kernels.window import slide
 

@@ -284,7 +284,7 @@ def test_the_number_of_threads_may_change_while_kernels_run(set_threads):
 # Fork
 
 FORK = """
-import os, signal, threading
+import os, signal, threading, time
 import numpy as np
 from minicnn.kernels import elementwise, pool
 
@@ -313,54 +313,43 @@ def set_threads():
         pool.set_num_threads(count)
         check()
 
+def while_busy(function):
+    started, release = threading.Event(), threading.Event()
+
+    def kernel(chunk, scratch, y):
+        started.set()
+        release.wait()
+
+    busy = threading.Thread(target=pool.parallel_for, args=(kernel, 2, (), (x,)))
+    busy.start()
+    started.wait()
+    try:
+        function()
+    finally:
+        release.set()
+        busy.join()
+
+def while_another_sets():
+    threading.Thread(target=set_threads).start()
+    time.sleep(0.2)  # now it waits for the workers
+    in_child(set_threads)
+
 pool.set_num_threads(2)
 expected = relu()  # the worker is awake
 """
 
-IDLE = "in_child(check); in_child(set_threads); in_child(lambda: in_child(check)); check()"
-
-BUSY = """
-started, release = threading.Event(), threading.Event()
-
-def kernel(chunk, scratch, y):
-    started.set()
-    release.wait()
-
-busy = threading.Thread(target=pool.parallel_for, args=(kernel, 2, (), (x,)))
-busy.start()
-started.wait()
-try:
-    in_child({inside})
-finally:
-    release.set()
-    busy.join()
-check()
-"""
-
-# Meanwhile another thread waits for the workers to end what they do, to set a new number.
-SETTING = BUSY.replace(
-    "try:",
-    """setting = threading.Thread(target=pool.set_num_threads, args=(2,))
-setting.start()
-while not pool._settings.locked():
-    pass
-try:""",
-).replace("check()\n", "setting.join()\ncheck()\n")
+FORKS = {
+    "idle": "in_child(check); in_child(set_threads); in_child(lambda: in_child(check))",
+    "busy": "while_busy(lambda: in_child(check))",
+    "busy, and the child sets its threads": "while_busy(lambda: in_child(set_threads))",
+    "another thread sets them": "while_busy(while_another_sets)",
+}
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize(
-    "what",
-    [
-        IDLE,
-        BUSY.format(inside="check"),
-        BUSY.format(inside="set_threads"),
-        SETTING.format(inside="set_threads"),
-    ],
-    ids=["idle", "busy", "busy, the child sets its threads", "busy and about to change"],
-)
-def test_a_forked_child_computes(what):
-    run = python(FORK + what)
+@pytest.mark.parametrize("how", FORKS)
+def test_a_forked_child_computes(how):
+    run = python(FORK + FORKS[how] + "\ncheck()")
     assert run.returncode == 0, run.stderr
 
 
