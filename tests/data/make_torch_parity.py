@@ -34,8 +34,8 @@ def conv2d(x, kernel, bias):
     return functional.conv2d(x, kernel.permute(3, 2, 0, 1), bias, padding=2)
 
 
-def run(images, labels):
-    """The record of the run."""
+def run(images, labels, rate):
+    """The start values, the losses and the gradients of step 1."""
     start = parity.start_values()
     parameters = [torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in start]
     losses, gradients = [], None
@@ -45,17 +45,20 @@ def run(images, labels):
         step_gradients = torch.autograd.grad(loss, parameters)
         with torch.no_grad():
             for parameter, gradient in zip(parameters, step_gradients, strict=True):
-                parameter -= parity.LEARNING_RATE * gradient
+                parameter -= rate * gradient
         losses.append(loss.item())
         gradients = gradients or [gradient.numpy() for gradient in step_gradients]
-    return parity.record(start, losses, gradients)
+    return start, losses, gradients
 
 
 def main():
     train = load_dataset("mnist").train
-    record = run(train.images, train.labels)
+    losses = {}
+    for name, rate in parity.RATES.items():
+        start, losses[name], gradients = run(train.images, train.labels, rate)
+        print(f"{name}:", *np.round(losses[name], 6))
+    record = parity.record(start, losses, gradients)
     np.savez(Path(__file__).with_name("torch_parity.npz"), **record)
-    print("losses:", *record["losses"].round(6))
 
 
 if __name__ == "__main__":
