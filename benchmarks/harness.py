@@ -36,7 +36,8 @@ def parser(description, rounds=7, seconds=1.0):
     result.add_argument("--smoke", action="store_true", help="only see whether it works: seconds")
     result.add_argument("--threads", type=int, default=cpus(), help="each has (%(default)s)")
     result.add_argument("--rounds", type=int, default=rounds, help="(%(default)s)")
-    result.add_argument("--seconds", type=float, default=seconds, help="of a block (%(default)s)")
+    if seconds is not None:
+        result.add_argument("--seconds", type=float, default=seconds, help="a block (%(default)s)")
     return result
 
 
@@ -85,8 +86,7 @@ def serve(make):
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     if hasattr(os, "sched_setaffinity"):  # not every framework obeys the environment
-        count = int(os.environ["MINICNN_NUM_THREADS"])
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: threads()])
     try:
         contender = make(**json.loads(sys.argv[2]))
         print(json.dumps({"result": None}), file=replies, flush=True)
@@ -104,6 +104,11 @@ def environment(threads):
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MINICNN_NUM_THREADS",
              "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "NPROC")  # fmt: skip
     return {**os.environ, **dict.fromkeys(names, str(threads)), "TF_CPP_MIN_LOG_LEVEL": "3"}
+
+
+def threads():
+    """Return, in a contender's process, how many threads it may use."""
+    return int(os.environ["MINICNN_NUM_THREADS"])
 
 
 def block(call, seconds, least=3):

@@ -21,9 +21,9 @@ PEERS = {  # contender -> package
 
 
 class Network(NamedTuple):
-    """Layers: conv (size, filters, stride, ReLU), pool, flatten, dense (units, ReLU), dropout (rate).
+    """Layers: conv (size, filters, stride, ReLU), pool, flatten, dense (units, ReLU), dropout.
 
-    Convolutions pad as "same" does, pooling is 2x2.
+    The padding is "same", pooling is 2x2.
     """
 
     image: tuple[int, ...]
@@ -83,17 +83,20 @@ def start_values(network):
 def batches(network, seed=0):
     """Yield batches of images and labels without end.
 
-    Real digits where the network takes them. Elsewhere a coarse pattern for each class under noise:
-    what skips zeros is as fast as the data lets it be, and from noise alone nothing is learnt.
+    Real digits for a network that takes grey images, in its size. Else a coarse pattern for each
+    class under noise: what skips zeros is as fast as the data lets it be, and from noise alone
+    nothing is learnt.
     """
-    if tuple(network.image) == (28, 28, 1):
+    height, width, channels = network.image
+    if channels == 1:
         import minicnn as mc
 
         train = mc.datasets.load_dataset("mnist", reshape=False, seed=seed).train
+        rows, columns = np.arange(height) * 28 // height, np.arange(width) * 28 // width
         while True:
             x, y = train.next_batch(network.batch)
-            yield x, y.astype(np.int64)
-    rng, (height, width, channels) = np.random.default_rng(seed), network.image
+            yield x[:, rows][:, :, columns], y.astype(np.int64)
+    rng = np.random.default_rng(seed)
     coarse = rng.random((10, 4, 4, channels), dtype=np.float32)
     patterns = coarse.repeat(-(-height // 4), axis=1).repeat(-(-width // 4), axis=2)
     while True:
@@ -134,7 +137,7 @@ class Training:
     def block(self, seconds):
         return harness.block(lambda: self.trainer.step(*next(self._placed)), seconds)
 
-    def train(self, steps, output=None):
+    def train(self, steps, output):
         """Train on with fresh batches, and write the weights."""
         for x, y in itertools.islice(batches(self.network, seed=1), steps):
             self.trainer.step(*self.trainer.place(x, y))
@@ -157,8 +160,8 @@ class Training:
 def make(name, network, weights):
     """Return what runs and trains a network with a contender's framework.
 
-    ``place(x, y)`` brings a batch into the framework's own form, which is not timed; ``step`` makes a
-    step of SGD on it and returns the loss; ``weights`` are those of now.
+    ``place(x, y)`` brings a batch into the framework's own form, which is not timed; ``step`` makes
+    a step of SGD on it and returns the loss; ``weights`` are those of now.
     """
     if name in PYTORCH:
         return PyTorch(network, weights, name.endswith("channels last"))

@@ -27,8 +27,8 @@ import numpy as np
 STEPS = 20
 BATCH_SIZE = 100
 # Rounding that flips one ReLU or one pool winner moves a gradient by some 1e-3 of its norm, and the
-# steps amplify it: at a rate of 0.05 correct float32 runs may part by 1e-2 in 20 steps (PyTorch's own
-# does from some seeds), at 0.005 by 1e-5. The general path, with the rounding of a plain sum, meets
+# steps amplify it: at a rate of 0.05 correct float32 runs may part by 1e-2 in 20 steps (PyTorch's
+# own does from some seeds), at 0.005 by 1e-5. The general path, with the rounding of a plain sum, meets
 # the record at 0.05 from this seed; Winograd's rounding is another, so the fast path is compared at
 # the slow rate.
 RATES = {"losses": 0.05, "slow_losses": 0.005}
@@ -99,8 +99,8 @@ def record(start, losses, gradients):
 def violations(run, reference, tolerance=1e-4):
     """What in the record `run` is further from `reference` than it may be, one line each.
 
-    Of the losses, those that the run has are compared; they may differ by `tolerance`, absolute; norms and projections by `tolerance` times the norm
-    in the reference. NaN is a violation.
+    Of the losses, those that the run has are compared; they may differ by `tolerance`, absolute;
+    norms and projections by `tolerance` times the norm in the reference. NaN is a violation.
     """
     found = []
 

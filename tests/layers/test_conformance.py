@@ -193,19 +193,20 @@ def test_declared_shape_and_type_are_the_real_ones(make, shape, dtype):
 
 @every_layer
 @pytest.mark.parametrize("read_only", [False, True])
-def test_nothing_but_gradients_is_changed(make, shape, read_only):
+@pytest.mark.parametrize("workspace", [None, mc.Workspace()], ids=["fresh", "workspace"])
+def test_nothing_but_gradients_is_changed(make, shape, read_only, workspace):
     layer, declared = built(make, shape)
     x, dy = numbers((3, *shape)), numbers((3, *declared[1:]), seed=4)
     x.flags.writeable = dy.flags.writeable = not read_only
     values = [parameter.value.copy() for parameter in layer.parameters]
     before = x.copy(), dy.copy()
-    ctx = context()
+    ctx = context(workspace=workspace)
     y = layer.forward(x, ctx)
     forward = y.copy()
     layer.backward(dy, ctx)
     assert_same_bits(x, before[0])
     assert_same_bits(dy, before[1])
-    assert_same_bits(y, forward)  # the next layer may have saved it
+    assert_same_bits(y, forward)  # the next layer may have saved it; it lasts until the next pass
     for parameter, value in zip(layer.parameters, values, strict=True):
         assert_same_bits(parameter.value, value)
 

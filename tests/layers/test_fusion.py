@@ -85,7 +85,27 @@ CHAINS = [  # name, layers, shape, how many passes they take when fused
     ("dense, activation", lambda: [Dense(9), Activation("relu")], (5,), 1),
     ("dense relu, rank 3", lambda: [Dense(9, activation="relu")], (3, 5), 1),
     ("dense softmax", lambda: [Dense(9, activation="softmax")], (5,), 1),
-    ("dense, dropout", lambda: [Dense(9, activation="relu"), Dropout(0.4), Dense(3)], (5,), None),
+    ("dense relu, dropout", lambda: [Dense(9, activation="relu"), Dropout(0.4)], (5,), 1),
+    (
+        "dense, activation, dropout with a seed, dense",
+        lambda: [Dense(9), Activation("relu"), Dropout(0.7, seed=5), Dense(3)],
+        (2, 5),
+        2,
+    ),
+    (
+        "dense relu, dropout off",
+        lambda: [Dense(9, activation="relu"), Dropout(0.4, training=False)],
+        (5,),
+        1,
+    ),
+    ("dense relu, dropout of nothing", lambda: [Dense(9, activation="relu"), Dropout(0)], (5,), 1),
+    (
+        "dense relu, dropout by rows",
+        lambda: [Dense(9, activation="relu"), Dropout(0.4, noise_shape=(None, 1))],
+        (5,),
+        2,
+    ),
+    ("dense tanh, dropout", lambda: [Dense(9, activation="tanh"), Dropout(0.4)], (5,), 2),
     (
         "the documented network",
         lambda: [
@@ -258,6 +278,14 @@ class GuidedActivation(Activation):
         return super().backward(np.maximum(dy, 0), ctx, need_dx)
 
 
+class DoubledDropout(Dropout):
+    def forward(self, x, ctx):
+        return 2 * super().forward(x, ctx)
+
+    def backward(self, dy, ctx, need_dx=True):
+        return super().backward(2 * dy, ctx, need_dx)
+
+
 class MinPooling2D(MaxPooling2D):
     def forward(self, x, ctx):
         return -super().forward(-x, ctx)
@@ -274,6 +302,7 @@ OVERRIDDEN = [
     ("relu as a layer", lambda: [Dense(3), GuidedRelu()], (5,)),
     ("relu in a layer", lambda: [Dense(3), Activation(GuidedRelu())], (5,)),
     ("activation", lambda: [Dense(3), GuidedActivation("relu")], (5,)),
+    ("dropout", lambda: [Dense(3, activation="relu"), DoubledDropout(0.4)], (5,)),
     ("pooling", lambda: [Conv2D(3, 3, activation="relu"), MinPooling2D(2)], (6, 6, 2)),
 ]
 

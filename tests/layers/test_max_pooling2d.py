@@ -104,6 +104,16 @@ def test_minus_infinity_wins_over_padding():
     assert_array_equal(dx, [[1, 0], [0, 0]])
 
 
+@pytest.mark.parametrize("shape", [(1, 300), (300, 1), (17, 18)])
+@pytest.mark.parametrize("last", [0, 255, 256, -1])
+def test_windows_of_many_places(shape, last):
+    plane = np.zeros(shape)
+    plane.flat[last] = 1
+    y, dx = pool(plane, [[5]], shape)
+    assert_array_equal(y, [[1]])
+    assert_array_equal(dx, 5 * plane)
+
+
 def test_nan_is_seen():
     y, dx = pool([[np.inf, np.nan], [np.nan, 2]], [[1]], 2)
     assert_array_equal(y, [[np.nan]])
