@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,11 @@ def integer(value: Any, name: str, least: int = 1) -> int:
     if number < least:
         raise ValueError(f"`{name}` must be at least {least}, got {number}")
     return number
+
+
+def optional(check: Callable[..., Any], value: Any, *arguments: Any) -> Any:
+    """Return None, or what a check makes of the value."""
+    return None if value is None else check(value, *arguments)
 
 
 def pair(value: Any, name: str) -> tuple[int, int]:
@@ -112,3 +117,23 @@ def unique(name: str, taken: Iterable[str]) -> str:
         number += 1
         result = f"{name}_{number}"
     return result
+
+
+def gradient(dy: Any, shape: tuple[int, ...], dtype: Any, label: str) -> None:
+    """Raise where what comes back to a layer is not like what it put out: kernels trust it."""
+    if np.shape(dy) != shape:
+        raise ValueError(
+            f"{label}: the gradient must have the shape {shape} of the output, got {describe(dy)}"
+        )
+    if dy.dtype != dtype:
+        raise TypeError(
+            f"{label}: the gradient must be {np.dtype(dtype)} like the output, got {dy.dtype}; "
+            f"convert it (dy.astype({np.dtype(dtype)}))"
+        )
+
+
+def integers(value: Any, name: str, least: int) -> tuple[int, ...]:
+    """Return a tuple of integers from an iterable of them."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise TypeError(f"`{name}` must be a tuple of integers, got {describe(value)}")
+    return tuple(integer(number, name, least) for number in value)

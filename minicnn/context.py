@@ -1,5 +1,7 @@
 """One pass through a model: what forward leaves behind for backward."""
 
+import hashlib
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -57,6 +59,8 @@ class Context:
         self.workspace = workspace
         self.first_row = first_row
         self._slots: dict[Any, Any] = {}
+        self._key: int | None = None
+        self._drawn: Counter[str] = Counter()
 
     def __setitem__(self, layer: Any, saved: Any) -> None:
         if self.save:
@@ -70,6 +74,23 @@ class Context:
                 f"{layer.label}: backward needs what forward saved in the same context; "
                 "call forward first, with a Context whose `save` is True"
             ) from None
+
+    def draw_key(self, label: str, seed: int) -> int:
+        """Return 64 random bits for a layer.
+
+        A pass draws one number from `rng`; what a layer gets is a hash of it and the layer's name,
+        so it does not depend on the order in which layers run.
+        """
+        if self.rng is None:
+            raise ValueError(
+                f"{label}: in training it draws numbers; give the context a generator, "
+                "Context(training=True, rng=numpy.random.default_rng(seed))"
+            )
+        if self._key is None:
+            self._key = int(self.rng.integers(1 << 63))
+        self._drawn[label] += 1
+        text = f"{self._key} {seed} {label} {self._drawn[label]}"
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
     def empty(self, layer: Any, role: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         """Return an array of arbitrary values for the `role` that `layer` has for it."""

@@ -17,7 +17,7 @@ from minicnn import checks, tables
 from minicnn.context import Context
 from minicnn.layers.fusion import fuse, fusing
 from minicnn.parameter import Parameter
-from minicnn.tensor import Op, Shape, Tensor
+from minicnn.tensor import Op, Shape, Tensor, parts
 
 
 class Graph:
@@ -66,19 +66,18 @@ class Graph:
 
     def add(self, op: Op, inputs: tuple[Tensor, ...]) -> Tensor:
         """Note an op, build it for its inputs and return its output; `apply` calls it."""
-        if op in self._ops:
+        if not self._ops.isdisjoint(parts(op)):
             raise ValueError(
                 f"{op.label}: this layer was applied before in this graph; make a second layer"
             )
-        if op.name is None:
-            op.name = checks.unique(op.kind, self.tensors)
-        elif op.name in self.tensors:
-            raise ValueError(f"{op.name}: the name is taken in this graph; give another `name`")
+        name = op.name or _renamed(op, checks.unique(op.kind, self.tensors))
+        if name in self.tensors:
+            raise ValueError(f"{name}: the name is taken in this graph; give another `name`")
         shape, dtype = inputs[0].shape, inputs[-1].dtype
         output_shape = _build(op, shape, self.rng, dtype)
-        self._ops.add(op)
+        self._ops.update(parts(op))
         self._share(op)
-        return self._note(Tensor(self, op.name, output_shape, op.output_dtype or dtype, op, inputs))
+        return self._note(Tensor(self, name, output_shape, op.output_dtype or dtype, op, inputs))
 
     def find(self, name: str) -> Tensor:
         """Return the tensor of a name.
@@ -133,18 +132,12 @@ class Graph:
 
     def _share(self, op: Op) -> None:
         """Put the shared parameters in the place of those that a layer of the same name made."""
-        for attribute, own in list(vars(op).items()):
-            if not isinstance(own, Parameter):
-                continue
-            shared = self._shared.setdefault(own.name, own)
-            if shared.shape != own.shape or shared.dtype != own.dtype:
-                raise ValueError(
-                    f"{own.name}: this graph makes it {own.shape} {own.dtype}, but the model has "
-                    f"{shared.shape} {shared.dtype}; model_fn must build the same layers for "
-                    "every mode"
-                )
-            setattr(op, attribute, shared)
-            self.parameters[own.name] = shared
+        for part in parts(op):
+            for attribute, own in list(vars(part).items()):
+                if isinstance(own, Parameter):
+                    self.parameters[own.name] = self._shared.setdefault(own.name, own)
+                    _check_alike(own, self._shared[own.name])
+                    setattr(part, attribute, self._shared[own.name])
 
 
 class Step(NamedTuple):
@@ -268,6 +261,22 @@ def _steps(tensors: list[Tensor], fetches: Sequence[Tensor], fusing: bool) -> li
     return steps
 
 
+def _check_alike(own: Parameter, shared: Parameter) -> None:
+    if shared.shape != own.shape or shared.dtype != own.dtype:
+        raise ValueError(
+            f"{own.name}: this graph makes it {own.shape} {own.dtype}, but the model has "
+            f"{shared.shape} {shared.dtype}; model_fn must build the same layers for every mode"
+        )
+
+
+def _renamed(op: Op, name: str) -> str:
+    """Name an op, and the parameters of one that was built when it had no name."""
+    for parameter in op.parameters:
+        parameter.name = f"{name}/{parameter.name.removeprefix(f'{op.label}/')}"
+    op.name = name
+    return name
+
+
 def _build(op: Op, shape: Shape, rng: np.random.Generator, dtype: Any) -> Shape:
     """Build `op` and return the shape of its output; a layer built before keeps its parameters."""
     built_for = getattr(op, "input_shape", None)
@@ -278,4 +287,4 @@ def _build(op: Op, shape: Shape, rng: np.random.Generator, dtype: Any) -> Shape:
             f"{op.label}: built for inputs of shape {built_for}, now applied to {shape}; make a "
             "second layer"
         )
-    return copy.copy(op).build(shape, np.random.default_rng(0), dtype)  # for the shape alone
+    return copy.deepcopy(op).build(shape, np.random.default_rng(0), dtype)  # for the shape alone

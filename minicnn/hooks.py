@@ -254,8 +254,8 @@ class StopAtStepHook(SessionRunHook):
     def __init__(self, num_steps: int | None = None, last_step: int | None = None) -> None:
         if (num_steps is None) == (last_step is None):
             raise ValueError("give exactly one of `num_steps` and `last_step`")
-        self.num_steps = None if num_steps is None else checks.integer(num_steps, "num_steps")
-        self.last_step = None if last_step is None else checks.integer(last_step, "last_step")
+        self.num_steps = checks.optional(checks.integer, num_steps, "num_steps")
+        self.last_step = checks.optional(checks.integer, last_step, "last_step")
         self._done = 0
 
     def begin(self) -> None:
@@ -426,10 +426,8 @@ class ValidationMonitor(SessionRunHook):
             "metrics": metrics,
         }
         self.timer = Timer(every_steps=checks.integer(every_n_steps, "every_n_steps"))
-        self.rounds = (
-            None
-            if early_stopping_rounds is None
-            else checks.integer(early_stopping_rounds, "early_stopping_rounds")
+        self.rounds = checks.optional(
+            checks.integer, early_stopping_rounds, "early_stopping_rounds"
         )
         self.metric, self.minimize = early_stopping_metric, early_stopping_metric_minimize
         self.best_value: float | None = None

@@ -34,6 +34,11 @@ class SoftmaxCrossEntropy(Op):
 
     def __init__(self, weights: Any = 1.0, label_smoothing: float = 0.0, name: Any = None) -> None:
         super().__init__(name)
+        if isinstance(weights, Tensor):
+            raise TypeError(
+                "softmax_cross_entropy: `weights` must be a number or an array, not a Tensor; use "
+                "softmax_cross_entropy_with_grad in a loop where they differ from batch to batch"
+            )
         self.weights = weights
         self.label_smoothing = checks.number(label_smoothing, "label_smoothing", 0.0, 1.0)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from minicnn import checks
 from minicnn.checks import describe, integer
 from minicnn.context import Context
 from minicnn.kernels import elementwise
@@ -25,9 +26,10 @@ class Relu(Op):
         return y
 
     def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
+        y = ctx[self]
+        checks.gradient(dy, y.shape, y.dtype, self.label)
         if not need_dx:
             return None
-        y = ctx[self]
         dx = ctx.empty(self, "dx", y.shape, y.dtype)
         elementwise.relu_gradient(dy, y, dx)
         return dx
@@ -64,8 +66,8 @@ class Identity(Op):
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
         return x
 
-    def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray:
-        return dy
+    def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
+        return dy if need_dx else None
 
 
 class Softmax(Op):
@@ -122,8 +124,8 @@ class Reshape(Op):
                 "the first size is the batch: write -1"
             ) from None
 
-    def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray:
-        return dy.reshape(ctx[self])
+    def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
+        return dy.reshape(ctx[self]) if need_dx else None
 
 
 class ArgMax(Op):
@@ -192,8 +194,8 @@ class Cast(Op):
         ctx[self] = x.dtype
         return x.astype(self.output_dtype, copy=False)
 
-    def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray:
-        return dy.astype(ctx[self], copy=False)
+    def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
+        return dy.astype(ctx[self], copy=False) if need_dx else None
 
 
 def check_labels(labels: np.ndarray, classes: int, label: str) -> None:

@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from minicnn import checks
+
 
 class Parameter:
     """A named array that an optimizer changes.
@@ -13,7 +15,8 @@ class Parameter:
     name : str
         Such as ``"conv2d/kernel"``; checkpoints know the parameter by it.
     value : ndarray
-        The only copy of the weight, C order. Write into it (``p.value[...] = w``) to set it.
+        float32 or float64. The only copy of the weight, C order. Write into it
+        (``p.value[...] = w``) to set it.
     trainable : bool
         Optimizers leave the value alone where this is False.
 
@@ -33,7 +36,8 @@ class Parameter:
     def __init__(self, name: str, value: np.ndarray, trainable: bool = True) -> None:
         self.name = name
         self.trainable = trainable
-        self._value = np.ascontiguousarray(value)
+        checks.float_type(np.asarray(value).dtype, f"the type of {name}")
+        self._value = np.require(value, requirements=["C", "W"])
         self._grad: np.ndarray | None = None
 
     @property

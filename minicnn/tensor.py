@@ -6,7 +6,7 @@ op in that tensor's graph and returns the tensor that will come out.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -58,8 +58,9 @@ class Op:
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
-        """The parameters among the attributes, in the order in which build made them."""
-        return tuple(value for value in vars(self).values() if isinstance(value, Parameter))
+        """The parameters among the attributes, and those of the ops among them, in their order."""
+        values = (value for op in parts(self) for value in vars(op).values())
+        return tuple(value for value in values if isinstance(value, Parameter))
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
         """Check the shape of the input, make the parameters, return the shape of the output."""
@@ -75,6 +76,17 @@ class Op:
 
     def __call__(self, inputs: Any) -> Any:
         return apply(self, inputs)
+
+
+def parts(op: Op) -> Iterator[Op]:
+    """Yield an op and the ops that it is made of: those in its public attributes."""
+    yield op
+    for name, value in vars(op).items():
+        members = value if isinstance(value, list | tuple) else [value]
+        if not name.startswith("_"):
+            for member in members:
+                if isinstance(member, Op):
+                    yield from parts(member)
 
 
 class GraphLike(Protocol):

@@ -1,6 +1,5 @@
 """The weights of a model in one .npz file."""
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +63,7 @@ def load_weights(model: Any, path: str | Path) -> None:
     >>> mc.save_weights(model, path)
     >>> mc.load_weights(model, path)
     """
-    parameters = _parameters(model)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is no .npz file of plain arrays ({error})") from error
+    parameters, arrays = _parameters(model), read_npz(path)
     for name in sorted(parameters.keys() | arrays.keys()):
         ours = parameters[name].shape if name in parameters else "no such parameter"
         theirs = arrays[name].shape if name in arrays else "no such array"
@@ -78,8 +72,23 @@ def load_weights(model: Any, path: str | Path) -> None:
                 f"{name}: the model has {ours}, {path} has {theirs}; build the model that the file "
                 "was saved from"
             )
+        if arrays[name].dtype.kind != "f":
+            raise ValueError(
+                f"{name}: float numbers expected, {path} has {arrays[name].dtype}; save the "
+                "weights with save_weights"
+            )
     for name, parameter in parameters.items():
         parameter.value[...] = arrays[name]
+
+
+def read_npz(path: str | Path) -> dict[str, np.ndarray]:
+    """Return the arrays of a file by name; ValueError where it is no .npz of plain arrays."""
+    with Path(path).open("rb") as file:
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
+        except Exception as error:  # whatever damaged bytes make of the zip and array readers
+            raise ValueError(f"{path} is no .npz file of plain arrays ({error})") from error
 
 
 def _parameters(model: Any) -> dict[str, Parameter]:

@@ -444,6 +444,15 @@ def test_dropout_drops_the_same_in_all_passes():
         assert report.ok, report
 
 
+def test_training_is_that_of_the_context():
+    class Unscaled(mc.layers.Dropout):
+        def backward(self, dy, ctx, need_dx=True):
+            return super().backward(dy, ctx) / 2 if ctx.training else dy
+
+    assert mc.check_gradients(Unscaled(0.5), (6, 20)).ok
+    assert not mc.check_gradients(Unscaled(0.5), (6, 20), training=True).ok
+
+
 def test_tolerance_decides():
     assert mc.check_gradients(ScaledDx(3), (2, 4), tolerance=0.02).ok
     assert not mc.check_gradients(ScaledDx(3), (2, 4), tolerance=0.001).ok

@@ -38,7 +38,7 @@ BUDGET = [
     (300, ["graph", "tensor"]),
     (1100, ["estimator", "hooks"]),
 ]
-BUDGET_OF_THE_REST = 1400
+BUDGET_OF_THE_REST = 1450
 BUDGET_OF_ALL = 5000
 LINE_LENGTH = 100
 

@@ -205,11 +205,20 @@ def test_an_optimizer_goes_on_without_a_warning(tmp_path, caplog, optimizer):
     assert [r.getMessage() for r in caplog.records if r.levelno > logging.INFO] == []
 
 
+class Evaluate(mc.hooks.SessionRunHook):
+    """Evaluate after every step: after the first one too, when nothing is saved yet."""
+
+    def after_run(self, run_context, run_values):
+        run_context.session.evaluate(x=X, y=Y)
+
+
 def test_hooks_and_checkpoints_do_not_change_the_bits(tmp_path, uninterrupted):
-    logging_hook = mc.hooks.LoggingTensorHook(["softmax_tensor"], every_n_iter=7)
-    monitor = mc.hooks.ValidationMonitor(X, Y, every_n_steps=11)
+    monitors = [
+        mc.hooks.LoggingTensorHook(["softmax_tensor"], every_n_iter=7), Evaluate(),
+        mc.hooks.ValidationMonitor(X, Y, every_n_steps=11),
+    ]
     for total in (25, 60):
-        train(tmp_path, total, monitors=[logging_hook, monitor], save_checkpoints_steps=4)
+        train(tmp_path, total, monitors=monitors, save_checkpoints_steps=4)
     assert_same_checkpoints(tmp_path, uninterrupted(60), 60)
 
 

@@ -8,12 +8,13 @@ import contextlib
 import json
 import os
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from minicnn.weights import read_npz
 
 _INDEX = "checkpoint.json"
 _PATTERN = re.compile(r"model\.ckpt-(\d+)\.npz")
@@ -78,10 +79,9 @@ def load(path: Path) -> Checkpoint:
         If the file is no whole checkpoint.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        arrays = read_npz(path)
         return Checkpoint(path, arrays, json.loads(str(arrays.pop(_META))))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{path} is no whole checkpoint ({error}); delete it to go on from an older one"
         ) from error

@@ -135,18 +135,16 @@ class RunConfig:
         log_step_count_steps: int = 100,
         fuse: bool = True,
     ) -> None:
-        self.seed = None if seed is None else checks.integer(seed, "seed", least=0)
+        self.seed = checks.optional(checks.integer, seed, "seed", 0)
         if save_checkpoints_secs is None and save_checkpoints_steps is None:
             save_checkpoints_secs = 600
-        self.save_checkpoints_secs = (
-            None
-            if save_checkpoints_secs is None
-            else checks.number(save_checkpoints_secs, "save_checkpoints_secs", least=0.0)
+        elif save_checkpoints_secs is not None and save_checkpoints_steps is not None:
+            raise ValueError("give `save_checkpoints_secs` or `save_checkpoints_steps`, not both")
+        self.save_checkpoints_secs = checks.optional(
+            checks.number, save_checkpoints_secs, "save_checkpoints_secs", 0.0
         )
-        self.save_checkpoints_steps = (
-            None
-            if save_checkpoints_steps is None
-            else checks.integer(save_checkpoints_steps, "save_checkpoints_steps")
+        self.save_checkpoints_steps = checks.optional(
+            checks.integer, save_checkpoints_steps, "save_checkpoints_steps"
         )
         self.keep_checkpoint_max = checks.integer(keep_checkpoint_max, "keep_checkpoint_max")
         self.log_step_count_steps = checks.integer(log_step_count_steps, "log_step_count_steps")
@@ -183,15 +181,30 @@ class MetricSpec:
     weight_key: str | None = None
 
     def compute(self, predictions: dict[str, Any], labels: Any, features: Any) -> Any:
-        """Return the metric of arrays that hold all rows."""
-        arguments = [
-            pick(labels, self.label_key, "label_key"),
-            pick(predictions, self.prediction_key, "prediction_key"),
-        ]
+        """Return the metric of arrays that hold all rows.
+
+        A metric_fn whose arguments have the usual names is given them by name, in any order.
+        """
+        given = {
+            "labels": pick(labels, self.label_key, "label_key"),
+            "predictions": pick(predictions, self.prediction_key, "prediction_key"),
+        }
         if self.weight_key is not None:
-            arguments.append(pick(features, self.weight_key, "weight_key"))
-        value = self.metric_fn(*arguments)
+            given["weights"] = pick(features, self.weight_key, "weight_key")
+        named = {**given, "targets": given["labels"]}
+        wanted = list(_argument_names(self.metric_fn))[: len(given)]
+        if set(wanted) <= set(named) and len(wanted) == len(given):
+            value = self.metric_fn(**{name: named[name] for name in wanted})
+        else:
+            value = self.metric_fn(*given.values())
         return float(value) if np.ndim(value) == 0 else value
+
+
+def _argument_names(function: Callable[..., Any]) -> list[str]:
+    try:
+        return list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):  # a built-in function may not tell
+        return []
 
 
 def pick(values: Any, key: str | None, name: str) -> Any:

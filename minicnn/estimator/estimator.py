@@ -146,6 +146,8 @@ class Estimator:
         if max_steps is not None and self._step >= max_steps:
             logger.info("Already at step %d of %d; nothing to do.", self._step, max_steps)
             return self
+        if isinstance(feed, feeding.ArrayFeed):
+            trace.check_labels(feed.y)
         feed.seek(self._place)
         session = TrainingSession(
             trace, feed, self._step, self._seed, self.config.fuse, self._save, self._evaluate_now
@@ -337,7 +339,7 @@ class Estimator:
                 )
         config, every = self.config, self.config.log_step_count_steps
         hooks: list[SessionRunHook] = [
-            NanTensorHook(),
+            *([] if any(isinstance(hook, NanTensorHook) for hook in own) else [NanTensorHook()]),
             StepCounterHook(every),
             LoggingTensorHook({"loss": "loss", "step": "global_step"}, every_n_iter=every),
             *own,
@@ -383,6 +385,8 @@ class Estimator:
         metrics = _checked_metrics(metrics)
         feed = feeding.feed(x, y, input_fn, batch_size)
         trace = self._trace(ModeKeys.EVAL, feed.peek())
+        if isinstance(feed, feeding.ArrayFeed):
+            trace.check_labels(feed.y)
         loss, predictions = trace.ops.loss, trace.ops.predictions
         plan = trace.graph.plan(
             [loss, *predictions.values()] if metrics else [loss], self.config.fuse

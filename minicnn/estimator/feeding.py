@@ -99,6 +99,8 @@ class FunctionFeed:
         for _ in range(int(place.get("batches", 0))):
             if self._next() is None:
                 return
+        self._peeked = self._next()  # None at the end: then the next one begins anew
+        self.taken = max(0, self.taken - 1)
 
     def __iter__(self) -> Iterator[Batch]:
         while (batch := self._next()) is not None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from minicnn.checks import describe
 from minicnn.context import Context, Workspace
 from minicnn.estimator.feeding import Batch
 from minicnn.estimator.tracing import Trace
@@ -114,6 +115,8 @@ class TrainingSession:
             if fetch.graph is not self.graph:
                 raise ValueError(f"{fetch!r} belongs to another graph; fetch it by its name")
             return fetch
+        if not isinstance(fetch, str):
+            raise TypeError(f"a Tensor or a name can be fetched, got {describe(fetch)}")
         if fetch == "loss" and fetch not in self.graph.tensors:
             return self.trace.ops.loss
         if fetch in ("global_step", "learning_rate") or fetch in self.parameters:

@@ -8,6 +8,7 @@ from minicnn.checks import describe
 from minicnn.estimator.config import ModelFnOps, call_model_fn
 from minicnn.estimator.feeding import Batch
 from minicnn.graph import Graph
+from minicnn.ops import Cast, OneHot, check_labels
 from minicnn.parameter import Parameter
 from minicnn.tensor import Tensor
 
@@ -54,6 +55,20 @@ class Trace:
                     f"model_fn returned {tensor!r}, which belongs to another graph; build "
                     "everything inside model_fn"
                 )
+
+    def check_labels(self, labels: Any) -> None:
+        """Raise where a row of labels is none of the classes that a loss makes one-hot rows of."""
+        holders = self._labels if isinstance(self._labels, dict) else {None: self._labels}
+        for tensor in self.graph.tensors.values():
+            if not isinstance(tensor.op, OneHot) or not tensor.op.strict:
+                continue
+            source = tensor.inputs[0]
+            while isinstance(source.op, Cast):
+                source = source.inputs[0]
+            for name, holder in holders.items():
+                if source is holder:
+                    rows = labels if name is None else labels[name]
+                    check_labels(rows, tensor.op.depth, name or "labels")
 
     def feeds(self, batch: Batch) -> dict[Tensor, np.ndarray]:
         """Return the value of each placeholder for a batch."""

@@ -20,13 +20,17 @@ _ZEROS = PANEL_BYTES  # elements of scratch that a product starts from
 
 def forward(
     x: np.ndarray, w: np.ndarray, b: np.ndarray, y: np.ndarray, relu: bool = False,
-    dropout: tuple[int, float, int] | None = None,
+    dropout: tuple[int, float, int, int] | None = None,
 ) -> None:
-    """Write y = x w + b, then ReLU and dropout (its key, rate and first row) where asked."""
+    """Write y = x w + b, then ReLU and dropout where asked.
+
+    `dropout` is its key, its rate, the number of the first row of the batch, and how many rows of
+    this matrix are one of the batch.
+    """
     d, u = w.shape
-    key, rate, first_row = dropout or (0, 0.0, 0)
+    key, rate, first_row, per_row = dropout or (0, 0.0, 0, 1)
     parallel_for(_forward, _chunks(u), (x, w, b), (y,), relu, dropout is not None,
-                 *mask_of(key, rate, x.dtype), first_row, scratch=_scratch(d))
+                 *mask_of(key, rate, x.dtype), first_row, per_row, scratch=_scratch(d))
 
 
 def input_gradient(dy: np.ndarray, w: np.ndarray, dx: np.ndarray) -> None:
@@ -62,7 +66,8 @@ def _scratch(k: int) -> int:
 
 
 @kernel
-def _forward(chunk, scratch, x, w, b, y, relu, dropping, key, threshold, scale, first_row):
+def _forward(chunk, scratch, x, w, b, y, relu, dropping, key, threshold, scale, first_row,
+             per_row):
     (n, d), u = x.shape, w.shape[1]
     j = chunk * _CHUNK
     columns = min(_CHUNK, u - j)
@@ -74,7 +79,8 @@ def _forward(chunk, scratch, x, w, b, y, relu, dropping, key, threshold, scale, 
             for q in range(columns):
                 row[q] = 0 if row[q] < 0 else row[q]
         if dropping:
-            drop(row, row, j, columns, key, threshold, scale, first_row + i)
+            drop(row, row, i % per_row * u + j, columns, key, threshold, scale,
+                 first_row + i // per_row)
 
 
 @kernel

@@ -60,21 +60,21 @@ def share(items: int, chunks: int) -> int:
     return max(1, -(-items // chunks))
 
 
-def set_num_threads(count: int) -> None:
-    """Set how many threads the kernels use: the caller and ``count - 1`` workers.
+def set_num_threads(n: int) -> None:
+    """Set how many threads the kernels use: the caller and ``n - 1`` workers.
 
     The results do not depend on it, to the last bit. The start value is the environment
     variable ``MINICNN_NUM_THREADS``, else the number of CPUs that the process may use.
 
     Parameters
     ----------
-    count : int
+    n : int
         At least 1.
 
     Raises
     ------
     ValueError
-        If `count` is not a positive integer.
+        If `n` is not a positive integer.
 
     Examples
     --------
@@ -86,10 +86,10 @@ def set_num_threads(count: int) -> None:
     >>> mc.set_num_threads(before)
     """
     global _workers
-    if not isinstance(count, int | np.integer) or isinstance(count, bool) or count < 1:
-        raise ValueError(f"`count` must be a positive integer, got {count!r}")
+    if not isinstance(n, int | np.integer) or isinstance(n, bool) or n < 1:
+        raise ValueError(f"`n` must be a positive integer, got {n!r}")
     with _settings:
-        old, _workers = _workers, _Workers(int(count) - 1)
+        old, _workers = _workers, _Workers(int(n) - 1)
         if old is not None:
             old.stop()
 

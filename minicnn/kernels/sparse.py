@@ -225,9 +225,6 @@ def gather(count, source, step, offsets, values, length, target):
         if count >= 10:
             done = 10
             gather10(source, step, offsets, values, length, target)
-        elif count >= 8:
-            done = 8
-            gather8(source, step, offsets, values, length, target)
         elif count >= 6:
             done = 6
             gather6(source, step, offsets, values, length, target)

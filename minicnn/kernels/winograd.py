@@ -14,9 +14,9 @@ before it leaves the cache, and the unpooled image never exists.
 
 The matrices are those of Toom and Cook for the points 0, 1, -1, 2, -2, (1/2, -1/2,) infinity. In
 float32 the result differs from the direct sum by some 2e-6 of the largest output. Where all of a
-patch is zero that would be a residue in place of zero, through which ReLU lets a gradient pass (half
-of an MNIST image is blank), so such outputs are set to zero. NaN and infinity in one input reach all
-outputs of the tiles that read it.
+patch is zero that would be a residue in place of zero, through which ReLU lets a gradient pass
+(half of an MNIST image is blank), so such outputs are set to zero. NaN and infinity in one input
+reach all outputs of the tiles that read it.
 
 Layouts, all in scratch but for U: plane (HP, WP, CP), the padded image with whole vectors of
 channels; V (points, tiles, CP); U (panels, points, CP, 16); M (points, 6 tiles, 16).

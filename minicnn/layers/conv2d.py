@@ -90,18 +90,21 @@ class Conv2D(SlidingLayer):
         self.filters = checks.integer(filters, "filters")
         self.activation = ops.activation(activation)
         self.use_bias = use_bias
-        self.kernel_initializer = initializers.get(kernel_initializer, "glorot_uniform")
-        self.bias_initializer = initializers.get(bias_initializer, "zeros")
+        self.kernel_initializer = initializers.get(
+            kernel_initializer, "glorot_uniform", "kernel_initializer"
+        )
+        self.bias_initializer = initializers.get(bias_initializer, "zeros", "bias_initializer")
         self.trainable = trainable
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
         shape, rng = super().build(input_shape, rng, dtype), checks.generator(rng)
         self.window, channels = self.build_window(shape)
-        kernel = self.kernel_initializer((*self.size, channels, self.filters), rng, dtype)
-        bias = self.bias_initializer((self.filters,), rng, dtype)
-        self.kernel = self.add_parameter("kernel", kernel, self.trainable)
-        self.bias = self.add_parameter("bias", bias, self.trainable) if self.use_bias else None
-        return self.shape_of(None, self.window, self.filters)
+        shape = (*self.size, channels, self.filters)
+        self.kernel = self.initialize("kernel", shape, rng, self.trainable)
+        self.bias = None
+        if self.use_bias:
+            self.bias = self.initialize("bias", (self.filters,), rng, self.trainable)
+        return self.build_activation(self.shape_of(None, self.window, self.filters), rng)
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
         z = self.linear(x, ctx)
@@ -124,7 +127,10 @@ class Conv2D(SlidingLayer):
         self, dy: np.ndarray, ctx: Context, need_dx: bool = True
     ) -> np.ndarray | None:
         """Write the gradients of kernel and bias, and return that of the inputs."""
-        x, dy = ctx[self], self.to_nhwc(dy)
+        x = ctx[self]
+        shape = self.shape_of(len(x), self.window, self.filters)
+        checks.gradient(dy, shape, self.dtype, self.label)
+        dy = self.to_nhwc(dy)
         conv.kernel_gradient(x, dy, self.kernel.grad, self.bias_grad(), self.window)
         if not need_dx:
             return None
@@ -185,16 +191,6 @@ def conv2d(
     """
     checks.no_regularizer(kernel_regularizer, bias_regularizer)
     return Conv2D(
-        filters,
-        kernel_size,
-        strides,
-        padding,
-        data_format,
-        dilation_rate,
-        activation,
-        use_bias,
-        kernel_initializer,
-        bias_initializer,
-        trainable,
-        name,
+        filters, kernel_size, strides, padding, data_format, dilation_rate, activation, use_bias,
+        kernel_initializer, bias_initializer, trainable, name
     )(inputs)

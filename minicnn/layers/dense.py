@@ -62,19 +62,21 @@ class Dense(Layer):
         self.units = checks.integer(units, "units")
         self.activation = ops.activation(activation)
         self.use_bias = use_bias
-        self.kernel_initializer = initializers.get(kernel_initializer, "glorot_uniform")
-        self.bias_initializer = initializers.get(bias_initializer, "zeros")
+        self.kernel_initializer = initializers.get(
+            kernel_initializer, "glorot_uniform", "kernel_initializer"
+        )
+        self.bias_initializer = initializers.get(bias_initializer, "zeros", "bias_initializer")
         self.trainable = trainable
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
         shape, rng = super().build(input_shape, rng, dtype), checks.generator(rng)
         if len(shape) < 2:
             raise ValueError(f"{self.label}: `inputs` must be (N, ..., features), got {shape}")
-        kernel = self.kernel_initializer((shape[-1], self.units), rng, dtype)
-        bias = self.bias_initializer((self.units,), rng, dtype)
-        self.kernel = self.add_parameter("kernel", kernel, self.trainable)
-        self.bias = self.add_parameter("bias", bias, self.trainable) if self.use_bias else None
-        return (*shape[:-1], self.units)
+        self.kernel = self.initialize("kernel", (shape[-1] or 0, self.units), rng, self.trainable)
+        self.bias = None
+        if self.use_bias:
+            self.bias = self.initialize("bias", (self.units,), rng, self.trainable)
+        return self.build_activation((*shape[:-1], self.units), rng)
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
         z = self.linear(x, ctx)
@@ -85,19 +87,19 @@ class Dense(Layer):
         return self.linear_backward(dz, ctx, need_dx)
 
     def linear(
-        self,
-        x: np.ndarray,
-        ctx: Context,
-        relu: bool = False,
-        dropout: tuple[int, float, int] | None = None,
+        self, x: np.ndarray, ctx: Context, relu: bool = False, dropout: Any = None
     ) -> np.ndarray:
-        """Return x w + b before the activation, or with ReLU and dropout in the same pass."""
+        """Return x w + b before the activation, or with ReLU and dropout in the same pass.
+
+        `dropout` is a tuple of its key, its rate and the number of the first row, or None.
+        """
         x = self.check_inputs(x)
         # x (N, D) w (D, U) + b (U,) -> y (N, U)
         w = self.kernel.value
         b = np.zeros(self.units, w.dtype) if self.bias is None else self.bias.value
         y = ctx.empty(self, "y", (*x.shape[:-1], self.units), x.dtype)
-        kernels.forward(_rows(x), w, b, _rows(y), relu, dropout)
+        mask = None if dropout is None else (*dropout, math.prod(x.shape[1:-1]))
+        kernels.forward(_rows(x), w, b, _rows(y), relu, mask)
         ctx[self] = x
         return y
 
@@ -109,6 +111,7 @@ class Dense(Layer):
         `sparse` skips the zeros of dy where there are many.
         """
         x = ctx[self]
+        checks.gradient(dy, (*x.shape[:-1], self.units), self.dtype, self.label)
         if self.bias is not None:
             elementwise.sum_rows(_rows(dy), self.bias.grad)
         dx = ctx.empty(self, "dx", x.shape, x.dtype) if need_dx else None

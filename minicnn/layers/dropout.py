@@ -16,7 +16,8 @@ class Dropout(Layer):
         y = x / (1 - rate) where kept, 0 where dropped;   dx = dy / (1 - rate) where kept
 
     Otherwise the inputs come back as they are. A pass draws one number from ``ctx.rng``; what is
-    dropped is a hash of that number, the row and the element, so it does not depend on the threads.
+    dropped is a hash of that number, the layer's name, the row and the element, so it depends
+    neither on the threads nor on the order in which layers run.
 
     Parameters
     ----------
@@ -58,7 +59,7 @@ class Dropout(Layer):
     ) -> None:
         super().__init__(name)
         self.rate = checks.number(rate, "rate", 0.0, 1.0)
-        self.noise_shape = None if noise_shape is None else tuple(noise_shape)
+        self.noise_shape = None if noise_shape is None else _noise_shape(noise_shape)
         self.seed = 0 if seed is None else checks.integer(seed, "seed", least=0)
         self.training = training
 
@@ -73,11 +74,13 @@ class Dropout(Layer):
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
         x = self.check_inputs(x)
-        ctx[self] = key = self.draw(ctx)
+        key = self.draw(ctx)
+        ctx[self] = key, x.shape
         return x if key is None else self._drop(x, key, ctx, "y")
 
     def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
-        key = ctx[self]
+        key, shape = ctx[self]
+        checks.gradient(dy, shape, self.dtype, self.label)
         if not need_dx:
             return None
         return dy if key is None else self._drop(dy, key, ctx, "dx")
@@ -85,21 +88,15 @@ class Dropout(Layer):
     def draw(self, ctx: Context) -> int | None:
         """Return the key of this pass's mask; None where nothing is dropped."""
         training = ctx.training if self.training is None else self.training
-        if not training or self.rate == 0:
-            return None
-        if ctx.rng is None:
-            raise ValueError(
-                f"{self.label}: dropout in training draws numbers; give the context a generator, "
-                "Context(training=True, rng=numpy.random.default_rng(seed))"
-            )
-        return int(ctx.rng.integers(1 << 64, dtype=np.uint64)) ^ self.seed
+        return ctx.draw_key(self.label, self.seed) if training and self.rate else None
 
     def _drop(self, x: np.ndarray, key: int, ctx: Context, role: str) -> np.ndarray:
         """Return mask * x / (1 - rate); the map is its own transpose."""
         if self.noise_shape is not None:
-            shape = (len(x) if self.noise_shape[0] is None else 1, *self.noise_shape[1:])
-            mask = np.ones(shape, x.dtype)
-            elementwise.dropout(mask, mask, key, self.rate, ctx.first_row)
+            by_row = self.noise_shape[0] is None
+            rest = tuple(size or 1 for size in self.noise_shape[1:])
+            mask = np.ones((len(x) if by_row else 1, *rest), x.dtype)
+            elementwise.dropout(mask, mask, key, self.rate, ctx.first_row if by_row else 0)
             return x * mask
         y = ctx.empty(self, role, x.shape, x.dtype)
         elementwise.dropout(x, y, key, self.rate, ctx.first_row)
@@ -112,6 +109,14 @@ class Dropout(Layer):
             and noise[0] in (None, 1)
             and all(size in (1, whole) for size, whole in zip(noise[1:], shape[1:], strict=True))
         )
+
+
+def _noise_shape(value: Any) -> tuple[int | None, ...]:
+    if not isinstance(value, list | tuple):
+        raise TypeError(f"`noise_shape` must be a tuple, got {checks.describe(value)}")
+    return tuple(
+        None if size is None else checks.integer(size, "noise_shape", least=1) for size in value
+    )
 
 
 def dropout(

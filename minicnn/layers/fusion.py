@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from minicnn import checks
 from minicnn.context import Context
 from minicnn.kernels import conv as kernels
 from minicnn.kernels import elementwise
@@ -20,7 +21,6 @@ from minicnn.layers.dense import Dense
 from minicnn.layers.dropout import Dropout
 from minicnn.layers.max_pooling2d import MaxPooling2D
 from minicnn.ops import Relu
-from minicnn.parameter import Parameter
 from minicnn.tensor import Op
 
 
@@ -34,10 +34,6 @@ class FusedConv(Op):
     def __init__(self, conv: Conv2D, relu: bool, pool: MaxPooling2D | None) -> None:
         super().__init__(conv.name)
         self.conv, self.relu, self.pool = conv, relu, pool
-
-    @property
-    def parameters(self) -> tuple[Parameter, ...]:
-        return self.conv.parameters
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
         conv = self.conv
@@ -54,7 +50,10 @@ class FusedConv(Op):
         return conv.from_nhwc(y)
 
     def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
-        conv, (x, y, code), dy = self.conv, ctx[self], self.conv.to_nhwc(dy)
+        conv, (x, y, code) = self.conv, ctx[self]
+        window = conv.window if self.pool is None else self.pool.window
+        checks.gradient(dy, conv.shape_of(len(x), window, conv.filters), x.dtype, conv.label)
+        dy = conv.to_nhwc(dy)
         w, dw, db = conv.kernel.value, conv.kernel.grad, conv.bias_grad()
         dx = ctx.empty(self, "dx", x.shape, x.dtype) if need_dx else None
         if self.pool is not None:
@@ -77,10 +76,6 @@ class FusedDense(Op):
         super().__init__(dense.name)
         self.dense, self.dropout = dense, dropout
 
-    @property
-    def parameters(self) -> tuple[Parameter, ...]:
-        return self.dense.parameters
-
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
         key = None if self.dropout is None else self.dropout.draw(ctx)
         rate = 0.0 if self.dropout is None or key is None else self.dropout.rate
@@ -98,6 +93,7 @@ class FusedDense(Op):
 def _through_relu(
     op: Op, dy: np.ndarray, y: np.ndarray, ctx: Context, scale: float = 1.0
 ) -> np.ndarray:
+    checks.gradient(dy, y.shape, y.dtype, op.label)
     dz = ctx.empty(op, "dz", y.shape, y.dtype)
     elementwise.relu_gradient(dy, y, dz, scale)
     return dz
@@ -131,28 +127,33 @@ def fuse(chain: Sequence[Op]) -> list[tuple[Op, int]]:
 
 def _first(chain: Sequence[Op]) -> tuple[Op, int]:
     """Return what stands for the beginning of the chain, and for how many of its layers."""
-    layer = chain[0]
-    if not isinstance(layer, Conv2D | Dense):
+    layer: Any = chain[0]
+    if not _is(layer, Conv2D) and not _is(layer, Dense):
         return layer, 1
     relu, length = _is_relu(layer.activation), 1
     if layer.activation is None and len(chain) > 1 and _is_relu(chain[1]):
         relu, length = True, 2
     if layer.activation is not None and not relu:
         return layer, 1
-    following = chain[length] if len(chain) > length else None
-    if isinstance(layer, Dense):
+    following: Any = chain[length] if len(chain) > length else None
+    if _is(layer, Dense):
         if not relu:
             return layer, 1
-        if isinstance(following, Dropout) and following.noise_shape is None:
+        if _is(following, Dropout) and following.noise_shape is None:
             return FusedDense(layer, following), length + 1
         return FusedDense(layer, None), length
-    if relu and isinstance(following, MaxPooling2D) and _pools_by_two(layer, following):
+    if relu and _is(following, MaxPooling2D) and _pools_by_two(layer, following):
         return FusedConv(layer, relu, following), length + 1
     return FusedConv(layer, relu, None), length
 
 
+def _is(op: Any, kind: type[Op]) -> bool:
+    """Return whether an op is of just this class: a subclass may compute something else."""
+    return type(op) is kind
+
+
 def _is_relu(op: Any) -> bool:
-    return isinstance(op.op if isinstance(op, Activation) else op, Relu)
+    return _is(op.op if _is(op, Activation) else op, Relu)
 
 
 def _pools_by_two(conv: Conv2D, pool: MaxPooling2D) -> bool:

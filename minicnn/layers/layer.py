@@ -83,8 +83,25 @@ class Layer(Op):
         return self.input_shape
 
     def add_parameter(self, name: str, value: np.ndarray, trainable: bool = True) -> Parameter:
-        """Return a new parameter that carries the layer's name."""
-        return Parameter(f"{self.label}/{name}", value, trainable)
+        """Return a new parameter that carries the layer's name and has its type."""
+        return Parameter(f"{self.label}/{name}", np.asarray(value, self.dtype), trainable)
+
+    def initialize(
+        self, name: str, shape: tuple[int, ...], rng: np.random.Generator, trainable: bool
+    ) -> Parameter:
+        """Return a new parameter with the values that the layer's initializer for it draws."""
+        value = np.asarray(getattr(self, f"{name}_initializer")(shape, rng, self.dtype))
+        if value.shape != shape:
+            raise ValueError(
+                f"{self.label}: `{name}_initializer` must return the shape {shape}, got "
+                f"{checks.describe(value)}"
+            )
+        return self.add_parameter(name, value, trainable)
+
+    def build_activation(self, shape: Shape, rng: Any) -> Shape:
+        """Return the shape that the layer's `activation` makes of `shape`."""
+        activation: Op | None = vars(self).get("activation")
+        return shape if activation is None else activation.build(shape, rng, self.dtype)
 
     def check_inputs(self, x: Any) -> np.ndarray:
         """Return the inputs, or raise where they are not what the layer was built for."""

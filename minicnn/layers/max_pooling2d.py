@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from minicnn import checks
 from minicnn.context import Context
 from minicnn.kernels import pooling
 from minicnn.layers.sliding import SlidingLayer
@@ -60,9 +61,11 @@ class MaxPooling2D(SlidingLayer):
         return self.from_nhwc(y)
 
     def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
+        winner, shape = ctx[self]
+        out = self.shape_of(shape[0], self.window, shape[3])
+        checks.gradient(dy, out, self.dtype, self.label)
         if not need_dx:
             return None
-        winner, shape = ctx[self]
         dx = ctx.empty(self, "dx", shape, dy.dtype)
         pooling.backward(self.to_nhwc(dy), winner, dx, self.window)
         return self.from_nhwc(dx)

@@ -9,8 +9,7 @@ from minicnn import checks, tables
 from minicnn.context import Context
 from minicnn.layers.fusion import fuse, fusing
 from minicnn.layers.layer import Layer
-from minicnn.parameter import Parameter
-from minicnn.tensor import Op, Shape, Tensor
+from minicnn.tensor import Op, Shape, Tensor, parts
 
 
 class Sequential(Layer):
@@ -39,28 +38,33 @@ class Sequential(Layer):
 
     def __init__(self, layers: Iterable[Op], name: str | None = None, fuse: bool = True) -> None:
         super().__init__(name)
+        if not isinstance(layers, Iterable):
+            raise TypeError(f"`layers` must be a list of layers, got {checks.describe(layers)}")
         self.layers = list(layers)
         self.fuse = fuse
+        self._chain: list[Op] = []
         if not self.layers:
             raise ValueError("`layers` must hold at least one layer, got none")
         for layer in self.layers:
             if not isinstance(layer, Op):
                 raise TypeError(f"`layers` must hold layers, got {checks.describe(layer)}")
-        if len(set(map(id, self.layers))) < len(self.layers):
-            raise ValueError("`layers` holds the same layer twice; make a second one")
-
-    @property
-    def parameters(self) -> tuple[Parameter, ...]:
-        return tuple(parameter for layer in self.layers for parameter in layer.parameters)
+        _check_once(self.layers)
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
         shape, rng = super().build(input_shape, rng, dtype), checks.generator(rng)
+        _check_once(list(parts(self)))  # also in models and activations inside the layers
         self._name_layers()
         self._shapes: list[Shape] = []
         for layer in self.layers:
             shape = layer.build(shape, rng, dtype)
             self._shapes.append(shape)
         self._chain = [op for op, _ in fuse(self.layers)] if fusing(self.fuse) else self.layers
+        names = [parameter.name for parameter in self.parameters]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"{self.label}: the name {max(names, key=names.count)!r} is there twice; give the "
+                "models inside it names of their own"
+            )
         return shape
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
@@ -70,6 +74,8 @@ class Sequential(Layer):
         return x
 
     def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
+        if not self._chain:
+            raise RuntimeError(f"{self.label}: call build(input_shape, rng) and forward first")
         for layer in reversed(self._chain[1:]):
             dy = layer.backward(dy, ctx)
         return self._chain[0].backward(dy, ctx, need_dx)
@@ -124,3 +130,8 @@ class Sequential(Layer):
             if layer.name is None:
                 layer.name = checks.unique(prefix + layer.kind, taken)
                 taken.add(layer.name)
+
+
+def _check_once(ops: list[Op]) -> None:
+    if len(set(map(id, ops))) < len(ops):
+        raise ValueError("`layers` holds the same layer twice; make a second one")

@@ -29,9 +29,7 @@ class Reshape(Layer):
 
     def __init__(self, target_shape: Any, name: str | None = None) -> None:
         super().__init__(name)
-        self.target_shape = tuple(
-            checks.integer(size, "target_shape", least=-1) for size in target_shape
-        )
+        self.target_shape = checks.integers(target_shape, "target_shape", least=-1)
         if self.target_shape.count(-1) > 1:
             raise ValueError(f"`target_shape` may hold one -1, got {self.target_shape}")
 
@@ -44,8 +42,8 @@ class Reshape(Layer):
         ctx[self] = self.check_inputs(x).shape
         return x.reshape(len(x), *self.row)
 
-    def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray:
-        return dy.reshape(ctx[self])
+    def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
+        return dy.reshape(ctx[self]) if need_dx else None
 
 
 class Flatten(Reshape):

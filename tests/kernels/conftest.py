@@ -18,6 +18,7 @@ def fences(monkeypatch):
     def lend_fenced(elements, dtype):
         assert_stands(behind.pop(threading.get_ident(), np.array([FENCE])))
         scratch = lend(elements + FENCE_BYTES // dtype.itemsize, dtype)
+        assert scratch.nbytes == elements * dtype.itemsize + FENCE_BYTES
         scratch.view(np.uint8)[...] = GARBAGE
         behind[threading.get_ident()] = fence = scratch[elements:].view(np.uint8)
         fence[...] = FENCE

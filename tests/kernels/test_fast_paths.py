@@ -17,6 +17,7 @@ CASES = {
     "direct": ((3, 1, 32), (28, 28), (5, 5), (1, 1), "same"),
     "direct, filters left over": ((2, 3, 21), (9, 7), (3, 2), (1, 1), "valid"),
     "direct, strides": ((2, 7, 5), (11, 8), (4, 3), (2, 3), "same"),
+    "direct, more images than chunks": ((19, 2, 9), (6, 5), (3, 3), (1, 1), "same"),
     "winograd 5x5": ((3, 32, 64), (14, 14), (5, 5), (1, 1), "same"),
     "winograd 5x5, all left over": ((2, 9, 21), (7, 10), (5, 5), (1, 1), "valid"),
     "winograd 3x3": ((3, 16, 16), (8, 8), (3, 3), (1, 1), "same"),

@@ -446,6 +446,20 @@ def test_scratch_is_private_to_a_thread_and_aligned(set_threads, elements, dtype
         assert scratch.ctypes.data % 64 == 0
 
 
+def test_scratch_grows_by_any_number(set_threads):
+    set_threads(1)
+    lengths = []
+    for elements in range(1_000_000, 1_000_040):
+        parallel_for(
+            lambda chunk, scratch, y: lengths.append(len(scratch)),
+            1,
+            (),
+            (np.empty(1),),
+            scratch=elements,
+        )
+    assert lengths == list(range(1_000_000, 1_000_040))
+
+
 def test_scratch_is_kept_between_calls(set_threads):
     set_threads(1)
     places = []

@@ -98,6 +98,15 @@ def test_passes_and_generators_differ_and_repeat():
     assert (layer.forward(x, ctx) != layer.forward(x, ctx)).any()
 
 
+def test_layers_of_one_pass_differ_in_whatever_order_they_run():
+    first, second = built((100,), 0.5, name="first"), built((100,), 0.5, name="second")
+    x, one, other = np.ones((3, 100), np.float32), training(), training()
+    forwards = first.forward(x, one), second.forward(x, one)
+    backwards = second.forward(x, other), first.forward(x, other)
+    assert (forwards[0] != forwards[1]).any()
+    assert_array_equal(forwards, backwards[::-1])
+
+
 def test_a_seed_tells_layers_apart():
     plain, first, second = (built((100,), 0.5, seed=seed) for seed in (None, 1, 2))
     assert (kept(first, 3) != kept(second, 3)).any()

@@ -58,8 +58,14 @@ CHAINS = [  # name, layers, shape, how many passes they take when fused
     ),
     (
         "conv2d relu, overlapping pool",
-        lambda: [Conv2D(8, 3, activation="relu"), MaxPooling2D(2, 1)],
-        (6, 8, 9),
+        lambda: [Conv2D(8, 3, activation="relu"), MaxPooling2D(3, 2)],
+        (7, 7, 9),
+        2,
+    ),
+    (
+        "conv2d relu, pool with gaps",
+        lambda: [Conv2D(8, 3, activation="relu"), MaxPooling2D(2, 3)],
+        (7, 7, 9),
         2,
     ),
     (
@@ -72,10 +78,10 @@ CHAINS = [  # name, layers, shape, how many passes they take when fused
     (
         "conv2d relu, pool, in two formats",
         lambda: [
-            Conv2D(8, 3, activation="relu"),
+            Conv2D(4, 3, activation="relu"),
             MaxPooling2D(2, data_format="channels_first"),
         ],
-        (6, 8, 9),
+        (6, 6, 9),  # 4 rows, columns and filters: any of them would do for the other
         2,
     ),
     ("conv2d tanh", lambda: [Conv2D(8, 3, activation="tanh")], (6, 7, 9), 1),
