@@ -128,7 +128,7 @@ class Reshape(Op):
         return dy.reshape(ctx[self]) if need_dx else None
 
 
-class ArgMax(Op):
+class Argmax(Op):
     """The position of the largest element along an axis; the first one among equals."""
 
     output_dtype = np.int64
@@ -224,6 +224,8 @@ def row_shape(input_shape: Shape, wanted: tuple[int, ...], label: str) -> tuple[
 
 
 def _check_indices(label: str, dtype: Any) -> None:
+    if np.dtype(dtype) == object:
+        raise TypeError(f"{label}: there are no indices; give the labels `y` where you give `x`")
     if np.dtype(dtype).kind not in "iu":
         raise TypeError(f"{label}: the indices must be integers, got type {dtype}; use cast first")
 
@@ -389,7 +391,7 @@ def argmax(input: Any, axis: int, name: str | None = None) -> Any:
     >>> mc.argmax(np.array([[0.1, 0.7, 0.2]]), axis=1)
     array([1])
     """
-    op = ArgMax(integer(axis, "axis", least=-32), name)
+    op = Argmax(integer(axis, "axis", least=-32), name)
     return apply(op, input if _symbolic(input) else np.asarray(input))
 
 

@@ -39,10 +39,13 @@ class TrainOp:
         """Return the learning rate of the next step."""
         return self.optimizer.rate()
 
+    def trained(self, parameters: Sequence[Parameter]) -> list[Parameter]:
+        """Return those of the parameters that are changed."""
+        return [p for p in parameters if self.variables is None or p.name in self.variables]
+
     def apply(self, parameters: Sequence[Parameter]) -> None:
         """Change the parameters once by the gradients that backward has left in them."""
-        if self.variables is not None:
-            parameters = [p for p in parameters if p.name in self.variables]
+        parameters = self.trained(parameters)
         if self.clip_gradients is not None:
             optimizers.clip_by_global_norm(parameters, self.clip_gradients)
         self.optimizer.step(parameters)

@@ -39,7 +39,7 @@ BUDGET = [
     (1100, ["estimator", "hooks"]),
 ]
 BUDGET_OF_THE_REST = 1450
-BUDGET_OF_ALL = 5000
+BUDGET_OF_ALL = 5050
 LINE_LENGTH = 100
 
 # Where a user finds a name: `minicnn` itself and these modules of it.

@@ -87,7 +87,7 @@ def test_a_gradient_that_is_not_needed_is_none(make, shape):
     assert op.backward(np.ones_like(y), ctx, need_dx=False) is None
 
 
-@pytest.mark.parametrize("op", [ops.ArgMax(1), ops.OneHot(3, 1, 0, -1, np.float32, None)])
+@pytest.mark.parametrize("op", [ops.Argmax(1), ops.OneHot(3, 1, 0, -1, np.float32, None)])
 def test_ops_without_a_gradient_say_so(op):
     with pytest.raises(TypeError, match=f"{op.kind} has no gradient"):
         op.backward(np.ones(2), mc.Context())
@@ -186,9 +186,9 @@ def test_argmax_needs_an_axis(axis):
 @pytest.mark.parametrize("axis", [0, 2, -2, -3])
 def test_argmax_goes_behind_the_batch(axis):
     with pytest.raises(ValueError, match=f"`axis` {axis} does not name one of the axes behind"):
-        ops.ArgMax(axis).build((None, 3), rng=0)
-    assert ops.ArgMax(-1).build((None, 3), rng=0) == (None,)
-    assert ops.ArgMax(1).build((None, 3, 4), rng=0) == (None, 4)
+        ops.Argmax(axis).build((None, 3), rng=0)
+    assert ops.Argmax(-1).build((None, 3), rng=0) == (None,)
+    assert ops.Argmax(1).build((None, 3, 4), rng=0) == (None, 4)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64])

@@ -46,7 +46,7 @@ def save(
     """Write the checkpoint of `step`, note it in the index, delete all but the newest `keep`."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"model.ckpt-{step}.npz"
-    text = np.array(json.dumps(meta))
+    text = np.array(json.dumps({**meta, "arrays": sorted(arrays)}))
     with _replacing(path) as file:
         np.savez(file, **{_META: text, **arrays})  # type: ignore[arg-type]
     paths = _files(folder)
@@ -80,7 +80,10 @@ def load(path: Path) -> Checkpoint:
     """
     try:
         arrays = read_npz(path)
-        return Checkpoint(path, arrays, json.loads(str(arrays.pop(_META))))
+        meta = json.loads(str(arrays.pop(_META)))
+        if lost := set(meta.pop("arrays")) ^ set(arrays):
+            raise ValueError(f"it should hold {min(lost)} just where it does not")
+        return Checkpoint(path, arrays, meta)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{path} is no whole checkpoint ({error}); delete it to go on from an older one"

@@ -331,6 +331,8 @@ class Estimator:
         """Return the hooks of a run, in the order in which they act after a step."""
         if steps is not None and max_steps is not None:
             raise ValueError("give `steps` (from here) or `max_steps` (in total), not both")
+        if isinstance(monitors, SessionRunHook):
+            raise TypeError("`monitors` must be a list of hooks, got one hook; write [hook]")
         own = list(monitors or ())
         for hook in own:
             if not isinstance(hook, SessionRunHook):
@@ -355,6 +357,13 @@ class Estimator:
 
     def _save(self, session: TrainingSession) -> None:
         """Write a checkpoint of a session; it is also what this Estimator goes on from."""
+        for name, parameter in session.parameters.items():
+            if not np.isfinite(parameter.value).all():
+                logger.warning(
+                    "%s is not finite any more after step %d, so no checkpoint is written; lower "
+                    "the learning rate", name, session.global_step,
+                )
+                return
         train_op = session.trace.ops.train_op
         self._step, self._place = session.global_step, session.feed.place()
         self._checkpoint = None  # older than what is in memory
@@ -491,8 +500,10 @@ def _load_optimizer(trace: Trace, state: dict[str, np.ndarray], meta: dict[str, 
     train_op = trace.ops.train_op
     if train_op is None:
         return
+    steps = trace.graph.plan([train_op.loss], fuse=False).steps
+    reached = [parameter for step in steps for parameter in step.op.parameters]
     try:
-        train_op.optimizer.load_state_dict(state, trace.graph.parameters.values())
+        train_op.optimizer.load_state_dict(state, train_op.trained(reached))
     except ValueError as error:
         logger.warning("The optimizer begins anew: %s", error)
     before, now = meta.get("learning_rate"), train_op.rate()

@@ -14,7 +14,7 @@ from minicnn.context import Context, Workspace
 from minicnn.estimator.feeding import Batch
 from minicnn.estimator.tracing import Trace
 from minicnn.graph import Plan
-from minicnn.hooks import SessionRunContext, SessionRunHook, SessionRunValues
+from minicnn.hooks import SessionRunArgs, SessionRunContext, SessionRunHook, SessionRunValues
 from minicnn.tensor import Tensor
 
 logger = logging.getLogger("minicnn")
@@ -78,7 +78,7 @@ class TrainingSession:
         with _interrupt_stops(context) as interrupted:
             for batch in self.feed:
                 wanted = [hook.before_run(context) for hook in hooks]
-                results = self._step(batch, [args.fetches if args else None for args in wanted])
+                results = self._step(batch, [_fetches(args) for args in wanted])
                 for hook, result in zip(hooks, results, strict=True):
                     hook.after_run(context, SessionRunValues(result))
                 if context.stop_requested:
@@ -128,6 +128,12 @@ class TrainingSession:
         if tensor is not None:
             return np.copy(values[tensor]) if np.ndim(values[tensor]) else values[tensor]
         return extra[fetch] if fetch in extra else self.parameters[fetch].value.copy()
+
+
+def _fetches(args: Any) -> Any:
+    if args is not None and not isinstance(args, SessionRunArgs):
+        raise TypeError(f"before_run must return SessionRunArgs(fetches) or None, got {args!r}")
+    return args.fetches if args else None
 
 
 def _tensors(fetches: Any, resolve: Callable[[Any], Tensor | None]) -> Iterator[Tensor]:

@@ -17,7 +17,7 @@ CASES = {
     "direct": ((3, 1, 32), (28, 28), (5, 5), (1, 1), "same"),
     "direct, filters left over": ((2, 3, 21), (9, 7), (3, 2), (1, 1), "valid"),
     "direct, strides": ((2, 7, 5), (11, 8), (4, 3), (2, 3), "same"),
-    "direct, more images than chunks": ((19, 2, 9), (6, 5), (3, 3), (1, 1), "same"),
+    "direct, two images for each of 16 chunks": ((32, 2, 9), (6, 5), (3, 3), (1, 1), "same"),
     "winograd 5x5": ((3, 32, 64), (14, 14), (5, 5), (1, 1), "same"),
     "winograd 5x5, all left over": ((2, 9, 21), (7, 10), (5, 5), (1, 1), "valid"),
     "winograd 3x3": ((3, 16, 16), (8, 8), (3, 3), (1, 1), "same"),
@@ -176,6 +176,18 @@ def test_nan_is_seen_and_stays_in_its_image(case, pool):
 
 
 @by_case
+def test_where_a_patch_is_zero_the_output_is_exactly_the_bias(case):
+    """Not a residue of the transform, through which ReLU would let gradients pass."""
+    x, w, b, _, window = draw(case)
+    seen = np.zeros_like(x)
+    seen[1, 2, 1, 0] = 1
+    blank = naive.conv2d(seen, np.ones_like(w), None, *case[3:]) == 0
+    for bias in (np.zeros_like(b), b):
+        y, _ = forward(x * seen, w, bias, window)
+        assert_array_equal(y[blank], np.broadcast_to(bias, y.shape)[blank])
+
+
+@by_case
 def test_no_images(case):
     x, w, b, dy, window = draw(((0, *case[0][1:]), *case[1:]))
     y, code = forward(x, w, b, window, pool=True)
@@ -238,11 +250,13 @@ def test_threads_do_not_change_bits_of_dense_gradients(by_threads):
 
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_dropout_in_a_dense_layer_is_dropout(relu, dtype):
+@pytest.mark.parametrize("per_row", [1, 3])  # rows of the matrix that are one row of the batch
+def test_dropout_in_a_dense_layer_is_dropout(per_row, relu, dtype):
     rng = np.random.default_rng(0)
     x, w, b = (normal(rng, shape, dtype) for shape in [(9, 20), (20, 150), (150,)])
     plain, fused, dropped = (empty((9, 150), dtype) for _ in range(3))
     dense.forward(x, w, b, plain, relu)
-    dense.forward(x, w, b, fused, relu, dropout=(2**63 + 5, 0.4, 7))
-    elementwise.dropout(plain, dropped, 2**63 + 5, 0.4, 7)
+    dense.forward(x, w, b, fused, relu, dropout=(2**63 + 5, 0.4, 7, per_row))
+    batch = (9 // per_row, per_row, 150)
+    elementwise.dropout(plain.reshape(batch), dropped.reshape(batch), 2**63 + 5, 0.4, 7)
     assert_same_bits(fused, dropped)

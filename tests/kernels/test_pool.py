@@ -359,7 +359,7 @@ def test_a_forked_child_computes(how):
 @pytest.mark.parametrize("count", [0, -1, 1.5, 2.0, "2", None, True])
 def test_the_number_of_threads_must_be_a_positive_integer(count):
     before = pool.get_num_threads()
-    with pytest.raises(ValueError, match="`count` must be a positive integer, got " + repr(count)):
+    with pytest.raises(ValueError, match="`n` must be a positive integer, got " + repr(count)):
         pool.set_num_threads(count)
     assert pool.get_num_threads() == before
 
