@@ -2,8 +2,8 @@
 
 A kernel is cut into numbered chunks whose boundaries depend on the shapes alone; the threads draw
 the numbers from one counter. Which thread runs a chunk, and how many threads there are, therefore
-never changes a bit of the result. Where the workers cannot be used (another thread has them, or the
-process was forked) the caller runs every chunk itself: the same bits, and no deadlock.
+never changes a bit of the result. Where another thread has the workers, the caller runs every chunk
+itself: the same bits, and no deadlock. A forked child begins with workers of its own.
 """
 
 import itertools
@@ -52,7 +52,7 @@ def parallel_for(
     try:
         workers.share(job, chunks - 1)
     finally:
-        workers.give_back()
+        workers.taken.release()
 
 
 def share(items: int, chunks: int) -> int:
@@ -164,16 +164,12 @@ class _Workers:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._process = os.getpid()
-        self._taken = threading.Lock()
+        self.taken = threading.Lock()
         self._inboxes: list[SimpleQueue[_Job | None]] = []
 
     def take(self) -> bool:
-        """Reserve the workers; False where they are busy, or were lost in a fork."""
-        return os.getpid() == self._process and self.count > 0 and self._taken.acquire(False)
-
-    def give_back(self) -> None:
-        self._taken.release()
+        """Reserve the workers; False where they are busy."""
+        return self.count > 0 and self.taken.acquire(False)
 
     def share(self, job: _Job, most: int) -> None:
         """Run `job` on the caller and on at most `most` workers; return when all have ended."""
@@ -195,9 +191,7 @@ class _Workers:
 
     def stop(self) -> None:
         """Let the threads end once they have done what they were given."""
-        if os.getpid() != self._process:
-            return  # they did not come along in the fork, and their lock may be held for ever
-        with self._taken:
+        with self.taken:
             for inbox in self._inboxes:
                 inbox.put(None)
             self._inboxes.clear()
@@ -228,6 +222,14 @@ def _threads_from_environment() -> int:
     return int(text)
 
 
+def _begin_anew_after_fork() -> None:
+    """Forget the parent's threads, which did not come along, and its locks, which may be held."""
+    global _settings, _workers
+    _settings, _workers = threading.Lock(), _Workers(_workers.count)
+
+
 _local = threading.local()
 _settings = threading.Lock()
 _workers = _Workers(_threads_from_environment() - 1)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew_after_fork)

@@ -9,7 +9,8 @@ over a list reads whole vectors and keeps its results in registers:
     dw[:, j] += value * x[n at offset]               one list for each unit j
     dx[n] += value * w[:, j at offset]               one list for each row n
 
-A gradient of exactly zero contributes nothing, also where it meets infinity or NaN.
+A gradient of exactly zero contributes nothing, also where it meets infinity or NaN. One that is NaN
+may also reach pixels beside its window, where a run is filled up.
 
 Layouts in scratch. Channels come in blocks of 16, so that the padded image of one block stays in
 the first-level cache and the KW taps of one row of the window are one run of KW * 16 elements. With
@@ -252,10 +253,10 @@ def _fill_blocks(x, n, plane, layout, top, left):
     for block in range(blocks):
         first = block * depth
         count = min(depth, channels - first)
-        for i in range(min(height, high - top)):
+        for i in range(height):
             source = pointer(x, (n * height + i) * width * channels + first)
             target = pointer(plane, ((block * high + i + top) * wide + left) * depth)
-            for j in range(min(width, wide - left)):
+            for j in range(width):
                 for c in range(count):
                     target[j * depth + c] = source[j * channels + c]
 
@@ -265,14 +266,13 @@ def _take_blocks(plane, n, dx, layout, top, left):
     """Copy the middle of the planes to image n: the way back of `_fill_blocks`."""
     blocks, depth, high, wide, _ = layout
     height, width, channels = dx.shape[1], dx.shape[2], dx.shape[3]
-    dx[n] = 0
     for block in range(blocks):
         first = block * depth
         count = min(depth, channels - first)
-        for i in range(min(height, high - top)):
+        for i in range(height):
             target = pointer(dx, (n * height + i) * width * channels + first)
             source = pointer(plane, ((block * high + i + top) * wide + left) * depth)
-            for j in range(min(width, wide - left)):
+            for j in range(width):
                 for c in range(count):
                     target[j * channels + c] = source[j * depth + c]
 
