@@ -71,7 +71,7 @@ class Optimizer:
         rate : float
             The learning rate of this step.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define `update`")
+        raise TypeError(f"{type(self).__name__} must define `update`")
 
     @property
     def learning_rate(self) -> Rate:

@@ -205,7 +205,7 @@ def test_a_rule_of_ones_own_is_one_method():
 
 
 def test_the_bare_base_says_what_is_missing():
-    with pytest.raises(NotImplementedError, match="Optimizer must define `update`"):
+    with pytest.raises(TypeError, match="Optimizer must define `update`"):
         Optimizer(0.1).step(make_parameters())
 
 
