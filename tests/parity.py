@@ -28,9 +28,9 @@ STEPS = 20
 BATCH_SIZE = 100
 # Rounding that flips one ReLU or one pool winner moves a gradient by some 1e-3 of its norm, and the
 # steps amplify it: at a rate of 0.05 correct float32 runs may part by 1e-2 in 20 steps (PyTorch's
-# own does from some seeds), at 0.005 by 1e-5. The general path, with the rounding of a plain sum, meets
-# the record at 0.05 from this seed; Winograd's rounding is another, so the fast path is compared at
-# the slow rate.
+# own does from some seeds), at 0.005 by 1e-5. The general path, with the rounding of a plain sum,
+# meets the record at 0.05 from this seed; Winograd's rounding is another, so the fast path is
+# compared at the slow rate.
 RATES = {"losses": 0.05, "slow_losses": 0.005}
 DIRECTIONS = 8
 START_SEED = 2017
