@@ -7,12 +7,15 @@ within one round is steadier than the ratio of their times.
 """
 
 import argparse
+import contextlib
+import functools
 import importlib.metadata
 import importlib.util
 import json
 import os
 import platform
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -20,24 +23,23 @@ import time
 import traceback
 from pathlib import Path
 
-import numpy as np
-
 PACKAGES = ("minicnn", "numpy", "numba", "torch", "tensorflow", "tensorflow-cpu", "jax",
-            "onnxruntime")  # fmt: skip
-_told = set()
+            "onnxruntime")
+THREADS = ("MINICNN_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS",
+           "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "NPROC")
 
 
-def parser(description, rounds=7, seconds=1.0):
-    """Return a parser with the arguments that the benchmarks share."""
+def parser(description, **defaults):
+    """Return a parser with the arguments that the benchmarks share, if need be rounds, seconds."""
     result = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     result.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE")
-    result.add_argument("--smoke", action="store_true", help="only see whether it works: seconds")
-    result.add_argument("--threads", type=int, default=cpus(), help="each has (%(default)s)")
-    result.add_argument("--rounds", type=int, default=rounds, help="(%(default)s)")
-    if seconds is not None:
-        result.add_argument("--seconds", type=float, default=seconds, help="a block (%(default)s)")
+    result.add_argument("--smoke", action="store_true", help="only see whether it works")
+    result.add_argument("--threads", type=int, default=cpus(), help="default: %(default)s")
+    for name, value in defaults.items():
+        what = {"rounds": "of blocks", "seconds": "of a block"}[name] + " (default: %(default)s)"
+        result.add_argument(f"--{name}", type=type(value), default=value, help=what)
     return result
 
 
@@ -55,38 +57,43 @@ class Contender:
     def __init__(self, name, threads, **settings):
         self.name = name
         command = [sys.executable, sys.argv[0], "--serve", json.dumps({"name": name, **settings})]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env=environment(threads),
-        )
-        self._reply()  # it is built, or its error is raised here
+        pipe, env = subprocess.PIPE, environment(threads)
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=env)
+        self._reply()  # it is built, or its error is shown here
 
     def ask(self, method, **arguments):
         """Return what the method of the contender returns; JSON passes in and out."""
-        print(json.dumps([method, arguments]), file=self._process.stdin, flush=True)
+        print(json.dumps([method, arguments]), file=self.process.stdin, flush=True)
         return self._reply()
 
-    def close(self):
-        self._process.stdin.close()
-        self._process.wait()
-
     def _reply(self):
-        line = self._process.stdout.readline()
+        line = self.process.stdout.readline()
         reply = json.loads(line) if line else {"error": "the process ended"}
         if "error" in reply:
             raise SystemExit(f"{self.name}: {reply['error']}")
         return reply["result"]
 
 
+@contextlib.contextmanager
+def contenders(names, threads, **settings):
+    """Start a contender for each name, and end all of them in the end."""
+    started = [Contender(name, threads, **settings) for name in names]
+    yield started
+    for contender in started:
+        contender.process.stdin.close()
+        contender.process.wait()
+
+
 def serve(make):
     """In a contender's process: build the contender, and answer until the input ends."""
     if sys.argv[1:2] != ["--serve"]:
         return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with the process that asks
     # A framework that prints must not disturb the answers: its stdout becomes stderr.
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     if hasattr(os, "sched_setaffinity"):  # not every framework obeys the environment
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: threads()])
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(os.environ[THREADS[0]])])
     try:
         contender = make(**json.loads(sys.argv[2]))
         print(json.dumps({"result": None}), file=replies, flush=True)
@@ -100,39 +107,32 @@ def serve(make):
 
 
 def environment(threads):
-    """Return the environment of a contender: so many threads, and no chatter."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MINICNN_NUM_THREADS",
-             "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "NPROC")  # fmt: skip
-    return {**os.environ, **dict.fromkeys(names, str(threads)), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    """Return the environment of a contender."""
+    return {**os.environ, **dict.fromkeys(THREADS, str(threads)), "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
-def threads():
-    """Return, in a contender's process, how many threads it may use."""
-    return int(os.environ["MINICNN_NUM_THREADS"])
-
-
-def block(call, seconds, least=3):
-    """Return the median time of a call, of as many calls as `seconds` have room for.
+def block(call, seconds):
+    """Return the median time of a call, of at least three and as many as `seconds` have room for.
 
     One more comes first and is not counted: another contender has just used the caches.
     """
     call()
     times, end = [], time.perf_counter() + seconds
-    while len(times) < least or time.perf_counter() < end:
+    while len(times) < 3 or time.perf_counter() < end:
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)
     return statistics.median(times)
 
 
-def alternate(contenders, rounds, method="block", **arguments):
-    """Return for each contender its answers, one a round."""
-    answers = {contender.name: [] for contender in contenders}
+def alternate(contenders, rounds, **arguments):
+    """Return for each contender the times of its blocks, one a round."""
+    times = {contender.name: [] for contender in contenders}
     for i in range(rounds):
         turn = i % len(contenders)
         for contender in contenders[turn:] + contenders[:turn]:
-            answers[contender.name].append(contender.ask(method, **arguments))
-    return answers
+            times[contender.name].append(contender.ask("block", **arguments))
+    return times
 
 
 def compare(times, ours="minicnn"):
@@ -152,40 +152,18 @@ def better(result, names):
     return min((n for n in names if n in result), key=lambda n: result[n]["seconds"], default=None)
 
 
-def difference(ours, theirs):
-    """Return the norm of the difference of two arrays as a share of their norm; NaN stays."""
-    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    if ours.shape != theirs.shape:
-        raise ValueError(f"shapes {ours.shape} and {theirs.shape} differ")
-    return float(np.linalg.norm(ours - theirs) / max(np.linalg.norm(theirs), 1e-30))
-
-
-def installed(package, pip_name=None):
+@functools.cache
+def installed(package):
     """Return whether a package is there; say once what to install where it is not."""
-    if importlib.util.find_spec(package):
-        return True
-    if package not in _told:
-        print(f"{package} is not installed and not compared: pip install {pip_name or package}")
-    _told.add(package)
-    return False
+    there = importlib.util.find_spec(package) is not None
+    if not there:
+        print(f"{package} is not installed and not compared: pip install {package}")
+    return there
 
 
 def cpus():
     """Return how many CPUs this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def machine(threads):
-    """Return what the numbers depend on."""
-    info = Path("/proc/cpuinfo")
-    name = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
-    known = {d.name for d in importlib.metadata.distributions()}
-    return {
-        "cpu": name[1] if name else platform.processor(), "cpus": cpus(), "threads": threads,
-        "load": os.getloadavg(), "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "versions": {p: importlib.metadata.version(p) for p in PACKAGES if p in known},
-    }
 
 
 def table(headers, rows):
@@ -198,24 +176,31 @@ def table(headers, rows):
         print("| " + " | ".join([first.ljust(widths[0]), *cells]) + " |")
 
 
-def ratio_table(result, unit, factor):
+def ratio_table(result):
     """Print what `compare` returns."""
-    rows = [
-        (name, f"{r['seconds'] * factor:.2f}", f"{r['ratio']:.2f}",
-         f"{r['ratio_range'][0]:.2f}-{r['ratio_range'][1]:.2f}")
-        for name, r in result.items()
-    ]
-    table(["contender", unit, "times minicnn's", "range over rounds"], rows)
+    rows = []
+    for name, r in result.items():
+        ratios = r["ratio"], *r["ratio_range"]
+        rows.append([name, f"{r['seconds'] * 1e3:.2f}", *(f"{ratio:.2f}" for ratio in ratios)])
+    table(["contender", "ms", "times minicnn's", "least", "most"], rows)
 
 
-def report(args, results):
-    """Print the machine, and write it with the results where the command line asks for it."""
-    about = machine(args.threads)
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    print(f"\n{about['cpu']}, {about['cpus']} CPUs, {args.threads} threads; {about['system']}, "
-          f"Python {about['python']}; {versions}")
+def report(args, results, say=True):
+    """Print what the results depend on, and write both where the command line asks for it."""
+    info = Path("/proc/cpuinfo")
+    cpu = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
+    known = {d.name.lower().replace("_", "-") for d in importlib.metadata.distributions()}
+    about = {
+        "cpu": cpu[1] if cpu else platform.processor(), "cpus": cpus(), "threads": args.threads,
+        "load": round(os.getloadavg()[0], 1), "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        **{p: importlib.metadata.version(p) for p in PACKAGES if p in known},
+    }
+    if say:
+        print("\n" + "; ".join(f"{key} {value}" for key, value in about.items()))
     if args.json:
-        write_json(args.json, {"machine": about, "results": results})
+        settings = {k: v for k, v in vars(args).items() if not isinstance(v, Path)}
+        write_json(args.json, {"machine": about, "settings": settings, "results": results})
 
 
 def write_json(path, content):

@@ -97,16 +97,12 @@ def batches(network, seed=0):
             x, y = train.next_batch(network.batch)
             yield x[:, rows][:, :, columns], y.astype(np.int64)
     rng = np.random.default_rng(seed)
-    coarse = rng.random((10, 4, 4, channels), dtype=np.float32)
+    coarse = np.random.default_rng(0).random((10, 4, 4, channels), dtype=np.float32)
     patterns = coarse.repeat(-(-height // 4), axis=1).repeat(-(-width // 4), axis=2)
     while True:
         y = rng.integers(0, 10, network.batch)
         noise = rng.random((network.batch, *network.image), dtype=np.float32)
         yield (patterns[y, :height, :width] + noise) / 2, y
-
-
-def write_weights(path, weights):
-    np.savez(path, *weights)
 
 
 def read_weights(path):
@@ -118,7 +114,7 @@ def write_task(folder, network, count):
     """Write what `Training` reads: the start weights, and so many batches."""
     images, labels = zip(*itertools.islice(batches(network), count), strict=True)
     np.savez(Path(folder) / "data.npz", images=np.stack(images), labels=np.stack(labels))
-    write_weights(Path(folder) / "start.npz", start_values(network))
+    np.savez(Path(folder) / "start.npz", *start_values(network))
 
 
 class Training:
@@ -141,7 +137,7 @@ class Training:
         """Train on with fresh batches, and write the weights."""
         for x, y in itertools.islice(batches(self.network, seed=1), steps):
             self.trainer.step(*self.trainer.place(x, y))
-        write_weights(self.folder / output, self.trainer.weights())
+        np.savez(self.folder / output, *self.trainer.weights())
 
     def record(self, weights, output):
         """Return the losses of three steps without dropout; write the weights after the first."""
@@ -150,11 +146,19 @@ class Training:
         for x, y in self.data[:3]:
             losses.append(trainer.step(*trainer.place(x, y)))
             if len(losses) == 1:
-                write_weights(self.folder / output, trainer.weights())
+                np.savez(self.folder / output, *trainer.weights())
         return losses
 
     def _new(self, network, weights):
         return make(self.name, network, read_weights(self.folder / weights))
+
+
+def difference(ours, theirs):
+    """Return the norm of the difference of two arrays as a share of their norm; NaN stays."""
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    if ours.shape != theirs.shape:
+        raise ValueError(f"shapes {ours.shape} and {theirs.shape} differ")
+    return float(np.linalg.norm(ours - theirs) / max(np.linalg.norm(theirs), 1e-30))
 
 
 def make(name, network, weights):
@@ -170,27 +174,33 @@ def make(name, network, weights):
     return {"minicnn": Minicnn, "JAX": Jax}[name](network, weights)
 
 
+def build(layers, network):
+    """Return the layers of a network, made of minicnn's layers or of Keras', which are alike."""
+    built = []
+    for kind, *options in network.layers:
+        relu = "relu" if options and options[-1] is True else None
+        if kind == "conv":
+            size, filters, stride, _ = options
+            built.append(layers.Conv2D(filters, size, stride, "same", activation=relu))
+        elif kind == "dense":
+            built.append(layers.Dense(options[0], activation=relu))
+        elif kind == "dropout":
+            built.append(layers.Dropout(*options))
+        else:
+            built.append(layers.MaxPooling2D(2) if kind == "pool" else layers.Flatten())
+    return built
+
+
 class Minicnn:
     def __init__(self, network, weights):
         import minicnn as mc
 
-        self.mc, layers = mc, []
-        for kind, options, *_ in network.walk():
-            relu = "relu" if options and options[-1] is True else None
-            if kind == "conv":
-                size, filters, stride, _ = options
-                layers.append(mc.layers.Conv2D(filters, size, stride, "same", activation=relu))
-            elif kind == "dense":
-                layers.append(mc.layers.Dense(options[0], activation=relu))
-            elif kind == "dropout":
-                layers.append(mc.layers.Dropout(*options))
-            else:
-                layers.append(mc.layers.MaxPooling2D(2) if kind == "pool" else mc.layers.Flatten())
-        self.model, self.workspace = mc.Sequential(layers), mc.Workspace()
+        self.mc, self.model = mc, mc.Sequential(build(mc.layers, network))
         self.model.build((None, *network.image), rng=0)
         for parameter, value in zip(self.model.parameters, weights, strict=True):
             parameter.value[...] = value
-        self.sgd, self.rng = mc.optimizers.SGD(network.learning_rate), np.random.default_rng(0)
+        self.sgd, self.workspace = mc.optimizers.SGD(network.learning_rate), mc.Workspace()
+        self.rng = np.random.default_rng(0)
 
     def place(self, x, y):
         return x, y
@@ -279,21 +289,12 @@ class TensorFlow:
     def __init__(self, network, weights, xla):
         import tensorflow as tf
 
-        layers, known = [tf.keras.Input(tuple(network.image))], tf.keras.layers
-        for kind, options, *_ in network.walk():
-            relu = "relu" if options and options[-1] is True else None
-            if kind == "conv":
-                size, filters, stride, _ = options
-                layers.append(known.Conv2D(filters, size, stride, "same", activation=relu))
-            elif kind == "dense":
-                layers.append(known.Dense(options[0], activation=relu))
-            elif kind == "dropout":
-                layers.append(known.Dropout(*options))
-            else:
-                layers.append(known.MaxPooling2D(2) if kind == "pool" else known.Flatten())
+        layers = [tf.keras.Input(tuple(network.image)), *build(tf.keras.layers, network)]
         self.constant, self.model = tf.constant, tf.keras.Sequential(layers)
-        self.model.set_weights(weights)
-        sgd, variables = tf.keras.optimizers.SGD(network.learning_rate), self.model.variables
+        variables = self.model.trainable_variables
+        for variable, value in zip(variables, weights, strict=True):
+            variable.assign(value)
+        sgd = tf.keras.optimizers.SGD(network.learning_rate)
         sgd.build(variables)
 
         @tf.function(jit_compile=xla)
@@ -314,7 +315,7 @@ class TensorFlow:
         return float(self._step(x, y))
 
     def weights(self):
-        return self.model.get_weights()
+        return [variable.numpy() for variable in self.model.trainable_variables]
 
 
 class Jax:

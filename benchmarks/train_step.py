@@ -14,15 +14,16 @@ from pathlib import Path
 
 import harness
 import networks
+import numpy as np
 
-# One winner of a pooling window that falls the other way in the last bit moves a gradient by some
-# 1e-3 of its norm; a wrong formula moves it by far more.
+# One ReLU or one winner of a pooling window that falls the other way in the last bit moves a
+# gradient by some 1e-3 of its norm; a wrong formula moves it by far more.
 GRADIENT_LIMIT, LOSS_LIMIT = 2e-2, 1e-3
 
 
 def main():
     harness.serve(networks.Training)
-    parser = harness.parser(__doc__)
+    parser = harness.parser(__doc__, rounds=7, seconds=1.0)
     parser.add_argument("--network", choices=networks.NETWORKS, default="documented")
     parser.add_argument("--batch", type=int, help="default: that of the network, 100 or 64")
     parser.add_argument(
@@ -41,21 +42,18 @@ def main():
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         networks.write_task(folder, network, count=3 if args.smoke else 50)
-        contenders = [
-            harness.Contender(name, args.threads, network=network, folder=folder)
-            for name in ["minicnn", *peers]
-        ]
-        for steps in dict.fromkeys([0, late_steps]):
-            if steps:
-                contenders[0].ask("train", steps=steps, output="late.npz")
-            start = "late.npz" if steps else "start.npz"
-            losses = check(contenders, folder, start)
-            for contender in contenders:
-                contender.ask("start", weights=start)
-            times = harness.alternate(contenders, args.rounds, "block", seconds=args.seconds)
-            results[f"after {steps} steps"] = show(steps, losses, harness.compare(times))
-        for contender in contenders:
-            contender.close()
+        names = ["minicnn", *peers]
+        with harness.contenders(names, args.threads, network=network, folder=folder) as all_:
+            for steps in dict.fromkeys([0, late_steps]):
+                if steps:
+                    all_[0].ask("train", steps=steps, output="late.npz")
+                start = "late.npz" if steps else "start.npz"
+                losses = check(all_, folder, start)
+                for contender in all_:
+                    contender.ask("start", weights=start)
+                times = harness.alternate(all_, args.rounds, seconds=args.seconds)
+                results[f"after {steps} steps"] = harness.compare(times)
+                show(steps, losses, results[f"after {steps} steps"])
     harness.report(args, results)
 
 
@@ -66,7 +64,7 @@ def check(contenders, folder, start):
     patch, and there the rounding of a fast convolution decides whether a gradient lives.
     """
     before = [w + 0.01 if w.ndim == 1 else w for w in networks.read_weights(Path(folder) / start)]
-    networks.write_weights(Path(folder) / "before.npz", before)
+    np.savez(Path(folder) / "before.npz", *before)
     changes, losses = {}, {}
     for contender in contenders:
         losses[contender.name] = contender.ask("record", weights="before.npz", output="after.npz")
@@ -74,21 +72,21 @@ def check(contenders, folder, start):
         changes[contender.name] = [b - a for a, b in zip(before, after, strict=True)]
     for name in changes:
         pairs = zip(changes["minicnn"], changes[name], strict=True)
-        worst = max(harness.difference(ours, theirs) for ours, theirs in pairs)
-        off = harness.difference(losses["minicnn"], losses[name])
+        worst = max(networks.difference(ours, theirs) for ours, theirs in pairs)
+        off = networks.difference(losses["minicnn"], losses[name])
         if not (worst <= GRADIENT_LIMIT and off <= LOSS_LIMIT):
             raise SystemExit(f"{name}: gradients differ by {worst:.1e}, losses by {off:.1e}")
     return losses["minicnn"]
 
 
 def show(steps, losses, result):
-    """Print the table of one stage of the training, and return what goes into the JSON."""
+    """Print the table of one stage of the training."""
     print(f"\nafter {steps:,} steps; loss {losses[0]:.4f}, all contenders agree\n")
-    harness.ratio_table(result, "ms a step", 1e3)
-    if peer := harness.better(result, networks.PYTORCH):
-        print(f"\nPyTorch's better layout here is that of {peer!r}: {result[peer]['ratio']:.2f} "
-              "times minicnn's time")
-    return result
+    harness.ratio_table(result)
+    for name in ("PyTorch", "TensorFlow", "JAX"):
+        if best := harness.better(result, [peer for peer in networks.PEERS if name in peer]):
+            ratio = result[best]["ratio"]
+            print(f"\n{name} at its best ({best}): {ratio:.2f} times minicnn's time")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,156 @@
+"""Time the logits of the documented network: one image, a hundred, a thousand.
+
+    python benchmarks/inference.py
+
+`Sequential.predict` against PyTorch (eager, `inference_mode`, two memory layouts) and ONNX Runtime
+on the same weights. Arrays (N, H, W, C) go in and arrays come out. A thousand images go in one call
+and in calls of a hundred, since neither way is the faster for everyone. The logits are compared
+before anything is timed.
+"""
+
+import itertools
+import os
+import tempfile
+from pathlib import Path
+
+import harness
+import networks
+import numpy as np
+
+CALLS = {  # images, images a call
+    "1 image": (1, 1), "100 images": (100, 100),
+    "1,000 in one call": (1000, 1000), "1,000 by hundreds": (1000, 100),
+}  # fmt: skip
+RUNTIME = "ONNX Runtime"
+LIMIT = 1e-4
+
+
+class Inference:
+    """A contender that computes logits with the weights and images of a folder."""
+
+    def __init__(self, name, folder):
+        self.images = np.load(Path(folder) / "images.npy")
+        weights = networks.read_weights(Path(folder) / "weights.npz")
+        network = networks.NETWORKS["documented"]
+        if name == "minicnn":
+            model = networks.make(name, network, weights).model
+            self.logits = lambda x: model.predict(x, batch_size=len(x))
+        elif name == RUNTIME:
+            self.logits = onnx_runtime(network, weights)
+        else:
+            self.logits = pytorch(networks.make(name, network, weights))
+
+    def predict(self, count, size):
+        parts = [self.logits(self.images[i : i + size]) for i in range(0, count, size)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def record(self, output):
+        np.save(output, self.predict(len(self.images), 100))
+
+    def block(self, count, size, seconds):
+        return harness.block(lambda: self.predict(count, size), seconds)
+
+
+def pytorch(runner):
+    model = runner.model.eval()
+
+    def logits(x):
+        with runner.torch.inference_mode():
+            return model(runner.tensor(x)).numpy()
+
+    return logits
+
+
+def onnx_runtime(network, weights):
+    """Return a function that runs the network as an ONNX graph, which is made here."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = int(os.environ[harness.THREADS[0]])
+    graph = onnx_graph(network, weights).SerializeToString()
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    return lambda x: session.run(None, {"images": x})[0]
+
+
+def onnx_graph(network, weights):
+    """Return the network as ONNX: channels first inside, as it wants them, images (N, H, W, C)."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes, constants, values = [], [], iter(weights)
+    flat = next(before for kind, _, before, *_ in network.walk() if kind == "flatten")
+    last = "images"
+
+    def add(kind, *inputs, **attributes):
+        nonlocal last
+        name = f"{kind}{len(nodes)}"
+        nodes.append(helper.make_node(kind, [last, *inputs], [name], **attributes))
+        last = name
+
+    def constant(value):
+        array = np.ascontiguousarray(networks.to_torch(value, flat))
+        constants.append(numpy_helper.from_array(array, f"constant{len(constants)}"))
+        return constants[-1].name
+
+    add("Transpose", perm=[0, 3, 1, 2])
+    for kind, options, *_ in network.without_dropout().walk():
+        if kind == "conv":
+            pads = [options[0] // 2] * 4
+            add("Conv", constant(next(values)), constant(next(values)), pads=pads)
+        elif kind == "pool":
+            add("MaxPool", kernel_shape=[2, 2], strides=[2, 2])
+        elif kind == "flatten":
+            add("Flatten")
+        else:
+            add("Gemm", constant(next(values)), constant(next(values)), transB=1)
+        if options and options[-1] is True:
+            add("Relu")
+    ends = [
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", *shape])]
+        for name, shape in (("images", network.image), (last, (10,)))
+    ]
+    graph = helper.make_graph(nodes, "network", *ends, initializer=constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def check(contenders, folder):
+    """End where the logits or the classes are not minicnn's."""
+    path, ours = Path(folder) / "logits.npy", None
+    for contender in contenders:
+        contender.ask("record", output=str(path))
+        theirs = np.load(path)
+        ours = theirs if ours is None else ours
+        off = np.abs(ours - theirs).max()
+        same = (ours.argmax(axis=1) == theirs.argmax(axis=1)).mean()
+        print(f"{contender.name}: logits differ by at most {off:.1e}, {same:.2%} of classes equal")
+        if not (off <= LIMIT * np.abs(ours).max() and same > 0.999):
+            raise SystemExit("that is too much")
+
+
+def main():
+    harness.serve(Inference)
+    args = harness.parse(harness.parser(__doc__, rounds=7, seconds=1.0))
+    peers = list(networks.PYTORCH) if harness.installed("torch") else []
+    if all([harness.installed("onnxruntime"), harness.installed("onnx")]):
+        peers.append(RUNTIME)
+    network, results = networks.NETWORKS["documented"], {}
+    with tempfile.TemporaryDirectory() as folder:
+        images = [x for x, _ in itertools.islice(networks.batches(network), 10)]
+        np.save(Path(folder) / "images.npy", np.concatenate(images))
+        np.savez(Path(folder) / "weights.npz", *networks.start_values(network))
+        names = ["minicnn", *peers]
+        with harness.contenders(names, args.threads, folder=folder) as contenders:
+            check(contenders, folder)
+            for title, (count, size) in CALLS.items():
+                if args.smoke and count > 100:
+                    continue
+                call = {"count": count, "size": size, "seconds": args.seconds}
+                results[title] = harness.compare(
+                    harness.alternate(contenders, args.rounds, **call)
+                )
+                print(f"\n{title}\n")
+                harness.ratio_table(results[title])
+    harness.report(args, results)
+
+
+if __name__ == "__main__":
+    main()
