@@ -75,18 +75,19 @@ def kernel_gradient(
 
 
 def fused_forward(
-    x: np.ndarray, w: np.ndarray, b: np.ndarray, y: np.ndarray, code: np.ndarray, window: Window,
-    relu: bool, pool: bool,
+    x: np.ndarray, w: np.ndarray, b: np.ndarray, y: np.ndarray, code: np.ndarray | None,
+    window: Window, relu: bool,
 ) -> None:
-    """Write y = x * w + b, with ReLU where asked; with `pool`, its 2x2 maxima after ReLU.
+    """Write y = x * w + b, with ReLU where asked; with a `code`, its 2x2 maxima after ReLU.
 
-    With `pool`, y and code are (N, OH // 2, OW // 2, F), and code says which of the four a maximum
-    is, or that ReLU made it zero: what `pooled_gradients` needs. Without, code is not used.
+    Then y and code are (N, OH // 2, OW // 2, F), and code says which of the four a maximum is, or
+    that ReLU made it zero: what `pooled_gradients` needs.
     """
-    path = _fast_path(x, w, window)
+    path, pool = _fast_path(x, w, window), code is not None
     if path is not None:
-        path.forward(x, w, b, y, code, window, relu, pool, _CHUNKS)
-    elif not pool:
+        code = np.empty((0, 0, 0, 0), np.uint8) if code is None else code
+        path.forward(x, w, b, y, code, window, relu or pool, pool, _CHUNKS)
+    elif code is None:
         forward(x, w, b, y, window, relu)
     else:
         whole = np.empty((len(x), window.out_h, window.out_w, w.shape[3]), x.dtype)
@@ -106,19 +107,17 @@ def fused_input_gradient(dy: np.ndarray, w: np.ndarray, dx: np.ndarray, window: 
         height=window.out_h, width=window.out_w, out_h=window.height, out_w=window.width,
         top=window.kernel_h - 1 - window.top, left=window.kernel_w - 1 - window.left,
     )
-    path = _fast_path(dy, turned, back)
-    if path is not winograd:
+    if _fast_path(dy, turned, back) is winograd:
+        fused_forward(dy, turned, np.zeros(dx.shape[3], dx.dtype), dx, None, back, relu=False)
+    else:
         input_gradient(dy, w, dx, window)
-        return
-    nothing = np.zeros(dx.shape[3], dx.dtype)
-    path.forward(dy, turned, nothing, dx, _no_code(), back, False, False, _CHUNKS)
 
 
 def pooled_gradients(
     x: np.ndarray, dy: np.ndarray, code: np.ndarray, w: np.ndarray, dw: np.ndarray, db: np.ndarray,
     dx: np.ndarray | None, window: Window,
 ) -> None:
-    """Write the gradients of `fused_forward` with `pool`; dx is None where it is not asked."""
+    """Write the gradients of `fused_forward` with a code; dx is None where it is not asked."""
     if x.dtype == np.float32 and sparse.fits(window):
         sparse.convolution(x, dy, code, w, dw, db, dx, window, _CHUNKS)
         return
@@ -141,11 +140,6 @@ def _fast_path(x: np.ndarray, w: np.ndarray, window: Window) -> Any:
 
 def _pool_window(window: Window) -> Window:
     return slide((window.out_h, window.out_w), (2, 2), (2, 2), "valid")
-
-
-def _no_code() -> np.ndarray:
-    """Return what stands for the codes where nothing is pooled."""
-    return np.empty((0, 0, 0, 0), np.uint8)
 
 
 def _block(depth: int, itemsize: int) -> int:

@@ -75,15 +75,8 @@ def convolution(
     run = -(-kw * depth // _LANES) * _LANES
     high, wide = window.out_h + kh - 1, window.out_w + kw - 1
     layout = _Layout(blocks, depth, high, wide, run)
-    padded = np.zeros((kh, kw, blocks * depth, filters), np.float32)
-    padded[:, :, :channels] = w
-    # (blocks, KH, F, run): what one output position adds to one row of dx
-    lines = np.zeros((blocks, kh, filters, run), np.float32)
-    lines[..., : kw * depth] = (
-        padded.reshape(kh, kw, blocks, depth, filters)
-        .transpose(2, 0, 4, 1, 3)
-        .reshape(blocks, kh, filters, kw * depth)
-    )
+    need_dx = dx is not None
+    lines = _lines(w, layout) if need_dx else np.empty((0, 0, 0, 0), np.float32)
     images = share(n, chunks)
     chunks = -(-n // images)
     size = blocks * filters * kh * run
@@ -93,12 +86,26 @@ def convolution(
     scratch = 2 * plane + 2 * filters * positions + filters + 4 * positions * (2 * filters + 1)
     target = np.empty((0, 0, 0, 0), np.float32) if dx is None else dx
     parallel_for(_convolution, chunks, (x, dy, code, lines), (partial, target), tuple(layout),
-                 tuple(window), images, dx is not None, scratch=scratch)
+                 tuple(window), images, need_dx, scratch=scratch)
     total = partial.sum(axis=0)
     sums = total[:size].reshape(blocks, filters, kh, run)[..., : kw * depth]
     sums = sums.reshape(blocks, filters, kh, kw, depth).transpose(2, 3, 0, 4, 1)
     dw[...] = sums.reshape(kh, kw, blocks * depth, filters)[:, :, :channels]
     db[...] = total[size:]
+
+
+def _lines(w: np.ndarray, layout: _Layout) -> np.ndarray:
+    """Return w as (blocks, KH, F, run): what one output position adds to one row of dx."""
+    (kh, kw, channels, filters), (blocks, depth, *_, run) = w.shape, layout
+    padded = np.zeros((kh, kw, blocks * depth, filters), np.float32)
+    padded[:, :, :channels] = w
+    lines = np.zeros((blocks, kh, filters, run), np.float32)
+    lines[..., : kw * depth] = (
+        padded.reshape(kh, kw, blocks, depth, filters)
+        .transpose(2, 0, 4, 1, 3)
+        .reshape(blocks, kh, filters, kw * depth)
+    )
+    return lines
 
 
 def dense(
@@ -129,6 +136,7 @@ def _convolution(chunk, scratch, x, dy, code, lines, partial, dx, layout, window
     kh, top, left = window[2], window[8], window[9]
     filters, rows, columns = dy.shape[3], dy.shape[1], dy.shape[2]
     size, positions = high * wide * depth, rows * columns
+    image = x.shape[1] * x.shape[2] * x.shape[3]
     plane = pointer(scratch, 0)
     dplane = pointer(plane, blocks * size + run)
     integers = scratch.view(np.int32)
@@ -147,7 +155,7 @@ def _convolution(chunk, scratch, x, dy, code, lines, partial, dx, layout, window
     for e in range(blocks * size + run):
         plane[e] = 0
     for n in range(chunk * images, min(x.shape[0], (chunk + 1) * images)):
-        _fill_blocks(x, n, plane, layout, top, left)
+        _copy_blocks(pointer(x, n * image), plane, x.shape[1:], layout, top, left, False)
         for f in range(filters):
             f_length[f] = 0
         for q in range(4 * positions):
@@ -193,7 +201,7 @@ def _convolution(chunk, scratch, x, dy, code, lines, partial, dx, layout, window
                             pointer(p_values, q * filters), np.int64(p_length[q]),
                             pointer(p_offsets, (q + 1) * filters),
                             pointer(p_values, (q + 1) * filters), np.int64(p_length[q + 1]), place)
-            _take_blocks(dplane, n, dx, layout, top, left)
+            _copy_blocks(pointer(dx, n * image), dplane, x.shape[1:], layout, top, left, True)
 
 
 @helper
@@ -246,35 +254,22 @@ def gather(count, source, step, offsets, values, length, target):
 
 
 @helper
-def _fill_blocks(x, n, plane, layout, top, left):
-    """Copy image n into the middle of the padded planes, a plane for each block of channels."""
+def _copy_blocks(image, planes, sizes, layout, top, left, back):
+    """Copy an image into the middle of its padded planes, a block of channels each, or back."""
     blocks, depth, high, wide, _ = layout
-    height, width, channels = x.shape[1], x.shape[2], x.shape[3]
+    height, width, channels = sizes
     for block in range(blocks):
         first = block * depth
         count = min(depth, channels - first)
         for i in range(height):
-            source = pointer(x, (n * height + i) * width * channels + first)
-            target = pointer(plane, ((block * high + i + top) * wide + left) * depth)
+            row = pointer(image, i * width * channels + first)
+            padded = pointer(planes, ((block * high + i + top) * wide + left) * depth)
             for j in range(width):
                 for c in range(count):
-                    target[j * depth + c] = source[j * channels + c]
-
-
-@helper
-def _take_blocks(plane, n, dx, layout, top, left):
-    """Copy the middle of the planes to image n: the way back of `_fill_blocks`."""
-    blocks, depth, high, wide, _ = layout
-    height, width, channels = dx.shape[1], dx.shape[2], dx.shape[3]
-    for block in range(blocks):
-        first = block * depth
-        count = min(depth, channels - first)
-        for i in range(height):
-            target = pointer(dx, (n * height + i) * width * channels + first)
-            source = pointer(plane, ((block * high + i + top) * wide + left) * depth)
-            for j in range(width):
-                for c in range(count):
-                    target[j * channels + c] = source[j * depth + c]
+                    if back:
+                        row[j * channels + c] = padded[j * depth + c]
+                    else:
+                        padded[j * depth + c] = row[j * channels + c]
 
 
 @kernel

@@ -41,10 +41,9 @@ class FusedConv(Op):
         window = conv.window if self.pool is None else self.pool.window
         shape = (len(x), window.out_h, window.out_w, conv.filters)
         y = ctx.empty(self, "y", shape, x.dtype)
-        code = ctx.empty(self, "code", (0, 0, 0, 0) if self.pool is None else shape, np.uint8)
+        code = None if self.pool is None else ctx.empty(self, "code", shape, np.uint8)
         kernels.fused_forward(
-            x, conv.kernel.value, conv.bias_value(), y, code, conv.window, self.relu,
-            self.pool is not None,
+            x, conv.kernel.value, conv.bias_value(), y, code, conv.window, self.relu
         )
         ctx[self] = x, y, code
         return conv.from_nhwc(y)

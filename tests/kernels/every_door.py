@@ -39,7 +39,7 @@ def numbers(*shape):
 
 def run(door, reads, writes, *options):
     door(*reads, *writes, *options)
-    for array in writes:
+    for array in filter(lambda array: array is not None, writes):
         digest.update(array.tobytes())
 
 
@@ -59,8 +59,8 @@ def fused_convolution(n, size, kernel, padding, c, f):
     y = np.zeros((n, window.out_h, window.out_w, f), np.float32)
     pooled = np.zeros((n, window.out_h // 2, window.out_w // 2, f), np.float32)
     code = np.zeros(pooled.shape, np.uint8)
-    run(conv.fused_forward, (x, w, b), (y, code), window, True, False)
-    run(conv.fused_forward, (x, w, b), (pooled, code), window, True, True)
+    run(conv.fused_forward, (x, w, b), (y, None), window, True)
+    run(conv.fused_forward, (x, w, b), (pooled, code), window, True)
     run(conv.fused_input_gradient, (numbers(*y.shape), w), (np.zeros_like(x),), window)
     gradients = np.zeros_like(w), np.zeros_like(b), np.zeros_like(x)
     run(conv.pooled_gradients, (x, numbers(*pooled.shape), code, w), gradients, window)

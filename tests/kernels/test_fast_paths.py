@@ -40,8 +40,8 @@ def forward(x, w, b, window, relu=False, pool=False):
     shape = (len(x), window.out_h, window.out_w, w.shape[3])
     if pool:
         shape = (shape[0], shape[1] // 2, shape[2] // 2, shape[3])
-    y, code = empty(shape, x.dtype), empty(shape if pool else (0, 0, 0, 0), np.uint8)
-    conv.fused_forward(x, w, b, y, code, window, relu or pool, pool)
+    y, code = empty(shape, x.dtype), empty(shape, np.uint8) if pool else None
+    conv.fused_forward(x, w, b, y, code, window, relu)
     return y, code
 
 
