@@ -38,14 +38,16 @@ def forward(
 
 def input_gradient(dy: np.ndarray, w: np.ndarray, dx: np.ndarray) -> None:
     """Write dx = dy w'."""
-    d, u = w.shape
-    parallel_for(_input_gradient, _chunks(d), (dy, w), (dx,), scratch=_scratch(u))
+    u = dy.shape[1]
+    parallel_for(_multiply, _chunks(dx.shape[1]), (dy, w), (dx,), (u, 1), (1, u), u,
+                 scratch=_scratch(u))
 
 
 def kernel_gradient(x: np.ndarray, dy: np.ndarray, dw: np.ndarray) -> None:
     """Write dw = x' dy."""
     n, u = dy.shape
-    parallel_for(_kernel_gradient, _chunks(u), (x, dy), (dw,), scratch=_scratch(n))
+    parallel_for(_multiply, _chunks(u), (x, dy), (dw,), (1, x.shape[1]), (u, 1), n,
+                 scratch=_scratch(n))
 
 
 def gradients(
@@ -91,19 +93,15 @@ def _forward(chunk, scratch, x, w, b, y, width, relu, dropping, key, threshold, 
 
 
 @kernel
-def _input_gradient(chunk, scratch, dy, w, dx):
-    (n, u), d = dy.shape, w.shape[0]
+def _multiply(chunk, scratch, a, b, c, a_strides, b_strides, k):
+    """Write C (m, n) = A (m, k) B (k, n), with A and B read through their strides."""
+    (m, n), (a_row, a_col), (b_row, b_col) = c.shape, a_strides, b_strides
     j = chunk * _CHUNK
-    _product(pointer(dy, 0), u, 1, pointer(w, j * u), 1, u, _zeros(scratch), 0,
-             pointer(dx, j), d, n, min(_CHUNK, d - j), u, scratch)
-
-
-@kernel
-def _kernel_gradient(chunk, scratch, x, dy, dw):
-    (n, u), d = dy.shape, x.shape[1]
-    j = chunk * _CHUNK
-    _product(pointer(x, 0), 1, d, pointer(dy, j), u, 1, _zeros(scratch), 0,
-             pointer(dw, j), u, d, min(_CHUNK, u - j), n, scratch)
+    zeros = pointer(scratch, EDGE)
+    for e in range(_ZEROS):
+        zeros[e] = 0
+    _product(pointer(a, 0), a_row, a_col, pointer(b, j * b_col), b_row, b_col, zeros, 0,
+             pointer(c, j), n, m, min(_CHUNK, n - j), k, scratch)
 
 
 @helper
@@ -140,9 +138,3 @@ def _product_by_rows(x, w, b, y, n, columns, d, u, lanes):
             for q in range(0, columns, lanes):
                 total = fma(broadcast(x, i * d + p), load(w, p * u + q), load(y, i * u + q))
                 store(total, y, i * u + q)
-
-
-@helper
-def _zeros(scratch):
-    scratch[EDGE : EDGE + _ZEROS] = 0
-    return pointer(scratch, EDGE)

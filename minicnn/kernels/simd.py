@@ -62,6 +62,16 @@ def pointer(typingctx, base, index):
 
 
 @intrinsic
+def as_integers(typingctx, place):
+    """Return a pointer to float32 as one to int32: lists of both lie in one scratch."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], ir.IntType(32).as_pointer())
+
+    return types.CPointer(types.int32)(place), generate
+
+
+@intrinsic
 def load(typingctx, source, index):
     """Return the vector at ``source[index]`` and behind."""
 

@@ -25,6 +25,7 @@ from minicnn.kernels.elementwise import sum_rows
 from minicnn.kernels.jit import helper, kernel
 from minicnn.kernels.pool import parallel_for, share
 from minicnn.kernels.simd import (
+    as_integers,
     gather1,
     gather2,
     gather3,
@@ -141,7 +142,7 @@ def _convolution(chunk, scratch, x, dy, code, lines, partial, dx, layout, window
     image = x.shape[1] * x.shape[2] * x.shape[3]
     plane = pointer(scratch, 0)
     dplane = pointer(plane, blocks * size + run)
-    integers = scratch.view(np.int32)
+    integers = as_integers(plane)
     begin = 2 * (blocks * size + run)
     # a list for each filter, of the positions at which it lives
     f_values, f_offsets = pointer(scratch, begin), pointer(integers, begin + filters * positions)
@@ -278,23 +279,27 @@ def _copy_blocks(image, planes, sizes, layout, top, left, back):
 def _dense_lists(block, scratch, dy, of_unit, of_row, lengths):
     """Write the lists of the units of a block: by unit, and by row."""
     n, units = dy.shape
-    unit_offsets, row_offsets = of_unit[0].view(np.int32), of_row[0].view(np.int32)
-    unit_values, row_values = of_unit[1], of_row[1]
-    length = lengths[block].view(np.int32)
     first = block * _SIDE
+    # of_unit (2, U, N) and of_row (2, blocks, N, 64): first offsets, then values
+    unit_values = pointer(of_unit, of_unit.size // 2 + first * n)
+    unit_offsets = as_integers(pointer(of_unit, first * n))
+    length = as_integers(pointer(lengths, block * (_SIDE + n)))
     for j in range(_SIDE):
         length[j] = 0
     for i in range(n):
+        at = (block * n + i) * _SIDE
+        row_values = pointer(of_row, of_row.size // 2 + at)
+        row_offsets = as_integers(pointer(of_row, at))
         count = 0
         for j in range(min(_SIDE, units - first)):
             value = dy[i, first + j]
             living = np.int32(value != 0)
             end = np.int64(length[j])
-            unit_values[first + j, end] = value
-            unit_offsets[first + j, end] = i * _SIDE
+            unit_values[j * n + end] = value
+            unit_offsets[j * n + end] = i * _SIDE
             length[j] += living
-            row_values[block, i, count] = value
-            row_offsets[block, i, count] = j * _SIDE
+            row_values[count] = value
+            row_offsets[count] = j * _SIDE
             count += living
         length[_SIDE + i] = count
 
@@ -309,13 +314,13 @@ def _dense(chunk, scratch, x, w, of_unit, of_row, lengths, dw, dx, need_dx):
     dpanel = pointer(panel, n * _SIDE)
     square = pointer(dpanel, n * _SIDE)  # of w or dw, with units as rows (64, 64)
     turned = pointer(square, _SIDE * _SIDE)
-    unit_offsets, row_offsets = of_unit[0].view(np.int32), of_row[0].view(np.int32)
+    unit_offsets, row_offsets = as_integers(pointer(of_unit, 0)), as_integers(pointer(of_row, 0))
     for i in range(n):
         for d in range(_SIDE):
             panel[i * _SIDE + d] = x[i, first + d] if d < width else 0
             dpanel[i * _SIDE + d] = 0
     for block in range(lengths.shape[0]):
-        length = lengths[block].view(np.int32)
+        length = as_integers(pointer(lengths, block * (_SIDE + n)))
         begin = block * _SIDE
         count = min(_SIDE, units - begin)
         for e in range(_SIDE * _SIDE):

@@ -33,6 +33,7 @@ from minicnn.kernels.pool import parallel_for, share
 from minicnn.kernels.simd import (
     VECTOR_BYTES,
     add,
+    as_integers,
     broadcast,
     fma,
     load,
@@ -147,7 +148,7 @@ def _forward(chunk, scratch, x, u, b, y, code, window, images, tiles_h, tiles_w,
     zeros = pointer(line, side * side * _LANES * 2)
     bias = pointer(zeros, _PANEL)
     live = pointer(bias, _PANEL)
-    blanks = pointer(scratch.view(np.int32), scratch.size - block)
+    blanks = as_integers(pointer(scratch, scratch.size - block))
     for e in range(high * wide * depth):
         plane[e] = 0
     for e in range(_PANEL):
