@@ -9,7 +9,7 @@ import numpy as np
 
 from minicnn.kernels import sparse
 from minicnn.kernels.elementwise import drop, mask_of
-from minicnn.kernels.gemm import EDGE, PANEL_BYTES, multiply, pack
+from minicnn.kernels.gemm import DEPTH, EDGE, PANEL_BYTES, multiply, pack
 from minicnn.kernels.jit import helper, kernel
 from minicnn.kernels.pool import parallel_for
 from minicnn.kernels.simd import broadcast, fma, load, pointer, store
@@ -67,7 +67,7 @@ def _chunks(columns: int) -> int:
 
 
 def _scratch(k: int) -> int:
-    return EDGE + _ZEROS + _CHUNK * k
+    return EDGE + _ZEROS + _CHUNK * min(k, DEPTH)
 
 
 @kernel
@@ -106,11 +106,20 @@ def _multiply(chunk, scratch, a, b, c, a_strides, b_strides, k):
 
 @helper
 def _product(a, a_row, a_col, b, b_row, b_col, s, s_col, c, c_row, m, n, k, scratch):
-    """Write C (m, n) = s + A (m, k) B (k, n); `s` is one row for all."""
+    """Write C (m, n) = s + A (m, k) B (k, n); `s` is one row for all.
+
+    B is packed a slab of its rows at a time: what is packed and the columns of A that meet it stay
+    in the second-level cache.
+    """
     width = PANEL_BYTES // scratch.itemsize
     packed = pointer(scratch, EDGE + _ZEROS)
-    pack(b, b_row, b_col, k, n, width, packed)
-    multiply(a, a_row, a_col, packed, s, 0, s_col, c, c_row, m, n, k, width, pointer(scratch, 0))
+    s_row = 0
+    for p in range(0, max(k, 1), DEPTH):
+        depth = min(DEPTH, k - p)
+        pack(pointer(b, p * b_row), b_row, b_col, depth, n, width, packed)
+        multiply(pointer(a, p * a_col), a_row, a_col, packed, s, s_row, s_col, c, c_row,
+                 m, n, depth, width, pointer(scratch, 0))
+        s, s_row, s_col = c, c_row, 1  # what follows adds to what is there
 
 
 @helper
