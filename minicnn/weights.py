@@ -1,7 +1,10 @@
-"""The weights of a model in one .npz file."""
+"""The weights of a model in one .npz file, and what other kinds of file share with it."""
 
+import contextlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -32,8 +35,9 @@ def save_weights(model: Any, path: str | Path) -> None:
     path = Path(path)
     if path.suffix != ".npz":
         raise ValueError(f"`path` must end in .npz, got {str(path)!r}")
-    values = {name: parameter.value for name, parameter in _parameters(model).items()}
-    np.savez(path, **values)  # type: ignore[arg-type]
+    values = {name: parameter.value for name, parameter in parameters_of(model).items()}
+    with replacing(path) as file:
+        np.savez(file, **values)  # type: ignore[arg-type]
 
 
 def load_weights(model: Any, path: str | Path) -> None:
@@ -63,7 +67,11 @@ def load_weights(model: Any, path: str | Path) -> None:
     >>> mc.save_weights(model, path)
     >>> mc.load_weights(model, path)
     """
-    parameters, arrays = _parameters(model), read_npz(path)
+    fill(parameters_of(model), read_npz(path), path)
+
+
+def fill(parameters: dict[str, Parameter], arrays: dict[str, np.ndarray], path: Any) -> None:
+    """Write the arrays of a file into the parameters of a model; where one does not fit, none."""
     for name in sorted(parameters.keys() | arrays.keys()):
         ours = parameters[name].shape if name in parameters else "no such parameter"
         theirs = arrays[name].shape if name in arrays else "no such array"
@@ -75,7 +83,7 @@ def load_weights(model: Any, path: str | Path) -> None:
         if arrays[name].dtype.kind != "f":
             raise ValueError(
                 f"{name}: float numbers expected, {path} has {arrays[name].dtype}; save the "
-                "weights with save_weights"
+                "weights as float32 or float64"
             )
     for name, parameter in parameters.items():
         parameter.value[...] = arrays[name]
@@ -91,8 +99,28 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
             raise ValueError(f"{path} is no .npz file of plain arrays ({error})") from error
 
 
-def _parameters(model: Any) -> dict[str, Parameter]:
+def parameters_of(model: Any) -> dict[str, Parameter]:
+    """Return the parameters of a built model by name."""
     parameters = {parameter.name: parameter for parameter in getattr(model, "parameters", ())}
     if not parameters:
         raise ValueError(f"the model has no parameters, got {describe(model)}; call build first")
     return parameters
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Open a temporary file that takes the place of `path` once it is whole and on the disk."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself
+    finally:
+        os.close(folder)

@@ -203,3 +203,18 @@ def test_the_path_ends_in_npz(tmp_path):
     with pytest.raises(ValueError, match=r"`path` must end in \.npz, got '.*weights'"):
         mc.save_weights(make_model(), tmp_path / "weights")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_save_leaves_the_file_before(path, monkeypatch):
+    def write_half(file, **values):
+        file.write(b"half")
+        raise OSError("no space left on device")
+
+    mc.save_weights(make_model(), path)
+    monkeypatch.setattr(np, "savez", write_half)
+    with pytest.raises(OSError, match="no space"):
+        mc.save_weights(make_model(1), path)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    other = make_model(1)
+    mc.load_weights(other, path)
+    assert_same_values(values_of(other), values_of(make_model()))

@@ -4,9 +4,7 @@ A file is written under a temporary name, flushed to the disk and then renamed, 
 holds plain arrays and a line of JSON, never a pickle.
 """
 
-import contextlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minicnn.weights import read_npz
+from minicnn.weights import read_npz, replacing
 
 _INDEX = "checkpoint.json"
 _PATTERN = re.compile(r"model\.ckpt-(\d+)\.npz")
@@ -47,11 +45,11 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"model.ckpt-{step}.npz"
     text = np.array(json.dumps({**meta, "arrays": sorted(arrays)}))
-    with _replacing(path) as file:
+    with replacing(path) as file:
         np.savez(file, **{_META: text, **arrays})  # type: ignore[arg-type]
     paths = _files(folder)
     kept = paths[-keep:]
-    with _replacing(folder / _INDEX) as file:
+    with replacing(folder / _INDEX) as file:
         index = {"latest": kept[-1].name, "all": [item.name for item in kept]}
         file.write(json.dumps(index, indent=2).encode())
     for old in paths[:-keep]:
@@ -94,22 +92,3 @@ def _files(folder: Path) -> list[Path]:
     """Return the checkpoints of a folder, the newest last."""
     found = ((_PATTERN.fullmatch(path.name), path) for path in folder.glob("model.ckpt-*.npz"))
     return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Any:
-    """Open a temporary file that takes the place of `path` once it is whole and on the disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself
-    finally:
-        os.close(folder)
