@@ -16,6 +16,8 @@ from minicnn import checks
 from minicnn.checks import describe
 
 logger = logging.getLogger("minicnn")
+# For the lines that say how the steps go on: the console leaves them out while a bar says the same.
+step_logger = logger.getChild("steps")
 
 
 class NanLossError(RuntimeError):
@@ -202,6 +204,7 @@ class LoggingTensorHook(SessionRunHook):
         )
         self.at_end = at_end
         self.formatter = formatter
+        self.logger = logger
         self._step = 0
         self._values: dict[str, Any] = {}
 
@@ -229,10 +232,10 @@ class LoggingTensorHook(SessionRunHook):
         first, last = self.timer.last_step is None, self.timer.last_time
         self.timer.mark(self._step)
         if self.formatter is not None:
-            logger.info("%s", self.formatter(self._values))
+            self.logger.info("%s", self.formatter(self._values))
             return
         line = ", ".join(f"{tag} = {_text(value)}" for tag, value in self._values.items())
-        logger.info("%s%s", line, "" if first else f" ({time.monotonic() - last:.3f} sec)")
+        self.logger.info("%s%s", line, "" if first else f" ({time.monotonic() - last:.3f} sec)")
 
 
 class StopAtStepHook(SessionRunHook):
@@ -337,7 +340,7 @@ class StepCounterHook(SessionRunHook):
         self.timer.mark(step)
         if before is not None:
             rate = (step - before) / max(self.timer.last_time - since, 1e-9)
-            logger.info("global_step/sec: %.6g", rate)
+            step_logger.info("global_step/sec: %.6g", rate)
 
 
 class NanTensorHook(SessionRunHook):
