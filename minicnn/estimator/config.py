@@ -10,7 +10,7 @@ import numpy as np
 from minicnn import checks
 from minicnn.checks import describe
 from minicnn.tensor import Tensor
-from minicnn.train_op import TrainOp
+from minicnn.train_op import Processes, TrainOp
 
 
 class ModeKeys:
@@ -117,6 +117,8 @@ class RunConfig:
         Steps between the log lines with the loss and the speed.
     fuse : bool
         Whether layers that can be computed in one pass are.
+    distribute : DataParallel, optional
+        Several processes train together; see `minicnn.distributed`. None is one process.
 
     Examples
     --------
@@ -134,6 +136,7 @@ class RunConfig:
         keep_checkpoint_max: int = 5,
         log_step_count_steps: int = 100,
         fuse: bool = True,
+        distribute: Processes | None = None,
     ) -> None:
         self.seed = checks.optional(checks.integer, seed, "seed", 0)
         if save_checkpoints_secs is None and save_checkpoints_steps is None:
@@ -149,6 +152,12 @@ class RunConfig:
         self.keep_checkpoint_max = checks.integer(keep_checkpoint_max, "keep_checkpoint_max")
         self.log_step_count_steps = checks.integer(log_step_count_steps, "log_step_count_steps")
         self.fuse = bool(fuse)
+        self.distribute = Processes() if distribute is None else distribute
+        if not isinstance(self.distribute, Processes):
+            raise TypeError(
+                "`distribute` must be a minicnn.distributed.DataParallel, got "
+                f"{describe(distribute)}"
+            )
 
 
 @dataclass

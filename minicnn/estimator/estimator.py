@@ -139,27 +139,9 @@ class Estimator:
         KeyboardInterrupt
             After Ctrl-C, once the step is done and a checkpoint is written.
         """
-        hooks = self._hooks(steps, max_steps, monitors)
-        self._restore()
-        feed = feeding.feed(x, y, input_fn, batch_size, self._seed)
-        trace = self._trace(ModeKeys.TRAIN, feed.peek())
-        if max_steps is not None and self._step >= max_steps:
-            logger.info("Already at step %d of %d; nothing to do.", self._step, max_steps)
-            return self
-        if isinstance(feed, feeding.ArrayFeed):
-            trace.check_labels(feed.y)
-        feed.seek(self._place)
-        session = TrainingSession(
-            trace, feed, self._step, self._seed, self.config.fuse, self._save, self._evaluate_now
-        )
-        try:
-            session.run(hooks)
-        except BaseException:
-            self._forget()  # what is in memory may be half a step, or NaN: the checkpoint counts
-            raise
-        if session.last_loss is not None:
-            logger.info("Loss for final step: %.6g.", session.last_loss)
-        return self
+        with self.config.distribute.run():
+            hooks = self._hooks(steps, max_steps, monitors)
+            return self._fit(hooks, (x, y, input_fn, batch_size), max_steps)
 
     def evaluate(
         self,
@@ -325,6 +307,35 @@ class Estimator:
                 f"{', '.join(sorted(new))}; model_fn must build the same layers for every mode"
             )
 
+    def _fit(
+        self, hooks: list[SessionRunHook], data: tuple[Any, Any, Any, Any], max_steps: int | None,
+    ) -> "Estimator":
+        """Train with these hooks on `x`, `y`, `input_fn` and `batch_size`."""
+        self._restore()
+        self._step, self._place, self._seed, self._checkpoint = self.config.distribute.from_chief(
+            (self._step, self._place, self._seed, self._checkpoint)
+        )
+        feed = feeding.feed(*data, self._seed)
+        trace = self._trace(ModeKeys.TRAIN, feed.peek())
+        if max_steps is not None and self._step >= max_steps:
+            logger.info("Already at step %d of %d; nothing to do.", self._step, max_steps)
+            return self
+        if isinstance(feed, feeding.ArrayFeed):
+            trace.check_labels(feed.y)
+        feed.seek(self._place)
+        session = TrainingSession(
+            trace, feed, self._step, self._seed, self.config.fuse, self.config.distribute,
+            self._save, self._evaluate_now,
+        )
+        try:
+            session.run(hooks)
+        except BaseException:
+            self._forget()  # what is in memory may be half a step, or NaN: the checkpoint counts
+            raise
+        if session.last_loss is not None:
+            logger.info("Loss for final step: %.6g.", session.last_loss)
+        return self
+
     def _hooks(
         self, steps: int | None, max_steps: int | None, monitors: Sequence[SessionRunHook] | None
     ) -> list[SessionRunHook]:
@@ -353,6 +364,8 @@ class Estimator:
             hooks.append(StopAtStepHook(num_steps=checks.integer(steps, "steps")))
         if max_steps is not None:
             hooks.append(StopAtStepHook(last_step=checks.integer(max_steps, "max_steps")))
+        if not config.distribute.is_chief:  # the others note the step and the place, no more
+            return [hook for hook in hooks if isinstance(hook, CheckpointSaverHook)]
         return hooks
 
     def _save(self, session: TrainingSession) -> None:
@@ -367,6 +380,8 @@ class Estimator:
         train_op = session.trace.ops.train_op
         self._step, self._place = session.global_step, session.feed.place()
         self._checkpoint = None  # older than what is in memory
+        if not self.config.distribute.is_chief:
+            return
         meta = {
             "global_step": self._step,
             "seed": self._seed,
