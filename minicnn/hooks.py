@@ -16,8 +16,8 @@ from minicnn import checks
 from minicnn.checks import describe
 
 logger = logging.getLogger("minicnn")
-# For the lines that say how the steps go on: the console leaves them out while a bar says the same.
-step_logger = logger.getChild("steps")
+# For lines that say how far the run is: the console leaves them out while a bar says the same.
+step_logger = logging.LoggerAdapter(logger, {"says_step": True})
 
 
 class NanLossError(RuntimeError):
@@ -204,7 +204,7 @@ class LoggingTensorHook(SessionRunHook):
         )
         self.at_end = at_end
         self.formatter = formatter
-        self.logger = logger
+        self.logger: logging.Logger | logging.LoggerAdapter[logging.Logger] = logger
         self._step = 0
         self._values: dict[str, Any] = {}
 
@@ -263,6 +263,10 @@ class StopAtStepHook(SessionRunHook):
 
     def begin(self) -> None:
         self._done = 0
+
+    def end_from(self, step: int) -> int:
+        """Return the global step at which a run that begins at `step` ends."""
+        return self.last_step or step + (self.num_steps or 0)
 
     def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
         self._done += 1

@@ -117,6 +117,10 @@ class RunConfig:
         Steps between the log lines with the loss and the speed.
     fuse : bool
         Whether layers that can be computed in one pass are.
+    progress : bool
+        Whether `fit` and `evaluate` show a bar on a terminal or in a notebook, if tqdm is installed
+        (the extra "progress"). The console then leaves out the log lines with the loss and the
+        speed, which the bar says; a log file gets them all.
     distribute : DataParallel, optional
         Several processes train together; see `minicnn.distributed`. None is one process.
 
@@ -136,6 +140,7 @@ class RunConfig:
         keep_checkpoint_max: int = 5,
         log_step_count_steps: int = 100,
         fuse: bool = True,
+        progress: bool = True,
         distribute: Processes | None = None,
     ) -> None:
         self.seed = checks.optional(checks.integer, seed, "seed", 0)
@@ -152,6 +157,7 @@ class RunConfig:
         self.keep_checkpoint_max = checks.integer(keep_checkpoint_max, "keep_checkpoint_max")
         self.log_step_count_steps = checks.integer(log_step_count_steps, "log_step_count_steps")
         self.fuse = bool(fuse)
+        self.progress = bool(progress)
         self.distribute = Processes() if distribute is None else distribute
         if not isinstance(self.distribute, Processes):
             raise TypeError(

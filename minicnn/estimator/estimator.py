@@ -18,6 +18,7 @@ from minicnn.context import Context
 from minicnn.estimator import checkpoints, feeding
 from minicnn.estimator.checkpoints import Checkpoint, CheckpointError
 from minicnn.estimator.config import MetricSpec, ModeKeys, RunConfig
+from minicnn.estimator.progress import ProgressHook, progress_bar
 from minicnn.estimator.session import TrainingSession
 from minicnn.estimator.tracing import Trace, form
 from minicnn.hooks import (
@@ -27,6 +28,7 @@ from minicnn.hooks import (
     SessionRunHook,
     StepCounterHook,
     StopAtStepHook,
+    step_logger,
 )
 from minicnn.parameter import Parameter
 
@@ -327,8 +329,11 @@ class Estimator:
             trace, feed, self._step, self._seed, self.config.fuse, self.config.distribute,
             self._save, self._evaluate_now,
         )
+        ends = [hook.end_from(self._step) for hook in hooks if isinstance(hook, StopAtStepHook)]
+        end = min(ends, default=math.inf)
         try:
-            session.run(hooks)
+            with progress_bar(self.config.progress, "fit", end, self._step) as advance:
+                session.run([ProgressHook(advance), *hooks])
         except BaseException:
             self._forget()  # what is in memory may be half a step, or NaN: the checkpoint counts
             raise
@@ -351,10 +356,12 @@ class Estimator:
                     f"`monitors` must hold SessionRunHook objects, got {describe(hook)}"
                 )
         config, every = self.config, self.config.log_step_count_steps
+        losses = LoggingTensorHook({"loss": "loss", "step": "global_step"}, every_n_iter=every)
+        losses.logger = step_logger
         hooks: list[SessionRunHook] = [
             *([] if any(isinstance(hook, NanTensorHook) for hook in own) else [NanTensorHook()]),
             StepCounterHook(every),
-            LoggingTensorHook({"loss": "loss", "step": "global_step"}, every_n_iter=every),
+            losses,
             *own,
         ]
         if not any(isinstance(hook, CheckpointSaverHook) for hook in own):
@@ -409,24 +416,29 @@ class Estimator:
         metrics = _checked_metrics(metrics)
         feed = feeding.feed(x, y, input_fn, batch_size)
         trace = self._trace(ModeKeys.EVAL, feed.peek())
+        end = most
         if isinstance(feed, feeding.ArrayFeed):
             trace.check_labels(feed.y)
+            end = min(most, math.ceil(feed.rows / feed.batch_size))
         loss, predictions = trace.ops.loss, trace.ops.predictions
         plan = trace.graph.plan(
             [loss, *predictions.values()] if metrics else [loss], self.config.fuse
         )
         total, rows, parts = 0.0, 0, []
-        for batch in feed:
-            values = plan.forward(trace.feeds(batch), Context(save=False))
-            count = feeding.rows_of(batch[0])
-            total, rows = total + float(values[loss]) * count, rows + count
-            if metrics:
-                parts.append(({k: values[t] for k, t in predictions.items()}, batch[1], batch[0]))
-            most -= 1
-            if most <= 0:
-                break
-        else:
-            logger.info("Input iterator is exhausted.")
+        with progress_bar(self.config.progress, "evaluate", end) as advance:
+            for batch in feed:
+                values = plan.forward(trace.feeds(batch), Context(save=False))
+                count = feeding.rows_of(batch[0])
+                total, rows = total + float(values[loss]) * count, rows + count
+                if metrics:
+                    kept = {name: values[tensor] for name, tensor in predictions.items()}
+                    parts.append((kept, batch[1], batch[0]))
+                advance(total / rows)
+                most -= 1
+                if most <= 0:
+                    break
+            else:
+                logger.info("Input iterator is exhausted.")
         results: dict[str, Any] = {}
         if metrics:
             whole = [feeding.concatenate(part) for part in zip(*parts, strict=True)]
