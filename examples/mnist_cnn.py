@@ -2,6 +2,7 @@
 
     python examples/mnist_cnn.py                    20,000 steps, then the test set
     python examples/mnist_cnn.py --steps 3000       a shorter run
+    mpiexec -n 4 python examples/mnist_cnn.py --distributed    with four processes
 
 ``--steps`` is the total: the same command finishes an interrupted run, from the last checkpoint
 in ``--model-dir``. The network starts from `uniform_unit_scaling`, as that of the guide's log did.
@@ -14,6 +15,7 @@ import time
 import numpy as np
 
 import minicnn as mc
+from minicnn.distributed import DataParallel
 
 INITIALIZER = "uniform_unit_scaling"
 
@@ -92,15 +94,21 @@ def main():
     parser.add_argument("--model-dir", default="mnist_cnn_model", help="default: mnist_cnn_model")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument("--data", default="mnist", help="a folder of IDX files in place of MNIST")
+    parser.add_argument("--distributed", action="store_true", help="as a rank of mpiexec")
     args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
+    ranks = DataParallel() if args.distributed else None
+    if ranks is not None:
+        mc.set_num_threads(1)  # start a rank for each CPU
+    chief = ranks is None or ranks.is_chief
+    level = logging.INFO if chief else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
 
     data = mc.datasets.load_dataset(args.data)
     classifier = mc.Estimator(
         model_fn=cnn_model_fn,
         model_dir=args.model_dir,
         params={"learning_rate": args.learning_rate},
-        config=mc.RunConfig(seed=args.seed, save_checkpoints_secs=60),
+        config=mc.RunConfig(seed=args.seed, save_checkpoints_secs=60, distribute=ranks),
     )
     logging.info("The first step compiles the kernels, once on a machine: some seconds.")
     classifier.fit(
@@ -110,6 +118,8 @@ def main():
         max_steps=args.steps,
         monitors=[Progress(args.steps)],
     )
+    if not chief:
+        return
 
     metrics = {
         "accuracy": mc.MetricSpec(metric_fn=mc.metrics.accuracy, prediction_key="classes")

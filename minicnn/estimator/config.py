@@ -157,13 +157,13 @@ class RunConfig:
         self.keep_checkpoint_max = checks.integer(keep_checkpoint_max, "keep_checkpoint_max")
         self.log_step_count_steps = checks.integer(log_step_count_steps, "log_step_count_steps")
         self.fuse = bool(fuse)
-        self.progress = bool(progress)
         self.distribute = Processes() if distribute is None else distribute
         if not isinstance(self.distribute, Processes):
             raise TypeError(
                 "`distribute` must be a minicnn.distributed.DataParallel, got "
                 f"{describe(distribute)}"
             )
+        self.progress = bool(progress) and self.distribute.is_chief
 
 
 @dataclass
