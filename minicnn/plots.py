@@ -1,8 +1,8 @@
 """Pictures of a training run and of what was learnt, drawn by matplotlib (extra `plot`).
 
 Each function returns a `matplotlib.figure.Figure` that stands alone: no window, no pyplot, nothing
-to close. ``figure.savefig("picture.png")`` writes it. The colours (Okabe and Ito's blue; maps that
-run from light to dark) can also be told apart by colour-blind readers.
+to close. ``figure.savefig("picture.png")`` writes it. The colours are told apart by colour-blind
+readers too.
 """
 
 import json
@@ -18,7 +18,7 @@ from minicnn.checks import describe, integer
 from minicnn.extras import require
 from minicnn.metrics import confusion_matrix as count_confusions
 
-_BLUE = "#0072B2"
+_BLUE = "#0072B2"  # of the palette by Okabe and Ito for all kinds of colour vision
 _UNITS = {"loss": "loss (mean over the rows)", "accuracy": "accuracy (share of the rows)"}
 
 
@@ -216,9 +216,8 @@ def worst_mistakes(
     >>> figure = mc.plots.worst_mistakes(images, [0, 0, 1], probabilities)
     """
     images, labels, chances = map(np.asarray, (images, labels, probabilities))
-    if images.ndim not in (3, 4) or chances.ndim != 2 or labels.shape != images.shape[:1] or (
-        len(chances) != len(images)
-    ):
+    rows_fit = images.shape[:1] == labels.shape == chances.shape[:1]
+    if not rows_fit or images.ndim not in (3, 4) or chances.ndim != 2:
         raise ValueError(
             "`images` (N, height, width), `labels` (N,) and `probabilities` (N, classes) must "
             f"fit, got shapes {images.shape}, {labels.shape} and {chances.shape}; reshape flat "

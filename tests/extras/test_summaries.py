@@ -4,6 +4,7 @@ import io
 import math
 import struct
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -141,12 +142,16 @@ def test_scalars_are_those_of_their_step(written):
 
 
 def test_the_rate_is_steps_by_seconds(tmp_path, monkeypatch):
-    times = iter([100.0, 104.0])
-    monkeypatch.setattr(hooks.time, "monotonic", lambda: next(times, 104.0))
-    hook = SummarySaverHook(tmp_path / "tb", save_steps=2)
-    hook.timer.mark(1)
-    session = type("Session", (), {"global_step": 3, "parameters": {}})
-    assert hook._scalars(session, {"scalars": {}})["global_step/sec"] == 0.5
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(hooks, "time", SimpleNamespace(monotonic=lambda: clock.now))
+
+    class Tick(hooks.SessionRunHook):
+        def before_run(self, run_context):
+            clock.now += 4.0
+
+    fit(tmp_path, Tick(), SummarySaverHook(tmp_path / "tb", save_steps=2), steps=3)
+    rates = [values(event).get("global_step/sec") for event in events(tmp_path / "tb")[0][2:]]
+    assert [rate and rate.simple_value for rate in rates] == [None, 0.25]
 
 
 def test_histograms_are_of_the_weights_after_the_step(written):
