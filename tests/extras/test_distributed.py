@@ -230,5 +230,5 @@ def test_backward_tells_of_a_gradient_when_it_is_written():
 
 
 def test_what_does_not_distribute_is_refused():
-    with pytest.raises(TypeError, match="`distribute` must be a minicnn.distributed.DataParallel"):
+    with pytest.raises(TypeError, match="`distribute` must be a minicnn"):
         mc.RunConfig(distribute="mpi")
