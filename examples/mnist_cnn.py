@@ -4,12 +4,14 @@
     python examples/mnist_cnn.py --steps 3000       a shorter run
     mpiexec -n 4 python examples/mnist_cnn.py --distributed    with four processes
 
+A terminal shows a bar if tqdm is installed (``pip install -e ".[progress]"``), else log lines.
 ``--steps`` is the total: the same command finishes an interrupted run, from the last checkpoint
 in ``--model-dir``. The network starts from `uniform_unit_scaling`, as that of the guide's log did.
 """
 
 import argparse
 import logging
+import sys
 import time
 
 import numpy as np
@@ -63,7 +65,7 @@ def cnn_model_fn(features, labels, mode, params):
 
 
 class Progress(mc.hooks.SessionRunHook):
-    """Log how far the run is and how long it will take."""
+    """Log how far the run is and how long it will take, for where no bar says it."""
 
     def __init__(self, total, every=500):
         self.total, self.every = total, every
@@ -78,7 +80,7 @@ class Progress(mc.hooks.SessionRunHook):
         elif (step - self.first) % self.every == 0:
             rate = (step - self.first) / (time.monotonic() - self.start)
             left = (self.total - step) / rate
-            logging.info(
+            mc.hooks.step_logger.info(
                 "step %d of %d, %.1f steps/s, about %d min %02d s left",
                 step, self.total, rate, left // 60, left % 60,
             )
@@ -111,13 +113,16 @@ def main():
         config=mc.RunConfig(seed=args.seed, save_checkpoints_secs=60, distribute=ranks),
     )
     logging.info("The first step compiles the kernels, once on a machine: some seconds.")
-    classifier.fit(
-        x=data.train.images,
-        y=np.asarray(data.train.labels, dtype=np.int32),
-        batch_size=args.batch_size,
-        max_steps=args.steps,
-        monitors=[Progress(args.steps)],
-    )
+    try:
+        classifier.fit(
+            x=data.train.images,
+            y=np.asarray(data.train.labels, dtype=np.int32),
+            batch_size=args.batch_size,
+            max_steps=args.steps,
+            monitors=[Progress(args.steps)],
+        )
+    except KeyboardInterrupt:  # the last line says how to go on
+        sys.exit(130)
     if not chief:
         return
 
