@@ -1,5 +1,6 @@
 """The Estimator: trains, evaluates and predicts with a model_fn, and keeps it in a folder."""
 
+import contextlib
 import json
 import logging
 import math
@@ -138,12 +139,17 @@ class Estimator:
             For arguments, shapes or labels that cannot be; before the first step.
         NanLossError
             Where the loss is not finite; the last checkpoint is from before.
+        CheckpointError
+            Where another process trains in `model_dir`, or it cannot be written, or no checkpoint
+            in it is whole.
         KeyboardInterrupt
             After Ctrl-C, once the step is done and a checkpoint is written.
         """
         with self.config.distribute.run():
             hooks = self._hooks(steps, max_steps, monitors)
-            return self._fit(hooks, (x, y, input_fn, batch_size), max_steps)
+            is_chief = self.config.distribute.is_chief
+            with checkpoints.locked(self.model_dir) if is_chief else contextlib.nullcontext():
+                return self._fit(hooks, (x, y, input_fn, batch_size), max_steps)
 
     def evaluate(
         self,
@@ -259,13 +265,12 @@ class Estimator:
         """Read the latest checkpoint, or begin anew, unless that was done before."""
         if self._ready:
             return
-        path = checkpoints.latest(self.model_dir)
-        if path is not None:
-            self._checkpoint = checkpoints.load(path)
+        self._checkpoint = checkpoints.newest(self.model_dir)
+        if self._checkpoint is not None:
             meta = self._checkpoint.meta
             self._step, self._place = meta["global_step"], meta["place"]
             self._seed = meta["seed"] if self.config.seed is None else self.config.seed
-            logger.info("Restored model from %s", path)
+            logger.info("Restored model from %s", self._checkpoint.path)
         elif self.config.seed is None:
             self._seed = secrets.randbits(32)
             logger.info("The seed of this run is %d.", self._seed)
@@ -313,6 +318,10 @@ class Estimator:
         self, hooks: list[SessionRunHook], data: tuple[Any, Any, Any, Any], max_steps: int | None,
     ) -> "Estimator":
         """Train with these hooks on `x`, `y`, `input_fn` and `batch_size`."""
+        if self.config.distribute.from_chief(
+            checkpoints.latest_step(self.model_dir) != self._step
+        ):
+            self._forget()  # the folder has changed since
         self._restore()
         self._step, self._place, self._seed, self._checkpoint = self.config.distribute.from_chief(
             (self._step, self._place, self._seed, self._checkpoint)
@@ -453,9 +462,12 @@ class Estimator:
         numbers = {k: v for k, v in results.items() if k != "global_step" and np.ndim(v) == 0}
         text = ", ".join(f"{name} = {value:.6g}" for name, value in sorted(numbers.items()))
         logger.info("Saving evaluation summary for step %d: %s", step, text)
-        self.model_dir.mkdir(parents=True, exist_ok=True)
-        with (self.model_dir / "evaluations.jsonl").open("a") as file:
-            file.write(json.dumps({"global_step": step, **numbers}) + "\n")
+        path = self.model_dir / "evaluations.jsonl"
+        try:
+            with path.open("a") as file:
+                file.write(json.dumps({"global_step": step, **numbers}) + "\n")
+        except OSError as error:
+            logger.warning("%s cannot be written (%s)", path, error)
 
     def _predictions(self, trace: Trace, feed: Any) -> Iterator[dict[str, np.ndarray]]:
         """Yield the predictions of each batch."""
@@ -509,13 +521,14 @@ def _load_weights(trace: Trace, known: set[str], checkpoint: Checkpoint, folder:
     for name, parameter in graph.parameters.items():
         if name not in saved:
             raise CheckpointError(f"{name} {parameter.shape} is not in the checkpoint; {remedy}")
-        if saved[name].shape != parameter.shape:
+        array = saved[name]
+        if array.shape != parameter.shape or array.dtype.kind != "f":
             raise CheckpointError(
-                f"{name} is {parameter.shape} in the model and {saved[name].shape} in the "
+                f"{name} is {parameter.shape} in the model and {array.dtype} {array.shape} in the "
                 f"checkpoint; {remedy}"
             )
         if name not in known:
-            parameter.value[...] = saved[name]
+            parameter.value[...] = array
     unused = set(saved) - set(graph.parameters)
     if trace.ops.mode == ModeKeys.TRAIN and unused:
         name = min(unused)
