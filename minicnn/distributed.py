@@ -2,8 +2,8 @@
 
 Every process ("rank") holds all parameters, reads the same batches and computes on its own rows of
 each. Before the update the gradients are added up, so every rank makes the step that one process
-would make on the whole batch, and the parameters stay the same bit for bit on all ranks. With the
-same number of ranks a continued run is exact; with another one it is the same but for rounding.
+would make on the whole batch but for rounding, and the parameters are the same bits on all ranks.
+With the same number of ranks a continued run is exact.
 """
 
 import contextlib
@@ -31,11 +31,10 @@ class DataParallel(Processes):
     Rank r of n takes the rows [r N / n, (r + 1) N / n) of a batch of N. Its gradient is weighted by
     its share of the rows, so n need not divide N, but the loss must be a mean over rows.
 
-    * Give every rank the same data: `x` and `y`, or an input_fn that yields the same whole batches
-      everywhere. What a rank does not need of a batch it drops.
+    * Give every rank the same data: `x` and `y`, or an input_fn that yields the same whole batches.
     * Rank 0 logs, saves and evaluates, and alone runs the monitors. They see the loss of the whole
       batch; other tensors that they fetch hold the rows of rank 0.
-    * An error on any rank ends all of them; training goes on from the last checkpoint.
+    * An error on any rank ends all of them; the same command goes on from the last checkpoint.
 
     Parameters
     ----------
@@ -50,7 +49,7 @@ class DataParallel(Processes):
     Raises
     ------
     ImportError
-        Where mpi4py is not installed, or finds no MPI.
+        Where mpi4py is not installed, or finds no MPI library.
 
     Examples
     --------
@@ -79,8 +78,7 @@ class DataParallel(Processes):
         try:
             yield
         except BaseException:
-            sys.excepthook(*sys.exc_info())
-            sys.stderr.flush()
+            sys.excepthook(*sys.exc_info())  # Abort does not come back to show it
             self._comm.Abort(1)
             raise
 
@@ -94,6 +92,7 @@ class DataParallel(Processes):
         self._comm.Barrier()  # the others find the kernels on the disk
         for parameter in parameters:
             self._comm.Bcast(parameter.value)
+        # One alone is sent early: the order of several could differ with what a rank fetches.
         self._largest = max(parameters, key=lambda p: p.value.size, default=None)
         self._steps = 0
 
@@ -104,20 +103,16 @@ class DataParallel(Processes):
         first, last = rows * rank // size, rows * (rank + 1) // size
         # Layers need a row: a rank without one takes one that counts for nothing.
         own = slice(first, max(last, first + 1))
-        share = (last - first) / rows
-        return {tensor: array[own] for tensor, array in feeds.items()}, first, share
+        return {tensor: array[own] for tensor, array in feeds.items()}, first, (last - first) / rows
 
     def ready(self, parameter: Parameter) -> None:
-        """Send the largest gradient on its way while backward goes on.
-
-        It alone, so that all ranks send in the same order whatever they fetch and fuse.
-        """
+        """Send the largest gradient, and it alone, on its way while backward goes on."""
         if parameter is self._largest:
             request = self._comm.Iallreduce(self._mpi.IN_PLACE, parameter.grad)
             self._early = self._thread.submit(_see_through, request)
 
     def sum(self, loss: float, parameters: Sequence[Parameter]) -> float:
-        parameters = sorted(parameters, key=lambda p: p.name)
+        parameters = sorted(parameters, key=lambda p: p.name)  # so could the order of these
         if self._early is not None:
             self._early.result()
             self._early = None
