@@ -38,7 +38,7 @@ def progress_bar(wanted: bool, title: str, total: float, done: int = 0) -> Itera
     if tqdm is None:
         yield lambda loss: None
         return
-    options = {"desc": title, "total": total, "initial": done, "unit": " steps"}
+    options = {"desc": title, "total": total, "initial": done, "unit": "step"}
     with tqdm(**options, dynamic_ncols=True) as bar, _console_above_bar():
         bar.leave = bar.pos == 0  # that of a validation, which stands below another, goes away
 
