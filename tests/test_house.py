@@ -1,7 +1,6 @@
 """The rules of the house: floors, room for code, docstrings, and what an import may cost."""
 
 import ast
-import doctest
 import enum
 import graphlib
 import importlib
@@ -13,6 +12,7 @@ import sys
 import tokenize
 from pathlib import Path
 
+import docstrings
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -39,15 +39,18 @@ BUDGET = [
     (1900, ["kernels"]),
     (700, ["layers"]),
     (300, ["graph", "tensor"]),
-    (1100, ["estimator", "hooks"]),
+    (1300, ["estimator", "hooks"]),
     (700, ["export", "plots", "distributed", "summaries", "images", "extras"]),
 ]
-BUDGET_OF_THE_REST = 1450
-BUDGET_OF_ALL = 5750
+BUDGET_OF_THE_REST = 1550
+BUDGET_OF_ALL = 6000
 LINE_LENGTH = 100
 
 # Where a user finds a name: `minicnn` itself and these modules of it.
-PUBLIC_MODULES = ["layers", "losses", "metrics", "optimizers", "hooks", "datasets", "initializers"]
+PUBLIC_MODULES = [
+    "layers", "losses", "metrics", "optimizers", "hooks", "datasets", "initializers",
+    "distributed", "export", "images", "plots", "summaries",
+]
 
 IMPORT_SECONDS = 0.15  # over `import numba`
 OPTIONAL_PACKAGES = {
@@ -195,13 +198,10 @@ def test_no_line_is_too_long():
 # Docstrings ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("module", SOURCES)
+@pytest.mark.parametrize("module", sorted(SOURCES.keys() - docstrings.EXTRAS.keys()))
 def test_docstring_examples(module, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.REPORT_ONLY_FIRST_FAILURE
-    result = doctest.testmod(importlib.import_module(module), optionflags=flags)
-    if result.failed:
-        pytest.fail(f"{result.failed} of {result.attempted} examples", pytrace=False)
+    docstrings.run(module)
 
 
 def public_objects():
