@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from minicnn.kernels import direct, pooling, sparse, winograd
+from minicnn.kernels.elementwise import sum_rows
 from minicnn.kernels.gemm import EDGE, PANEL_BYTES, ROWS, multiply, pack, round_up
 from minicnn.kernels.im2col import add_columns, columns_of
 from minicnn.kernels.jit import kernel
@@ -69,9 +70,10 @@ def kernel_gradient(
     scratch = EDGE + block * _padded(filters, x.itemsize) + block * depth
     parallel_for(_kernel_gradient, chunks, (x, dy), (partial,), tuple(window), length, block,
                  scratch=scratch)
-    total = partial.sum(axis=0)
-    dw[...] = total[:-1].reshape(dw.shape)
-    db[...] = total[-1]
+    total = np.empty(dw.size + db.size, dw.dtype)
+    sum_rows(partial.reshape(chunks, total.size), total)
+    dw[...] = total[: dw.size].reshape(dw.shape)
+    db[...] = total[dw.size :]
 
 
 def fused_forward(

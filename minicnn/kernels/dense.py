@@ -12,9 +12,11 @@ from minicnn.kernels.elementwise import drop, mask_of
 from minicnn.kernels.gemm import EDGE, PANEL_BYTES, multiply, pack
 from minicnn.kernels.jit import helper, kernel
 from minicnn.kernels.pool import parallel_for
-from minicnn.kernels.simd import pointer
+from minicnn.kernels.simd import broadcast, fma, load, pointer, store
 
 _CHUNK = 64  # columns of the result that one chunk computes; B is packed a chunk at a time
+_FEW_ROWS = 4  # up to here w is read where it lies: packing it would cost more than the product
+_WIDE_CHUNK = 256  # then: enough columns that memory is read in long runs
 _ZEROS = PANEL_BYTES  # elements of scratch that a product starts from
 
 
@@ -29,7 +31,8 @@ def forward(
     """
     d, u = w.shape
     key, rate, first_row, per_row = dropout or (0, 0.0, 0, 1)
-    parallel_for(_forward, _chunks(u), (x, w, b), (y,), relu, dropout is not None,
+    width = _WIDE_CHUNK if len(x) <= _FEW_ROWS else _CHUNK
+    parallel_for(_forward, -(-u // width), (x, w, b), (y,), width, relu, dropout is not None,
                  *mask_of(key, rate, x.dtype), first_row, per_row, scratch=_scratch(d))
 
 
@@ -66,13 +69,17 @@ def _scratch(k: int) -> int:
 
 
 @kernel
-def _forward(chunk, scratch, x, w, b, y, relu, dropping, key, threshold, scale, first_row,
+def _forward(chunk, scratch, x, w, b, y, width, relu, dropping, key, threshold, scale, first_row,
              per_row):
     (n, d), u = x.shape, w.shape[1]
-    j = chunk * _CHUNK
-    columns = min(_CHUNK, u - j)
-    _product(pointer(x, 0), d, 1, pointer(w, j), u, 1, pointer(b, j), 1,
-             pointer(y, j), u, n, columns, d, scratch)
+    j = chunk * width
+    columns = min(width, u - j)
+    lanes = PANEL_BYTES // scratch.itemsize // 2
+    done = columns // lanes * lanes if width == _WIDE_CHUNK else 0  # columns
+    _product_by_rows(pointer(x, 0), pointer(w, j), pointer(b, j), pointer(y, j), n, done, d, u,
+                     lanes)
+    _product(pointer(x, 0), d, 1, pointer(w, j + done), u, 1, pointer(b, j + done), 1,
+             pointer(y, j + done), u, n, columns - done, d, scratch)
     for i in range(n):
         row = pointer(y, i * u + j)
         if relu:
@@ -106,6 +113,33 @@ def _product(a, a_row, a_col, b, b_row, b_col, s, s_col, c, c_row, m, n, k, scra
     packed = pointer(scratch, EDGE + _ZEROS)
     pack(b, b_row, b_col, k, n, width, packed)
     multiply(a, a_row, a_col, packed, s, 0, s_col, c, c_row, m, n, k, width, pointer(scratch, 0))
+
+
+@helper
+def _product_by_rows(x, w, b, y, n, columns, d, u, lanes):
+    """Write y = x w + b for few rows of x and whole vectors of columns.
+
+    Four rows of w at a time pass by, each read once and in one run; the sums have the order of
+    `tile`, and so its bits.
+    """
+    for i in range(n):
+        for q in range(columns):
+            y[i * u + q] = b[q]
+    for p in range(0, d - 3, 4):
+        rows = pointer(w, p * u)
+        for i in range(n):
+            x0, x1 = broadcast(x, i * d + p), broadcast(x, i * d + p + 1)
+            x2, x3 = broadcast(x, i * d + p + 2), broadcast(x, i * d + p + 3)
+            for q in range(0, columns, lanes):
+                total = fma(x0, load(rows, q), load(y, i * u + q))
+                total = fma(x1, load(rows, u + q), total)
+                total = fma(x2, load(rows, 2 * u + q), total)
+                store(fma(x3, load(rows, 3 * u + q), total), y, i * u + q)
+    for p in range(d // 4 * 4, d):
+        for i in range(n):
+            for q in range(0, columns, lanes):
+                total = fma(broadcast(x, i * d + p), load(w, p * u + q), load(y, i * u + q))
+                store(total, y, i * u + q)
 
 
 @helper

@@ -15,7 +15,7 @@ from minicnn.kernels.gemm import PANEL_BYTES, pack
 from minicnn.kernels.jit import helper, kernel
 from minicnn.kernels.plane import emit_block, fill_plane
 from minicnn.kernels.pool import parallel_for, share
-from minicnn.kernels.simd import VECTOR_BYTES, broadcast, fma, load, pointer, spread
+from minicnn.kernels.simd import VECTOR_BYTES, broadcast, fma, load, pointer, spread, store
 from minicnn.kernels.window import Window
 
 _PANEL = PANEL_BYTES // 4
@@ -40,7 +40,7 @@ def forward(
     high = max((2 * blocks_h - 1) * window.stride_h + window.kernel_h, x.shape[1] + window.top)
     wide = max((2 * blocks_w - 1) * window.stride_w + window.kernel_w, x.shape[2] + window.left)
     panels = -(-w.shape[3] // _PANEL)
-    scratch = (panels * (w.size // w.shape[3]) + 6) * _PANEL + high * wide * x.shape[3]
+    scratch = (panels * (w.size // w.shape[3]) + 5) * _PANEL + high * wide * x.shape[3]
     parallel_for(_forward, -(-len(x) // images), (x, w, b), (y, code), tuple(window), images,
                  blocks_h, blocks_w, high, wide, relu, pool, scratch=scratch)
 
@@ -54,8 +54,8 @@ def _forward(chunk, scratch, x, w, b, y, code, window, images, blocks_h, blocks_
     panels = (filters + _PANEL - 1) // _PANEL
     packed = pointer(scratch, 0)
     bias = pointer(packed, panels * taps * _PANEL)
-    spare = pointer(bias, _PANEL)
-    plane = pointer(spare, 5 * _PANEL)
+    block = pointer(bias, _PANEL)  # 2x2 outputs of eight filters, and of the eight behind them
+    plane = pointer(block, 4 * _PANEL)
     pack(pointer(w, 0), filters, 1, taps, filters, _PANEL, packed)
     for e in range(high * wide * channels):
         plane[e] = 0
@@ -70,13 +70,15 @@ def _forward(chunk, scratch, x, w, b, y, code, window, images, blocks_h, blocks_
                     corner = (2 * by * sh * wide + 2 * bx * sw) * channels
                     _block(pointer(plane, corner), sh * wide * channels, sw * channels,
                            wide * channels, pointer(packed, panel * taps * _PANEL), kh,
-                           kw * channels, bias, y, code, n, 2 * by, 2 * bx, first, relu, pool,
-                           spare)
+                           kw * channels, block)
+                    for lane in range(0, min(_PANEL, filters - first), _LANES):
+                        emit_block(pointer(block, 4 * lane), 2 * _LANES, pointer(bias, lane), y,
+                                   code, n, 2 * by, 2 * bx, first + lane, relu, pool)
 
 
 @helper
-def _block(x, down, right, row, w, kh, run, bias, y, code, n, i, j, first, relu, pool, spare):
-    """Compute the 2x2 outputs at (i, j) for 16 filters; their patches lie `down`, `right` apart."""
+def _block(x, down, right, row, w, kh, run, block):
+    """Compute 2x2 outputs for 16 filters; their patches lie `down` and `right` apart in x."""
     a0, a1, b0, b1, c0, c1, d0, d1 = (
         spread(np.float32(0)), spread(np.float32(0)), spread(np.float32(0)), spread(np.float32(0)),
         spread(np.float32(0)), spread(np.float32(0)), spread(np.float32(0)), spread(np.float32(0)),
@@ -92,6 +94,11 @@ def _block(x, down, right, row, w, kh, run, bias, y, code, n, i, j, first, relu,
             c0, c1 = fma(x2, w0, c0), fma(x2, w1, c1)
             d0, d1 = fma(x3, w0, d0), fma(x3, w1, d1)
             w = pointer(w, _PANEL)
-    emit_block(a0, b0, c0, d0, load(bias, 0), y, code, n, i, j, first, relu, pool, spare)
-    emit_block(a1, b1, c1, d1, load(bias, _LANES), y, code, n, i, j, first + _LANES, relu, pool,
-               spare)
+    store(a0, block, 0)
+    store(b0, block, _LANES)
+    store(c0, block, 2 * _LANES)
+    store(d0, block, 3 * _LANES)
+    store(a1, block, 4 * _LANES)
+    store(b1, block, 5 * _LANES)
+    store(c1, block, 6 * _LANES)
+    store(d1, block, 7 * _LANES)

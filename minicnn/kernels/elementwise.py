@@ -10,6 +10,7 @@ from minicnn.kernels.pool import parallel_for, share
 from minicnn.kernels.simd import pointer
 
 SPAN = 1 << 15  # elements of a chunk: far above the cost of handing it to a thread
+_COLUMNS = 1 << 13  # whose sums a chunk makes
 
 
 def spans(size: int) -> int:
@@ -54,8 +55,8 @@ def mask_of(key: int, rate: float, dtype: Any) -> tuple[np.uint64, np.uint64, An
 
 
 def sum_rows(dy: np.ndarray, db: np.ndarray) -> None:
-    """Write db (U,) = the sum of the rows of dy (N, U)."""
-    parallel_for(_sum_rows, 1, (dy,), (db,))
+    """Write db (U,) = the sum of the rows of dy (N, U), added in order."""
+    parallel_for(_sum_rows, -(-db.size // _COLUMNS), (dy,), (db,))
 
 
 @kernel
@@ -101,7 +102,12 @@ def _mix(z):
 
 @kernel
 def _sum_rows(chunk, scratch, dy, db):
-    db[:] = 0
+    first = chunk * _COLUMNS
+    count = min(_COLUMNS, db.size - first)
+    total = pointer(db, first)
+    for u in range(count):
+        total[u] = 0
     for r in range(dy.shape[0]):
-        for u in range(dy.shape[1]):
-            db[u] += dy[r, u]
+        row = pointer(dy, r * db.size + first)
+        for u in range(count):
+            total[u] += row[u]

@@ -20,7 +20,7 @@ Multiplication", ACM TOMS 34(3), 2008.
 from numba.extending import register_jitable
 
 from minicnn.kernels.jit import helper
-from minicnn.kernels.simd import broadcast, fma, load, pointer, store
+from minicnn.kernels.simd import broadcast, fma, load, pointer, store, transpose
 
 ROWS = 6  # of a tile
 PANEL_BYTES = 64  # columns of a tile: two vectors
@@ -39,11 +39,17 @@ def pack(b, b_row, b_col, k, n, width, packed):
     """Copy B (k, n), read through two strides, into panels of `width` columns.
 
     packed (panels, k, width), zeros behind the last column. The rows are the outer loop, so that a
-    wide B is read in runs as long as it has.
+    wide B is read in runs as long as it has; one that lies transposed is read a square at a time.
     """
     lanes = width // 2
+    squares = k // lanes * lanes if b_row == 1 else 0  # rows that are packed as such
+    for j in range(0, n // width * width, width):
+        for p in range(0, squares, lanes):
+            source, target = pointer(b, p + j * b_col), pointer(packed, j * k + p * width)
+            transpose(source, b_col, target, width)
+            transpose(pointer(source, lanes * b_col), b_col, pointer(target, lanes), width)
     for p in range(k):
-        for j in range(0, n, width):
+        for j in range(0 if p >= squares else n // width * width, n, width):
             source, target = pointer(b, p * b_row + j * b_col), pointer(packed, j * k + p * width)
             if b_col == 1 and j + width <= n:
                 store(load(source, 0), target, 0)
@@ -62,31 +68,24 @@ def multiply(a, a_row, a_col, packed, s, s_row, s_col, c, c_row, m, n, k, width,
     panels (a bias has row stride 0, a panel of zeros has both strides 0). `edge` is scratch of
     EDGE elements.
     """
-    _multiply_depth(a, a_row, a_col, packed, s, s_row, s_col, c, c_row,
-                    m, n, k, min(DEPTH, k), width, edge)
-    for p in range(DEPTH, k, DEPTH):  # what follows adds to what is there
-        _multiply_depth(pointer(a, p * a_col), a_row, a_col, pointer(packed, p * width),
-                        c, c_row, 1, c, c_row, m, n, k, min(DEPTH, k - p), width, edge)
-
-
-@helper
-def _multiply_depth(a, a_row, a_col, packed, s, s_row, s_col, c, c_row,
-                    m, n, k, depth, width, edge):
-    """One stretch of k. The panel stays in the first-level cache while the rows pass by it."""
-    for j in range(0, n, width):
-        columns = min(width, n - j)
-        panel = pointer(packed, j * k)
-        for i in range(0, m, ROWS):
-            rows = min(ROWS, m - i)
-            a_tile = pointer(a, i * a_row)
-            s_tile = pointer(s, i * s_row + j * s_col)
-            c_tile = pointer(c, i * c_row + j)
-            if rows == ROWS and columns == width:
-                tile(a_tile, a_row, a_col, rows, panel, s_tile, s_row, c_tile, c_row, depth, width)
-            else:  # over the edge of C: computed whole in scratch, then cut
-                _copy(s_tile, s_row, edge, width, rows, columns)
-                tile(a_tile, a_row, a_col, rows, panel, edge, width, edge, width, depth, width)
-                _copy(edge, width, c_tile, c_row, rows, columns)
+    for p in range(0, max(k, 1), DEPTH):
+        depth = min(DEPTH, k - p)  # of panel that stays in the first-level cache
+        for j in range(0, n, width):
+            columns = min(width, n - j)
+            panel = pointer(packed, j * k + p * width)
+            for i in range(0, m, ROWS):
+                rows = min(ROWS, m - i)
+                start, start_row = pointer(s, i * s_row + j * s_col), s_row
+                target, target_row = pointer(c, i * c_row + j), c_row
+                over_edge = rows < ROWS or columns < width
+                if over_edge:  # computed whole in scratch, then cut
+                    _copy(start, start_row, edge, width, rows, columns)
+                    start, start_row, target, target_row = edge, width, edge, width
+                tile(pointer(a, i * a_row + p * a_col), a_row, a_col, rows, panel,
+                     start, start_row, target, target_row, depth, width)
+                if over_edge:
+                    _copy(edge, width, pointer(c, i * c_row + j), c_row, rows, columns)
+        s, s_row, s_col = c, c_row, 1  # what follows adds to what is there
 
 
 @helper

@@ -25,13 +25,13 @@ logger = logging.getLogger("minicnn")
 _OPTIONS = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
 
 
-def helper(function: Callable[..., Any], **options: Any) -> Any:
+def helper(function: Callable[..., Any]) -> Any:
     """Compile a function that other kernels call; it is cached as a part of its callers.
 
     Left alone, Numba would compile it once more for every constant that a caller passes (a stride
     of 1, say). Here a constant is an integer like any other, which halves the time to compile.
     """
-    dispatcher = njit(**_OPTIONS, **options, no_cpython_wrapper=True)(function)
+    dispatcher = njit(**_OPTIONS, no_cpython_wrapper=True)(function)
     resolve = dispatcher.get_call_template
 
     def resolve_without_literals(args: Any, kws: Any) -> Any:
@@ -42,11 +42,6 @@ def helper(function: Callable[..., Any], **options: Any) -> Any:
 
     dispatcher.get_call_template = resolve_without_literals
     return dispatcher
-
-
-def inlined(function: Callable[..., Any]) -> Any:
-    """Compile a helper that is always put in the place of its call: a small one in a hot loop."""
-    return helper(function, forceinline=True)
 
 
 def kernel(function: Callable[..., Any]) -> Any:

@@ -1,7 +1,7 @@
 """What the fused convolutions share: the padded image they read, the 2x2 outputs they write."""
 
-from minicnn.kernels.jit import helper, inlined
-from minicnn.kernels.simd import VECTOR_BYTES, add, pointer, pool_relu, relu, store
+from minicnn.kernels.jit import helper
+from minicnn.kernels.simd import VECTOR_BYTES, add, load, pointer, pool_relu, relu, store
 
 _LANES = VECTOR_BYTES // 4
 
@@ -21,49 +21,44 @@ def fill_plane(x, n, target, wide, depth):
                 place[column * depth + c] = source[column * channels + c]
 
 
-@inlined
-def emit_block(x0, x1, x2, x3, bias, y, code, n, row, column, filter_, relu_, pool, spare):
+@helper
+def emit_block(block, step, bias, y, code, n, row, column, filter_, relu_, pool):
     """Write a 2x2 block of outputs whose first is at (row, column), or the pooled one.
 
-    `spare` is scratch of five vectors, for the last filters where they are no whole vector.
+    Of up to eight filters; the four vectors are at 0, eight, `step` and `step` + eight of `block`.
     """
     height, width, filters = y.shape[1], y.shape[2], y.shape[3]
     count = min(_LANES, filters - filter_)
-    if count <= 0:
-        return
     if pool:
         row, column = row // 2, column // 2
         if row >= height or column >= width:
             return
         at = ((n * height + row) * width + column) * filters + filter_
         if count == _LANES:
-            pool_relu(x0, x1, x2, x3, bias, pointer(y, at), pointer(code, at))
-        else:
-            store(x0, spare, 0)
-            store(x1, spare, _LANES)
-            store(x2, spare, 2 * _LANES)
-            store(x3, spare, 3 * _LANES)
-            store(bias, spare, 4 * _LANES)
-            for f in range(count):
-                best = 0
-                for q in range(1, 4):
-                    value, largest = spare[q * _LANES + f], spare[best * _LANES + f]
-                    best = q if value > largest or value != value else best
-                value = spare[best * _LANES + f] + spare[4 * _LANES + f]
-                y[n, row, column, filter_ + f] = 0 if value <= 0 else value
-                code[n, row, column, filter_ + f] = 4 if value <= 0 else best
+            pool_relu(load(block, 0), load(block, _LANES), load(block, step),
+                      load(block, step + _LANES), load(bias, 0), pointer(y, at), pointer(code, at))
+            return
+        for f in range(count):
+            best, largest = 0, block[f]
+            for q in range(1, 4):
+                value = block[q // 2 * step + q % 2 * _LANES + f]
+                if value > largest or value != value:
+                    best, largest = q, value
+            largest += bias[f]
+            y[n, row, column, filter_ + f] = 0 if largest <= 0 else largest
+            code[n, row, column, filter_ + f] = 4 if largest <= 0 else best
         return
     for q in range(4):
         i, j = row + q // 2, column + q % 2
         if i >= height or j >= width:
             continue
-        output = add(x0 if q == 0 else x1 if q == 1 else x2 if q == 2 else x3, bias)
+        output = add(load(block, q // 2 * step + q % 2 * _LANES), load(bias, 0))
         if relu_:
             output = relu(output)
         at = ((n * height + i) * width + j) * filters + filter_
         if count == _LANES:
             store(output, pointer(y, at), 0)
         else:
-            store(output, spare, 0)
+            store(output, block, 0)
             for f in range(count):
-                y[n, i, j, filter_ + f] = spare[f]
+                y[n, i, j, filter_ + f] = block[f]

@@ -9,9 +9,12 @@ is seen.
 
 import numpy as np
 
-from minicnn.kernels.jit import kernel
-from minicnn.kernels.pool import parallel_for
+from minicnn.kernels.jit import helper, kernel
+from minicnn.kernels.pool import parallel_for, share
+from minicnn.kernels.simd import pointer
 from minicnn.kernels.window import Window
+
+_CHUNKS = 16  # at most
 
 
 def winner_type(window: Window) -> type[np.unsignedinteger]:
@@ -21,46 +24,54 @@ def winner_type(window: Window) -> type[np.unsignedinteger]:
 
 def forward(x: np.ndarray, y: np.ndarray, winner: np.ndarray, window: Window) -> None:
     """Write the largest elements and which taps they came from."""
-    parallel_for(_forward, x.shape[0], (x,), (y, winner), tuple(window))
+    images = share(len(x), _CHUNKS)
+    parallel_for(_forward, -(-len(x) // images), (x,), (y, winner), tuple(window), images)
 
 
 def backward(dy: np.ndarray, winner: np.ndarray, dx: np.ndarray, window: Window) -> None:
     """Write dx: each dy at the tap that won, added up where windows overlap."""
-    parallel_for(_backward, dx.shape[0], (dy, winner), (dx,), tuple(window))
+    images = share(len(dx), _CHUNKS)
+    parallel_for(_backward, -(-len(dx) // images), (dy, winner), (dx,), tuple(window), images)
 
 
 @kernel
-def _forward(n, scratch, x, y, winner, window):
+def _forward(chunk, scratch, x, y, winner, window, images):
     height, width, kh, kw, sh, sw, _, _, top, left, oh, ow = window
-    for oy in range(oh):
-        for ox in range(ow):
-            best, tap = y[n, oy, ox], winner[n, oy, ox]
-            fresh = True
-            for ky in range(kh):
-                iy = oy * sh + ky - top
-                for kx in range(kw):
-                    ix = ox * sw + kx - left
-                    if iy < 0 or iy >= height or ix < 0 or ix >= width:
-                        continue
-                    value, number = x[n, iy, ix], ky * kw + kx
-                    if fresh:
-                        best[:] = value
-                        tap[:] = number
-                        fresh = False
-                        continue
-                    for c in range(best.size):
-                        larger = value[c] > best[c] or (value[c] != value[c] and best[c] == best[c])
-                        best[c] = value[c] if larger else best[c]
-                        tap[c] = number if larger else tap[c]
+    channels, begin, end = x.shape[3], chunk * images, min(x.shape[0], (chunk + 1) * images)
+    for p in range(begin * oh * ow, end * oh * ow):
+        n, row, column = p // (oh * ow), p // ow % oh * sh - top, p % ow * sw - left
+        best, tap = pointer(y, p * channels), pointer(winner, p * channels)
+        fresh = True
+        for iy in range(max(row, 0), min(row + kh, height)):
+            for ix in range(max(column, 0), min(column + kw, width)):
+                value = pointer(x, ((n * height + iy) * width + ix) * channels)
+                _take_larger(value, best, tap, (iy - row) * kw + ix - column, channels, fresh)
+                fresh = False
+
+
+@helper
+def _take_larger(value, best, tap, number, channels, fresh):
+    for c in range(channels):
+        larger = fresh or value[c] > best[c] or (value[c] != value[c] and best[c] == best[c])
+        best[c] = value[c] if larger else best[c]
+        tap[c] = number if larger else tap[c]
 
 
 @kernel
-def _backward(n, scratch, dy, winner, dx, window):
-    _, _, kh, kw, sh, sw, _, _, top, left, oh, ow = window
-    dx[n] = 0
-    for oy in range(oh):
-        for ox in range(ow):
-            for c in range(dy.shape[3]):
-                tap = np.int64(winner[n, oy, ox, c])
-                iy, ix = oy * sh + tap // kw - top, ox * sw + tap % kw - left
-                dx[n, iy, ix, c] += dy[n, oy, ox, c]
+def _backward(chunk, scratch, dy, winner, dx, window, images):
+    height, width, kh, kw, sh, sw, _, _, top, left, oh, ow = window
+    channels, begin, end = dx.shape[3], chunk * images, min(dx.shape[0], (chunk + 1) * images)
+    dx[begin:end] = 0
+    for p in range(begin * oh * ow, end * oh * ow):
+        n, row, column = p // (oh * ow), p // ow % oh * sh - top, p % ow * sw - left
+        gradient, tap = pointer(dy, p * channels), pointer(winner, p * channels)
+        for iy in range(max(row, 0), min(row + kh, height)):
+            for ix in range(max(column, 0), min(column + kw, width)):
+                target = pointer(dx, ((n * height + iy) * width + ix) * channels)
+                _add_where(gradient, tap, (iy - row) * kw + ix - column, target, channels)
+
+
+@helper
+def _add_where(gradient, tap, number, target, channels):
+    for c in range(channels):
+        target[c] += gradient[c] if tap[c] == number else 0

@@ -280,33 +280,39 @@ gather_pair10, gather_pair6 = map(_make_gather_pair, (10, 6))
 
 
 @intrinsic
-def transpose8(typingctx, source, source_row, target, target_row):
-    """Copy 8x8 float32 with rows and columns exchanged; the rows are so many elements apart."""
+def transpose(typingctx, source, source_row, target, target_row):
+    """Copy a square of vectors with rows and columns exchanged.
+
+    It has as many rows as a vector has lanes, so many elements apart.
+    """
+    vector = Vector(source.dtype)
 
     def generate(context, builder, signature, arguments):
         source_, source_row_, target_, target_row_ = arguments
-        llvm = ir.VectorType(ir.FloatType(), 8)
+        lanes, align = vector.lanes, vector.dtype.bitwidth // 8
 
         def row(pointer_, stride, number):
             index = builder.mul(stride, ir.Constant(ir.IntType(64), number))
-            return builder.bitcast(builder.gep(pointer_, [index]), llvm.as_pointer())
+            return builder.bitcast(builder.gep(pointer_, [index]), _llvm_type(vector).as_pointer())
 
-        rows = [builder.load(row(source_, source_row_, i), align=4) for i in range(8)]
-        # Three rounds of exchanges between rows 1, 2 and 4 apart, of blocks of 1, 2 and 4 lanes.
-        for size in (1, 2, 4):
-            low = [i + 8 * (i & size > 0) - size * (i & size > 0) for i in range(8)]
-            high = [i + size if not i & size else i + 8 for i in range(8)]
-            for i in range(8):
+        rows = [builder.load(row(source_, source_row_, i), align=align) for i in range(lanes)]
+        # Rounds of exchanges between rows 1, 2 (and 4) apart, of blocks of 1, 2 (and 4) lanes.
+        size = 1
+        while size < lanes:
+            low = [i + (lanes - size if i & size else 0) for i in range(lanes)]
+            high = [i + (lanes if i & size else size) for i in range(lanes)]
+            for i in range(lanes):
                 if not i & size:
                     pair = rows[i], rows[i + size]
                     rows[i], rows[i + size] = (
                         builder.shuffle_vector(
-                            *pair, ir.Constant(ir.VectorType(ir.IntType(32), 8), lanes)
+                            *pair, ir.Constant(ir.VectorType(ir.IntType(32), lanes), chosen)
                         )
-                        for lanes in (low, high)
+                        for chosen in (low, high)
                     )
+            size *= 2
         for i, value in enumerate(rows):
-            builder.store(value, row(target_, target_row_, i), align=4)
+            builder.store(value, row(target_, target_row_, i), align=align)
         return context.get_dummy_value()
 
     return types.void(source, types.int64, target, types.int64), generate

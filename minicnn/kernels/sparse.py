@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minicnn.kernels.elementwise import sum_rows
 from minicnn.kernels.jit import helper, kernel
 from minicnn.kernels.pool import parallel_for, share
 from minicnn.kernels.simd import (
@@ -34,7 +35,7 @@ from minicnn.kernels.simd import (
     gather_pair6,
     gather_pair10,
     pointer,
-    transpose8,
+    transpose,
 )
 from minicnn.kernels.window import Window
 
@@ -42,7 +43,7 @@ _BLOCK = 16  # channels
 _LANES = 8
 DEAD = 4  # the code of an output that ReLU has set to zero
 _SIDE = 64  # units, and inputs, of a block of a dense layer
-_MOST_LIVING = 0.5  # share of a dense layer's gradients; above it the packed product is faster
+_MOST_LIVING = 0.6  # share of a dense layer's gradients; above it the packed product is faster
 
 
 class _Layout(NamedTuple):
@@ -87,7 +88,8 @@ def convolution(
     target = np.empty((0, 0, 0, 0), np.float32) if dx is None else dx
     parallel_for(_convolution, chunks, (x, dy, code, lines), (partial, target), tuple(layout),
                  tuple(window), images, need_dx, scratch=scratch)
-    total = partial.sum(axis=0)
+    total = np.empty(size + filters, np.float32)
+    sum_rows(partial, total)
     sums = total[:size].reshape(blocks, filters, kh, run)[..., : kw * depth]
     sums = sums.reshape(blocks, filters, kh, kw, depth).transpose(2, 3, 0, 4, 1)
     dw[...] = sums.reshape(kh, kw, blocks * depth, filters)[:, :, :channels]
@@ -349,4 +351,4 @@ def _turn(source, target):
     """Transpose a block of 64x64."""
     for i in range(0, _SIDE, 8):
         for j in range(0, _SIDE, 8):
-            transpose8(pointer(source, i * _SIDE + j), _SIDE, pointer(target, j * _SIDE + i), _SIDE)
+            transpose(pointer(source, i * _SIDE + j), _SIDE, pointer(target, j * _SIDE + i), _SIDE)

@@ -105,25 +105,32 @@ def _transform_filters(panel, scratch, w, matrix, transformed):
     first = panel * _PANEL
     pack(pointer(w, first), filters, 1, size * size * channels, min(_PANEL, filters - first),
          _PANEL, packed)
-    transformed[panel] = 0  # what no channel fills
+    if channels < depth:  # what no channel fills
+        transformed[panel] = 0
     target = pointer(transformed, panel * side * side * depth * _PANEL)
     g = pointer(matrix, 0)
     for c in range(channels):
-        for lane in range(0, _PANEL, _LANES):
-            for t in range(side):
+        for t in range(side):
+            for j in range(size):
+                total, total2 = spread(np.float32(0)), spread(np.float32(0))
+                for i in range(size):
+                    tap = pointer(packed, ((i * size + j) * channels + c) * _PANEL)
+                    factor = broadcast(g, t * size + i)
+                    total = fma(factor, load(tap, 0), total)
+                    total2 = fma(factor, load(tap, _LANES), total2)
+                store(total, half, (t * size + j) * _PANEL)
+                store(total2, half, (t * size + j) * _PANEL + _LANES)
+        for t in range(side):
+            for u in range(side):
+                total, total2 = spread(np.float32(0)), spread(np.float32(0))
                 for j in range(size):
-                    total = spread(np.float32(0))
-                    for i in range(size):
-                        tap = load(packed, ((i * size + j) * channels + c) * _PANEL + lane)
-                        total = fma(broadcast(g, t * size + i), tap, total)
-                    store(total, half, (t * size + j) * _PANEL + lane)
-            for t in range(side):
-                for u in range(side):
-                    total = spread(np.float32(0))
-                    for j in range(size):
-                        value = load(half, (t * size + j) * _PANEL + lane)
-                        total = fma(broadcast(g, u * size + j), value, total)
-                    store(total, target, ((t * side + u) * depth + c) * _PANEL + lane)
+                    value = pointer(half, (t * size + j) * _PANEL)
+                    factor = broadcast(g, u * size + j)
+                    total = fma(factor, load(value, 0), total)
+                    total2 = fma(factor, load(value, _LANES), total2)
+                point = pointer(target, ((t * side + u) * depth + c) * _PANEL)
+                store(total, point, 0)
+                store(total2, point, _LANES)
 
 
 @kernel
@@ -303,8 +310,5 @@ def _emit(line, bias, y, code, n, ty, tx, filter_, relu, pool):
     """Write a tile's outputs, those that lie inside the image, for up to eight filters."""
     for i in range(0, _OUT, 2):
         for j in range(0, _OUT, 2):
-            block = pointer(line, (i * _OUT + j) * _LANES)
-            emit_block(load(block, 0), load(block, _LANES), load(block, _OUT * _LANES),
-                       load(block, (_OUT + 1) * _LANES), load(bias, 0), y, code, n,
-                       ty * _OUT + i, tx * _OUT + j, filter_, relu, pool,
-                       pointer(line, _OUT * _OUT * _LANES))
+            emit_block(pointer(line, (i * _OUT + j) * _LANES), _OUT * _LANES, bias, y, code, n,
+                       ty * _OUT + i, tx * _OUT + j, filter_, relu, pool)
