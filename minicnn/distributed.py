@@ -53,13 +53,13 @@ class DataParallel(Processes):
 
     Examples
     --------
-    In a program that is started by ``mpiexec -n 4 python program.py``::
+    ``mpiexec -n 4 python program.py`` starts four ranks of this; without it there is one.
 
-        ranks = minicnn.distributed.DataParallel()
-        estimator = mc.Estimator(model_fn, "model", config=mc.RunConfig(seed=0, distribute=ranks))
-        estimator.fit(x, y, steps=1000)
-        if ranks.is_chief:
-            print(estimator.evaluate(x, y))
+    >>> import minicnn as mc
+    >>> ranks = mc.distributed.DataParallel()
+    >>> config = mc.RunConfig(seed=0, distribute=ranks)  # for the Estimator
+    >>> ranks.is_chief  # after fit, only the chief evaluates
+    True
     """
 
     def __init__(self, check_every: int = 1000) -> None:
@@ -101,7 +101,7 @@ class DataParallel(Processes):
             self._check("the batches", feeds.values(), "fit needs the same data in every process")
         rank, size, rows = self._comm.rank, self._comm.size, len(next(iter(feeds.values())))
         first, last = rows * rank // size, rows * (rank + 1) // size
-        # Layers need a row: a rank without one takes one that counts for nothing.
+        # A layer may need a row: a rank without one takes one that counts for nothing.
         own = slice(first, max(last, first + 1))
         return {tensor: array[own] for tensor, array in feeds.items()}, first, (last - first) / rows
 

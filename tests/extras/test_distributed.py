@@ -17,15 +17,37 @@ from tolerances import assert_same_bits
 
 import minicnn as mc
 from minicnn.distributed import DataParallel
+from minicnn.tensor import apply
 
 ROOT = Path(__file__).parents[2]
 STEPS = 12
+
+
+class Add(mc.Op):
+    def forward(self, a, b, ctx):
+        return a + b
+
+    def backward(self, dy, ctx, need_dx=True):
+        return dy, dy
+
+
+def two_branches(features, labels, mode):
+    """A network whose gradients come in another order where `a` is fetched: it is not fused."""
+    a, b = mc.layers.dense(features, 6, name="a"), mc.layers.dense(features, 5, name="b")
+    a, b = mc.relu(a), mc.relu(b)
+    logits = apply(Add(), mc.layers.dense(a, 3, name="c"), mc.layers.dense(b, 3, name="d"))
+    loss = mc.losses.softmax_cross_entropy(mc.one_hot(labels, 3), logits)
+    optimizer = mc.optimizers.SGD(0.1, momentum=0.9)
+    return mc.ModelFnOps(mode, logits, loss, mc.optimize_loss(loss, optimizer=optimizer))
+
+
 CASES = {  # 50 rows by 7: the ranks have unequal shares, and of the last batch most have none
     "momentum": {"optimizer": "momentum", "data": "arrays"},
     "adam": {"optimizer": "adam", "data": "input_fn"},
     "nesterov of some": {"optimizer": "nesterov of some", "data": "arrays"},
     "no seed": {"optimizer": "momentum", "data": "arrays", "seed": None},
     "fetched": {"optimizer": "momentum", "data": "arrays", "fetch": ["max_pooling2d", "dropout"]},
+    "branches": {"model": two_branches, "data": "arrays", "fetch": ["a"]},
 }
 
 
@@ -42,15 +64,18 @@ class Watch(mc.hooks.SessionRunHook):
         return mc.hooks.SessionRunArgs(["loss", *self.fetch])
 
     def after_run(self, run_context, run_values):
-        self.losses.append(run_values.results[0])
+        loss, *others = run_values.results
+        assert all(map(len, others))  # no rank is ever without a row: a layer may not stand it
+        self.losses.append(loss)
         if run_context.session.global_step == self.last_step:
             run_context.request_stop()
 
 
-def train(folder, last_step, ranks=None, *, optimizer="momentum", data="arrays", fetch=(), seed=1):
+def train(folder, last_step, ranks=None, *, model=model_fn, optimizer="momentum", data="arrays",
+          fetch=(), seed=1):
     """Train until a monitor says stop; return the estimator and the losses that it saw."""
     config = mc.RunConfig(seed=seed, save_checkpoints_steps=4, distribute=ranks)
-    estimator = mc.Estimator(model_fn, folder, params={"optimizer": optimizer}, config=config)
+    estimator = mc.Estimator(model, folder, params={"optimizer": optimizer}, config=config)
     watch = Watch(last_step, fetch)
     estimator.fit(**(DATA[data] if isinstance(data, str) else data), monitors=[watch])
     return estimator, watch.losses
