@@ -68,26 +68,27 @@ def to_onnx(model: Any, path: str | Path, x: Any = None, softmax: bool = False) 
     >>> mc.export.to_onnx(model, path, softmax=True)
     """
     onnx = require("onnx", "onnx")
-    traced = _trace_estimator if isinstance(model, Estimator) else _trace_layer
-    graph, outputs = traced(model, x, softmax)
+    trace = _trace_estimator if isinstance(model, Estimator) else _trace_layer
+    graph, outputs = trace(model, x, softmax)
     file = _File(onnx, outputs)
-    values: dict[Tensor, _Value] = {}
-    for tensor in graph.tensors.values():
-        if tensor.op is None:
-            values[tensor] = _Value(file.unique(tensor.name))
-    infos = [file.info(value.name, tensor) for tensor, value in values.items()]
+    inputs = [tensor for tensor in graph.tensors.values() if tensor.op is None]
+    values = {tensor: _Value(file.unique(tensor.name)) for tensor in inputs}
     for op, sources, tensor in graph.plan(outputs.values(), fuse=False).steps:
         values[tensor] = file.add(op, values[sources[0]], tensor.shape)
     for name, tensor in outputs.items():
-        file.nodes.append(
-            onnx.helper.make_node("Identity", [file.plain(values[tensor])], [name], name)
-        )
+        node = onnx.helper.make_node("Identity", [file.plain(values[tensor])], [name], name)
+        file.nodes.append(node)
     contents = onnx.helper.make_model(
         onnx.helper.make_graph(
-            file.nodes, "minicnn", infos,
-            [file.info(name, tensor) for name, tensor in outputs.items()], file.constants,
+            file.nodes,
+            "minicnn",
+            [file.info(values[tensor].name, tensor) for tensor in inputs],
+            [file.info(name, tensor) for name, tensor in outputs.items()],
+            file.constants,
         ),
-        producer_name="minicnn", producer_version=minicnn.__version__, ir_version=_IR_VERSION,
+        producer_name="minicnn",
+        producer_version=minicnn.__version__,
+        ir_version=_IR_VERSION,
         opset_imports=[onnx.helper.make_opsetid("", _OPSET)],
     )
     onnx.checker.check_model(contents, full_check=True)
@@ -209,22 +210,18 @@ def _max_pooling2d(file: _File, layer: Any, x: _Value, shape: Shape) -> _Value:
     return _slide(file, "MaxPool", layer, x)
 
 
-def _slide(
-    file: _File, kind: str, layer: Any, x: _Value, weights: Sequence[str] = ()
-) -> _Value:
+def _slide(file: _File, kind: str, layer: Any, x: _Value, weights: Sequence[str] = ()) -> _Value:
     """Add a node whose window slides over (N, C, H, W)."""
     images = file.plain(x) if layer.channels_first else file.moved(x)
-    window: Window = layer.window
     y = file.node(
         kind, [images, *weights], layer.label, kernel_shape=layer.size, strides=layer.strides,
-        dilations=layer.dilation_rate, pads=_pads(window),
+        dilations=layer.dilation_rate, pads=_pads(layer.window),
     )
     return _Value(y, moved=not layer.channels_first)
 
 
-def _pads(window: Window) -> list[int]:
+def _pads(w: Window) -> list[int]:
     """Return the rows and columns of padding above, left, below, right."""
-    w = window
     rows = (w.out_h - 1) * w.stride_h + (w.kernel_h - 1) * w.dilation_h + 1 - w.height
     columns = (w.out_w - 1) * w.stride_w + (w.kernel_w - 1) * w.dilation_w + 1 - w.width
     return [w.top, w.left, max(0, rows - w.top), max(0, columns - w.left)]
