@@ -23,7 +23,6 @@ import numpy as np
 from time_to_accuracy import documented_model_fn
 
 import minicnn as mc
-from minicnn.distributed import DataParallel
 
 CHECKED = 5  # steps whose losses are compared; they are not timed
 MPIEXEC = "mpiexec --oversubscribe --bind-to none"
@@ -49,7 +48,7 @@ class Clock(mc.hooks.SessionRunHook):
 
 def rank(folder, seconds):
     """Be one of the ranks; rank 0 prints the losses and the median time of a step."""
-    ranks, clock = DataParallel(), Clock(seconds)
+    ranks, clock = mc.distributed.DataParallel(), Clock(seconds)
     train = mc.datasets.load_dataset("mnist").train
     config = mc.RunConfig(seed=0, distribute=ranks)
     estimator = mc.Estimator(documented_model_fn(), folder, {"learning_rate": 0.001}, config)

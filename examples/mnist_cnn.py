@@ -17,7 +17,6 @@ import time
 import numpy as np
 
 import minicnn as mc
-from minicnn.distributed import DataParallel
 
 INITIALIZER = "uniform_unit_scaling"
 
@@ -98,7 +97,7 @@ def main():
     parser.add_argument("--data", default="mnist", help="a folder of IDX files in place of MNIST")
     parser.add_argument("--distributed", action="store_true", help="as a rank of mpiexec")
     args = parser.parse_args()
-    ranks = DataParallel() if args.distributed else None
+    ranks = mc.distributed.DataParallel() if args.distributed else None
     if ranks is not None:
         mc.set_num_threads(1)  # start a rank for each CPU
     chief = ranks is None or ranks.is_chief

@@ -16,7 +16,6 @@ from test_resume import DATA, X, Y, arrays_in, assert_same_checkpoints, batches,
 from tolerances import assert_same_bits
 
 import minicnn as mc
-from minicnn.distributed import DataParallel
 from minicnn.tensor import apply
 
 ROOT = Path(__file__).parents[2]
@@ -106,7 +105,7 @@ def spoilt(rank, how):
     return input_fn
 
 
-class Ranks(DataParallel):
+class Ranks(mc.distributed.DataParallel):
     """Ranks whose machines have drawn other start values."""
 
     def begin(self, given):
