@@ -7,7 +7,7 @@ import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -116,12 +116,13 @@ class Member(NamedTuple):
 
     stream: IO[bytes]
     shape: tuple[int, ...]
-    order: Literal["C", "F"]
+    is_fortran: bool
     dtype: np.dtype
 
     def read(self) -> np.ndarray:
         """Return the array."""
-        return np.ndarray(self.shape, self.dtype, self.stream.read(), order=self.order)
+        data = self.stream.read()
+        return np.ndarray(self.shape, self.dtype, data, order="F" if self.is_fortran else "C")
 
 
 def read_npz(
@@ -183,8 +184,7 @@ def _members(file: IO[bytes], sealed: bool) -> dict[str, Member]:
         is_plain = version == (1, 0) and dtype.kind in "biufU"
         if not is_plain or math.prod(shape) * dtype.itemsize != bytes_left:
             raise ValueError(f"{info.filename} is no plain array of {bytes_left} bytes")
-        order: Literal["C", "F"] = "F" if is_fortran else "C"
-        members[info.filename.removesuffix(".npy")] = Member(stream, shape, order, dtype)
+        members[info.filename.removesuffix(".npy")] = Member(stream, shape, is_fortran, dtype)
     return members
 
 

@@ -159,7 +159,7 @@ def peak_memory_of_failure(path, message):
 def test_header_that_claims_terabytes_allocates_nothing(tmp_path, pack):
     path = tmp_path / "huge"
     path.write_bytes(pack(struct.pack(">4B3I", 0, 0, 0x0E, 3, *[2**32 - 1] * 3) + b"abc"))
-    assert peak_memory_of_failure(path, "got a header that promises 633825299") < 4e6
+    assert peak_memory_of_failure(path, "expected at most .* got 633825299") < 4e6
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
@@ -181,7 +181,7 @@ def test_gzip_bomb_with_a_header_to_match_is_not_unpacked(tmp_path, monkeypatch)
     path.write_bytes(gzip.compress(struct.pack(">4BI", 0, 0, 8, 1, 1 << 24) + bytes(1 << 24)))
     assert read_idx(path).size == 1 << 24
     monkeypatch.setattr(idx, "_SURE", 1 << 23)
-    assert peak_memory_of_failure(path, "expected at most 8388608 bytes .* got a header") < 4e6
+    assert peak_memory_of_failure(path, "at most 8388608 bytes .* got 16777216") < 4e6
     monkeypatch.setattr(idx, "_RATIO", (1 << 24) // path.stat().st_size + 1)
     assert read_idx(path).size == 1 << 24
 

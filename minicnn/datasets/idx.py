@@ -10,6 +10,7 @@ import math
 import os
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
@@ -131,15 +132,10 @@ def _guess(start: bytes) -> str:
     return "what looks like an HTML page" if looks_like_html else f"the bytes {start[:8]!r}"
 
 
-def _read_elements(
-    stream: _Stream, dtype: np.dtype, shape: tuple[int, ...], most: int
-) -> bytearray:
+def _read_elements(stream: _Stream, dtype: np.dtype, shape: Sequence[int], most: int) -> bytearray:
     promised = math.prod(shape) * dtype.itemsize
     if promised > most:
-        raise ValueError(
-            f"expected at most {most} bytes in a file of this size, got a header that promises "
-            f"{promised} for {dtype.name} elements {shape}"
-        )
+        raise ValueError(f"expected at most {most} bytes from its size, got {promised} in {shape}")
     data = bytearray()
     # One byte more than promised: it shows a file that is too long, stops a gzip bomb there,
     # and takes a good gzip file to its end, where its checksum is compared.

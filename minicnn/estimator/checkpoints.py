@@ -77,11 +77,10 @@ def locked(folder: Path) -> Iterator[None]:
                     for left in folder.glob(f".{name}.*.tmp"):
                         left.unlink(missing_ok=True)
                 yield
-            finally:
+            finally:  # not only unlocked: a forked child may hold the lock, and live longer
                 with contextlib.suppress(OSError):
                     if os.fstat(lock.fileno()).st_nlink:  # else the folder is another one now
                         (folder / _LOCK).unlink()
-                fcntl.flock(lock, fcntl.LOCK_UN)  # a forked child may hold the file open
 
 
 def save(

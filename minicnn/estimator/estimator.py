@@ -318,10 +318,9 @@ class Estimator:
         self, hooks: list[SessionRunHook], data: tuple[Any, Any, Any, Any], max_steps: int | None,
     ) -> "Estimator":
         """Train with these hooks on `x`, `y`, `input_fn` and `batch_size`."""
-        if self.config.distribute.from_chief(
-            checkpoints.latest_step(self.model_dir) != self._step
-        ):
-            self._forget()  # the folder has changed since
+        changed = checkpoints.latest_step(self.model_dir) != self._step
+        if self.config.distribute.from_chief(changed):
+            self._forget()  # another Estimator has trained there since
         self._restore()
         self._step, self._place, self._seed, self._checkpoint = self.config.distribute.from_chief(
             (self._step, self._place, self._seed, self._checkpoint)
