@@ -174,8 +174,9 @@ def _members(file: IO[bytes], sealed: bool) -> dict[str, Member]:
     if (sealed or archive.comment) and archive.comment != _digest(file, size - _SEAL):
         raise ValueError("its bytes are not those of the checksum at its end")
     infos, members = archive.infolist(), {}
-    if sum(info.file_size for info in infos) > size:
-        raise ValueError("it is compressed, or claims more than it holds; np.savez is what to use")
+    is_stored = all(i.compress_type == 0 and i.compress_size == i.file_size for i in infos)
+    if not is_stored or sum(info.file_size for info in infos) > size:
+        raise ValueError("it is compressed, or claims more than it holds; write it with np.savez")
     for info in infos:
         stream = archive.open(info)
         version = np.lib.format.read_magic(stream)

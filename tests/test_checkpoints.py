@@ -324,9 +324,11 @@ def overlap(file):
     file.filelist.extend(file.filelist[-1:] * 1000)
 
 
-def claim(size):
+def claim(size, compressed_too=True):
     def change(file):
-        file.filelist[-1].file_size = file.filelist[-1].compress_size = size
+        file.filelist[-1].file_size = size
+        if compressed_too:
+            file.filelist[-1].compress_size = size
     return change
 
 
@@ -336,6 +338,14 @@ def other_meta(**changes):
 
 HOSTILE = {
     "a bomb": archive({"w": member((1 << 24,), data=bytes(1 << 26))}, zipfile.ZIP_DEFLATED),
+    "a bomb that says it is small": archive(
+        {"w": member((15_000,), data=bytes(1 << 26))}, zipfile.ZIP_DEFLATED,
+        change=claim(60_128, False),
+    ),
+    "a member of gigabytes for a small array": archive(
+        {"w": member((8,), data=bytes(32))},
+        change=lambda file: setattr(file.filelist[-1], "compress_size", 1 << 31),
+    ),
     "packed": archive({"w": member((6,), data=bytes(24))}, zipfile.ZIP_LZMA),
     "a header of terabytes": archive({"w": member((1 << 20, 1 << 20), "<f8", bytes(100))}),
     "a header of more than all": archive({"w": member((1 << 62,) * 4, "<f8")}),
