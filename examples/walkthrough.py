@@ -2,8 +2,8 @@
 # # From pixels to gradient
 #
 # How a convolutional network works, in ten steps: each piece is first done by hand with a few
-# lines of NumPy, then by the library, and the two are compared. Every claim in the text is checked
-# by the code under it, which stops where one does not hold.
+# lines of NumPy, then by the library, and the two are compared. The code under a text checks what
+# the text claims, and stops at a claim that does not hold.
 #
 # Run it as a program, `python examples/walkthrough.py`, or cell by cell as a notebook: VS Code
 # opens this file as it is, and `jupytext --to notebook examples/walkthrough.py` converts it. You
@@ -143,14 +143,15 @@ claim("one row a position: the last holds the lower right corner",
       im2col(small, 2)[-1].tolist() == [5, 6, 8, 9])
 
 # %% [markdown]
-# An inner element stands in several rows, so the matrix is about 25 times as large as the image
-# for a 5 x 5 filter. That is why `minicnn/kernels/im2col.py` makes it a block of positions at a
+# An inner element stands in as many rows as there are weights in a filter, so the matrix is far
+# larger than the image. That is why `minicnn/kernels/im2col.py` makes it a block of positions at a
 # time, and `minicnn/kernels/gemm.py` multiplies the block while it lies in the cache.
 
 # %%
 filters = mc.layers.Conv2D(filters=4, kernel_size=5)
 filters.build((None, 28, 28, 1), rng=0)
 columns = im2col(x[0, :, :, 0], 5)  # (24 * 24, 25)
+claim("the columns of a 5 x 5 filter are 18 times the image", columns.size // x.size == 18)
 matrix = filters.kernel.value.reshape(25, 4)  # one filter a column
 
 ctx = mc.Context()
@@ -474,7 +475,7 @@ class AveragePooling(mc.layers.Layer):
 
 
 # %% [markdown]
-# Three proofs, from cheap to thorough. A block by hand. Then, as the layer is linear, the *adjoint
+# Three checks, from cheap to thorough. A block by hand. Then, as the layer is linear, the *adjoint
 # identity*: backward must be the transpose of forward, which says <f(x), g> = <x, f'(g)> for any x
 # and g. And the differences of step 6.
 
