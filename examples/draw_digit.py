@@ -141,17 +141,21 @@ def main():
 
     try:
         serving = require("werkzeug.serving", "demo")
-        model_dir = args.model_dir
-        if model_dir is None:
-            model_dir = tempfile.mkdtemp(prefix="draw_digit-")
-            print("Training for one epoch; the next time, give the folder that it is kept in:")
-            print(f"  python {sys.argv[0]} {model_dir}")
-            train(model_dir)
-        classifier = mc.Estimator(model_fn, model_dir)
-        classifier.predict(np.zeros((1, 784), np.float32), as_iterable=False)  # reads and compiles
-        server = serving.make_server("127.0.0.1", args.port, make_app(classifier), threaded=True)
-    except (mc.CheckpointError, ImportError) as error:
-        sys.exit(f"{error}\nexamples/mnist_cnn.py trains a model; without MODEL_DIR this one does")
+        require("PIL", "demo")
+    except ImportError as error:
+        sys.exit(str(error))
+    model_dir = args.model_dir
+    if model_dir is None:
+        model_dir = tempfile.mkdtemp(prefix="draw_digit-")
+        print("Training for one epoch; the next time, give the folder that the model is kept in:")
+        print(f"  python {sys.argv[0]} {model_dir}", flush=True)
+        train(model_dir)
+    classifier = mc.Estimator(model_fn, model_dir)
+    try:
+        classifier.predict(np.zeros((1, 784), np.float32), as_iterable=False)  # read, and compile
+    except mc.CheckpointError as error:
+        sys.exit(f"{error}\nwithout MODEL_DIR a model is trained first")
+    server = serving.make_server("127.0.0.1", args.port, make_app(classifier), threaded=True)
     print(f"Open http://127.0.0.1:{server.port} in a browser; Ctrl-C ends it.", flush=True)
     try:
         server.serve_forever()

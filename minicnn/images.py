@@ -160,9 +160,10 @@ def _ink(levels: np.ndarray) -> np.ndarray:
 def _digit_parts(mask: np.ndarray) -> np.ndarray:
     """Return the mask without specks, and without what touches the edge if there is more."""
     parts = mask * np.arange(1, mask.size + 1).reshape(mask.shape)
-    # Every pixel takes the largest number around it, until each part has one number.
+    # Each pixel takes the largest number around it, and then that of the pixel so numbered, which
+    # is in the same part, until every part has one number.
     while (parts != (spread := mask * _window(parts, 1, np.max))).any():
-        parts = spread
+        parts = mask * spread.ravel()[spread - 1]
     numbers, sizes = np.unique(parts[mask], return_counts=True)
     edge = np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]])
     inner = ~np.isin(numbers, edge)

@@ -13,11 +13,13 @@ const MAPS = {
 const element = (id) => document.getElementById(id);
 const pad = element("pad");
 const ink = pad.getContext("2d");
+const small = new OffscreenCanvas(SIDE, SIDE).getContext("2d", { willReadFrequently: true });
 const pen = { x: pad.width / 2, y: pad.height / 2, down: false }; // of the keyboard
 const strokes = new Map(); // pointer id -> where it was last
 
 ink.lineWidth = PEN;
 ink.lineCap = ink.lineJoin = "round";
+small.imageSmoothingQuality = "high";
 
 // Drawing ------------------------------------------------------------------------------------
 
@@ -131,8 +133,7 @@ async function look(pixels) {
 }
 
 function levels() {
-  const small = new OffscreenCanvas(SIDE, SIDE).getContext("2d");
-  small.imageSmoothingQuality = "high";
+  small.clearRect(0, 0, SIDE, SIDE);
   small.drawImage(pad, 0, 0, SIDE, SIDE);
   const rgba = small.getImageData(0, 0, SIDE, SIDE).data;
   return Array.from({ length: SIDE * SIDE }, (_, i) => rgba[4 * i + 3]);
