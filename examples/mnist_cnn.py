@@ -111,23 +111,27 @@ def main():
         params={"learning_rate": args.learning_rate},
         config=mc.RunConfig(seed=args.seed, save_checkpoints_secs=60, distribute=ranks),
     )
-    logging.info("The first step compiles the kernels, once on a machine: some seconds.")
+    metrics = {
+        "accuracy": mc.MetricSpec(metric_fn=mc.metrics.accuracy, prediction_key="classes")
+    }
+    validation = mc.hooks.ValidationMonitor(
+        data.validation.images, np.asarray(data.validation.labels, dtype=np.int32),
+        metrics=metrics, every_n_steps=1000,
+    )
+    logging.info("The first step compiles the kernels, once on a machine: some ten seconds.")
     try:
         classifier.fit(
             x=data.train.images,
             y=np.asarray(data.train.labels, dtype=np.int32),
             batch_size=args.batch_size,
             max_steps=args.steps,
-            monitors=[Progress(args.steps)],
+            monitors=[validation, Progress(args.steps)],
         )
     except KeyboardInterrupt:  # the last line says how to go on
         sys.exit(130)
     if not chief:
         return
 
-    metrics = {
-        "accuracy": mc.MetricSpec(metric_fn=mc.metrics.accuracy, prediction_key="classes")
-    }
     results = classifier.evaluate(
         x=data.test.images, y=np.asarray(data.test.labels, dtype=np.int32), metrics=metrics
     )

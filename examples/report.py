@@ -4,7 +4,8 @@
     python examples/report.py mnist_cnn_model
 
 Writes ``report.html`` and the pictures as PNG into a folder ``report`` in the model's folder. The
-page holds its pictures itself: it can be mailed, and opens without a network.
+page holds its pictures itself: it can be mailed, and opens without a network. Needs matplotlib:
+pip install -e ".[plot]"
 """
 
 import argparse
@@ -18,6 +19,7 @@ from mnist_cnn import cnn_model_fn
 
 import minicnn as mc
 from minicnn import plots
+from minicnn.extras import require
 
 PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
@@ -142,6 +144,10 @@ def main():
     parser.add_argument("model_dir", help="the --model-dir of examples/mnist_cnn.py")
     parser.add_argument("--data", default="mnist", help="a folder of IDX files in place of MNIST")
     args = parser.parse_args()
+    try:
+        require("matplotlib.figure", "plot")
+    except ImportError as error:
+        parser.error(str(error))
     test = mc.datasets.load_dataset(args.data).test
     classifier = mc.Estimator(cnn_model_fn, args.model_dir, params={"learning_rate": 0.001})
     try:

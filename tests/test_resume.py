@@ -320,7 +320,7 @@ def test_ctrl_c_ends_the_run_after_the_step_with_a_checkpoint(tmp_path):
     output, errors = process.communicate(timeout=60)
     assert process.returncode in (-signal.SIGINT, 128 + signal.SIGINT)  # as a shell expects
     lines = errors.splitlines()
-    assert lines[-1] == "KeyboardInterrupt"
+    assert lines[-1].startswith("KeyboardInterrupt: Interrupted after step")
     (said,) = [line for line in lines if line.startswith("Interrupted after step")]
     assert "run the same again to go on" in said
     stopped = newest(tmp_path / "model")

@@ -93,8 +93,9 @@ class TrainingSession:
             for hook in hooks:
                 hook.end(self)
         if self._processes.any(interrupted.is_set()):
-            logger.info("Interrupted after step %d; run the same again to go on.", self.global_step)
-            raise KeyboardInterrupt
+            said = f"Interrupted after step {self.global_step}; run the same again to go on."
+            logger.info(said)
+            raise KeyboardInterrupt(said)
 
     def _step(self, batch: Batch, fetches: list[Any]) -> list[Any]:
         """Do one step; return what was fetched from it."""
