@@ -2,13 +2,16 @@
 
     python examples/mnist_cnn.py                    20,000 steps, then the test set
     python examples/mnist_cnn.py --steps 3000       a shorter run
+    mpiexec -n 4 python examples/mnist_cnn.py --distributed    with four processes
 
+A terminal shows a bar if tqdm is installed (``pip install -e ".[progress]"``), else log lines.
 ``--steps`` is the total: the same command finishes an interrupted run, from the last checkpoint
 in ``--model-dir``. The network starts from `uniform_unit_scaling`, as that of the guide's log did.
 """
 
 import argparse
 import logging
+import sys
 import time
 
 import numpy as np
@@ -61,7 +64,7 @@ def cnn_model_fn(features, labels, mode, params):
 
 
 class Progress(mc.hooks.SessionRunHook):
-    """Log how far the run is and how long it will take."""
+    """Log how far the run is and how long it will take, for where no bar says it."""
 
     def __init__(self, total, every=500):
         self.total, self.every = total, every
@@ -76,7 +79,7 @@ class Progress(mc.hooks.SessionRunHook):
         elif (step - self.first) % self.every == 0:
             rate = (step - self.first) / (time.monotonic() - self.start)
             left = (self.total - step) / rate
-            logging.info(
+            mc.hooks.step_logger.info(
                 "step %d of %d, %.1f steps/s, about %d min %02d s left",
                 step, self.total, rate, left // 60, left % 60,
             )
@@ -92,28 +95,43 @@ def main():
     parser.add_argument("--model-dir", default="mnist_cnn_model", help="default: mnist_cnn_model")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument("--data", default="mnist", help="a folder of IDX files in place of MNIST")
+    parser.add_argument("--distributed", action="store_true", help="as a rank of mpiexec")
     args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
+    ranks = mc.distributed.DataParallel() if args.distributed else None
+    if ranks is not None:
+        mc.set_num_threads(1)  # start a rank for each CPU
+    chief = ranks is None or ranks.is_chief
+    level = logging.INFO if chief else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
 
     data = mc.datasets.load_dataset(args.data)
     classifier = mc.Estimator(
         model_fn=cnn_model_fn,
         model_dir=args.model_dir,
         params={"learning_rate": args.learning_rate},
-        config=mc.RunConfig(seed=args.seed, save_checkpoints_secs=60),
+        config=mc.RunConfig(seed=args.seed, save_checkpoints_secs=60, distribute=ranks),
     )
-    logging.info("The first step compiles the kernels, once on a machine: some seconds.")
-    classifier.fit(
-        x=data.train.images,
-        y=np.asarray(data.train.labels, dtype=np.int32),
-        batch_size=args.batch_size,
-        max_steps=args.steps,
-        monitors=[Progress(args.steps)],
-    )
-
     metrics = {
         "accuracy": mc.MetricSpec(metric_fn=mc.metrics.accuracy, prediction_key="classes")
     }
+    validation = mc.hooks.ValidationMonitor(
+        data.validation.images, np.asarray(data.validation.labels, dtype=np.int32),
+        metrics=metrics, every_n_steps=1000,
+    )
+    logging.info("The first step compiles the kernels, once on a machine: some ten seconds.")
+    try:
+        classifier.fit(
+            x=data.train.images,
+            y=np.asarray(data.train.labels, dtype=np.int32),
+            batch_size=args.batch_size,
+            max_steps=args.steps,
+            monitors=[validation, Progress(args.steps)],
+        )
+    except KeyboardInterrupt:  # the last line says how to go on
+        sys.exit(130)
+    if not chief:
+        return
+
     results = classifier.evaluate(
         x=data.test.images, y=np.asarray(data.test.labels, dtype=np.int32), metrics=metrics
     )

@@ -7,7 +7,20 @@
 (None, 10)
 """
 
-from minicnn import datasets, hooks, initializers, layers, losses, metrics, optimizers
+from minicnn import (
+    datasets,
+    distributed,
+    export,
+    hooks,
+    images,
+    initializers,
+    layers,
+    losses,
+    metrics,
+    optimizers,
+    plots,
+    summaries,
+)
 from minicnn.context import Context, Workspace
 from minicnn.estimator import (
     CheckpointError,
@@ -34,8 +47,8 @@ __version__ = "0.1.0"
 __all__ = [
     "CheckpointError", "Context", "Estimator", "Graph", "MetricSpec", "ModeKeys", "ModelFnOps",
     "NanLossError", "Op", "Parameter", "RunConfig", "Sequential", "Tensor", "TrainOp",
-    "Workspace", "argmax", "cast", "check_gradients", "datasets", "get_num_threads", "hooks",
-    "identity", "initializers", "layers", "load_weights", "losses", "metrics", "one_hot",
-    "optimize_loss", "optimizers", "relu", "reshape", "save_weights", "set_num_threads",
-    "sigmoid", "softmax", "tanh", "warmup",
+    "Workspace", "argmax", "cast", "check_gradients", "datasets", "distributed", "export",
+    "get_num_threads", "hooks", "identity", "images", "initializers", "layers", "load_weights",
+    "losses", "metrics", "one_hot", "optimize_loss", "optimizers", "plots", "relu", "reshape",
+    "save_weights", "set_num_threads", "sigmoid", "softmax", "summaries", "tanh", "warmup",
 ]

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from minicnn import hooks, layers, losses, metrics, ops
+from minicnn import hooks, layers, losses, metrics, ops, summaries
 from minicnn.datasets import load_dataset
 from minicnn.estimator import Estimator, MetricSpec, ModeKeys, ModelFnOps, RunConfig
 from minicnn.train_op import optimize_loss
@@ -71,6 +71,7 @@ tf = SimpleNamespace(
         CheckpointSaverHook=hooks.CheckpointSaverHook,
         StepCounterHook=hooks.StepCounterHook,
         NanTensorHook=hooks.NanTensorHook,
+        SummarySaverHook=summaries.SummarySaverHook,
     ),
     contrib=SimpleNamespace(
         layers=SimpleNamespace(optimize_loss=optimize_loss),

@@ -192,7 +192,13 @@ class Plan:
                     del values[tensor]
         return {tensor: values[tensor] for tensor in self.fetches}
 
-    def backward(self, loss: Tensor, ctx: Context) -> tuple[Parameter, ...]:
+    def backward(
+        self,
+        loss: Tensor,
+        ctx: Context,
+        scale: float = 1.0,
+        ready: Callable[[Parameter], None] | None = None,
+    ) -> tuple[Parameter, ...]:
         """Write the gradient of `loss` into every parameter that it depends on; return those.
 
         The gradients of a tensor that is used twice are added.
@@ -202,12 +208,16 @@ class Plan:
         loss : Tensor
         ctx : Context
             That of the forward pass.
+        scale : float
+            A factor of the gradient.
+        ready : callable, optional
+            Called with each parameter once its gradient is written.
 
         Returns
         -------
         tuple of Parameter
         """
-        gradients: dict[Tensor, Any] = {loss: 1.0}
+        gradients: dict[Tensor, Any] = {loss: scale}
         reached: list[Parameter] = []
         for op, inputs, output in reversed(self.steps):
             dy = gradients.pop(output, None)
@@ -216,6 +226,9 @@ class Plan:
             reached[:0] = op.parameters
             need_dx = any(tensor in self._trained for tensor in inputs)
             dx = op.backward(dy, ctx, need_dx)
+            if ready is not None:
+                for parameter in op.parameters:
+                    ready(parameter)
             for tensor, gradient in zip(inputs, dx if len(inputs) > 1 else (dx,), strict=True):
                 if tensor in self._trained and gradient is not None:
                     known = gradients.get(tensor)

@@ -16,6 +16,8 @@ from minicnn import checks
 from minicnn.checks import describe
 
 logger = logging.getLogger("minicnn")
+# For lines that say how far the run is: the console leaves them out while a bar says the same.
+step_logger = logging.LoggerAdapter(logger, {"says_step": True})
 
 
 class NanLossError(RuntimeError):
@@ -202,6 +204,7 @@ class LoggingTensorHook(SessionRunHook):
         )
         self.at_end = at_end
         self.formatter = formatter
+        self.logger: logging.Logger | logging.LoggerAdapter[logging.Logger] = logger
         self._step = 0
         self._values: dict[str, Any] = {}
 
@@ -229,10 +232,10 @@ class LoggingTensorHook(SessionRunHook):
         first, last = self.timer.last_step is None, self.timer.last_time
         self.timer.mark(self._step)
         if self.formatter is not None:
-            logger.info("%s", self.formatter(self._values))
+            self.logger.info("%s", self.formatter(self._values))
             return
         line = ", ".join(f"{tag} = {_text(value)}" for tag, value in self._values.items())
-        logger.info("%s%s", line, "" if first else f" ({time.monotonic() - last:.3f} sec)")
+        self.logger.info("%s%s", line, "" if first else f" ({time.monotonic() - last:.3f} sec)")
 
 
 class StopAtStepHook(SessionRunHook):
@@ -260,6 +263,10 @@ class StopAtStepHook(SessionRunHook):
 
     def begin(self) -> None:
         self._done = 0
+
+    def end_from(self, step: int) -> int:
+        """Return the global step at which a run that begins at `step` ends."""
+        return self.last_step or step + (self.num_steps or 0)
 
     def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
         self._done += 1
@@ -337,7 +344,7 @@ class StepCounterHook(SessionRunHook):
         self.timer.mark(step)
         if before is not None:
             rate = (step - before) / max(self.timer.last_time - since, 1e-9)
-            logger.info("global_step/sec: %.6g", rate)
+            step_logger.info("global_step/sec: %.6g", rate)
 
 
 class NanTensorHook(SessionRunHook):

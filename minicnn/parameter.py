@@ -44,11 +44,27 @@ class Parameter:
     def value(self) -> np.ndarray:
         return self._value
 
+    @value.setter
+    def value(self, value: np.ndarray) -> None:
+        self._check_same("value", value, self._value)
+
     @property
     def grad(self) -> np.ndarray:
         if self._grad is None:  # made at the first backward pass: predict never needs it
             self._grad = np.zeros_like(self._value)
         return self._grad
+
+    @grad.setter
+    def grad(self, grad: np.ndarray) -> None:
+        self._check_same("grad", grad, self._grad)
+
+    def _check_same(self, attribute: str, new: Any, array: np.ndarray | None) -> None:
+        """Let ``parameter.value *= 2`` pass, which writes into the array and then assigns it."""
+        if new is not array:
+            raise AttributeError(
+                f"{self.name}: `{attribute}` is one array for good; write into it: "
+                f"parameter.{attribute}[...] = ..."
+            )
 
     @property
     def shape(self) -> tuple[int, ...]:

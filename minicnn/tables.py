@@ -22,6 +22,7 @@ def table(
         )
         for row in (head, ["-" * width for width in widths], *rows)
     ]
-    size = sum(parameter.value.nbytes for parameter in parameters) / 1e6
-    lines.append(f"total: {count(parameters):,} parameters, {size:.1f} MB")
+    size = sum(parameter.value.nbytes for parameter in parameters)
+    text = f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+    lines.append(f"total: {count(parameters):,} parameters, {text}")
     return "\n".join(lines)

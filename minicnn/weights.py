@@ -1,16 +1,27 @@
-"""The weights of a model in one .npz file."""
+"""The weights of a model in one .npz file, and what other kinds of file share with it."""
 
+import contextlib
+import hashlib
+import math
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from minicnn.checks import describe
 from minicnn.parameter import Parameter
 
+_SEAL = 64  # bytes: a SHA-256 in hexadecimal
+_CHUNK = 1 << 20  # bytes
+
 
 def save_weights(model: Any, path: str | Path) -> None:
-    """Write every parameter of a model under its name.
+    """Write every parameter of a model under its name, and a checksum of the file.
+
+    Where that fails half way, or the process is killed, a file of before stays as it was.
 
     Parameters
     ----------
@@ -32,12 +43,12 @@ def save_weights(model: Any, path: str | Path) -> None:
     path = Path(path)
     if path.suffix != ".npz":
         raise ValueError(f"`path` must end in .npz, got {str(path)!r}")
-    values = {name: parameter.value for name, parameter in _parameters(model).items()}
-    np.savez(path, **values)  # type: ignore[arg-type]
+    values = {name: parameter.value for name, parameter in parameters_of(model).items()}
+    write_npz(path, values)
 
 
 def load_weights(model: Any, path: str | Path) -> None:
-    """Read every parameter of a model from a file that `save_weights` wrote.
+    """Read every parameter of a model from a file that `save_weights`, or `np.savez`, wrote.
 
     Parameters
     ----------
@@ -48,8 +59,8 @@ def load_weights(model: Any, path: str | Path) -> None:
     Raises
     ------
     ValueError
-        If the file is no .npz of arrays, or a name or a shape differs; the error names it, and
-        nothing has been changed then.
+        If the file is damaged, or no .npz of plain arrays, or a name or a shape differs; the error
+        names it, and nothing has been changed then.
     FileNotFoundError
         If there is no such file.
 
@@ -63,7 +74,19 @@ def load_weights(model: Any, path: str | Path) -> None:
     >>> mc.save_weights(model, path)
     >>> mc.load_weights(model, path)
     """
-    parameters, arrays = _parameters(model), read_npz(path)
+    parameters = parameters_of(model)
+    fill(parameters, read_npz(path, lambda members: _check(parameters, members, path)), path)
+
+
+def fill(parameters: dict[str, Parameter], arrays: dict[str, np.ndarray], path: Any) -> None:
+    """Write the arrays of a file into the parameters of a model; where one does not fit, none."""
+    _check(parameters, arrays, path)
+    for name, parameter in parameters.items():
+        parameter.value[...] = arrays[name]
+
+
+def _check(parameters: dict[str, Parameter], arrays: Mapping[str, Any], path: Any) -> None:
+    """Compare names, shapes and types."""
     for name in sorted(parameters.keys() | arrays.keys()):
         ours = parameters[name].shape if name in parameters else "no such parameter"
         theirs = arrays[name].shape if name in arrays else "no such array"
@@ -75,24 +98,121 @@ def load_weights(model: Any, path: str | Path) -> None:
         if arrays[name].dtype.kind != "f":
             raise ValueError(
                 f"{name}: float numbers expected, {path} has {arrays[name].dtype}; save the "
-                "weights with save_weights"
+                "weights as float32 or float64"
             )
-    for name, parameter in parameters.items():
-        parameter.value[...] = arrays[name]
 
 
-def read_npz(path: str | Path) -> dict[str, np.ndarray]:
-    """Return the arrays of a file by name; ValueError where it is no .npz of plain arrays."""
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays by name, and as the comment of the zip archive the SHA-256 of all before it."""
+    with replacing(path) as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+        file.seek(-2, os.SEEK_END)  # the last field says how long the comment is
+        file.write(_SEAL.to_bytes(2, "little"))
+        file.write(_digest(file, file.tell()))
+
+
+class Member(NamedTuple):
+    """An array of a file, of which only the header has been read."""
+
+    stream: IO[bytes]
+    shape: tuple[int, ...]
+    is_fortran: bool
+    dtype: np.dtype
+
+    def read(self) -> np.ndarray:
+        """Return the array."""
+        data = self.stream.read()
+        return np.ndarray(self.shape, self.dtype, data, order="F" if self.is_fortran else "C")
+
+
+def read_npz(
+    path: str | Path,
+    check: Callable[[Mapping[str, Member]], None] | None = None,
+    sealed: bool = False,
+) -> dict[str, np.ndarray]:
+    """Return the arrays of a file by name. A stranger may have written it.
+
+    `check` sees all headers before any array is read. Nothing is unpickled or unpacked, and no
+    array is larger than its bytes in the file.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged, or no .npz of plain arrays, or without checksum although `sealed`.
+    """
     with Path(path).open("rb") as file:
-        try:
-            with np.load(file, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
-        except Exception as error:  # whatever damaged bytes make of the zip and array readers
-            raise ValueError(f"{path} is no .npz file of plain arrays ({error})") from error
+        with _naming(path):
+            members = _members(file, sealed)
+        if check is not None:
+            check(members)
+        with _naming(path):
+            return {name: member.read() for name, member in members.items()}
 
 
-def _parameters(model: Any) -> dict[str, Parameter]:
+@contextlib.contextmanager
+def _naming(path: str | Path) -> Iterator[None]:
+    """Turn whatever damaged bytes make of the zip and array readers into one error."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{path} is no whole .npz file of plain arrays ({error})") from error
+
+
+def _digest(file: IO[bytes], size: int) -> bytes:
+    """Return the SHA-256 of the first bytes of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while chunk := file.read(min(_CHUNK, size)):
+        digest.update(chunk)
+        size -= len(chunk)
+    return digest.hexdigest().encode()
+
+
+def _members(file: IO[bytes], sealed: bool) -> dict[str, Member]:
+    """Compare a file with its checksum, and read the headers of its arrays."""
+    archive, size = zipfile.ZipFile(file), os.fstat(file.fileno()).st_size
+    if (sealed or archive.comment) and archive.comment != _digest(file, size - _SEAL):
+        raise ValueError("its bytes are not those of the checksum at its end")
+    infos, members = archive.infolist(), {}
+    is_stored = all(i.compress_type == 0 and i.compress_size == i.file_size for i in infos)
+    if not is_stored or sum(info.file_size for info in infos) > size:
+        raise ValueError("it is compressed, or claims more than it holds; write it with np.savez")
+    for info in infos:
+        stream = archive.open(info)
+        version = np.lib.format.read_magic(stream)
+        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+        bytes_left = info.file_size - stream.tell()
+        is_plain = version == (1, 0) and dtype.kind in "biufU"
+        if not is_plain or math.prod(shape) * dtype.itemsize != bytes_left:
+            raise ValueError(f"{info.filename} is no plain array of {bytes_left} bytes")
+        members[info.filename.removesuffix(".npy")] = Member(stream, shape, is_fortran, dtype)
+    return members
+
+
+def parameters_of(model: Any) -> dict[str, Parameter]:
+    """Return the parameters of a built model by name."""
     parameters = {parameter.name: parameter for parameter in getattr(model, "parameters", ())}
     if not parameters:
         raise ValueError(f"the model has no parameters, got {describe(model)}; call build first")
     return parameters
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Open a temporary file that takes the place of `path` once it is whole and on the disk."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if not hasattr(os, "O_DIRECTORY"):
+        return  # Windows opens no folder
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself
+    finally:
+        os.close(folder)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from minicnn import datasets
-from minicnn.datasets import Dataset, load_dataset, mnist, read_idx
+from minicnn.datasets import Dataset, idx, load_dataset, mnist, read_idx
 
 CODES = {"u1": 0x08, "i1": 0x09, "i2": 0x0B, "i4": 0x0C, "f4": 0x0D, "f8": 0x0E}
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = FILES = (
@@ -159,13 +159,39 @@ def peak_memory_of_failure(path, message):
 def test_header_that_claims_terabytes_allocates_nothing(tmp_path, pack):
     path = tmp_path / "huge"
     path.write_bytes(pack(struct.pack(">4B3I", 0, 0, 0x0E, 3, *[2**32 - 1] * 3) + b"abc"))
-    assert peak_memory_of_failure(path, "got 3") < 4e6
+    assert peak_memory_of_failure(path, "expected at most .* got 633825299") < 4e6
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_header_that_claims_a_gigabyte_allocates_what_there_is(tmp_path, pack):
+    path = tmp_path / "large"
+    path.write_bytes(pack(struct.pack(">4BI", 0, 0, 8, 1, 1 << 30) + b"abc"))
+    assert peak_memory_of_failure(path, "expected 1073741824 bytes .* got 3") < 4e6
 
 
 def test_gzip_bomb_stops_after_the_promised_bytes(tmp_path):
     path = tmp_path / "bomb"
     path.write_bytes(gzip.compress(struct.pack(">4BI", 0, 0, 8, 1, 10) + bytes(64 << 20), 1))
     assert peak_memory_of_failure(path, "expected 10 bytes .* got more") < 4e6
+
+
+def test_gzip_bomb_with_a_header_to_match_is_not_unpacked(tmp_path, monkeypatch):
+    """Only what is small, or no more than a hundred times the file, is what a header may say."""
+    path = tmp_path / "bomb"
+    path.write_bytes(gzip.compress(struct.pack(">4BI", 0, 0, 8, 1, 1 << 24) + bytes(1 << 24)))
+    assert read_idx(path).size == 1 << 24
+    monkeypatch.setattr(idx, "_SURE", 1 << 23)
+    assert peak_memory_of_failure(path, "at most 8388608 bytes .* got 16777216") < 4e6
+    monkeypatch.setattr(idx, "_RATIO", (1 << 24) // path.stat().st_size + 1)
+    assert read_idx(path).size == 1 << 24
+
+
+def test_many_gzip_members_are_one_file(tmp_path):
+    path = tmp_path / "members"
+    path.write_bytes(b"".join(gzip.compress(GOOD[at : at + 5]) for at in range(0, len(GOOD), 5)))
+    assert read_idx(path).tobytes() == np.arange(12, dtype=np.int16).tobytes()
+    path.write_bytes(path.read_bytes() + gzip.compress(b"") * 10_000 + gzip.compress(bytes(1)))
+    assert peak_memory_of_failure(path, "expected 24 bytes .* got more") < 4e6
 
 
 @relaxed

@@ -1,5 +1,6 @@
-"""Tests of checkpoints: training goes on bit for bit, whatever stopped it, and no file is trusted.
+"""Tests of going on from checkpoints: bit for bit, whatever stopped the run.
 
+tests/test_checkpoints.py has the files themselves: damage, strangers, locks, full disks.
 The processes that are stopped are real ones. They run this file's own `main`, so that both sides
 train the same model.
 """
@@ -18,7 +19,6 @@ import pytest
 from tolerances import assert_same_bits
 
 import minicnn as mc
-from minicnn.estimator import checkpoints
 from minicnn.kernels import pool
 
 ROOT = Path(__file__).parents[1]
@@ -320,7 +320,7 @@ def test_ctrl_c_ends_the_run_after_the_step_with_a_checkpoint(tmp_path):
     output, errors = process.communicate(timeout=60)
     assert process.returncode in (-signal.SIGINT, 128 + signal.SIGINT)  # as a shell expects
     lines = errors.splitlines()
-    assert lines[-1] == "KeyboardInterrupt"
+    assert lines[-1].startswith("KeyboardInterrupt: Interrupted after step")
     (said,) = [line for line in lines if line.startswith("Interrupted after step")]
     assert "run the same again to go on" in said
     stopped = newest(tmp_path / "model")
@@ -386,90 +386,11 @@ def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".tmp")]
 
 
-def test_a_full_disk_leaves_the_last_checkpoint(folder, monkeypatch, uninterrupted):
-    before = {path.name for path in folder.iterdir()}
-
-    def full(*arguments, **named):
-        raise OSError(28, "No space left on device")
-
-    estimator = estimator_in(folder, save_checkpoints_steps=1)
-    with monkeypatch.context() as patch:
-        patch.setattr(np, "savez", full)
-        with pytest.raises(OSError, match="No space left"):
-            estimator.fit(**DATA["arrays"], max_steps=60)
-    assert {path.name for path in folder.iterdir()} == before
-    estimator.fit(**DATA["arrays"], max_steps=60)
-    assert_same_checkpoints(folder, uninterrupted(60), 60)
-
-
 def test_a_checkpoint_holds_plain_arrays(folder):
     arrays = arrays_in(folder, 3)
     assert all(array.dtype.kind in "fiuU" for array in arrays.values())
     assert {name.split("/")[0] for name in arrays} >= {"parameters", "optimizer"}
     assert len([name for name in arrays if name.startswith("parameters/")]) == 6
-
-
-class Bomb:
-    """Unpickled, it makes a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
-@pytest.mark.parametrize("name", ["parameters/logits/kernel", "optimizer/iterations", "meta.json"])
-def test_a_pickle_is_refused(folder, name, tmp_path):
-    arrays, crater = arrays_in(folder, 3), tmp_path / "crater"
-    arrays[name] = np.array([Bomb(crater)], object)
-    np.savez(folder / "model.ckpt-3.npz", **arrays)
-    for call in (lambda e: e.evaluate(X, Y), lambda e: e.fit(X, Y, steps=1)):
-        with pytest.raises(mc.CheckpointError, match=r"model\.ckpt-3\.npz is no whole checkpoint"):
-            call(estimator_in(folder))
-    assert not crater.exists()
-
-
-@pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.9, 0.999])
-def test_a_truncated_checkpoint_says_what_to_do(folder, uninterrupted, share):
-    path = folder / "model.ckpt-3.npz"
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(share * len(whole))])
-    estimator = estimator_in(folder)
-    with pytest.raises(mc.CheckpointError, match=r"model\.ckpt-3\.npz .*; delete it to go on"):
-        estimator.fit(**DATA["arrays"], max_steps=60)
-    path.unlink()  # what the error says
-    assert newest(folder) == 2
-    estimator.fit(**DATA["arrays"], max_steps=60)
-    assert_same_checkpoints(folder, uninterrupted(60), 60)
-
-
-@pytest.mark.parametrize("damage", [
-    lambda byte: byte ^ 1, lambda byte: byte ^ 8, lambda byte: byte ^ 0x80, lambda byte: 255,
-], ids=["low", "middle", "high", "all"])  # bits of each byte
-def test_a_damaged_byte_is_an_error_or_does_not_matter(tmp_path, damage):
-    """Whichever byte it is: never another exception, never other numbers.
-
-    What tells how many arrays there are has no checksum. The model misses those that are lost.
-    """
-    arrays = {"parameters/w": np.arange(6, dtype=np.float32), "optimizer/iterations": np.array(5)}
-    path = checkpoints.save(tmp_path, 5, arrays, {"global_step": 5}, keep=5)
-    whole = path.read_bytes()
-    refused = 0
-    for at in range(len(whole)):
-        damaged = bytearray(whole)
-        damaged[at] = damage(damaged[at])
-        path.write_bytes(damaged)
-        try:
-            loaded = checkpoints.load(path)
-        except mc.CheckpointError as error:
-            assert path.name in str(error)
-            refused += 1
-        else:
-            assert loaded.meta == {"global_step": 5}
-            for name, array in loaded.arrays.items():
-                assert_same_bits(array, arrays[name])
-    assert refused > len(whole) / 2
 
 
 def test_files_of_another_kind_do_no_harm(folder, uninterrupted):

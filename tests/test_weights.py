@@ -1,6 +1,9 @@
 """Tests of minicnn.weights: save_weights and load_weights."""
 
+import hashlib
 import re
+import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +161,54 @@ def test_files_of_another_kind_are_refused(path, tmp_path):
     assert_refused(make_model(), tmp_path / "none.npz", "none.npz", error=FileNotFoundError)
 
 
+def peak_of_refusal(path, *words):
+    model = make_model(1)
+    tracemalloc.start()
+    try:
+        assert_refused(model, path, *words)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_arrays_that_the_model_has_no_room_for_are_not_read(path):
+    edit(path, second_kernel=np.zeros((1 << 12, 1 << 10), np.float32))
+    assert peak_of_refusal(path, "second/kernel", "(48, 4)", "(4096, 1024)") < 2e6
+
+
+def test_a_packed_file_is_not_unpacked(path):
+    np.savez_compressed(path, bomb=np.zeros(1 << 24))
+    assert path.stat().st_size < 2e5
+    assert peak_of_refusal(path, "it is compressed") < 2e6
+
+
+def test_a_header_that_claims_terabytes_allocates_nothing(path):
+    with zipfile.ZipFile(path, "w") as file, file.open("second/kernel.npy", "w") as stream:
+        header = {"descr": "<f8", "fortran_order": False, "shape": (1 << 20, 1 << 20)}
+        np.lib.format.write_array_header_1_0(stream, header)
+        stream.write(bytes(100))
+    assert peak_of_refusal(path, "second/kernel.npy is no plain array of 100 bytes") < 2e6
+
+
+def test_a_file_with_a_wrong_checksum_is_refused(path):
+    mc.save_weights(make_model(), path)
+    whole = path.read_bytes()
+    assert whole.endswith(hashlib.sha256(whole[:-64]).hexdigest().encode())
+    for at in (0, 10, len(whole) // 2, len(whole) - 64, len(whole) - 1):
+        damaged = bytearray(whole)
+        damaged[at] ^= 1
+        path.write_bytes(damaged)
+        assert_refused(make_model(1), path, str(path))
+
+
+def test_arrays_that_numpy_has_saved_in_any_order_are_read(path):
+    kernel = np.asfortranarray(values_of(make_model())["second/kernel"], ">f8")
+    edit(path, second_kernel=kernel)
+    model = make_model(1)
+    mc.load_weights(model, path)
+    assert_same_values(values_of(model), values_of(make_model()))
+
+
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.99])
 def test_a_truncated_file_is_refused(path, share):
     mc.save_weights(make_model(), path)
@@ -203,3 +254,18 @@ def test_the_path_ends_in_npz(tmp_path):
     with pytest.raises(ValueError, match=r"`path` must end in \.npz, got '.*weights'"):
         mc.save_weights(make_model(), tmp_path / "weights")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_save_leaves_the_file_before(path, monkeypatch):
+    def write_half(file, **values):
+        file.write(b"half")
+        raise OSError("no space left on device")
+
+    mc.save_weights(make_model(), path)
+    monkeypatch.setattr(np, "savez", write_half)
+    with pytest.raises(OSError, match="no space"):
+        mc.save_weights(make_model(1), path)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    other = make_model(1)
+    mc.load_weights(other, path)
+    assert_same_values(values_of(other), values_of(make_model()))

@@ -10,6 +10,7 @@ import math
 import os
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
@@ -18,6 +19,8 @@ import numpy as np
 _ELEMENT_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _MAX_DIMENSIONS = 32  # every NumPy can hold this many
 _CHUNK = 1 << 20  # bytes
+_SURE = 1 << 30  # bytes that any file may unpack to
+_RATIO = 100  # to its own size, for a file that unpacks to more; MNIST's is 5
 _Stream = IO[bytes] | gzip.GzipFile
 
 IMAGES_MAGIC = 2051  # uint8, three dimensions (N, H, W)
@@ -28,7 +31,8 @@ _CONTENTS = {IMAGES_MAGIC: "images", LABELS_MAGIC: "labels"}
 def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
     """Read an IDX file, raw or gzip, whichever its first bytes say it is.
 
-    Memory follows the bytes that the file really holds, never the promise of its header.
+    Memory follows the bytes that the file really holds, never the promise of its header. A file
+    that promises more than 1 GiB and a hundred times its size is refused, unread, as a gzip bomb.
 
     Parameters
     ----------
@@ -74,7 +78,8 @@ def decode_file(
     try:
         with _open(path) as stream:
             header, dtype, shape = _read_header(stream, magic)
-            data = _read_elements(stream, dtype, shape)
+            most = max(_SURE, _RATIO * path.stat().st_size)
+            data = _read_elements(stream, dtype, shape, most)
         digest = hashlib.sha256(header + data).hexdigest() if sha256 else None
         if digest != sha256:
             raise ValueError(f"expected raw bytes of SHA-256 {sha256}, got {digest}")
@@ -127,8 +132,10 @@ def _guess(start: bytes) -> str:
     return "what looks like an HTML page" if looks_like_html else f"the bytes {start[:8]!r}"
 
 
-def _read_elements(stream: _Stream, dtype: np.dtype, shape: tuple[int, ...]) -> bytearray:
+def _read_elements(stream: _Stream, dtype: np.dtype, shape: Sequence[int], most: int) -> bytearray:
     promised = math.prod(shape) * dtype.itemsize
+    if promised > most:
+        raise ValueError(f"expected at most {most} bytes from its size, got {promised} in {shape}")
     data = bytearray()
     # One byte more than promised: it shows a file that is too long, stops a gzip bomb there,
     # and takes a good gzip file to its end, where its checksum is compared.

@@ -1,28 +1,39 @@
-"""Checkpoints: one .npz file a step and an index, written so that a kill leaves the last one good.
+"""Checkpoints: one .npz file a step, and an index. A kill at any moment leaves the last one good.
 
 A file is written under a temporary name, flushed to the disk and then renamed, which is atomic. It
-holds plain arrays and a line of JSON, never a pickle.
+holds plain arrays, a line of JSON and its own checksum: a copy of the file alone is enough.
 """
 
 import contextlib
+import functools
 import json
+import logging
+import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from minicnn.weights import read_npz
+from minicnn.weights import read_npz, replacing, write_npz
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger("minicnn")
 
 _INDEX = "checkpoint.json"
+_LOCK = ".lock"  # there while a fit is under way; holds the number of its process
 _PATTERN = re.compile(r"model\.ckpt-(\d+)\.npz")
 _META = "meta.json"
 
 
 class CheckpointError(Exception):
-    """A checkpoint that cannot be used.
+    """A checkpoint, or a folder of them, that cannot be used.
 
     Examples
     --------
@@ -40,34 +51,90 @@ class Checkpoint(NamedTuple):
     meta: dict[str, Any]
 
 
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make a folder, keep other fits out of it, and clear away what a killed one left half written.
+
+    The lock ends with its process, however that ends.
+
+    Raises
+    ------
+    CheckpointError
+        If somebody else trains there, or the folder cannot be written.
+    """
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / _LOCK).open("a+b", buffering=0)
+    with lock:
+        if not _take(lock, folder):
+            yield
+        elif os.fstat(lock.fileno()).st_nlink == 0:  # who held it has just ended and removed it
+            with locked(folder):
+                yield
+        else:
+            try:
+                for name in ("model.ckpt-*.npz", _INDEX):
+                    for left in folder.glob(f".{name}.*.tmp"):
+                        left.unlink(missing_ok=True)
+                yield
+            finally:  # not only unlocked: a forked child may hold the lock, and live longer
+                with contextlib.suppress(OSError):
+                    if os.fstat(lock.fileno()).st_nlink:  # else the folder is another one now
+                        (folder / _LOCK).unlink()
+
+
 def save(
     folder: Path, step: int, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any], keep: int
 ) -> Path:
-    """Write the checkpoint of `step`, note it in the index, delete all but the newest `keep`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write the checkpoint of `step`, note it in the index, delete all but the newest `keep`.
+
+    Those of later steps do not count: they are damaged, or the user has gone back.
+
+    Raises
+    ------
+    CheckpointError
+        If it cannot be written. The checkpoints before it are as they were.
+    """
     path = folder / f"model.ckpt-{step}.npz"
-    text = np.array(json.dumps({**meta, "arrays": sorted(arrays)}))
-    with _replacing(path) as file:
-        np.savez(file, **{_META: text, **arrays})  # type: ignore[arg-type]
-    paths = _files(folder)
-    kept = paths[-keep:]
-    with _replacing(folder / _INDEX) as file:
-        index = {"latest": kept[-1].name, "all": [item.name for item in kept]}
-        file.write(json.dumps(index, indent=2).encode())
-    for old in paths[:-keep]:
-        old.unlink(missing_ok=True)
+    with _writing(folder):
+        write_npz(path, {_META: np.array(json.dumps(meta)), **arrays})
+        paths = [other for other in _files(folder) if _step(other.name) <= step]
+        with replacing(folder / _INDEX) as file:
+            index = {"latest": path.name, "all": [kept.name for kept in paths[-keep:]]}
+            file.write(json.dumps(index, indent=2).encode())
+        for old in paths[:-keep]:
+            old.unlink(missing_ok=True)
     return path
 
 
-def latest(folder: Path) -> Path | None:
-    """Return the newest checkpoint of a folder: that of the index, else the highest number."""
-    try:
-        name = json.loads((folder / _INDEX).read_text())["latest"]
-    except (OSError, ValueError, KeyError, TypeError):
-        name = ""
-    if isinstance(name, str) and _PATTERN.fullmatch(name) and (folder / name).is_file():
-        return folder / name
-    return next(iter(reversed(_files(folder))), None)
+def latest_step(folder: Path) -> int:
+    """Return the step of the checkpoint that counts; 0 where there is none."""
+    return max((_step(path.name) for path in _candidates(folder)[:1]), default=0)
+
+
+def newest(folder: Path) -> Checkpoint | None:
+    """Read the checkpoint that counts; where it is damaged, the next older one that is good.
+
+    Raises
+    ------
+    CheckpointError
+        If there are checkpoints, and all are damaged.
+    """
+    damaged: list[Path] = []
+    while paths := [path for path in _candidates(folder) if path not in damaged]:
+        try:
+            return load(paths[0])
+        except FileNotFoundError:
+            continue  # a fit has just deleted it, and written a newer one
+        except CheckpointError as error:
+            logger.warning("%s; looking for an older one", error)
+            damaged.append(paths[0])
+    if damaged:
+        raise CheckpointError(
+            f"no checkpoint in {folder} is whole; put a good copy of one there (the file alone is "
+            "enough), or delete them to begin anew"
+        )
+    return None
 
 
 def load(path: Path) -> Checkpoint:
@@ -79,37 +146,73 @@ def load(path: Path) -> Checkpoint:
         If the file is no whole checkpoint.
     """
     try:
-        arrays = read_npz(path)
+        arrays = read_npz(path, sealed=True)
         meta = json.loads(str(arrays.pop(_META)))
-        if lost := set(meta.pop("arrays")) ^ set(arrays):
-            raise ValueError(f"it should hold {min(lost)} just where it does not")
+        numbers = [meta["global_step"], meta["seed"], *meta["place"].values()]
+        is_rate = isinstance(meta["learning_rate"], float | int)
+        if not is_rate or not all(type(number) is int and number >= 0 for number in numbers):
+            raise ValueError(f"{_META} holds other values than a checkpoint's")
         return Checkpoint(path, arrays, meta)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{path} is no whole checkpoint ({error}); delete it to go on from an older one"
-        ) from error
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # whatever hostile bytes make of the readers
+        reason = error.__cause__ or error
+        raise CheckpointError(f"{path} is no whole checkpoint ({reason})") from error
 
 
 def _files(folder: Path) -> list[Path]:
     """Return the checkpoints of a folder, the newest last."""
-    found = ((_PATTERN.fullmatch(path.name), path) for path in folder.glob("model.ckpt-*.npz"))
-    return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
+    paths = (path for path in folder.glob("model.ckpt-*.npz") if _PATTERN.fullmatch(path.name))
+    return sorted(filter(Path.is_file, paths), key=lambda path: _step(path.name))
+
+
+def _candidates(folder: Path) -> list[Path]:
+    """Return them in the order of preference: back from the index's, then the later ones."""
+    try:
+        last: float = _step(json.loads((folder / _INDEX).read_text())["latest"])
+    except Exception:  # an index that does not help is no obstacle
+        last = math.inf
+    steps = {path: _step(path.name) for path in _files(folder)}
+    return sorted(steps, key=lambda path: (steps[path] <= last, steps[path]), reverse=True)
+
+
+def _step(name: str) -> int:
+    return int(_PATTERN.fullmatch(name)[1])  # type: ignore[index]
+
+
+def _take(lock: Any, folder: Path) -> bool:
+    """Take the lock of a folder; return False where there are no locks."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        raise CheckpointError(
+            f"another fit is under way in {folder}, in process {lock.read(20).decode()}; wait "
+            "until it ends, or use another model_dir (evaluate and predict work meanwhile)"
+        ) from None
+    except OSError as error:  # a network file system, say
+        _warn_once(f"{folder} has no locks ({error}): see to it that only one process trains there")
+        return False
+    with _writing(folder):
+        lock.truncate(0)
+        lock.write(str(os.getpid()).encode())
+    return True
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    logger.warning(text)
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Any:
-    """Open a temporary file that takes the place of `path` once it is whole and on the disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def _writing(folder: Path) -> Iterator[None]:
+    """Say what to do where a folder cannot be written."""
     try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself
-    finally:
-        os.close(folder)
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder} cannot be written ({error}). Earlier checkpoints are as they were: free "
+            "space or allow writing there, and run the same again to go on from the last one"
+        ) from error

@@ -10,7 +10,7 @@ import numpy as np
 from minicnn import checks
 from minicnn.checks import describe
 from minicnn.tensor import Tensor
-from minicnn.train_op import TrainOp
+from minicnn.train_op import Processes, TrainOp
 
 
 class ModeKeys:
@@ -117,6 +117,12 @@ class RunConfig:
         Steps between the log lines with the loss and the speed.
     fuse : bool
         Whether layers that can be computed in one pass are.
+    progress : bool
+        Whether `fit` and `evaluate` show a bar on a terminal or in a notebook, if tqdm is installed
+        (the extra "progress"). The console then leaves out the log lines with the loss and the
+        speed, which the bar says; a log file gets them all.
+    distribute : DataParallel, optional
+        Several processes train together; see `minicnn.distributed`. None is one process.
 
     Examples
     --------
@@ -134,6 +140,8 @@ class RunConfig:
         keep_checkpoint_max: int = 5,
         log_step_count_steps: int = 100,
         fuse: bool = True,
+        progress: bool = True,
+        distribute: Processes | None = None,
     ) -> None:
         self.seed = checks.optional(checks.integer, seed, "seed", 0)
         if save_checkpoints_secs is None and save_checkpoints_steps is None:
@@ -149,6 +157,13 @@ class RunConfig:
         self.keep_checkpoint_max = checks.integer(keep_checkpoint_max, "keep_checkpoint_max")
         self.log_step_count_steps = checks.integer(log_step_count_steps, "log_step_count_steps")
         self.fuse = bool(fuse)
+        self.distribute = Processes() if distribute is None else distribute
+        if not isinstance(self.distribute, Processes):
+            raise TypeError(
+                "`distribute` must be a minicnn.distributed.DataParallel, got "
+                f"{describe(distribute)}"
+            )
+        self.progress = bool(progress) and self.distribute.is_chief
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """The Estimator: trains, evaluates and predicts with a model_fn, and keeps it in a folder."""
 
+import contextlib
 import json
 import logging
 import math
@@ -18,6 +19,7 @@ from minicnn.context import Context
 from minicnn.estimator import checkpoints, feeding
 from minicnn.estimator.checkpoints import Checkpoint, CheckpointError
 from minicnn.estimator.config import MetricSpec, ModeKeys, RunConfig
+from minicnn.estimator.progress import ProgressHook, progress_bar
 from minicnn.estimator.session import TrainingSession
 from minicnn.estimator.tracing import Trace, form
 from minicnn.hooks import (
@@ -27,6 +29,7 @@ from minicnn.hooks import (
     SessionRunHook,
     StepCounterHook,
     StopAtStepHook,
+    step_logger,
 )
 from minicnn.parameter import Parameter
 
@@ -136,30 +139,17 @@ class Estimator:
             For arguments, shapes or labels that cannot be; before the first step.
         NanLossError
             Where the loss is not finite; the last checkpoint is from before.
+        CheckpointError
+            Where another process trains in `model_dir`, or it cannot be written, or no checkpoint
+            in it is whole.
         KeyboardInterrupt
             After Ctrl-C, once the step is done and a checkpoint is written.
         """
-        hooks = self._hooks(steps, max_steps, monitors)
-        self._restore()
-        feed = feeding.feed(x, y, input_fn, batch_size, self._seed)
-        trace = self._trace(ModeKeys.TRAIN, feed.peek())
-        if max_steps is not None and self._step >= max_steps:
-            logger.info("Already at step %d of %d; nothing to do.", self._step, max_steps)
-            return self
-        if isinstance(feed, feeding.ArrayFeed):
-            trace.check_labels(feed.y)
-        feed.seek(self._place)
-        session = TrainingSession(
-            trace, feed, self._step, self._seed, self.config.fuse, self._save, self._evaluate_now
-        )
-        try:
-            session.run(hooks)
-        except BaseException:
-            self._forget()  # what is in memory may be half a step, or NaN: the checkpoint counts
-            raise
-        if session.last_loss is not None:
-            logger.info("Loss for final step: %.6g.", session.last_loss)
-        return self
+        with self.config.distribute.run():
+            hooks = self._hooks(steps, max_steps, monitors)
+            is_chief = self.config.distribute.is_chief
+            with checkpoints.locked(self.model_dir) if is_chief else contextlib.nullcontext():
+                return self._fit(hooks, (x, y, input_fn, batch_size), max_steps)
 
     def evaluate(
         self,
@@ -275,13 +265,12 @@ class Estimator:
         """Read the latest checkpoint, or begin anew, unless that was done before."""
         if self._ready:
             return
-        path = checkpoints.latest(self.model_dir)
-        if path is not None:
-            self._checkpoint = checkpoints.load(path)
+        self._checkpoint = checkpoints.newest(self.model_dir)
+        if self._checkpoint is not None:
             meta = self._checkpoint.meta
             self._step, self._place = meta["global_step"], meta["place"]
             self._seed = meta["seed"] if self.config.seed is None else self.config.seed
-            logger.info("Restored model from %s", path)
+            logger.info("Restored model from %s", self._checkpoint.path)
         elif self.config.seed is None:
             self._seed = secrets.randbits(32)
             logger.info("The seed of this run is %d.", self._seed)
@@ -325,6 +314,41 @@ class Estimator:
                 f"{', '.join(sorted(new))}; model_fn must build the same layers for every mode"
             )
 
+    def _fit(
+        self, hooks: list[SessionRunHook], data: tuple[Any, Any, Any, Any], max_steps: int | None,
+    ) -> "Estimator":
+        """Train with these hooks on `x`, `y`, `input_fn` and `batch_size`."""
+        changed = checkpoints.latest_step(self.model_dir) != self._step
+        if self.config.distribute.from_chief(changed):
+            self._forget()  # another Estimator has trained there since
+        self._restore()
+        self._step, self._place, self._seed, self._checkpoint = self.config.distribute.from_chief(
+            (self._step, self._place, self._seed, self._checkpoint)
+        )
+        feed = feeding.feed(*data, self._seed)
+        trace = self._trace(ModeKeys.TRAIN, feed.peek())
+        if max_steps is not None and self._step >= max_steps:
+            logger.info("Already at step %d of %d; nothing to do.", self._step, max_steps)
+            return self
+        if isinstance(feed, feeding.ArrayFeed):
+            trace.check_labels(feed.y)
+        feed.seek(self._place)
+        session = TrainingSession(
+            trace, feed, self._step, self._seed, self.config.fuse, self.config.distribute,
+            self._save, self._evaluate_now,
+        )
+        ends = [hook.end_from(self._step) for hook in hooks if isinstance(hook, StopAtStepHook)]
+        end = min(ends, default=math.inf)
+        try:
+            with progress_bar(self.config.progress, "fit", end, self._step) as advance:
+                session.run([ProgressHook(advance), *hooks])
+        except BaseException:
+            self._forget()  # what is in memory may be half a step, or NaN: the checkpoint counts
+            raise
+        if session.last_loss is not None:
+            logger.info("Loss for final step: %.6g.", session.last_loss)
+        return self
+
     def _hooks(
         self, steps: int | None, max_steps: int | None, monitors: Sequence[SessionRunHook] | None
     ) -> list[SessionRunHook]:
@@ -340,10 +364,12 @@ class Estimator:
                     f"`monitors` must hold SessionRunHook objects, got {describe(hook)}"
                 )
         config, every = self.config, self.config.log_step_count_steps
+        losses = LoggingTensorHook({"loss": "loss", "step": "global_step"}, every_n_iter=every)
+        losses.logger = step_logger
         hooks: list[SessionRunHook] = [
             *([] if any(isinstance(hook, NanTensorHook) for hook in own) else [NanTensorHook()]),
             StepCounterHook(every),
-            LoggingTensorHook({"loss": "loss", "step": "global_step"}, every_n_iter=every),
+            losses,
             *own,
         ]
         if not any(isinstance(hook, CheckpointSaverHook) for hook in own):
@@ -353,6 +379,8 @@ class Estimator:
             hooks.append(StopAtStepHook(num_steps=checks.integer(steps, "steps")))
         if max_steps is not None:
             hooks.append(StopAtStepHook(last_step=checks.integer(max_steps, "max_steps")))
+        if not config.distribute.is_chief:  # the others note the step and the place, no more
+            return [hook for hook in hooks if isinstance(hook, CheckpointSaverHook)]
         return hooks
 
     def _save(self, session: TrainingSession) -> None:
@@ -367,6 +395,8 @@ class Estimator:
         train_op = session.trace.ops.train_op
         self._step, self._place = session.global_step, session.feed.place()
         self._checkpoint = None  # older than what is in memory
+        if not self.config.distribute.is_chief:
+            return
         meta = {
             "global_step": self._step,
             "seed": self._seed,
@@ -394,24 +424,29 @@ class Estimator:
         metrics = _checked_metrics(metrics)
         feed = feeding.feed(x, y, input_fn, batch_size)
         trace = self._trace(ModeKeys.EVAL, feed.peek())
+        end = most
         if isinstance(feed, feeding.ArrayFeed):
             trace.check_labels(feed.y)
+            end = min(most, math.ceil(feed.rows / feed.batch_size))
         loss, predictions = trace.ops.loss, trace.ops.predictions
         plan = trace.graph.plan(
             [loss, *predictions.values()] if metrics else [loss], self.config.fuse
         )
         total, rows, parts = 0.0, 0, []
-        for batch in feed:
-            values = plan.forward(trace.feeds(batch), Context(save=False))
-            count = feeding.rows_of(batch[0])
-            total, rows = total + float(values[loss]) * count, rows + count
-            if metrics:
-                parts.append(({k: values[t] for k, t in predictions.items()}, batch[1], batch[0]))
-            most -= 1
-            if most <= 0:
-                break
-        else:
-            logger.info("Input iterator is exhausted.")
+        with progress_bar(self.config.progress, "evaluate", end) as advance:
+            for batch in feed:
+                values = plan.forward(trace.feeds(batch), Context(save=False))
+                count = feeding.rows_of(batch[0])
+                total, rows = total + float(values[loss]) * count, rows + count
+                if metrics:
+                    kept = {name: values[tensor] for name, tensor in predictions.items()}
+                    parts.append((kept, batch[1], batch[0]))
+                advance(total / rows)
+                most -= 1
+                if most <= 0:
+                    break
+            else:
+                logger.info("Input iterator is exhausted.")
         results: dict[str, Any] = {}
         if metrics:
             whole = [feeding.concatenate(part) for part in zip(*parts, strict=True)]
@@ -426,9 +461,12 @@ class Estimator:
         numbers = {k: v for k, v in results.items() if k != "global_step" and np.ndim(v) == 0}
         text = ", ".join(f"{name} = {value:.6g}" for name, value in sorted(numbers.items()))
         logger.info("Saving evaluation summary for step %d: %s", step, text)
-        self.model_dir.mkdir(parents=True, exist_ok=True)
-        with (self.model_dir / "evaluations.jsonl").open("a") as file:
-            file.write(json.dumps({"global_step": step, **numbers}) + "\n")
+        path = self.model_dir / "evaluations.jsonl"
+        try:
+            with path.open("a") as file:
+                file.write(json.dumps({"global_step": step, **numbers}) + "\n")
+        except OSError as error:
+            logger.warning("%s cannot be written (%s)", path, error)
 
     def _predictions(self, trace: Trace, feed: Any) -> Iterator[dict[str, np.ndarray]]:
         """Yield the predictions of each batch."""
@@ -482,13 +520,14 @@ def _load_weights(trace: Trace, known: set[str], checkpoint: Checkpoint, folder:
     for name, parameter in graph.parameters.items():
         if name not in saved:
             raise CheckpointError(f"{name} {parameter.shape} is not in the checkpoint; {remedy}")
-        if saved[name].shape != parameter.shape:
+        array = saved[name]
+        if array.shape != parameter.shape or array.dtype.kind != "f":
             raise CheckpointError(
-                f"{name} is {parameter.shape} in the model and {saved[name].shape} in the "
+                f"{name} is {parameter.shape} in the model and {array.dtype} {array.shape} in the "
                 f"checkpoint; {remedy}"
             )
         if name not in known:
-            parameter.value[...] = saved[name]
+            parameter.value[...] = array
     unused = set(saved) - set(graph.parameters)
     if trace.ops.mode == ModeKeys.TRAIN and unused:
         name = min(unused)

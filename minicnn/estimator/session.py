@@ -16,6 +16,7 @@ from minicnn.estimator.tracing import Trace
 from minicnn.graph import Plan
 from minicnn.hooks import SessionRunArgs, SessionRunContext, SessionRunHook, SessionRunValues
 from minicnn.tensor import Tensor
+from minicnn.train_op import Processes
 
 logger = logging.getLogger("minicnn")
 
@@ -34,6 +35,8 @@ class TrainingSession:
         How many steps are done.
     seed : int
     fuse : bool
+    processes : Processes
+        Those that make the steps together.
     save, evaluate : callable
         The Estimator's; hooks call them.
 
@@ -51,12 +54,13 @@ class TrainingSession:
         global_step: int,
         seed: int,
         fuse: bool,
+        processes: Processes,
         save: Callable[["TrainingSession"], None],
         evaluate: Callable[..., dict[str, Any]],
     ) -> None:
         self.graph, self.parameters = trace.graph, trace.graph.parameters
         self.trace, self.feed, self.seed, self.fuse = trace, feed, seed, fuse
-        self.global_step = global_step
+        self.global_step, self._processes = global_step, processes
         self.last_loss: float | None = None
         self._save, self._evaluate = save, evaluate
         self._workspace = Workspace()
@@ -73,6 +77,7 @@ class TrainingSession:
     def run(self, hooks: Sequence[SessionRunHook]) -> None:
         """Do steps until a hook stops the run, the data ends, or Ctrl-C is pressed."""
         context = SessionRunContext(self)
+        self._processes.begin(tuple(self.parameters.values()))
         for hook in hooks:
             hook.begin()
         with _interrupt_stops(context) as interrupted:
@@ -81,15 +86,16 @@ class TrainingSession:
                 results = self._step(batch, [_fetches(args) for args in wanted])
                 for hook, result in zip(hooks, results, strict=True):
                     hook.after_run(context, SessionRunValues(result))
-                if context.stop_requested:
+                if self._processes.any(context.stop_requested):
                     break
             else:
                 logger.info("Input iterator is exhausted.")
             for hook in hooks:
                 hook.end(self)
-        if interrupted.is_set():
-            logger.info("Interrupted after step %d; run the same again to go on.", self.global_step)
-            raise KeyboardInterrupt
+        if self._processes.any(interrupted.is_set()):
+            said = f"Interrupted after step {self.global_step}; run the same again to go on."
+            logger.info(said)
+            raise KeyboardInterrupt(said)
 
     def _step(self, batch: Batch, fetches: list[Any]) -> list[Any]:
         """Do one step; return what was fetched from it."""
@@ -99,13 +105,16 @@ class TrainingSession:
         if plan is None:
             plan = self._plans[frozenset(tensors)] = self.graph.plan(tensors, self.fuse)
         rng = np.random.default_rng((self.seed, _DROPOUT_STREAM, self.global_step))
-        ctx = Context(training=True, rng=rng, workspace=self._workspace)
-        values = plan.forward(self.trace.feeds(batch), ctx)
-        self.last_loss = float(values[train_op.loss])
+        feeds, first, share = self._processes.part(self.trace.feeds(batch))
+        ctx = Context(training=True, rng=rng, workspace=self._workspace, first_row=first)
+        values = plan.forward(feeds, ctx)
+        reached = plan.backward(train_op.loss, ctx, share, self._processes.ready)
+        self.last_loss = self._processes.sum(share * float(values[train_op.loss]), reached)
+        values[train_op.loss] = self.last_loss
         rate = train_op.rate()
         extra = {"global_step": self.global_step + 1, "learning_rate": rate}
         results = _map_fetches(fetches, lambda fetch: self._value(fetch, values, extra))
-        train_op.apply(plan.backward(train_op.loss, ctx))
+        train_op.apply(reached)
         self.global_step += 1
         return results
 

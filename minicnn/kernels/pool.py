@@ -4,11 +4,16 @@ A kernel is cut into numbered chunks whose boundaries depend on the shapes alone
 the numbers from one counter. Which thread runs a chunk, and how many threads there are, therefore
 never changes a bit of the result. Where another thread has the workers, the caller runs every chunk
 itself: the same bits, and no deadlock. A forked child begins with workers of its own.
+
+Ctrl-C may come at any moment: it raises KeyboardInterrupt in the caller once no thread runs a
+chunk, and leaves the workers free. Python looks for signals after a call, where a function begins
+and where a loop goes round: what a Ctrl-C must not tear apart has no such place inside.
 """
 
 import itertools
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Any
@@ -45,14 +50,19 @@ def parallel_for(
     """
     arrays = (*(_frozen(array) for array in reads), *writes)
     job = _Job(kernel, chunks, (*arrays, *sizes), scratch, writes[0].dtype)
-    workers = _workers if chunks > 1 else None
-    if workers is None or not workers.take():
+    workers = _workers
+    if chunks <= 1 or not workers.count:
         job.work()
         return
     try:
-        workers.share(job, chunks - 1)
+        if workers.take(job):
+            workers.share(job, chunks - 1)
+        else:
+            job.work()
     finally:
-        workers.taken.release()
+        job.arguments = ()  # a worker that has yet to wake up keeps no arrays alive
+        if workers.holder is job:
+            del workers.holder
 
 
 def share(items: int, chunks: int) -> int:
@@ -139,7 +149,9 @@ class _Job:
         self.kernel, self.chunks, self.arguments = kernel, chunks, arguments
         self.scratch, self.dtype = scratch, dtype
         self.next = itertools.count().__next__  # one bytecode, so atomic between threads
-        self.done: SimpleQueue[BaseException | None] = SimpleQueue()
+        self.begun: list[None] = []  # an entry for each worker that has
+        self.ended: list[BaseException | None] = []
+        self.bell: SimpleQueue[None] = SimpleQueue()  # rings when a worker has ended
 
     def work(self) -> None:
         scratch = _scratch(self.scratch, self.dtype)
@@ -148,54 +160,56 @@ class _Job:
 
     def work_for_another(self) -> None:
         """Work on a worker's thread; whatever ends it is reported to the caller."""
+        self.begun.append(None)
+        error = None
         try:
             self.work()
-        except BaseException as error:
-            self.done.put(error)
-        else:
-            self.done.put(None)
+        except BaseException as caught:
+            error = caught
+        self.ended.append(error)
+        self.bell.put(None)
 
-    def cancel(self) -> None:
-        self.chunks = 0
+    def wait(self) -> None:
+        """Return when no worker runs a chunk: one that begins later finds none left."""
+        while len(self.ended) < len(self.begun):
+            self.bell.get()
 
 
 class _Workers:
     """`count` daemon threads, each asleep at its inbox."""
 
+    holder: object = None  # who has taken them; an attribute of the instance while one has
+
     def __init__(self, count: int) -> None:
         self.count = count
-        self.taken = threading.Lock()
         self._inboxes: list[SimpleQueue[_Job | None]] = []
 
-    def take(self) -> bool:
+    def take(self, who: object) -> bool:
         """Reserve the workers; False where they are busy."""
-        return self.count > 0 and self.taken.acquire(False)
+        return vars(self).setdefault("holder", who) is who
 
     def share(self, job: _Job, most: int) -> None:
         """Run `job` on the caller and on at most `most` workers; return when all have ended."""
-        self._start()
-        helpers = self._inboxes[:most]
-        for inbox in helpers:
-            inbox.put(job)
-        errors: list[BaseException | None] = []
         try:
+            self._start()
+            for inbox in self._inboxes[:most]:
+                inbox.put(job)
             job.work()
+            job.wait()
         except BaseException:
-            job.cancel()  # KeyboardInterrupt, say: the others end after the chunk in hand
+            job.chunks = 0  # KeyboardInterrupt, say: the others end after the chunk in hand
+            job.wait()
             raise
-        finally:
-            errors = [job.done.get() for _ in helpers]
-        for error in errors:
+        for error in job.ended:
             if error is not None:
                 raise error
 
     def stop(self) -> None:
         """Let the threads end once they have done what they were given."""
-        with self.taken:
-            for inbox in self._inboxes:
-                inbox.put(None)
-            self._inboxes.clear()
-            self.count = 0
+        while not self.take("stopped"):
+            time.sleep(0.001)
+        for inbox in self._inboxes:
+            inbox.put(None)
 
     def _start(self) -> None:
         while len(self._inboxes) < self.count:

@@ -218,9 +218,11 @@ def _blank_outputs(live, wide, size):
 
 @helper
 def _set_to_zero(line, bits):
+    """Set outputs to zero, but for those that NaN or infinity in the filters has made NaN."""
+    zero = spread(np.float32(0))
     for q in range(_OUT * _OUT):
         if bits >> q & 1:
-            store(spread(np.float32(0)), line, q * _LANES)
+            store(fma(load(line, q * _LANES), zero, zero), line, q * _LANES)
 
 
 @helper

@@ -188,6 +188,19 @@ def test_where_a_patch_is_zero_the_output_is_exactly_the_bias(case):
 
 
 @by_case
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_nan_or_infinity_in_a_filter_is_seen_in_a_blank_image(case, value):
+    """The product of zero and of either is NaN."""
+    x, w, b, _, window = draw(case)
+    w = w.copy()
+    w[1, 1, 0, 3] = value
+    for pool in (False, True):
+        y, _ = forward(np.zeros_like(x), w, b, window, pool=pool)
+        assert np.isnan(y[..., 3]).any()
+        assert np.isfinite(np.delete(y, 3, axis=3)).all()
+
+
+@by_case
 def test_no_images(case):
     x, w, b, dy, window = draw(((0, *case[0][1:]), *case[1:]))
     y, code = forward(x, w, b, window, pool=True)

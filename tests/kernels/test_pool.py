@@ -1,3 +1,5 @@
+import dis
+import itertools
 import os
 import signal
 import subprocess
@@ -231,6 +233,71 @@ def test_an_interrupt_while_the_caller_waits_leaves_a_usable_pool(set_threads):
     release.set()
     timer.cancel()
     assert_usable()
+
+
+class InterruptAt:
+    """A trace function that raises at one of the places in `pool` where Python looks for signals.
+
+    These are the start of a function, the end of a loop's round, and behind a call.
+    """
+
+    def __init__(self, number):
+        self.left = number  # places before the one that raises
+        self.behind_call = {}  # by frame
+
+    def __call__(self, frame, event, argument):
+        if frame.f_code.co_filename != pool.__file__:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "call":
+            self.look()
+        elif event == "opcode":
+            name = dis.opname[frame.f_code.co_code[frame.f_lasti]]
+            if self.behind_call.get(frame) or name.startswith("JUMP_BACKWARD"):
+                self.look()
+            self.behind_call[frame] = name.startswith("CALL")
+        return self
+
+    def look(self):
+        if self.left == 0:
+            raise KeyboardInterrupt
+        self.left -= 1
+
+
+def interrupted(number):
+    """Run a kernel that is interrupted at such a place; False where there are fewer of them."""
+    begun, ended = [], []
+
+    def kernel(chunk, scratch, y):
+        begun.append(chunk)
+        time.sleep(0.001)
+        ended.append(chunk)
+
+    before = sys.gettrace()
+    sys.settrace(InterruptAt(number))
+    try:
+        parallel_for(kernel, 4, (), (np.zeros(2),))
+    except KeyboardInterrupt:
+        assert sorted(begun) == sorted(ended)  # the arrays are the caller's again
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_an_interrupt_at_any_place_leaves_a_usable_pool(set_threads, count):
+    """Taken and not given back, the workers would sleep for ever, and nobody would notice."""
+    set_threads(1)
+    set_threads(count)  # none of them is started yet
+    places = itertools.count()
+
+    def everywhere():
+        while interrupted(next(places)):
+            assert_usable()
+
+    in_time(everywhere)
+    assert next(places) > 10 * count
 
 
 # Nested and at once

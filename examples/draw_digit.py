@@ -1,0 +1,167 @@
+"""Draw a digit in the browser, and watch what the network makes of it while you draw.
+
+    python examples/draw_digit.py                    trains for one epoch first, under a minute
+    python examples/draw_digit.py mnist_cnn_model    shows what examples/mnist_cnn.py has trained
+
+Then open the address that it prints. It needs Flask: ``pip install -e ".[demo]"``. The page is
+served to this computer alone, asks for nothing from outside, and nothing that is drawn is kept.
+"""
+
+import argparse
+import base64
+import logging
+import sys
+import tempfile
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+from mnist_cnn import cnn_model_fn
+
+import minicnn as mc
+from minicnn import images
+from minicnn.extras import require
+
+PAGE = Path(__file__).with_name("draw_digit_page")
+FILES = {"index.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
+SIDE = 56  # the page sends its drawing as SIDE * SIDE levels from 0 (paper) to 255 (ink), by rows
+MAX_BYTES = 32 * 1024  # of a request; the longest good one has half as many
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+def model_fn(features, labels, mode):
+    """Build the network of mnist_cnn.py, with Adam, and with its convolutions as predictions."""
+    ops = cnn_model_fn(features, labels, mode, {"learning_rate": 0.001})
+    if mode == mc.ModeKeys.TRAIN:
+        ops.train_op = mc.optimize_loss(ops.loss, learning_rate=0.001, optimizer="Adam")
+    if mode == mc.ModeKeys.INFER:
+        ops.predictions["conv1"] = features.graph.find("conv2d")
+        ops.predictions["conv2"] = features.graph.find("conv2d_1")
+    return ops
+
+
+def train(model_dir, steps=550):
+    """Train a model for so many steps of 100 images, 550 of which are an epoch."""
+    mnist = mc.datasets.load_dataset("mnist")
+    classifier = mc.Estimator(model_fn, model_dir, config=mc.RunConfig(seed=0))
+    classifier.fit(mnist.train.images, mnist.train.labels, batch_size=100, max_steps=steps)
+    metrics = {"accuracy": mc.MetricSpec(mc.metrics.accuracy, prediction_key="classes")}
+    results = classifier.evaluate(mnist.test.images, mnist.test.labels, metrics=metrics)
+    print(f"accuracy on the {mnist.test.num_examples:,} test images: {results['accuracy']:.4f}")
+
+
+def drawing(body):
+    """Return the (SIDE, SIDE) levels in the JSON of a request; ValueError says what is wrong."""
+    pixels = body.get("pixels") if isinstance(body, dict) else None
+    if not isinstance(pixels, list) or len(pixels) != SIDE * SIDE:
+        raise ValueError(f'expected {{"pixels": [...]}} with {SIDE * SIDE} numbers')
+    # type() and not isinstance(): True is an int
+    if not all(type(level) in (int, float) and 0 <= level <= 255 for level in pixels):
+        raise ValueError("each of the pixels must be a number from 0 (paper) to 255 (ink)")
+    return np.array(pixels, np.float32).reshape(SIDE, SIDE)
+
+
+def look(classifier, pixels):
+    """Return what the page shows of a drawing: probabilities, and maps in base64."""
+    x = images.digit(pixels)
+    seen = classifier.predict(x.reshape(1, -1), as_iterable=False)
+    maps = {"input": x[..., np.newaxis], "conv1": seen["conv1"][0], "conv2": seen["conv2"][0]}
+    return {
+        "probabilities": seen["probabilities"][0].tolist(),
+        "maps": {name: encoded(values) for name, values in maps.items()},
+    }
+
+
+def encoded(maps):
+    """Return maps (H, W, C) one after the other, a byte a pixel, 255 for the largest of all."""
+    levels = np.sqrt(maps / max(maps.max(), 1e-6))  # the root brings out what is faint
+    return base64.b64encode((255 * levels).astype(np.uint8).transpose(2, 0, 1).tobytes()).decode()
+
+
+def make_app(classifier):
+    """Return the Flask application: three files, which are read here, and POST /look."""
+    flask = require("flask", "demo")
+    http = require("werkzeug.exceptions", "demo")
+    app = flask.Flask(__name__, static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BYTES
+    contents = {name: (PAGE / name).read_bytes() for name in FILES}
+
+    @app.before_request
+    def refuse_other_hosts():
+        # A page elsewhere may point its own name at 127.0.0.1 (DNS rebinding); its Host tells.
+        if urlsplit(f"//{flask.request.host}").hostname not in ("127.0.0.1", "localhost"):
+            flask.abort(403, "open this page as http://127.0.0.1")
+
+    @app.get("/", defaults={"name": "index.html"})
+    @app.get("/<any('page.css', 'page.js'):name>")
+    def file(name):
+        return flask.Response(contents[name], mimetype=FILES[name])
+
+    @app.post("/look")
+    def answer():
+        try:
+            return look(classifier, drawing(flask.request.get_json()))
+        except RecursionError:
+            flask.abort(400, "the JSON is nested too deep")
+        except ValueError as error:
+            flask.abort(400, str(error))
+
+    @app.errorhandler(http.HTTPException)
+    def explain(error):
+        response = error.get_response()
+        response.data = flask.json.dumps({"error": error.description})
+        response.content_type = "application/json"
+        return response
+
+    @app.after_request
+    def protect(response):
+        response.headers.update(HEADERS)
+        return response
+
+    return app
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model_dir", nargs="?", metavar="MODEL_DIR", help="of mnist_cnn.py")
+    parser.add_argument("--port", type=int, default=8000, help="default: 8000; 0 takes a free one")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # no line for each request
+
+    try:
+        serving = require("werkzeug.serving", "demo")
+        require("PIL", "demo")
+    except ImportError as error:
+        sys.exit(str(error))
+    model_dir = args.model_dir
+    if model_dir is None:
+        model_dir = tempfile.mkdtemp(prefix="draw_digit-")
+        print("Training for one epoch; the next time, give the folder that the model is kept in:")
+        print(f"  python {sys.argv[0]} {model_dir}", flush=True)
+        train(model_dir)
+    classifier = mc.Estimator(model_fn, model_dir)
+    try:
+        classifier.predict(np.zeros((1, 784), np.float32), as_iterable=False)  # read, and compile
+    except mc.CheckpointError as error:
+        sys.exit(f"{error}\nwithout MODEL_DIR a model is trained first")
+    server = serving.make_server("127.0.0.1", args.port, make_app(classifier), threaded=True)
+    print(f"Open http://127.0.0.1:{server.port} in a browser; Ctrl-C ends it.", flush=True)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        print()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""Show what a model of examples/mnist_cnn.py has learnt: pictures, and one HTML page with them.
+
+    python examples/mnist_cnn.py --steps 2000
+    python examples/report.py mnist_cnn_model
+
+Writes ``report.html`` and the pictures as PNG into a folder ``report`` in the model's folder. The
+page holds its pictures itself: it can be mailed, and opens without a network. Needs matplotlib:
+pip install -e ".[plot]"
+"""
+
+import argparse
+import base64
+import html
+from pathlib import Path
+from string import Template
+
+import numpy as np
+from mnist_cnn import cnn_model_fn
+
+import minicnn as mc
+from minicnn import plots
+from minicnn.extras import require
+
+PAGE = Template("""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>What the model in $name has learnt</title>
+<style>
+body { max-width: 46rem; margin: 2rem auto; padding: 0 1rem; line-height: 1.5;
+       font-family: system-ui, sans-serif; color: #222; background: #fff; }
+h1, h2 { line-height: 1.2; }
+dl { display: flex; flex-wrap: wrap; gap: 0.5rem 2.5rem; margin: 1.5rem 0; }
+dt { color: #555; }
+dd { margin: 0; font-size: 1.6rem; }
+img { max-width: 100%; height: auto; }
+pre { overflow-x: auto; padding: 0.8rem; background: #f4f4f4; }
+</style>
+</head>
+<body>
+<h1>What the model in $name has learnt</h1>
+<dl>$facts</dl>
+$sections
+<h2>The network</h2>
+<pre>$network</pre>
+</body>
+</html>
+""")
+SECTION = Template("""<section>
+<h2>$title</h2>
+<p>$text</p>
+<p><img alt="$alt" src="data:image/png;base64,$data"></p>
+</section>""")
+
+
+def trained_graph(classifier):
+    """Return the graph that predicts, with the classifier's weights, and its placeholder."""
+    graph = mc.Graph()
+    features = graph.placeholder("features", (None, 784), np.float32)
+    cnn_model_fn(features, None, mc.ModeKeys.INFER, {})
+    for name, parameter in graph.parameters.items():
+        parameter.value[...] = classifier.get_variable_value(name)
+    return graph, features
+
+
+def most_confused(labels, predictions):
+    """Return (how often, true class, predicted class) of the most frequent mistake."""
+    counts = mc.metrics.confusion_matrix(labels, predictions)
+    np.fill_diagonal(counts, 0)
+    true, predicted = np.unravel_index(counts.argmax(), counts.shape)
+    return counts[true, predicted], true, predicted
+
+
+def describe(classifier, test):
+    """Return the page's facts, its sections (name, title, text, alt, figure) and the network."""
+    graph, features = trained_graph(classifier)
+    outputs = classifier.predict(test.images, as_iterable=False)
+    classes, probabilities = outputs["classes"], outputs["probabilities"]
+    given = probabilities[np.arange(len(test.labels)), test.labels]  # to the true class
+    loss = -np.log(np.maximum(given, np.finfo(given.dtype).tiny), dtype=np.float64).mean()
+    accuracy = mc.metrics.accuracy(test.labels, classes)
+    wrong = int((classes != test.labels).sum())
+    facts = {
+        "test accuracy": f"{accuracy:.2%}",
+        "test loss": f"{loss:.4f}",
+        "parameters": f"{sum(p.value.size for p in graph.parameters.values()):,}",
+        "test images": f"{len(test.labels):,}",
+    }
+
+    conv = graph.find("conv2d")
+    maps = graph.plan([conv]).forward({features: test.images[:1]}, mc.Context(save=False))[conv]
+    silent = int((maps[0].max(axis=(0, 1)) == 0).sum())
+    kernel = classifier.get_variable_value("conv2d/kernel")
+    times, true, predicted = most_confused(test.labels, classes)
+    sections = [
+        (
+            "learning_curve", "How it learnt",
+            "Each point is one evaluation recorded in the model's folder "
+            "(<code>evaluations.jsonl</code>), on the images that it was asked for; the loss of "
+            f"the training steps is not kept there. On the test images the loss is now {loss:.4f}: "
+            "the mean of &minus;log p, where p is the probability given to the true digit. "
+            "Guessing makes log 10 = 2.3026.",
+            "Curves of the recorded evaluations over the training steps",
+            plots.learning_curve(classifier.model_dir),
+        ),
+        (
+            "confusion_matrix", "What it mixes up",
+            f"It reads {accuracy:.2%} of the {len(test.labels):,} test images right and {wrong:,} "
+            f"wrong. Its most frequent mistake: {times} times a {true} was read as a {predicted}.",
+            "Table of true against predicted digits, with most images on the diagonal",
+            plots.confusion_matrix(test.labels, classes),
+        ),
+        (
+            "worst_mistakes", "Its worst mistakes",
+            f"Of the {wrong:,} misread images those whose true digit got the least probability. "
+            "Over each stands what the model reads, what the label says, and how sure it is.",
+            "Misread digits, each with the model's reading and its label",
+            plots.worst_mistakes(test.images.reshape(-1, 28, 28), test.labels, probabilities),
+        ),
+        (
+            "filters", "What the first layer looks for",
+            f"The first convolution has {kernel.shape[3]} filters of {kernel.shape[0]} &times; "
+            f"{kernel.shape[1]} weights: {kernel.size:,} of the {facts['parameters']} parameters. "
+            "A filter answers where ink lies on red and none on blue.",
+            "Patterns of the first layer's filters, red positive, blue negative",
+            plots.filters(kernel),
+        ),
+        (
+            "feature_maps", "What the first layer sees",
+            f"The answers of those filters, after ReLU, to the first test image, a "
+            f"{test.labels[0]}; {silent} of {kernel.shape[3]} are silent.",
+            "The image as each filter of the first layer passes it on",
+            plots.feature_maps(maps[0]),
+        ),
+    ]
+    return facts, sections, graph.summary()
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model_dir", help="the --model-dir of examples/mnist_cnn.py")
+    parser.add_argument("--data", default="mnist", help="a folder of IDX files in place of MNIST")
+    args = parser.parse_args()
+    try:
+        require("matplotlib.figure", "plot")
+    except ImportError as error:
+        parser.error(str(error))
+    test = mc.datasets.load_dataset(args.data).test
+    classifier = mc.Estimator(cnn_model_fn, args.model_dir, params={"learning_rate": 0.001})
+    try:
+        facts, sections, network = describe(classifier, test)
+    except mc.CheckpointError as error:
+        parser.error(f"{error}; train with examples/mnist_cnn.py --model-dir {args.model_dir}")
+
+    folder = Path(args.model_dir) / "report"
+    folder.mkdir(exist_ok=True)
+    blocks = []
+    for name, title, text, alt, figure in sections:
+        picture = folder / f"{name}.png"
+        figure.savefig(picture, dpi=120)
+        data = base64.b64encode(picture.read_bytes()).decode()
+        blocks.append(SECTION.substitute(title=title, text=text, alt=alt, data=data))
+    page = folder / "report.html"
+    page.write_text(
+        PAGE.substitute(
+            name=html.escape(Path(args.model_dir).resolve().name),
+            facts="".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in facts.items()),
+            sections="\n".join(blocks),
+            network=html.escape(network),
+        ),
+        encoding="utf-8",
+    )
+    print(", ".join(f"{name} {value}" for name, value in facts.items()))
+    print(f"the page is {page}; its pictures are beside it as PNG")
+
+
+if __name__ == "__main__":
+    main()

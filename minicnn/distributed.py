@@ -1,0 +1,150 @@
+"""Data-parallel training: several processes, on one machine or on many, over MPI.
+
+Every process ("rank") holds all parameters, reads the same batches and computes on its own rows of
+each. Before the update the gradients are added up, so every rank makes the step that one process
+would make on the whole batch but for rounding, and the parameters are the same bits on all ranks.
+With the same number of ranks a continued run is exact.
+"""
+
+import contextlib
+import hashlib
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from minicnn import checks, extras
+from minicnn.parameter import Parameter
+from minicnn.tensor import Tensor
+from minicnn.train_op import Processes
+from minicnn.warmup import warmup
+
+_PAUSE = 2e-4  # seconds from one look at a message under way to the next
+
+
+class DataParallel(Processes):
+    """All ranks of MPI train together; for `RunConfig`.
+
+    Rank r of n takes the rows [r N / n, (r + 1) N / n) of a batch of N. Its gradient is weighted by
+    its share of the rows, so n need not divide N, but the loss must be a mean over rows.
+
+    * Give every rank the same data: `x` and `y`, or an input_fn that yields the same whole batches.
+    * Rank 0 logs, saves and evaluates, and alone runs the monitors. They see the loss of the whole
+      batch; other tensors that they fetch hold the rows of rank 0.
+    * An error on any rank ends all of them; the same command goes on from the last checkpoint.
+
+    Parameters
+    ----------
+    check_every : int
+        Steps from one check that batches and parameters are equal on all ranks to the next.
+
+    Attributes
+    ----------
+    is_chief : bool
+        Whether this is rank 0.
+
+    Raises
+    ------
+    ImportError
+        Where mpi4py is not installed, or finds no MPI library.
+
+    Examples
+    --------
+    ``mpiexec -n 4 python program.py`` starts four ranks of this; without it there is one.
+
+    >>> import minicnn as mc
+    >>> ranks = mc.distributed.DataParallel()
+    >>> config = mc.RunConfig(seed=0, distribute=ranks)  # for the Estimator
+    >>> ranks.is_chief  # after fit, only the chief evaluates
+    True
+    """
+
+    def __init__(self, check_every: int = 1000) -> None:
+        self._mpi: Any = extras.require("mpi4py.MPI", "mpi")
+        self._comm = self._mpi.COMM_WORLD
+        self.is_chief = self._comm.rank == 0
+        self.check_every = checks.integer(check_every, "check_every")
+        self._steps = 0
+        self._largest: Parameter | None = None
+        self._thread = ThreadPoolExecutor(1, "minicnn-mpi")
+        self._early: Future[None] | None = None
+
+    @contextlib.contextmanager
+    def run(self) -> Iterator[None]:
+        """End all ranks where this one fails: the others would wait for it for ever."""
+        try:
+            yield
+        except BaseException:
+            sys.excepthook(*sys.exc_info())  # Abort does not come back to show it
+            self._comm.Abort(1)
+            raise
+
+    def from_chief(self, value: Any) -> Any:
+        return self._comm.bcast(value)
+
+    def begin(self, parameters: Sequence[Parameter]) -> None:
+        """Compile, once on each machine, and take the parameters of rank 0."""
+        if self._comm.Split_type(self._mpi.COMM_TYPE_SHARED).rank == 0:
+            warmup()
+        self._comm.Barrier()  # the others find the kernels on the disk
+        for parameter in parameters:
+            self._comm.Bcast(parameter.value)
+        # One alone is sent early: the order of several could differ with what a rank fetches.
+        self._largest = max(parameters, key=lambda p: p.value.size, default=None)
+        self._steps = 0
+
+    def part(self, feeds: Mapping[Tensor, Any]) -> tuple[dict[Tensor, Any], int, float]:
+        if self._steps % self.check_every == 0:
+            self._check("the batches", feeds.values(), "fit needs the same data in every process")
+        rank, size, rows = self._comm.rank, self._comm.size, len(next(iter(feeds.values())))
+        first, last = rows * rank // size, rows * (rank + 1) // size
+        # A layer may need a row: a rank without one takes one that counts for nothing.
+        own = slice(first, max(last, first + 1))
+        return {tensor: array[own] for tensor, array in feeds.items()}, first, (last - first) / rows
+
+    def ready(self, parameter: Parameter) -> None:
+        """Send the largest gradient, and it alone, on its way while backward goes on."""
+        if parameter is self._largest:
+            request = self._comm.Iallreduce(self._mpi.IN_PLACE, parameter.grad)
+            self._early = self._thread.submit(_see_through, request)
+
+    def sum(self, loss: float, parameters: Sequence[Parameter]) -> float:
+        parameters = sorted(parameters, key=lambda p: p.name)  # so could the order of these
+        if self._early is not None:
+            self._early.result()
+            self._early = None
+        if self._steps % self.check_every == 0:
+            values = [p.value for p in parameters]
+            self._check("the parameters", values, "begin again from the last checkpoint")
+        self._steps += 1
+        # One message for the many small gradients and the loss.
+        small = [p.grad for p in parameters if p is not self._largest]
+        flat = np.concatenate([np.array([loss], np.float32), *(grad.ravel() for grad in small)])
+        self._comm.Allreduce(self._mpi.IN_PLACE, flat)
+        end = 1
+        for grad in small:
+            start, end = end, end + grad.size
+            grad[...] = flat[start:end].reshape(grad.shape)
+        return float(flat[0])
+
+    def any(self, flag: bool) -> bool:
+        flags = np.array([flag])
+        self._comm.Allreduce(self._mpi.IN_PLACE, flags, self._mpi.LOR)
+        return bool(flags[0])
+
+    def _check(self, what: str, arrays: Iterable[np.ndarray], remedy: str) -> None:
+        """Raise where the ranks hold different arrays."""
+        digest = hashlib.blake2b()
+        for array in arrays:
+            digest.update(array.tobytes())
+        if len(set(self._comm.allgather(digest.digest()))) > 1:
+            raise RuntimeError(f"{what} are not the same on all ranks of MPI; {remedy}")
+
+
+def _see_through(request: Any) -> None:
+    """Look after a message until it is done: MPI may move nothing while nobody asks it."""
+    while not request.Test():
+        time.sleep(_PAUSE)  # waiting inside MPI would take the CPU from backward

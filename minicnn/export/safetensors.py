@@ -1,0 +1,91 @@
+"""The weights of a model as a safetensors file, which every framework reads (extra `safetensors`).
+
+The arrays have the names and the layout that they have in minicnn.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import minicnn
+from minicnn.estimator import Estimator
+from minicnn.extras import require
+from minicnn.weights import fill, parameters_of, replacing
+
+_LAYOUT = "conv2d kernel: (height, width, channels, filters); dense kernel: (inputs, units)"
+
+
+def save_safetensors(model: Any, path: str | Path) -> None:
+    """Write every parameter of a model under its name, such as ``conv2d/kernel``.
+
+    The file's metadata say its `format`, the `minicnn_version` and the `layout` of the kernels.
+
+    Parameters
+    ----------
+    model : Layer or Estimator
+        Built; or an Estimator, whose latest checkpoint counts.
+    path : str or Path
+
+    Examples
+    --------
+    >>> import tempfile, pathlib, minicnn as mc
+    >>> model = mc.Sequential([mc.layers.Dense(2)])
+    >>> model.build((None, 3), rng=0)
+    (None, 2)
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "weights.safetensors"
+    >>> mc.export.save_safetensors(model, path)
+    >>> mc.export.load_safetensors(model, path)
+    """
+    if isinstance(model, Estimator):
+        arrays = {name: model.get_variable_value(name) for name in model.get_variable_names()}
+    else:
+        arrays = {name: parameter.value for name, parameter in parameters_of(model).items()}
+    metadata = {
+        "format": "minicnn",
+        "minicnn_version": minicnn.__version__,
+        "layout": _LAYOUT,
+    }
+    data = require("safetensors.numpy", "safetensors").save(arrays, metadata)
+    with replacing(Path(path)) as file:
+        file.write(data)
+
+
+def load_safetensors(model: Any, path: str | Path) -> None:
+    """Read every parameter of a model from a safetensors file.
+
+    Parameters
+    ----------
+    model : Layer
+        Built, with the same names and shapes as the file.
+    path : str or Path
+
+    Raises
+    ------
+    ValueError
+        If the file is no safetensors file, or a name or a shape differs; the error names it, and
+        nothing has been changed then.
+    FileNotFoundError
+        If there is no such file.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib, minicnn as mc
+    >>> model = mc.Sequential([mc.layers.Dense(2)])
+    >>> model.build((None, 3), rng=0)
+    (None, 2)
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "weights.safetensors"
+    >>> mc.export.save_safetensors(model, path)
+    >>> mc.export.load_safetensors(model, path)
+    """
+    fill(parameters_of(model), _read(path), path)
+
+
+def _read(path: str | Path) -> dict[str, np.ndarray]:
+    """Return the arrays of a file by name; ValueError where it is no safetensors file."""
+    load = require("safetensors.numpy", "safetensors").load
+    data = Path(path).read_bytes()
+    try:
+        return load(data)
+    except Exception as error:  # whatever damaged bytes make of the header and the arrays
+        raise ValueError(f"{path} is no safetensors file of NumPy's types ({error})") from error

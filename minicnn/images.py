@@ -1,0 +1,209 @@
+"""Pictures of digits, made into what a network that was trained on MNIST expects.
+
+MNIST's digits were scaled to fit a box of 20 x 20 pixels, which was put into 28 x 28 so that their
+centre of mass is in the middle. A network that has seen nothing else needs its pictures like that:
+`read` makes grey levels of a file, `digit` finds the ink in them and frames it anew.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minicnn.checks import describe
+from minicnn.extras import require
+
+_SIZE, _BOX = 28, 20  # of MNIST's images, and of the digits in them
+_MOST_PIXELS = 80_000_000  # of a file: a few bytes may unpack to any number
+_LARGEST = 1024  # pixels on the longer side of what `read` returns: a digit needs no more
+_COARSE = 128  # pixels on the longer side of the picture in which the ink is searched
+_FAINTEST = 0.15  # ink takes away at least this part of the paper's light
+_THRESHOLD = 0.4  # of the darkest ink: what is fainter is no stroke
+_MOST_PARTS = 5  # of one digit, with the gaps of a bad pen
+_MOST_INK = 0.35  # of the picture
+
+
+def read(path: str | Path) -> np.ndarray:
+    """Return the grey levels of a picture file, upright.
+
+    Parameters
+    ----------
+    path : str or Path
+        A picture of any size, colours and format that Pillow reads. The rotation in its EXIF data
+        is applied, and what is transparent becomes paper.
+
+    Returns
+    -------
+    ndarray
+        (H, W) float32 in [0, 1], scaled down to 1,024 pixels on the longer side.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file is no whole picture, or one of more than 80 million pixels.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> from PIL import Image
+    >>> from minicnn import images
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "grey.png"
+    >>> Image.new("RGB", (3, 2), (51, 51, 51)).save(path)
+    >>> images.read(path)
+    array([[0.2, 0.2, 0.2],
+           [0.2, 0.2, 0.2]], dtype=float32)
+    """
+    image_module, image_ops = require("PIL.Image", "image"), require("PIL.ImageOps", "image")
+    try:
+        with image_module.open(path) as image:
+            # EPS is a program, which would be run.
+            if image.format == "EPS" or image.width * image.height > _MOST_PIXELS:
+                raise ValueError(f"{image.format} of {image.width} x {image.height} is not safe")
+            image.draft(None, (_LARGEST, _LARGEST))  # a JPEG need not be decoded in full
+            upright = image_ops.exif_transpose(image)
+            if upright.mode[0] in "IF":  # 16 or 32 bits
+                levels = 255 * _stretched(np.nan_to_num(np.asarray(upright, np.float32)))
+                upright = image_module.fromarray(levels.astype(np.uint8))
+            upright = upright.convert("RGBA")
+            upright.thumbnail((_LARGEST, _LARGEST))
+            grey, alpha = np.moveaxis(np.asarray(upright.convert("LA"), np.float32) / 255, 2, 0)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: there is no such file; check the path") from None
+    except Exception as error:  # whatever damaged bytes make of a decoder
+        raise ValueError(
+            f"{path}: a whole picture was expected ({error}); open it in a picture viewer and "
+            "save it again, smaller, as PNG or JPEG"
+        ) from error
+    if alpha.mean() < 0.5:  # what is not transparent is the ink itself
+        paper = float(np.average(grey, weights=alpha + 1e-9) < 0.5)
+    else:
+        paper = np.median(grey[alpha > 0.5])
+    return grey * alpha + paper * (1 - alpha)
+
+
+def digit(pixels: Any) -> np.ndarray:
+    """Return the digit of a picture as MNIST would show it: light on black, scaled and centred.
+
+    1. The paper is what is left of the picture when narrow dark things are closed over, so a shadow
+       or an uneven light stays in it; ink is the part of the paper's light that is missing.
+    2. Of the connected parts of the ink the specks are dropped, and what touches the edge, where
+       there is anything else.
+    3. What is left is scaled to fit 20 x 20 pixels, and its centre of mass put at (14, 14).
+
+    Parameters
+    ----------
+    pixels : ndarray
+        (H, W) grey levels on any scale, dark on light or light on dark: one digit with some paper
+        around it.
+
+    Returns
+    -------
+    ndarray
+        (28, 28) float32 in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        If `pixels` is no such array, or there is no digit in it.
+
+    References
+    ----------
+    Y. LeCun, C. Cortes, C. Burges, "The MNIST database of handwritten digits", for the form. P.
+    Soille, "Morphological Image Analysis", 2003, section 4.5, for the correction of the light.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from minicnn import images
+    >>> pixels = np.full((100, 80), 255, np.uint8)
+    >>> pixels[10:50, 30:38] = 0  # a one, on paper
+    >>> x = images.digit(pixels)
+    >>> x.shape, np.argwhere(x).min(axis=0), np.argwhere(x).max(axis=0)
+    ((28, 28), array([4, 12]), array([23, 15]))
+    """
+    pixels = np.asarray(pixels, np.float32)
+    if pixels.ndim != 2 or not pixels.size or not np.isfinite(pixels).all():
+        raise ValueError(
+            f"`pixels` must be finite grey levels (H, W), got {describe(pixels)}; "
+            "minicnn.images.read makes them of a file"
+        )
+    scale = min(1.0, _COARSE / max(pixels.shape))
+    ink = _ink(_resized(_stretched(pixels), scale))
+    mask = _digit_parts(ink > max(_THRESHOLD * ink.max(), _FAINTEST))
+    size = max(mask[_box(mask)].shape)
+    if scale < 1 and size < _COARSE / 3:  # a small digit in a large picture: look from nearer
+        near = [slice(int(b.start / scale), int(b.stop / scale)) for b in _box(mask, size // 2)]
+        return digit(pixels[tuple(near)])
+    full, faint = np.percentile(ink[mask], 75), _THRESHOLD / 3 * ink.max()
+    ink = np.clip((ink - faint) / (full - faint), 0, 1) * _window(mask, size // 20 + 1, np.max)
+    return _framed(ink[_box(ink > 0.02)])
+
+
+def _stretched(levels: np.ndarray) -> np.ndarray:
+    return (levels - levels.min()) / max(np.ptp(levels), 1e-9)
+
+
+def _ink(levels: np.ndarray) -> np.ndarray:
+    """Return which part of the paper's light each pixel lacks."""
+    reach = max(levels.shape) // 4 + 1  # a window is wider than a stroke
+    # The rarer of dark and light is the ink. The power makes strong contrast count, not shadows.
+    if ((levels - _window(levels, reach, np.mean)) ** 5).sum() > 0:
+        levels = 1 - levels
+    wide = np.pad(levels, reach, mode="edge")  # a shadow does not end at the edge
+    paper = _window(_window(wide, reach, np.max), reach, np.min)[reach:-reach, reach:-reach]
+    return (paper - levels) / np.maximum(paper, 1e-6)
+
+
+def _digit_parts(mask: np.ndarray) -> np.ndarray:
+    """Return the mask without specks, and without what touches the edge if there is more."""
+    parts = mask * np.arange(1, mask.size + 1).reshape(mask.shape)
+    # Each pixel takes the largest number around it, and then that of the pixel so numbered, which
+    # is in the same part, until every part has one number.
+    while (parts != (spread := mask * _window(parts, 1, np.max))).any():
+        parts = mask * spread.ravel()[spread - 1]
+    numbers, sizes = np.unique(parts[mask], return_counts=True)
+    edge = np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]])
+    inner = ~np.isin(numbers, edge)
+    if sizes[inner].max(initial=0) > 0.05 * sizes.max(initial=0):
+        numbers, sizes = numbers[inner], sizes[inner]
+    numbers = numbers[sizes > 0.1 * sizes.max(initial=0)]
+    if not 0 < len(numbers) <= _MOST_PARTS or mask.mean() > _MOST_INK:
+        raise ValueError(
+            "no digit was found; show one, dark on light or light on dark, with room around it"
+        )
+    return np.isin(parts, numbers)
+
+
+def _framed(ink: np.ndarray) -> np.ndarray:
+    """Scale the ink to the box and put its centre of mass in the middle of the frame."""
+    ink = _resized(ink, _BOX / max(ink.shape))
+    y, place = np.zeros((_SIZE, _SIZE), np.float32), []
+    for axis, n in enumerate(ink.shape):
+        centre = np.average(np.arange(n), weights=ink.sum(axis=1 - axis))
+        start = min(max(round(_SIZE / 2 - centre), 0), _SIZE - n)
+        place.append(slice(start, start + n))
+    y[tuple(place)] = ink / ink.max()
+    return y
+
+
+def _resized(a: np.ndarray, scale: float) -> np.ndarray:
+    image = require("PIL.Image", "image")
+    height, width = (max(1, round(scale * n)) for n in a.shape)
+    return np.asarray(image.fromarray(a).resize((width, height), image.Resampling.HAMMING))
+
+
+def _window(a: np.ndarray, reach: int, best: Callable[..., Any]) -> np.ndarray:
+    """Return the mean, the largest or the smallest of the square window around each pixel."""
+    for _ in range(2):  # down the columns; then, turned over, along the rows
+        wide = np.pad(a, ((reach, reach), (0, 0)), mode="edge")
+        a = best(np.lib.stride_tricks.sliding_window_view(wide, 2 * reach + 1, axis=0), axis=-1).T
+    return a
+
+
+def _box(mask: np.ndarray, margin: int = 0) -> tuple[slice, ...]:
+    """Return the rows and the columns that the mask extends over, and some around it."""
+    found = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    return tuple(slice(max(0, i[0] - margin), i[-1] + 1 + margin) for i in found)

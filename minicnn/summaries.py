@@ -1,0 +1,186 @@
+"""Training runs in TensorBoard: a hook that writes event files with tensorboardX's formats."""
+
+import math
+import struct
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minicnn import checks
+from minicnn.estimator import MetricSpec
+from minicnn.extras import require
+from minicnn.graph import Graph
+from minicnn.hooks import (
+    SessionRunArgs,
+    SessionRunContext,
+    SessionRunHook,
+    SessionRunValues,
+    Timer,
+)
+from minicnn.layers import Conv2D
+from minicnn.parameter import Parameter
+from minicnn.plots import filter_grid
+from minicnn.tensor import Tensor
+
+
+class SummarySaverHook(SessionRunHook):
+    """Write what TensorBoard shows: at the first step, and then at every n-th.
+
+    Scalars: ``loss``, ``learning_rate`` and the metrics of the step's batch (in training mode: with
+    dropout), ``global_step/sec``, and ``gradient_norm/...`` of each parameter and of all, after
+    clipping. Histograms: every parameter, after the step. Images: the filters of the first
+    convolution, where it has 1 or 3 channels. And once in a run the graph. Other steps cost
+    nothing. Each write is whole on the disk when the step ends; ``tensorboard --logdir`` shows it.
+    Of several processes, give it to the chief alone; loss and metrics are then of its rows.
+
+    Parameters
+    ----------
+    output_dir : str or Path
+        Where the event files lie; a run adds one.
+    save_steps : int
+        Steps from one write to the next.
+    metrics : dict from str to MetricSpec, optional
+        As for `Estimator.evaluate`.
+
+    Raises
+    ------
+    ImportError
+        Where the extra `tensorboard` is not installed.
+
+    Examples
+    --------
+    >>> import minicnn as mc
+    >>> accuracy = mc.MetricSpec(mc.metrics.accuracy, prediction_key="classes")
+    >>> hook = mc.summaries.SummarySaverHook("runs/1", 100, metrics={"accuracy": accuracy})
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        save_steps: int = 100,
+        metrics: Mapping[str, MetricSpec] | None = None,
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.timer = Timer(every_steps=checks.integer(save_steps, "save_steps"))
+        self.metrics = dict(metrics or {})
+        self._summary = require("tensorboardX.summary", "tensorboard")
+        require("PIL", "tensorboard")  # tensorboardX needs it for images
+
+    def begin(self) -> None:
+        self.timer.reset()
+        # TensorBoard looks for such names, and reads a folder's files in their order.
+        self._path = self.output_dir / f"events.out.tfevents.{time.time_ns()}.minicnn"
+
+    def before_run(self, run_context: SessionRunContext) -> SessionRunArgs | None:
+        session = run_context.session
+        if not self.timer.due(session.global_step + 1):
+            return None
+        scalars = {tag: tag for tag in ("loss", "learning_rate")}
+        fetches: dict[str, Any] = {"scalars": scalars}
+        if self.metrics:
+            keys = {spec.prediction_key for spec in self.metrics.values()}
+            outputs = session.trace.ops.predictions.items()
+            fetches["predictions"] = {k: t for k, t in outputs if keys & {k, None}}
+            fetches["fed"] = {k: t for k, t in session.graph.tensors.items() if t.op is None}
+        return SessionRunArgs(fetches)
+
+    def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
+        if run_values.results is None:
+            return
+        session, first = run_context.session, self.timer.last_step is None
+        scalars = self._scalars(session, run_values.results)
+        parts = [self._summary.scalar(tag, value) for tag, value in scalars.items()]
+        for name, parameter in session.parameters.items():
+            if np.isfinite(parameter.value).all():  # else there is no range to cut into bins
+                parts.append(self._summary.histogram(name, parameter.value, bins=64))
+        parts += self._first_filters(session.graph)
+        if first:
+            self._append(file_version="brain.Event:2")
+            self._append(graph_def=graph_def(session.graph).SerializeToString())
+        values = [value for part in parts for value in part.value]
+        self._append(step=session.global_step, summary={"value": values})
+
+    def _scalars(self, session: Any, fetched: dict[str, Any]) -> dict[str, float]:
+        """Return the numbers of a step by their tags, and note the time."""
+        scalars = dict(fetched["scalars"])
+        for name, spec in self.metrics.items():
+            fed = fetched["fed"]
+            scalars[name] = spec.compute(fetched["predictions"], fed.get("labels", fed), fed)
+        step, before, since = session.global_step, self.timer.last_step, self.timer.last_time
+        self.timer.mark(step)
+        if before is not None:
+            scalars["global_step/sec"] = (step - before) / max(self.timer.last_time - since, 1e-9)
+        norms = {f"gradient_norm/{p.name}": _norm(p.grad) for p in session.parameters.values()}
+        return {**scalars, **norms, "gradient_norm/all": math.hypot(*norms.values())}
+
+    def _first_filters(self, graph: Graph) -> list[Any]:
+        """Return an image of the first convolution's filters in a list; empty without one."""
+        ops = (tensor.op for tensor in graph.tensors.values())
+        first = next((op for op in ops if isinstance(op, Conv2D)), None)
+        if first is None or first.kernel.shape[2] not in (1, 3):
+            return []
+        grid = np.nan_to_num(filter_grid(first.kernel.value), nan=1.0)
+        pixels = np.rint(255 * grid).astype(np.uint8).repeat(8, axis=0).repeat(8, axis=1)
+        pixels = pixels.reshape(*pixels.shape[:2], -1)
+        return [self._summary.image(f"filters/{first.label}", pixels, dataformats="HWC")]
+
+    def _append(self, **fields: Any) -> None:
+        """Add an event to the file as a TFRecord: length, its checksum, data, their checksum."""
+        checksum = require("tensorboardX.record_writer", "tensorboard").masked_crc32c
+        events = require("tensorboardX.proto.event_pb2", "tensorboard")
+        data = events.Event(wall_time=time.time(), **fields).SerializeToString()
+        length = struct.pack("<Q", len(data))
+        head, tail = (struct.pack("<I", checksum(part)) for part in (length, data))
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        with self._path.open("ab") as file:
+            file.write(length + head + data + tail)
+
+
+def graph_def(graph: Graph) -> Any:
+    """Return a graph in the form of TensorFlow, which TensorBoard draws.
+
+    Parameters
+    ----------
+    graph : Graph
+
+    Returns
+    -------
+    tensorboardX.proto.graph_pb2.GraphDef
+        A node for each tensor, its op named after its class, and one for each parameter.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> graph = mc.Graph()
+    >>> y = mc.layers.dense(graph.placeholder("x", (None, 4), np.float32), units=3)
+    >>> [node.name for node in mc.summaries.graph_def(graph).node]
+    ['x', 'dense/kernel', 'dense/bias', 'dense']
+    """
+    result = require("tensorboardX.proto.graph_pb2", "tensorboard").GraphDef()
+    for tensor in graph.tensors.values():
+        parameters = tensor.op.parameters if tensor.op else ()
+        for parameter in parameters:
+            _add_node(result, "VariableV2", parameter)
+        kind = type(tensor.op).__name__ if tensor.op else "Placeholder"
+        sources: tuple[Any, ...] = (*tensor.inputs, *parameters)
+        _add_node(result, kind, tensor, [source.name for source in sources])
+    return result
+
+
+def _add_node(graph: Any, kind: str, value: Tensor | Parameter, inputs: Any = ()) -> None:
+    """Add a node with the type and the shape of its value."""
+    types = require("tensorboardX.proto.types_pb2", "tensorboard")
+    node = graph.node.add(name=value.name, op=kind, input=inputs)
+    word = {"float32": "float", "float64": "double"}.get(value.dtype.name, value.dtype.name)
+    node.attr["dtype"].type = getattr(types, f"DT_{word.upper()}", types.DT_INVALID)
+    shape = node.attr["_output_shapes"].list.shape.add()
+    for size in value.shape:
+        shape.dim.add(size=-1 if size is None else size)
+
+
+def _norm(gradient: np.ndarray) -> float:
+    flat = gradient.reshape(-1)
+    return math.sqrt(float(np.einsum("i,i->", flat, flat, dtype=np.float64)))

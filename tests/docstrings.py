@@ -1,0 +1,23 @@
+"""Runs the examples in the docstrings of a module."""
+
+import doctest
+import importlib
+
+import pytest
+
+# The modules whose examples need an extra, and what they import of it.
+EXTRAS = {
+    "minicnn.distributed": ["mpi4py"],
+    "minicnn.export.onnx": ["onnx"],
+    "minicnn.export.safetensors": ["safetensors"],
+    "minicnn.images": ["PIL"],
+    "minicnn.plots": ["matplotlib"],
+    "minicnn.summaries": ["tensorboardX", "PIL"],
+}
+
+
+def run(module):
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.REPORT_ONLY_FIRST_FAILURE
+    result = doctest.testmod(importlib.import_module(module), optionflags=flags)
+    if result.failed:
+        pytest.fail(f"{result.failed} of {result.attempted} examples", pytrace=False)

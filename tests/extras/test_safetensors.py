@@ -1,0 +1,157 @@
+"""Tests of minicnn.export.safetensors: weights go out and come back, and damage is an error."""
+
+import json
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tolerances import assert_same_bits
+
+import minicnn as mc
+
+safetensors = pytest.importorskip("safetensors", reason='pip install -e ".[safetensors]"')
+numpy = pytest.importorskip("safetensors.numpy", reason='pip install -e ".[safetensors]"')
+
+
+def make_model(seed=0, dtype=np.float32, units=4):
+    model = mc.Sequential([mc.layers.Conv2D(3, 3), mc.layers.Flatten(), mc.layers.Dense(units)])
+    model.build((None, 6, 6, 2), rng=seed, dtype=dtype)
+    return model
+
+
+def values_of(model):
+    return {parameter.name: parameter.value.copy() for parameter in model.parameters}
+
+
+def assert_same_values(first, second):
+    assert first.keys() == second.keys()
+    for name in first:
+        assert_same_bits(first[name], second[name])
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "weights.safetensors"
+
+
+@pytest.mark.parametrize("as_type", [Path, str])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_what_is_saved_is_loaded(path, dtype, as_type):
+    model, other = make_model(0, dtype), make_model(1, dtype)
+    arrays = [parameter.value for parameter in other.parameters]
+    mc.export.save_safetensors(model, as_type(path))
+    mc.export.load_safetensors(other, as_type(path))
+    assert_same_values(values_of(other), values_of(model))
+    for parameter, array in zip(other.parameters, arrays, strict=True):
+        assert parameter.value is array
+
+
+def test_the_file_holds_plain_names_and_says_what_they_are(path):
+    model = make_model()
+    mc.export.save_safetensors(model, path)
+    assert_same_values(numpy.load_file(path), values_of(model))
+    assert set(values_of(model)) == {"conv2d/kernel", "conv2d/bias", "dense/kernel", "dense/bias"}
+    with safetensors.safe_open(path, "np") as file:
+        assert file.metadata() == {
+            "format": "minicnn",
+            "minicnn_version": mc.__version__,
+            "layout": "conv2d kernel: (height, width, channels, filters); "
+                      "dense kernel: (inputs, units)",
+        }
+
+
+def test_of_an_estimator_the_newest_checkpoint_counts(path, tmp_path):
+    def model_fn(features, labels, mode):
+        logits = mc.layers.dense(features, units=2)
+        loss = mc.losses.softmax_cross_entropy(mc.one_hot(labels, 2), logits)
+        train_op = mc.optimize_loss(loss, learning_rate=0.1, optimizer="SGD")
+        return mc.ModelFnOps(mode, {"logits": logits}, loss, train_op)
+
+    x, y = np.eye(4, 3, dtype=np.float32), np.arange(4) % 2
+    made = mc.Estimator(model_fn, tmp_path / "model", config=mc.RunConfig(seed=0))
+    for _ in range(2):
+        made.fit(x, y, steps=1)
+        mc.export.save_safetensors(mc.Estimator(model_fn, tmp_path / "model"), path)
+        layer = mc.layers.Dense(2, name="dense")
+        layer.build((None, 3), rng=1)
+        mc.export.load_safetensors(layer, path)
+        assert_same_bits(layer.kernel.value, made.get_variable_value("dense/kernel"))
+        assert_same_bits(layer.bias.value, made.get_variable_value("dense/bias"))
+
+
+def assert_refused(path, *words, error=ValueError):
+    """Loading raises an error with these words, and the model stays as it is."""
+    model = make_model(1)
+    before = values_of(model)
+    with pytest.raises(error) as caught:
+        mc.export.load_safetensors(model, path)
+    for word in words:
+        assert word in str(caught.value)
+    assert_same_values(values_of(model), before)
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"dense/kernel": None}, ["dense/kernel", "(48, 4)", "no such array"]),
+    ({"dense/more": np.ones(2)}, ["dense/more", "no such parameter", "(2,)"]),
+    ({"dense/bias": np.ones((4, 1))}, ["dense/bias", "(4,)", "(4, 1)"]),
+    ({"dense/bias": np.ones(4, np.int64)}, ["dense/bias", "float numbers", "int64"]),
+])
+def test_a_file_that_does_not_fit_changes_nothing(path, changes, words):
+    arrays = values_of(make_model()) | changes
+    numpy.save_file({name: array for name, array in arrays.items() if array is not None}, path)
+    assert_refused(path, str(path), *words)
+
+
+def test_other_float_types_are_converted(path):
+    arrays = {name: array.astype(np.float16) for name, array in values_of(make_model()).items()}
+    numpy.save_file(arrays, path)
+    model = make_model(1)
+    mc.export.load_safetensors(model, path)
+    assert_same_values(values_of(model), {k: v.astype(np.float32) for k, v in arrays.items()})
+
+
+def test_files_of_another_kind_are_refused(path):
+    for content in (b"", b"PK", b"text, and not a short one", b"\xff" * 16):
+        path.write_bytes(content)
+        assert_refused(path, str(path), "no safetensors file")
+    header = json.dumps({"a": {"dtype": "F8_E4M3", "shape": [1], "data_offsets": [0, 1]}}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + b"\0")  # a type NumPy has not
+    assert_refused(path, str(path), "no safetensors file")
+    assert_refused(path.with_name("none"), "none", error=FileNotFoundError)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.99])
+def test_a_truncated_file_is_refused(path, share):
+    mc.export.save_safetensors(make_model(), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    assert_refused(path, str(path), "no safetensors file")
+
+
+def test_a_model_that_is_not_built_has_no_weights(path):
+    for model in (mc.layers.Dense(3), None):
+        with pytest.raises(ValueError, match=r"no parameters.*call build first"):
+            mc.export.save_safetensors(model, path)
+    assert not path.exists()
+
+
+def test_a_failed_save_leaves_the_file_before(path, monkeypatch):
+    mc.export.save_safetensors(make_model(), path)
+
+    def full(descriptor):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        mc.export.save_safetensors(make_model(1), path)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    assert_same_values(numpy.load_file(path), values_of(make_model()))
+
+
+def test_without_safetensors_an_error_says_what_to_install(path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    for call in (mc.export.save_safetensors, mc.export.load_safetensors):
+        with pytest.raises(ImportError, match=r'pip install -e "\.\[safetensors\]"'):
+            call(make_model(), path)

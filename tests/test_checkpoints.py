@@ -1,0 +1,711 @@
+"""Tests of checkpoints as files: damage, strangers, locks, disks, and kills inside the writing.
+
+tests/test_resume.py holds that training goes on from them bit for bit.
+"""
+
+import errno
+import fcntl
+import hashlib
+import io
+import json
+import logging
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import tracemalloc
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tolerances import assert_same_bits
+
+import minicnn as mc
+from minicnn.estimator import checkpoints
+from minicnn.weights import write_npz
+
+ROOT = Path(__file__).parents[1]
+X = np.random.default_rng(0).normal(size=(40, 60)).astype(np.float32)
+Y = np.arange(40) % 3
+
+
+def model_fn(features, labels, mode):
+    """A model whose checkpoints are larger than what a file buffers."""
+    training = mode == mc.ModeKeys.TRAIN
+    hidden = mc.layers.dropout(mc.layers.dense(features, 99, name="hidden"), training=training)
+    logits = mc.layers.dense(hidden, 3, name="logits")
+    loss = train_op = None
+    if mode != mc.ModeKeys.INFER:
+        loss = mc.losses.softmax_cross_entropy(mc.one_hot(labels, 3), logits)
+    if training:
+        train_op = mc.optimize_loss(loss, learning_rate=0.02, optimizer="Momentum")
+    return mc.ModelFnOps(mode, mc.softmax(logits), loss, train_op)
+
+
+def estimator_in(folder, **config):
+    options = {"seed": 1, "save_checkpoints_steps": 1} | config
+    return mc.Estimator(model_fn, folder, config=mc.RunConfig(**options))
+
+
+def train(folder, max_steps, monitors=(), **config):
+    estimator = estimator_in(folder, **config)
+    return estimator.fit(X, Y, batch_size=7, max_steps=max_steps, monitors=list(monitors))
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def steps_in(folder):
+    return sorted(int(path.stem.split("-")[1]) for path in folder.glob("model.ckpt-*.npz"))
+
+
+def newest(folder):
+    """Return the step that a stranger finds."""
+    return estimator_in(folder).evaluate(X[:1], Y[:1])["global_step"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with the checkpoints of steps 1 to 5, and of 8; not to be changed."""
+    folder = tmp_path_factory.mktemp("trained")
+    train(folder, 8, keep_checkpoint_max=8)
+    for step in (6, 7):
+        (folder / f"model.ckpt-{step}.npz").unlink()
+    return folder
+
+
+@pytest.fixture
+def folder(trained, tmp_path):
+    """A folder with the checkpoints of steps 1 to 3."""
+    for step in (1, 2, 3):
+        shutil.copy(trained / f"model.ckpt-{step}.npz", tmp_path)
+    index = {"latest": "model.ckpt-3.npz", "all": [f"model.ckpt-{step}.npz" for step in (1, 2, 3)]}
+    (tmp_path / "checkpoint.json").write_text(json.dumps(index))
+    return tmp_path
+
+
+def assert_goes_on_as_if_nothing_had_been(folder, trained):
+    """To step 8 the run is, bit for bit, the one that nothing has disturbed."""
+    train(folder, 8)
+    ours, expected = (checkpoints.load(f / "model.ckpt-8.npz") for f in (folder, trained))
+    assert ours.meta == expected.meta
+    assert ours.arrays.keys() == expected.arrays.keys()
+    assert len(ours.arrays) == 9
+    for name, array in expected.arrays.items():
+        assert_same_bits(ours.arrays[name], array)
+    assert not [name for name in names_in(folder) if name.startswith(".")]
+
+
+def warnings_in(caplog):
+    return [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+
+
+# Damage -------------------------------------------------------------------------------------------
+
+META = {"global_step": 5, "seed": 1, "place": {"epoch": 0, "row": 7, "rows": 9},
+        "learning_rate": 0.1}
+ARRAYS = {"parameters/w": np.arange(6, dtype=np.float32), "optimizer/iterations": np.array(5)}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """The path and the bytes of a small checkpoint."""
+    path = checkpoints.save(tmp_path_factory.mktemp("small"), 5, ARRAYS, META, keep=5)
+    return path, path.read_bytes()
+
+
+def assert_refused(path, data):
+    path.write_bytes(data)
+    with pytest.raises(mc.CheckpointError) as caught:
+        checkpoints.load(path)
+    assert str(path) in str(caught.value)
+    assert "is no whole checkpoint (" in str(caught.value)
+
+
+def test_what_is_written_is_read(small):
+    path, whole = small
+    path.write_bytes(whole)
+    loaded = checkpoints.load(path)
+    assert loaded.meta == META
+    for name, array in ARRAYS.items():
+        assert_same_bits(loaded.arrays[name], array)
+
+
+def test_every_damaged_byte_is_noticed(small):
+    """One mask a byte, one of which turns a small letter into a capital; all at the end."""
+    path, whole = small
+    masks = (1, 0x20, 0x80, 0xFF)
+    for at in range(len(whole)):
+        for mask in masks if at > len(whole) - 100 else masks[at % 4 :][:1]:
+            damaged = bytearray(whole)
+            damaged[at] ^= mask
+            assert_refused(path, damaged)
+
+
+def test_missing_or_added_bytes_are_noticed(small):
+    path, whole = small
+    for length in [*range(0, len(whole) - 100, 50), *range(len(whole) - 100, len(whole))]:
+        assert_refused(path, whole[:length])
+    for data in (whole + b"\0", b"\0" + whole, whole * 2, whole + whole[-64:], bytes(len(whole))):
+        assert_refused(path, data)
+
+
+def test_a_file_without_checksum_is_no_checkpoint(small):
+    path, whole = small
+    path.write_bytes(whole)
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    stream = io.BytesIO()
+    np.savez(stream, **arrays)
+    assert_refused(path, stream.getvalue())
+
+
+def test_a_copy_of_one_file_is_enough(trained, tmp_path):
+    shutil.copy(trained / "model.ckpt-3.npz", tmp_path)
+    assert newest(tmp_path) == 3
+    assert_goes_on_as_if_nothing_had_been(tmp_path, trained)
+
+
+class Bomb:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+def pickle(path):
+    arrays = checkpoints.load(path).arrays
+    bomb = np.array([Bomb(path.with_name("crater"))], object)
+    write_npz(path, arrays | {"meta.json": np.array("{}"), "optimizer/iterations": bomb})
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+DAMAGES = [cut, flip, pickle, empty]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_the_one_before_a_damaged_checkpoint_is_used(folder, trained, caplog, damage):
+    damage(folder / "model.ckpt-3.npz")
+    before = {name: (folder / name).read_bytes() for name in names_in(folder)}
+    assert len(list(estimator_in(folder).predict(X))) == len(X)
+    (warning,) = warnings_in(caplog)
+    assert str(folder / "model.ckpt-3.npz") in warning
+    assert warning.endswith("; looking for an older one")
+    assert {name: (folder / name).read_bytes() for name in names_in(folder)} == before
+    assert newest(folder) == 2
+    assert_goes_on_as_if_nothing_had_been(folder, trained)
+    assert not (folder / "crater").exists()
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_damaged_checkpoint_does_not_count_among_the_kept(trained, tmp_path, keep):
+    for step in (4, 8):
+        shutil.copy(trained / f"model.ckpt-{step}.npz", tmp_path)
+    cut(tmp_path / "model.ckpt-8.npz")
+    train(tmp_path, 6, keep_checkpoint_max=keep)
+    assert steps_in(tmp_path) == [*range(7 - keep, 7), 8]
+    assert newest(tmp_path) == 6
+    train(tmp_path, 9, keep_checkpoint_max=keep)
+    assert steps_in(tmp_path) == [*range(10 - keep, 10)]
+
+
+def test_where_all_are_damaged_the_error_says_what_to_do(folder, trained, caplog):
+    for damage, step in zip(DAMAGES, (1, 2, 3), strict=False):
+        damage(folder / f"model.ckpt-{step}.npz")
+    for call in (
+        lambda e: e.fit(X, Y, steps=1), lambda e: e.predict(X), lambda e: e.get_variable_names(),
+    ):
+        with pytest.raises(mc.CheckpointError, match="put a good copy") as caught:
+            call(estimator_in(folder))
+        assert str(folder) in str(caught.value)
+        assert "or delete them to begin anew" in str(caught.value)
+    assert [f"ckpt-{s}.npz" in w for s, w in zip((3, 2, 1) * 3, warnings_in(caplog), strict=True)]
+    for path in folder.glob("model.ckpt-*.npz"):  # what the error says
+        path.unlink()
+    assert_goes_on_as_if_nothing_had_been(folder, trained)
+
+
+def test_going_back_by_the_index(folder, trained):
+    """The later checkpoints neither count nor take the place of what is written now."""
+    (folder / "checkpoint.json").write_text(json.dumps({"latest": "model.ckpt-1.npz"}))
+    train(folder, 2, keep_checkpoint_max=1)
+    assert steps_in(folder) == [2, 3]
+    assert newest(folder) == 2
+    assert_goes_on_as_if_nothing_had_been(folder, trained)
+
+
+def test_an_estimator_sees_that_another_has_trained_since(tmp_path, trained):
+    first = train(tmp_path, 2)
+    train(tmp_path, 4)
+    first.fit(X, Y, batch_size=7, steps=1)
+    assert steps_in(tmp_path) == [1, 2, 3, 4, 5]
+    shutil.rmtree(tmp_path)
+    first.fit(X, Y, batch_size=7, steps=2)
+    assert steps_in(tmp_path) == [1, 2]
+    assert_goes_on_as_if_nothing_had_been(tmp_path, trained)
+
+
+def test_a_checkpoint_that_goes_while_it_is_looked_for(folder, monkeypatch):
+    """Another process, which trains, writes a new one and deletes the old ones."""
+    load, tried = checkpoints.load, []
+
+    def load_late(path):
+        tried.append(path.name)
+        if len(tried) == 1:
+            path.rename(path.with_name("model.ckpt-4.npz"))
+        return load(path)
+
+    monkeypatch.setattr(checkpoints, "load", load_late)
+    for step in (1, 2):
+        (folder / f"model.ckpt-{step}.npz").unlink()
+    assert newest(folder) == 3
+    assert tried == ["model.ckpt-3.npz", "model.ckpt-4.npz"]
+
+
+# Strangers ----------------------------------------------------------------------------------------
+
+
+def sealed(data):
+    """Return an archive with a checksum that is right, whatever it holds."""
+    body = bytes(data[:-2]) + (64).to_bytes(2, "little")
+    return body + hashlib.sha256(body).hexdigest().encode()
+
+
+def member(shape, descr="<f4", data=b"", fortran_order=False):
+    """Return an .npy file with this header."""
+    stream = io.BytesIO()
+    header = {"descr": descr, "fortran_order": fortran_order, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, header)
+    return stream.getvalue() + data
+
+
+def text(value):
+    stream = io.BytesIO()
+    np.lib.format.write_array(stream, np.array(value))
+    return stream.getvalue()
+
+
+def archive(members, compression=zipfile.ZIP_STORED, meta=META, change=None):
+    meta = meta if isinstance(meta, bytes) else text(json.dumps(meta))
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", compression) as file:
+        for name, data in {"meta.json": meta, **members}.items():
+            file.writestr(f"{name}.npy", data)
+        if change is not None:
+            change(file)
+    return sealed(stream.getvalue())
+
+
+def overlap(file):
+    """Let a thousand names mean the same bytes."""
+    file.filelist.extend(file.filelist[-1:] * 1000)
+
+
+def claim(size, compressed_too=True):
+    def change(file):
+        file.filelist[-1].file_size = size
+        if compressed_too:
+            file.filelist[-1].compress_size = size
+    return change
+
+
+def other_meta(**changes):
+    return archive({}, meta=META | changes)
+
+
+HOSTILE = {
+    "a bomb": archive({"w": member((1 << 24,), data=bytes(1 << 26))}, zipfile.ZIP_DEFLATED),
+    "a bomb that says it is small": archive(
+        {"w": member((15_000,), data=bytes(1 << 26))}, zipfile.ZIP_DEFLATED,
+        change=claim(60_128, False),
+    ),
+    "a member of gigabytes for a small array": archive(
+        {"w": member((8,), data=bytes(32))},
+        change=lambda file: setattr(file.filelist[-1], "compress_size", 1 << 31),
+    ),
+    "packed": archive({"w": member((6,), data=bytes(24))}, zipfile.ZIP_LZMA),
+    "a header of terabytes": archive({"w": member((1 << 20, 1 << 20), "<f8", bytes(100))}),
+    "a header of more than all": archive({"w": member((1 << 62,) * 4, "<f8")}),
+    "a header of nothing": archive({"w": member((0, 1 << 62, 1 << 62), "<f8")}),
+    "a negative shape": archive({"w": member((-2, -3), data=bytes(24))}),
+    "a directory of gigabytes": archive({"w": bytes(1000)}, change=claim(1 << 31)),
+    "a directory of terabytes": archive({"w": bytes(1000)}, change=claim(1 << 42)),
+    "overlapping": archive({"w": member((25_000,), data=bytes(100_000))}, change=overlap),
+    "long elements": archive({"w": member((1,), "<U1000000000")}),
+    "bytes": archive({"w": member((1,), "|V8", bytes(8))}),
+    "a record": archive({"w": member((1,), [("a", "<f4"), ("b", "|O")], bytes(12))}),
+    "a nested header": archive({"w": b"\x93NUMPY\x01\x00\x28\x23" + b"(" * 9000}),
+    "no array": archive({"w": b"no array"}),
+    "nothing": sealed(b"PK\5\6" + bytes(18)),
+    "no meta": archive({}, meta=member((2,), data=bytes(8))),
+    "meta, nested": archive({}, meta=text("[" * 100_000)),
+    "meta, a list": archive({}, meta=text("[]")),
+    "meta, empty": archive({}, meta=text("{}")),
+    "meta, a long number": archive({}, meta=text("9" * 10_000)),
+    "a negative step": other_meta(global_step=-1),
+    "a step of text": other_meta(global_step="5"),
+    "a step of two": other_meta(global_step=[1, 2]),
+    "a true step": other_meta(global_step=True),
+    "half a seed": other_meta(seed=0.5),
+    "no place": other_meta(place=None),
+    "a place elsewhere": other_meta(place={"row": "../.."}),
+    "a rate of text": other_meta(learning_rate="fast"),
+}
+
+
+def peak(call):
+    """Return how much memory a call takes at most."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_file_is_refused_in_little_memory(small, name):
+    data = HOSTILE[name]
+    assert peak(lambda: assert_refused(small[0], data)) < 3e6 + 5 * len(data)
+
+
+def test_names_in_an_archive_are_no_paths(small, tmp_path):
+    names = ["../../up", "/tmp/root", "C:\\x", "a\0b", "", ".npy", "parameters/../w"]
+    small[0].write_bytes(archive({name: member((6,), data=bytes(24)) for name in names}))
+    before = set(tmp_path.parent.rglob("*"))
+    assert len(checkpoints.load(small[0]).arrays) == len(names)
+    assert set(tmp_path.parent.rglob("*")) == before
+
+
+@given(
+    flips=st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 255)), max_size=6),
+    keep=st.one_of(st.none(), st.integers(0, 2000)),
+    insert=st.tuples(st.integers(0, 10**6), st.binary(max_size=30)),
+    seal=st.booleans(),
+)
+def test_a_mutated_file_is_refused_or_harmless(small, flips, keep, insert, seal):
+    """Half of them with a checksum that is right, so that they get past it."""
+    path, whole = small
+    mutated = bytearray(whole[:-64] if seal else whole)
+    for position, mask in flips:
+        mutated[position % len(mutated)] ^= mask
+    position = insert[0] % len(mutated)
+    mutated[position:position] = insert[1]
+    mutated = mutated[:keep]
+    if bytes(mutated) == whole:
+        return
+    if not seal:
+        assert_refused(path, mutated)
+        return
+    path.write_bytes(sealed(mutated))
+
+    def load():
+        try:
+            checkpoints.load(path)
+        except mc.CheckpointError as error:
+            assert str(path) in str(error)
+
+    assert peak(load) < 3e6
+
+
+@pytest.mark.parametrize("array", [
+    np.full((60, 99), "a"), np.zeros((60, 99), np.int64), np.zeros((60, 99), bool), np.zeros(3),
+    np.zeros(()),
+], ids=lambda array: f"{array.dtype} {array.shape}")
+def test_parameters_of_another_kind_are_refused(folder, array):
+    path = folder / "model.ckpt-3.npz"
+    loaded = checkpoints.load(path)
+    arrays = loaded.arrays | {"parameters/hidden/kernel": array}
+    checkpoints.save(folder, 3, arrays, loaded.meta, keep=5)
+    with pytest.raises(mc.CheckpointError, match=r"hidden/kernel is \(60, 99\) in the model"):
+        estimator_in(folder).predict(X)
+
+
+# Locks --------------------------------------------------------------------------------------------
+
+
+class Ready(mc.hooks.SessionRunHook):
+    """Say that training goes on."""
+
+    def after_run(self, run_context, run_values):
+        if run_context.session.global_step >= 2:
+            print(run_context.session.global_step, flush=True)
+
+
+def die_inside_the_writing(share):
+    """Kill this process at a share of all the calls that save a checkpoint, in the third save."""
+    save, calls = checkpoints.save, [0, 0, 0]
+
+    def save_or_die(folder, step, *rest):
+        def count(frame, event, argument):
+            calls[step - 1] += 1
+            if step == 3 and calls[2] >= share * calls[1]:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.setprofile(count)
+        try:
+            return save(folder, step, *rest)
+        finally:
+            sys.setprofile(None)
+
+    checkpoints.save = save_or_die
+
+
+def start(folder, share=None):
+    """Start a process that trains in a folder until it dies, or is killed."""
+    program = (
+        "import sys, pathlib, test_checkpoints as t\n"
+        f"if {share}: t.die_inside_the_writing({share})\n"
+        "t.train(pathlib.Path(sys.argv[1]), 10**6, [t.Ready()])"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    return subprocess.Popen(
+        [sys.executable, "-c", program, str(folder)], env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+    process = start(tmp_path)
+    try:
+        process.stdout.readline()
+        for _ in range(2):
+            with pytest.raises(mc.CheckpointError, match="another fit") as caught:
+                train(tmp_path, 10)
+            for word in (str(tmp_path), f"process {process.pid};", "use another model_dir"):
+                assert word in str(caught.value)
+        found = newest(tmp_path)  # to read is allowed
+        assert found >= 1
+        assert len(list(estimator_in(tmp_path).predict(X))) == len(X)
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    step = newest(tmp_path)
+    assert step >= found
+    train(tmp_path, step + 1)  # the lock has ended with its process
+    assert newest(tmp_path) == step + 1
+
+
+def test_nor_do_two_fits_of_one_process(tmp_path):
+    class FitToo(mc.hooks.SessionRunHook):
+        def after_run(self, run_context, run_values):
+            with pytest.raises(mc.CheckpointError, match=f"in process {os.getpid()};"):
+                train(tmp_path, 9)
+            refused.append(run_context.session.global_step)
+
+    refused = []
+    train(tmp_path, 2, [FitToo()])
+    assert refused == [1, 2]
+    assert ".lock" not in names_in(tmp_path)
+    thread = threading.Thread(target=train, args=(tmp_path, 3))
+    thread.start()
+    thread.join()
+    assert newest(tmp_path) == 3
+
+
+def test_a_lock_is_gone_with_its_fit_however_that_ends(folder):
+    for error in (ValueError, KeyboardInterrupt):
+        class Fail(mc.hooks.SessionRunHook):
+            def before_run(self, run_context, error=error):
+                assert ".lock" in names_in(folder)
+                raise error
+
+        with pytest.raises(error):
+            train(folder, 9, [Fail()])
+        assert ".lock" not in names_in(folder)
+
+
+def test_a_forked_child_does_not_keep_the_lock(folder):
+    """Workers of an input_fn, say, that live longer than fit."""
+    class StartWorker(mc.hooks.SessionRunHook):
+        def begin(self):
+            lock = os.stat(folder / ".lock")
+            numbers = [int(name) for name in os.listdir("/dev/fd") if int(name) > 2]
+            ours = [n for n in numbers if is_open(n) and os.path.samestat(os.fstat(n), lock)]
+            assert len(ours) == 1
+            children.append(subprocess.Popen(["sleep", "60"], pass_fds=ours))
+
+    def is_open(number):
+        try:
+            return bool(os.fstat(number))
+        except OSError:  # that by which the folder was listed
+            return False
+
+    children = []
+    try:
+        train(folder, 4, [StartWorker()])
+        train(folder, 5)
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+
+
+def test_a_lock_that_is_removed_while_it_is_waited_for(folder, monkeypatch):
+    flock, calls = fcntl.flock, []
+
+    def remove_and_lock(file, operation):
+        calls.append(operation)
+        if len(calls) == 1:
+            (folder / ".lock").unlink()  # its holder has ended
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", remove_and_lock)
+    with checkpoints.locked(folder):
+        assert calls == [fcntl.LOCK_EX | fcntl.LOCK_NB] * 2
+        with pytest.raises(mc.CheckpointError), checkpoints.locked(folder):
+            pass
+    assert ".lock" not in names_in(folder)
+
+
+def test_a_file_system_without_locks_is_named_once(folder, trained, monkeypatch, caplog):
+    def no_locks(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    (folder / ".model.ckpt-4.npz.1.tmp").write_bytes(b"another process may be writing it")
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", no_locks)
+        for step in (4, 5):
+            train(folder, step)
+    (warning,) = warnings_in(caplog)
+    assert f"{folder} has no locks" in warning
+    assert ".model.ckpt-4.npz.1.tmp" in names_in(folder)
+    assert_goes_on_as_if_nothing_had_been(folder, trained)
+
+
+def test_a_system_without_locks(folder, trained, monkeypatch, caplog):
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "fcntl", None)
+        train(folder, 5)
+    assert warnings_in(caplog) == []
+    assert_goes_on_as_if_nothing_had_been(folder, trained)
+
+
+# Kills --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8, 0.95])
+def test_a_kill_inside_the_writing(tmp_path, trained, share):
+    process = start(tmp_path, share)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    for path in tmp_path.glob("model.ckpt-*.npz"):
+        checkpoints.load(path)
+    assert steps_in(tmp_path) in ([1, 2], [1, 2, 3])
+    assert newest(tmp_path) in (2, 3)
+    assert_goes_on_as_if_nothing_had_been(tmp_path, trained)
+
+
+def test_what_a_kill_has_left_goes_with_the_next_fit(folder, trained):
+    left = [".model.ckpt-4.npz.12.tmp", ".checkpoint.json.3456.tmp"]
+    not_ours = [".notes.tmp", "model.ckpt-4.npz.tmp", ".model.ckpt-4.npz"]
+    for name in left + not_ours:
+        (folder / name).write_bytes(b"half a file")
+    assert newest(folder) == 3
+    assert set(left) <= set(names_in(folder))
+    train(folder, 4)
+    assert set(left) & set(names_in(folder)) == set()
+    for name in not_ours:
+        (folder / name).unlink()
+    assert_goes_on_as_if_nothing_had_been(folder, trained)
+
+
+# Disks --------------------------------------------------------------------------------------------
+
+
+class At(mc.hooks.SessionRunHook):
+    """Call something after a step."""
+
+    def __init__(self, step, call):
+        self.step, self.call = step, call
+
+    def after_run(self, run_context, run_values):
+        if run_context.session.global_step == self.step:
+            self.call()
+
+
+def assert_fails_clearly(folder, *hooks):
+    with pytest.raises(mc.CheckpointError, match=r"cannot be written \(.*run the same again") as e:
+        train(folder, 8, hooks)
+    assert str(folder) in str(e.value)
+    return str(e.value)
+
+
+@pytest.mark.parametrize("size", [0, 100, 9_000, 40_000, 46_000])
+def test_a_disk_that_is_full_in_the_middle_of_a_file(folder, trained, size):
+    """The system itself refuses the rest of the file."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = names_in(folder)
+    assert (folder / "model.ckpt-3.npz").stat().st_size > 46_000
+    try:
+        said = assert_fails_clearly(
+            folder, At(4, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1])))
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "File too large" in said
+    assert names_in(folder) == before
+    assert newest(folder) == 3
+    assert_goes_on_as_if_nothing_had_been(folder, trained)
+
+
+@pytest.mark.parametrize("error", [
+    OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EROFS, "Read-only file system"),
+    PermissionError(errno.EACCES, "Permission denied"), OSError(errno.EIO, "Input/output error"),
+], ids=str)
+@pytest.mark.parametrize("function", ["open", "fsync", "replace"])
+def test_whatever_the_system_refuses(folder, trained, monkeypatch, error, function):
+    def refuse(*arguments, **options):
+        raise error
+
+    before = names_in(folder)
+    with monkeypatch.context() as patch:
+        owner = Path if function == "open" else os
+        said = assert_fails_clearly(folder, At(4, lambda: patch.setattr(owner, function, refuse)))
+    assert error.strerror in said
+    assert set(names_in(folder)) - set(before) <= {".lock"}  # nothing can be opened to remove it
+    assert newest(folder) == 3
+    assert_goes_on_as_if_nothing_had_been(folder, trained)
+
+
+def test_a_folder_that_vanishes(folder):
+    said = assert_fails_clearly(folder, At(4, lambda: shutil.rmtree(folder)))
+    assert "No such file or directory" in said
+    assert not folder.exists()  # it may be where a disk belongs that is not there any more
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    assert_fails_clearly(tmp_path / "file" / "model")
+
+
+def test_an_evaluation_that_cannot_be_noted_is_returned(folder, monkeypatch, caplog):
+    (folder / "evaluations.jsonl").mkdir()
+    assert newest(folder) == 3
+    (warning,) = warnings_in(caplog)
+    assert str(folder / "evaluations.jsonl") in warning
