@@ -24,6 +24,8 @@ channels; V (points, tiles, CP); U (panels, points, CP, 16); M (points, 6 tiles,
 A. Lavin and S. Gray, "Fast algorithms for convolutional neural networks", CVPR 2016.
 """
 
+import functools
+
 import numpy as np
 
 from minicnn.kernels.gemm import PANEL_BYTES, ROWS, pack, round_up, tile
@@ -83,6 +85,7 @@ def forward(
                  images, tiles_h, tiles_w, block, relu, pool, scratch=scratch)
 
 
+@functools.cache
 def _filter_matrix(size: int) -> np.ndarray:
     """Return G (side, size): the powers of each point over its distances to the others."""
     points = [0.0, 1.0, -1.0, 2.0, -2.0] + ([0.5, -0.5] if size == 5 else [])
