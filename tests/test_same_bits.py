@@ -1,7 +1,7 @@
-"""One seed, the same bits: a hundred steps of the documented network on MNIST, however they are run.
+"""One seed, the same bits: a hundred steps of the documented network on MNIST, run in many ways.
 
-tests/test_resume.py has other optimizers, hooks and more ways to be stopped, tests/layers each layer
-by its number of threads, and tests/kernels/test_jit.py every kernel with a cold cache and a warm one.
+tests/test_resume.py has other optimizers, hooks and more ways to be stopped, tests/layers has each
+layer by its number of threads, tests/kernels/test_jit.py every kernel with a cold and a warm cache.
 """
 
 import hashlib
