@@ -1,4 +1,4 @@
-"""Kill training at random moments, and read damaged files: does anything get lost or go wrong?
+"""Kill training, read damaged files, work for long and with small numbers: does anything go wrong?
 
     python benchmarks/reliability.py
 
@@ -8,12 +8,19 @@ every checkpoint in the folder must be whole and the newest still there, and the
 on from it. In the end the weights and the optimizer's state must equal, bit for bit, those of a run
 that nothing has disturbed. Beside that, mutated checkpoints, files of weights and IDX files are
 read: each must be refused with an error that names it, or do no harm, in little memory.
+
+Then threads and processes predict for a minute, each answer compared bit by bit. A tiny network
+makes a million steps, and the documented one predicts one image ten thousand times, while the
+memory of the process is watched. And a training step is timed with numbers so small that they are
+denormal, which some processors are slow with.
 """
 
+import gc
 import gzip
 import hashlib
 import io
 import itertools
+import multiprocessing
 import os
 import random
 import signal
@@ -23,9 +30,11 @@ import sys
 import tempfile
 import time
 import tracemalloc
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import harness
+import networks
 import numpy as np
 
 import minicnn as mc
@@ -35,6 +44,8 @@ from minicnn.estimator import checkpoints
 ROWS, BATCH_SIZE = 50, 7
 MEMORY = 4e6  # bytes that reading a file of some kilobytes may take
 DEADLINE = 60  # seconds
+GROWTH = 2  # bytes a step or a call, by which the memory of a process may grow
+TINY = np.float32(1e-41)  # times a number around 1, it is denormal
 
 
 # Kills --------------------------------------------------------------------------------------------
@@ -250,6 +261,132 @@ def measure_damage(files, draw):
     return results
 
 
+# Load ---------------------------------------------------------------------------------------------
+
+
+def documented():
+    """Return the documented network, built."""
+    model = mc.Sequential(networks.build(mc.layers, networks.NETWORKS["documented"]))
+    model.build((None, 28, 28, 1), rng=0)
+    return model
+
+
+def images(rows, side=28):
+    return np.random.default_rng(0).random((rows, side, side, 1), dtype=np.float32)
+
+
+def predict_for(seconds, number, model=None):
+    """Predict some rows again and again; return how often, and how often it went wrong."""
+    model, x, wrong = model or documented(), images(100), 0
+    expected, end = model.predict(x).tobytes(), time.monotonic() + seconds
+    for count in itertools.count(1):
+        first = (7 * count + number) % 80
+        rows = model.predict(x[first : first + 1 + number])
+        size = len(expected) // 100
+        wrong += rows.tobytes() != expected[first * size : (first + 1 + number) * size]
+        if time.monotonic() > end:
+            return count, wrong
+
+
+def measure_load(seconds):
+    """Predict by 16 threads, and by 4 processes of each kind; return how often."""
+    results, model = {}, documented()
+    with ThreadPoolExecutor(16) as threads:
+        work = [threads.submit(predict_for, seconds, number, model) for number in range(16)]
+        results["16 threads"] = [future.result() for future in work]
+    for kind in multiprocessing.get_all_start_methods():
+        with ProcessPoolExecutor(4, multiprocessing.get_context(kind)) as processes:
+            work = [processes.submit(predict_for, seconds, number) for number in range(4)]
+            results[f"4 processes, {kind}"] = [f.result(seconds + DEADLINE) for f in work]
+    if wrong := {name: counts for name, counts in results.items() if any(w for _, w in counts)}:
+        raise SystemExit(f"predictions with other bits: {wrong}")
+    return {name: sum(count for count, _ in counts) for name, counts in results.items()}
+
+
+# Growth -------------------------------------------------------------------------------------------
+
+
+def resident():
+    """Return the bytes of this process that are in memory."""
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+def growth(call, count):
+    """Call so many times; return by how many bytes a call memory grew, after the first tenth."""
+    memory = []
+    for number in range(count):
+        if number * 100 % count < 100:
+            memory.append((number, resident()))
+        call()
+    steps, sizes = np.array(memory[len(memory) // 10 :], float).T
+    return float(np.polyfit(steps, sizes, 1)[0])
+
+
+def step_of(model, optimizer, x, scale=1.0):
+    """Return a function that makes a step; the gradient of the loss is scaled."""
+    rng, workspace, labels = np.random.default_rng(0), mc.Workspace(), np.arange(len(x)) % 3
+
+    def step():
+        ctx = mc.Context(training=True, rng=rng, workspace=workspace)
+        logits = model.forward(x, ctx)
+        _, gradient = mc.losses.softmax_cross_entropy_with_grad(labels, logits)
+        model.backward(gradient * np.float32(scale), ctx, need_dx=False)
+        optimizer.step(model.parameters)
+
+    return step
+
+
+def measure_growth(steps, predictions):
+    """Return by how many bytes a step of a tiny network grows the memory, and a prediction."""
+    if not os.path.exists("/proc/self/statm"):
+        return {}
+    tiny = mc.Sequential([
+        mc.layers.Conv2D(2, 3, activation="relu"), mc.layers.MaxPooling2D(2),
+        mc.layers.Flatten(), mc.layers.Dropout(0.4), mc.layers.Dense(3),
+    ])
+    tiny.build((None, 6, 6, 1), rng=0)
+    sgd, model, x = mc.optimizers.SGD(0.01, momentum=0.9), documented(), images(1)
+    results = {
+        f"{steps:,} steps": growth(step_of(tiny, sgd, images(4, 6)), steps),
+        f"{predictions:,} predictions": growth(lambda: model.predict(x), predictions),
+    }
+    if steps >= 10**6 and max(results.values()) > GROWTH:
+        raise SystemExit(f"the memory grows, by bytes a step: {results}")
+    return results
+
+
+# Denormals ----------------------------------------------------------------------------------------
+
+
+def measure_denormals(rounds):
+    """Return how many times longer a step of the documented network takes with small numbers."""
+    x, momentum = images(20), mc.optimizers.SGD(0.0, momentum=0.9)
+    small = documented()
+    for parameter in small.parameters:
+        parameter.value[...] *= TINY
+    cases = {  # each beside what it is compared with
+        "inputs": ("plain", step_of(documented(), mc.optimizers.SGD(0.0), x * TINY)),
+        "all weights": ("plain", step_of(small, mc.optimizers.SGD(0.0), x)),
+        "gradients": ("plain", step_of(documented(), mc.optimizers.SGD(0.0), x, TINY)),
+        "velocity": ("momentum", step_of(documented(), momentum, x, TINY)),
+        "Adam's means": ("Adam", step_of(documented(), mc.optimizers.Adam(1e-9), x, TINY)),
+        "plain": ("plain", step_of(documented(), mc.optimizers.SGD(0.0), x)),
+        "momentum":
+            ("momentum", step_of(documented(), mc.optimizers.SGD(1e-9, momentum=0.9), x)),
+        "Adam": ("Adam", step_of(documented(), mc.optimizers.Adam(1e-9), x)),
+    }
+    times = {name: [] for name in cases}
+    for _ in range(rounds + 1):
+        for name, (_, step) in cases.items():
+            start = time.perf_counter()
+            step()
+            times[name].append(time.perf_counter() - start)
+    best = {name: min(each[1:]) for name, each in times.items()}
+    return {name: best[name] / best[beside] for name, (beside, _) in cases.items()
+            if name != beside}
+
+
 def main():
     if sys.argv[1:2] == ["--train"]:
         folder, share = Path(sys.argv[2]), float(sys.argv[3])
@@ -259,20 +396,36 @@ def main():
     arguments.add_argument(
         "--files", type=int, default=10_000, help="of each kind (default: %(default)s)"
     )
+    arguments.add_argument(
+        "--load", type=float, default=60, metavar="SECONDS", help="default: %(default)s"
+    )
+    arguments.add_argument("--steps", type=int, default=10**6, help="default: %(default)s")
+    arguments.add_argument("--predictions", type=int, default=10**4, help="default: %(default)s")
     arguments.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     args = harness.parse(arguments)
     if args.smoke:
         args.kills, args.files = 4, 100
+        args.load, args.steps, args.predictions = 0.1, 200, 100
     mc.set_num_threads(args.threads)
     draw = random.Random(args.seed)
     damage = measure_damage(args.files, draw)
     kills = measure_kills(args.kills, draw, args.threads, say=not args.smoke)
+    load = measure_load(args.load)
+    memory = measure_growth(args.steps, args.predictions)
+    denormals = measure_denormals(1 if args.smoke else 20)
     print()
     harness.table(["kills", ""], kills.items())
     print()
     rows = [[kind, *(f"{n:.0f}" for n in result.values())] for kind, result in damage.items()]
     harness.table(["mutated", *next(iter(damage.values()))], rows)
-    harness.report(args, {"kills": kills, "damage": damage})
+    print()
+    harness.table(["predictions, all the same", ""], [[k, f"{n:,}"] for k, n in load.items()])
+    print()
+    harness.table(["memory", "bytes each"], [[k, f"{n:.2f}"] for k, n in memory.items()])
+    print()
+    harness.table(["denormal", "time"], [[k, f"{n:.2f}"] for k, n in denormals.items()])
+    harness.report(args, {"kills": kills, "damage": damage, "load": load, "memory": memory,
+                          "denormals": denormals})
 
 
 if __name__ == "__main__":

@@ -382,6 +382,45 @@ def test_a_layer_keeps_no_state_of_a_pass(make, shape):
         assert_same_pass(Pass(y, dx, grads), alone)
 
 
+def outputs_with(layer, x, array, index, values):
+    """Return the outputs where one element of x or of a parameter has each of the values."""
+    before, outputs = array.flat[index], []
+    for value in values:
+        array.flat[index] = value
+        outputs.append(layer.forward(x, context()).copy())
+    array.flat[index] = before
+    return outputs
+
+
+@every_layer
+@each_type
+def test_nan_is_seen_by_all_that_it_belongs_to(make, shape, dtype):
+    """An output that a large number in its place would change is NaN, and no other row is."""
+    layer, _ = built(make, shape, dtype)
+    x, rng = numbers((3, *shape), dtype), np.random.default_rng(8)
+    y = layer.forward(x, context()).copy()
+    row = x[0].size
+    for array in (x, *(parameter.value for parameter in layer.parameters)):
+        first, behind = (row, 2 * row) if array is x else (0, array.size)
+        for index in rng.integers(first, behind, size=8):
+            low, high, seen = outputs_with(layer, x, array, index, (-1e3, 1e3, np.nan))
+            reached = (low != y) | (high != y)
+            assert np.isnan(seen[reached]).all()
+            if array is x:
+                assert_same_bits(seen[[0, 2]], y[[0, 2]])
+
+
+@every_layer
+@each_type
+def test_nan_in_the_weights_is_seen_in_a_blank_input(make, shape, dtype):
+    """Where what is zero is left out, 0 * NaN must not be."""
+    layer, _ = built(make, shape, dtype)
+    x = np.zeros((3, *shape), dtype)
+    for parameter in layer.parameters:
+        (seen,) = outputs_with(layer, x, parameter.value, np.s_[:], [np.nan])
+        assert np.isnan(seen).any(axis=tuple(range(1, seen.ndim))).all()
+
+
 @every_layer
 def test_an_empty_batch_has_an_empty_output(make, shape):
     layer, declared = built(make, shape)

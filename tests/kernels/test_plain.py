@@ -1,0 +1,167 @@
+"""What is compiled computes what its source says when Python runs it, line by line."""
+
+import importlib
+
+import numpy as np
+import pytest
+from kernels import plain
+from kernels.arrays import empty, normal, read_only
+from numpy.testing import assert_array_equal
+from tolerances import assert_close
+
+from minicnn.kernels.window import slide
+
+
+@pytest.fixture(scope="module")
+def both():
+    """The modules of the kernels by name, compiled and plain."""
+    compiled = {name: importlib.import_module(f"minicnn.kernels.{name}") for name in plain.NAMES}
+    return compiled, plain.kernels()
+
+
+def test_plain_kernels_are_modules_of_their_own(both):
+    compiled, python = both
+    assert python["dense"].sparse is python["sparse"] is not compiled["sparse"]
+    assert importlib.import_module("minicnn.kernels.dense") is compiled["dense"]
+
+
+def check(both, module, door, reads, shapes, *options, dtype="float32"):
+    """Run a door of both; what is written must agree. Return what the plain one wrote.
+
+    `shapes` are those of what is written, by name; a `code` is in bytes.
+    """
+    results = []
+    for modules in both:
+        writes = [
+            shape if shape is None else empty(shape, np.uint8 if name == "code" else dtype)
+            for name, shape in shapes.items()
+        ]
+        with np.errstate(over="ignore"):  # a hash overflows
+            getattr(modules[module], door)(*reads, *writes, *options)
+        results.append(writes)
+    for name, expected, actual in zip(shapes, *results, strict=True):
+        if name == "code":
+            assert_array_equal(actual, expected)
+        elif expected is not None:
+            assert_close(actual, expected, max(1, np.nanmax(np.abs(expected))))
+    return results[1]
+
+
+def convolution(n, c, f, size, kernel, strides=(1, 1), padding="same", dilation=(1, 1),
+                dtype="float32"):
+    rng, window = np.random.default_rng(0), slide(size, kernel, strides, padding, dilation)
+    x, w, b = (normal(rng, shape, dtype) for shape in ((n, *size, c), (*kernel, c, f), (f,)))
+    return x, w, b, normal(rng, (n, window.out_h, window.out_w, f), dtype), window
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("case", [
+    ((2, 3, 5), (4, 5), (3, 2), (1, 2)),
+    ((1, 2, 17), (5, 4), (2, 2), (1, 1), "valid", (1, 2)),
+    ((2, 3, 2), (3, 3), (1, 1)),
+])
+def test_convolution(both, case, dtype):
+    sizes, *options = case
+    x, w, b, dy, window = convolution(*sizes, *options, dtype=dtype)
+    for relu in (False, True):
+        check(both, "conv", "forward", (x, w, b), {"y": dy.shape}, window, relu, dtype=dtype)
+    check(both, "conv", "input_gradient", (dy, w), {"dx": x.shape}, window, dtype=dtype)
+    check(both, "conv", "kernel_gradient", (x, dy), {"dw": w.shape, "db": b.shape}, window,
+          dtype=dtype)
+
+
+@pytest.mark.parametrize(("case", "dtype"), [
+    (((2, 2, 11), (5, 5), (3, 3)), "float32"),  # direct
+    (((1, 1, 16), (4, 6), (2, 3), (2, 1)), "float32"),
+    (((2, 8, 9), (6, 5), (3, 3)), "float32"),  # Winograd
+    (((1, 9, 8), (5, 6), (5, 5)), "float32"),
+    (((1, 8, 2), (5, 4), (2, 2)), "float32"),  # general
+    (((1, 2, 3), (4, 5), (3, 3)), "float64"),
+])
+def test_fused_convolution(both, case, dtype):
+    sizes, *options = case
+    x, w, b, dy, window = convolution(*sizes, *options, dtype=dtype)
+    x = x.copy()
+    x[0, :4, :3] = 0  # some patches are blank
+    pooled = (len(x), window.out_h // 2, window.out_w // 2, len(b))
+    for relu in (False, True):
+        check(both, "conv", "fused_forward", (x, w, b), {"y": dy.shape, "code": None}, window, relu,
+              dtype=dtype)
+    _, code = check(both, "conv", "fused_forward", (x, w, b), {"y": pooled, "code": pooled}, window,
+                    True, dtype=dtype)
+    check(both, "conv", "fused_input_gradient", (dy, w), {"dx": x.shape}, window, dtype=dtype)
+    gradient = normal(np.random.default_rng(1), pooled, dtype)
+    for dx in (x.shape, None):
+        check(both, "conv", "pooled_gradients", (x, gradient, read_only(code), w),
+              {"dw": w.shape, "db": b.shape, "dx": dx}, window, dtype=dtype)
+
+
+@pytest.mark.parametrize(("channels", "kernel"), [
+    (16, (5, 5)), (17, (1, 3)), (8, (2, 5)), (8, (2, 3)), (8, (1, 7)), (8, (2, 2)), (4, (3, 1)),
+])
+def test_lists_of_every_length(both, channels, kernel):
+    x, w, b, _, window = convolution(1, channels, 3, (4, 4), kernel)
+    rng = np.random.default_rng(1)
+    dy, code = normal(rng, (1, 2, 2, 3), "float32"), rng.integers(0, 5, (1, 2, 2, 3), np.uint8)
+    check(both, "conv", "pooled_gradients", (x, dy, code, w),
+          {"dw": w.shape, "db": b.shape, "dx": x.shape}, window)
+
+
+def test_ties_and_nan_of_fused_pooling(both):
+    for filters in (8, 3):
+        x = np.ones((1, 4, 4, 1), np.float32)
+        x[0, 3, 3] = np.nan
+        w, b = np.ones((1, 1, 1, filters), np.float32), np.zeros(filters, np.float32)
+        shape = (1, 2, 2, filters)
+        y, code = check(both, "conv", "fused_forward", (x, w, b), {"y": shape, "code": shape},
+                        slide((4, 4), (1, 1), (1, 1), "same"), True)
+        assert code[0, :, :, 0].tolist() == [[0, 0], [0, 3]]
+        assert np.isnan(y[0, 1, 1]).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("n", "d", "u"), [(2, 7, 19), (5, 9, 67), (9, 18, 3)])
+def test_dense(both, n, d, u, dtype):
+    rng = np.random.default_rng(0)
+    x, w, b, dy = (normal(rng, shape, dtype) for shape in ((n, d), (d, u), (u,), (n, u)))
+    for relu, dropout in ((False, None), (True, None), (True, (5, 0.4, 3, 1))):
+        check(both, "dense", "forward", (x, w, b), {"y": dy.shape}, relu, dropout, dtype=dtype)
+    few = np.where(dy < 0.3, 0, dy)
+    for gradient, dx in ((dy, x.shape), (few, x.shape), (few, None)):
+        check(both, "dense", "gradients", (x, gradient, w), {"dw": w.shape, "dx": dx}, True,
+              dtype=dtype)
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_max_pooling(both, padding):
+    rng, window = np.random.default_rng(0), slide((5, 4), (3, 2), (2, 1), padding)
+    x = rng.integers(0, 3, (2, 5, 4, 3)).astype(np.float32)  # with ties
+    shape = (2, window.out_h, window.out_w, 3)
+    dy = normal(rng, shape, "float32")
+    _, winner = check(both, "pooling", "forward", (x,), {"y": shape, "code": shape}, window)
+    check(both, "pooling", "backward", (dy, winner), {"dx": x.shape}, window)
+
+
+def test_element_by_element(both):
+    x, y = normal(np.random.default_rng(0), (2, 3, 4), "float32")
+    check(both, "elementwise", "relu", (x,), {"y": x.shape})
+    check(both, "elementwise", "relu_gradient", (x, y), {"dx": x.shape}, 2.0)
+    check(both, "elementwise", "dropout", (x,), {"y": x.shape}, 2**63 + 1, 0.5, 7)
+    check(both, "elementwise", "sum_rows", (x,), {"db": 4})
+
+
+@pytest.mark.parametrize(("rule", "states", "options"), [
+    ("sgd", 0, (0.1, 0.01)),
+    ("momentum", 1, (0.1, 0.01, 0.9, False)),
+    ("momentum", 1, (0.1, 0.01, 0.9, True)),
+    ("adam", 2, (0.1, 0.01, 0.9, 0.99, 1e-8)),
+])
+def test_update(both, rule, states, options):
+    rng = np.random.default_rng(0)
+    start = np.abs(rng.standard_normal((2 + states, 5), np.float32))
+    results = []
+    for modules in both:
+        w, g, *arrays = start.copy()
+        getattr(modules["update"], rule)(w, g, *arrays, *options)
+        results.append(np.stack([w, *arrays]))
+    assert_close(results[1], results[0], 1)

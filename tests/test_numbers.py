@@ -1,0 +1,125 @@
+"""Numbers that go wrong quietly: large logits, vanishing probabilities, a whole network's gradient.
+
+NaN and infinity: tests/layers/test_conformance.py has every layer, tests/kernels every kernel.
+"""
+
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+import minicnn as mc
+
+by_type = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+
+
+# The loss -----------------------------------------------------------------------------------------
+
+
+def exact(labels, logits):
+    """Return loss, gradient and probabilities, in numbers of 64 bits of precision and more."""
+    y, z = labels.astype(np.longdouble), logits.astype(np.longdouble)
+    z -= z.max(axis=1, keepdims=True)
+    log_p = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+    p = np.exp(log_p)
+    return -(y * log_p).sum(axis=1).mean(), (p - y) / len(y), p
+
+
+def logits_of(kind, dtype):
+    """Return 50 rows of ten logits, and labels: class numbers as rows, and shares."""
+    rng = np.random.default_rng(5)
+    z = rng.standard_normal((50, 10))
+    z *= {"plain": 1, "1e4": 1e4, "vanishing": 100, "far from zero": 1}[kind]
+    z += {"far from zero": -1e4}.get(kind, 0)
+    return z.astype(dtype), np.eye(10)[rng.integers(10, size=50)], rng.dirichlet(np.ones(10), 50)
+
+
+@by_type
+@pytest.mark.parametrize("kind", ["plain", "1e4", "vanishing", "far from zero"])
+def test_the_loss_is_right_where_exp_overflows_or_vanishes(kind, dtype):
+    logits, *labelings = logits_of(kind, dtype)
+    epsilon = np.finfo(dtype).eps
+    for labels in labelings:
+        rows = labels.astype(dtype)
+        loss, gradient, probabilities = exact(rows, logits)
+        actual, dlogits = mc.losses.softmax_cross_entropy_with_grad(rows, logits)
+        assert_allclose(actual, float(loss), rtol=8 * epsilon, atol=8 * epsilon)
+        assert actual == mc.losses.softmax_cross_entropy(rows, logits)
+        assert_allclose(dlogits, gradient.astype(float), rtol=0, atol=epsilon)
+        # A probability below the smallest number is 0 or that number.
+        tiny = np.finfo(dtype).smallest_subnormal
+        relative = 16 * epsilon * max(1, np.log(1 / np.finfo(dtype).tiny))  # exp magnifies an error
+        assert_allclose(mc.softmax(logits), probabilities.astype(float), rtol=relative, atol=tiny)
+
+
+def test_a_probability_that_vanishes_costs_its_logits():
+    logits = np.array([[0, -200], [0, -1e4], [-1e4, 1e4]], np.float32)
+    assert mc.softmax(logits).tolist() == [[1, 0], [1, 0], [0, 1]]
+    for row, cost in zip(logits, (200, 1e4, 2e4), strict=True):
+        label = np.array([np.argmin(row)])
+        loss, gradient = mc.losses.softmax_cross_entropy_with_grad(label, row[None])
+        assert loss == cost
+        assert np.abs(gradient).tolist() == [[1, 1]]  # and it still learns
+
+
+# The gradient of the whole network ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def network():
+    """The documented network in float64, biases off zero, three images, and its loss."""
+    mnist = mc.datasets.load_dataset("mnist", reshape=False).train
+    x, labels = mnist.images[:3].astype(np.float64), mnist.labels[:3]
+    model = mc.Sequential([
+        mc.layers.Conv2D(32, 5, padding="same", activation="relu"), mc.layers.MaxPooling2D(2),
+        mc.layers.Conv2D(64, 5, padding="same", activation="relu"), mc.layers.MaxPooling2D(2),
+        mc.layers.Flatten(), mc.layers.Dense(1024, activation="relu"), mc.layers.Dropout(0.4),
+        mc.layers.Dense(10),
+    ])
+    model.build((None, *x.shape[1:]), rng=0, dtype=np.float64)
+    rng = np.random.default_rng(1)
+    for parameter in model.parameters:
+        if parameter.value.ndim == 1:  # over blank patches ReLU would stand at its kink
+            parameter.value[...] = rng.uniform(0.01, 0.1, parameter.shape)
+
+    def loss(backward=False):
+        ctx = mc.Context(training=True, rng=np.random.default_rng(2))  # drops the same each time
+        logits = model.forward(x, ctx)
+        value, gradient = mc.losses.softmax_cross_entropy_with_grad(labels, logits)
+        if backward:
+            model.backward(gradient, ctx, need_dx=False)
+        return value
+
+    loss(backward=True)
+    return model, loss
+
+
+def slope(network, parameters, seed):
+    """Return the loss' slope along a random direction: what backward says, and differences."""
+    _, loss = network
+    rng, step = np.random.default_rng(seed), 1e-7
+    starts = [parameter.value.copy() for parameter in parameters]
+    # Along the signs of the gradient, so that the terms do not cancel; where it is 0, up or down.
+    signs = [np.where(p.grad == 0, rng.choice([-1, 1], p.shape), np.sign(p.grad))
+             for p in parameters]
+    moves = [rng.uniform(0.5, 1.5, sign.shape) * sign for sign in signs]
+    analytic = sum(float((p.grad * move).sum()) for p, move in zip(parameters, moves, strict=True))
+    losses = []
+    for sign in (1, -1):
+        for parameter, start, move in zip(parameters, starts, moves, strict=True):
+            parameter.value[...] = start + sign * step * move
+        losses.append(loss())
+    for parameter, start in zip(parameters, starts, strict=True):
+        parameter.value[...] = start
+    return analytic, (losses[0] - losses[1]) / (2 * step)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_gradient_of_the_documented_network(network, seed):
+    """Along all 3,274,634 weights at once, and along those of each array."""
+    parameters = network[0].parameters
+    assert sum(p.value.size for p in parameters) == 3_274_634
+    for some in (parameters, *((p,) for p in parameters)):
+        analytic, numeric = slope(network, some, seed)
+        assert_allclose(analytic, numeric, rtol=1e-7)
+        assert analytic > 0.1
