@@ -2,13 +2,16 @@
 
 import math
 import operator
+import os
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 PADDINGS = ("valid", "same")
 DATA_FORMATS = ("channels_last", "channels_first")
+MOST = 2**31 - 1  # of any size: products of a few still fit into the kernels' 64 bits
 
 
 def describe(value: Any) -> str:
@@ -25,16 +28,17 @@ def describe(value: Any) -> str:
     )
 
 
-def integer(value: Any, name: str, least: int = 1) -> int:
-    """Return an integer argument (NumPy's integers too) that is at least `least`."""
+def integer(value: Any, name: str, least: int = 1, most: float = math.inf) -> int:
+    """Return an integer argument (NumPy's integers too) with least <= value <= most."""
     try:
         number = operator.index(value)
     except TypeError:
         raise TypeError(f"`{name}` must be an integer, got {describe(value)}") from None
     if isinstance(value, bool):
         raise TypeError(f"`{name}` must be an integer, got {value}")
-    if number < least:
-        raise ValueError(f"`{name}` must be at least {least}, got {number}")
+    if not least <= number <= most:
+        limit = f"at least {least}" if number < least else f"at most {most}"
+        raise ValueError(f"`{name}` must be {limit}, got {number}")
     return number
 
 
@@ -47,11 +51,88 @@ def pair(value: Any, name: str) -> tuple[int, int]:
     """Return (height, width) from one positive integer, for both, or from two."""
     if not isinstance(value, Iterable):
         value = (value, value)
-    if isinstance(value, str) or len(numbers := tuple(value)) != 2:
+    if isinstance(value, _NO_SEQUENCE) or len(numbers := tuple(value)) != 2:
         raise ValueError(
             f"`{name}` must be one integer or two, (height, width), got {describe(value)}"
         )
-    return integer(numbers[0], name), integer(numbers[1], name)
+    return integer(numbers[0], name, 1, MOST), integer(numbers[1], name, 1, MOST)
+
+
+def sequence(value: Any, name: str, what: str = "integers") -> tuple[Any, ...]:
+    """Return a tuple from an iterable whose order counts."""
+    if isinstance(value, _NO_SEQUENCE) or not isinstance(value, Iterable):
+        raise TypeError(f"`{name}` must be a list of {what}, got {describe(value)}")
+    return tuple(value)
+
+
+def integers(value: Any, name: str, least: int) -> tuple[int, ...]:
+    """Return a tuple of integers from an iterable of them."""
+    return tuple(integer(number, name, least, MOST) for number in sequence(value, name))
+
+
+def shape(value: Any, name: str) -> tuple[int | None, ...]:
+    """Return a shape, in which None is a size that is not known yet."""
+    return tuple(size if size is None else integer(size, name, 1, MOST)
+                 for size in sequence(value, name))
+
+
+_NO_SEQUENCE = (str, bytes, dict, set)
+
+
+def boolean(value: Any, name: str) -> bool:
+    """Return a flag: True or False, and nothing that only counts as one."""
+    return bool(instance(value, (bool, np.bool_), name, "True or False"))
+
+
+def text(value: Any, name: str) -> str:
+    """Return a string that is not empty."""
+    if not isinstance(value, str) or not value:
+        raise TypeError(f"`{name}` must be a string that is not empty, got {describe(value)}")
+    return value
+
+
+def function(value: Any, name: str, what: str = "a function") -> Callable[..., Any]:
+    """Return what can be called."""
+    if not callable(value):
+        raise TypeError(f"`{name}` must be {what}, got {describe(value)}")
+    return value
+
+
+def instance(value: Any, kind: Any, name: str, what: str = "") -> Any:
+    """Return an object of a class, or of one of some; `what` tells the user what that is."""
+    if not isinstance(value, kind):
+        raise TypeError(f"`{name}` must be {what or f'a {kind.__name__}'}, got {describe(value)}")
+    return value
+
+
+def path(value: Any, name: str) -> Path:
+    """Return a path from a string or a path."""
+    if not isinstance(value, str | os.PathLike) or "\0" in str(value):
+        raise TypeError(f"`{name}` must be a path, str or PathLike, got {describe(value)}")
+    return Path(value)
+
+
+def array(
+    value: Any, name: str, kinds: str = "fiub", what: str = "an array of numbers"
+) -> np.ndarray:
+    """Return an array whose type is of the kinds; one that lists make must not be ragged."""
+    try:
+        result = np.asarray(value)
+    except ValueError:
+        result = np.array(None)
+    if result.dtype.kind not in kinds:
+        raise TypeError(f"`{name}` must be {what}, got {describe(value)}")
+    return result
+
+
+def room(shape: tuple[int, ...], name: str) -> None:
+    """Raise where there is no memory for an array of a shape: ask for it, and give it back."""
+    try:
+        np.empty(shape)
+    except (MemoryError, ValueError):  # more than there is; more than there can be
+        raise ValueError(
+            f"{name} would have the shape {shape}, for which there is no memory; make it smaller"
+        ) from None
 
 
 def choice(value: Any, name: str, known: Iterable[str]) -> str:
@@ -90,24 +171,34 @@ def generator(rng: Any, name: str = "rng") -> np.random.Generator:
     )
 
 
+def number_type(dtype: Any, name: str = "dtype") -> np.dtype[Any]:
+    """Return a type of real numbers, or bool, as a dtype."""
+    try:
+        result = np.dtype(object if dtype is None else dtype)
+    except TypeError:
+        result = np.dtype(object)
+    if result.kind not in "fiub":
+        raise TypeError(f"`{name}` must be a type such as numpy.float32, got {describe(dtype)}")
+    return result
+
+
 def float_type(dtype: Any, name: str = "dtype") -> np.dtype[Any]:
     """Return float32 or float64 as a dtype."""
-    try:
-        result = np.dtype(dtype)
-    except TypeError:
-        result = None
-    if result not in (np.dtype(np.float32), np.dtype(np.float64)):
+    result = number_type(dtype, name)
+    if result not in (np.float32, np.float64):
         raise TypeError(f"`{name}` must be float32 or float64, got {describe(dtype)}")
     return result
 
 
 def no_regularizer(*regularizers: Any) -> None:
     """Refuse what only the guide's signatures know: a regularizer on a layer."""
-    if any(regularizer is not None for regularizer in regularizers):
-        raise ValueError(
-            "`kernel_regularizer` and `bias_regularizer` must be None; decay the weights in the "
-            "optimizer: SGD(learning_rate, weight_decay=0.0001)"
-        )
+    for regularizer in regularizers:
+        if regularizer is not None:
+            raise ValueError(
+                f"`kernel_regularizer` and `bias_regularizer` must be None, got "
+                f"{describe(regularizer)}; decay the weights in the optimizer: SGD(learning_rate, "
+                "weight_decay=0.0001)"
+            )
 
 
 def unique(name: str, taken: Iterable[str]) -> str:
@@ -121,19 +212,13 @@ def unique(name: str, taken: Iterable[str]) -> str:
 
 def gradient(dy: Any, shape: tuple[int, ...], dtype: Any, label: str) -> None:
     """Raise where what comes back to a layer is not like what it put out: kernels trust it."""
-    if np.shape(dy) != shape:
+    if not isinstance(dy, np.ndarray) or dy.shape != shape:
         raise ValueError(
-            f"{label}: the gradient must have the shape {shape} of the output, got {describe(dy)}"
+            f"{label}: the gradient `dy` must be an array of the output's shape {shape}, got "
+            f"{describe(dy)}"
         )
     if dy.dtype != dtype:
         raise TypeError(
-            f"{label}: the gradient must be {np.dtype(dtype)} like the output, got {dy.dtype}; "
-            f"convert it (dy.astype({np.dtype(dtype)}))"
+            f"{label}: the gradient `dy` must be {np.dtype(dtype)} like the output, got "
+            f"{dy.dtype}; convert it (dy.astype({np.dtype(dtype)}))"
         )
-
-
-def integers(value: Any, name: str, least: int) -> tuple[int, ...]:
-    """Return a tuple of integers from an iterable of them."""
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        raise TypeError(f"`{name}` must be a tuple of integers, got {describe(value)}")
-    return tuple(integer(number, name, least) for number in value)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from minicnn.checks import describe
+from minicnn import checks
 
 
 class Context:
@@ -50,14 +50,14 @@ class Context:
     ) -> None:
         if rng is not None and not isinstance(rng, np.random.Generator):
             raise TypeError(
-                f"`rng` must be a numpy.random.Generator, got {describe(rng)}; "
+                f"`rng` must be a numpy.random.Generator, got {checks.describe(rng)}; "
                 "make one with numpy.random.default_rng(seed)"
             )
-        self.training = training
+        self.training = checks.boolean(training, "training")
         self.rng = rng
-        self.save = save
-        self.workspace = workspace
-        self.first_row = first_row
+        self.save = checks.boolean(save, "save")
+        self.workspace = checks.instance(workspace, Workspace | None, "workspace", "a Workspace")
+        self.first_row = checks.integer(first_row, "first_row", 0)
         self._slots: dict[Any, Any] = {}
         self._key: int | None = None
         self._drawn: Counter[str] = Counter()

@@ -147,12 +147,16 @@ def check_gradients(
       inputs[0, 0]: backward says ..., differences say ..., error ...
       inputs[1, 0]: backward says ..., differences say ..., error ...
     """
-    shape = tuple(checks.integer(size, "input_shape") for size in input_shape)
+    checks.instance(layer, Op, "layer", "a layer or an op")
+    shape = checks.integers(input_shape, "input_shape", 1)
+    checks.room(shape, "the array of this `input_shape`")
+    seed, entries = checks.integer(seed, "seed", 0), checks.integer(entries, "entries")
+    tolerance = checks.number(tolerance, "tolerance", least=0)
     check = _Check(copy.deepcopy(layer), seed, training, tolerance, entries)
     check.build(shape)
     if not check.report.errors:
         check.slopes(_spaced(shape, check.rng))
-    if not check.report.errors and ties:
+    if not check.report.errors and checks.boolean(ties, "ties"):
         x, groups = _tied(shape, check.rng)
         check.report.errors += check.compare_each(check.gradients(x)[0], groups)
     return check.report

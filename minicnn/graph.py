@@ -45,7 +45,9 @@ class Graph:
         self.rng = checks.generator(rng)
         self.tensors: dict[str, Tensor] = {}
         self.parameters: dict[str, Parameter] = {}
-        self._shared = {} if parameters is None else parameters
+        self._shared = {} if parameters is None else checks.instance(parameters, dict, "parameters")
+        for parameter in self._shared.values():
+            checks.instance(parameter, Parameter, "parameters", "a dict of Parameters")
         self._ops: set[Op] = set()
 
     def placeholder(self, name: str, shape: Shape, dtype: Any) -> Tensor:
@@ -62,7 +64,8 @@ class Graph:
         -------
         Tensor
         """
-        return self._note(Tensor(self, checks.unique(name, self.tensors), tuple(shape), dtype))
+        name = checks.unique(checks.text(name, "name"), self.tensors)
+        return self._note(Tensor(self, name, checks.shape(shape, "shape"), dtype))
 
     def add(self, op: Op, inputs: tuple[Tensor, ...]) -> Tensor:
         """Note an op, build it for its inputs and return its output; `apply` calls it."""
@@ -87,11 +90,11 @@ class Graph:
         ValueError
             If there is none; the error lists names that are near.
         """
-        key = name.removesuffix(":0")
+        key = checks.text(name, "name").removesuffix(":0")
         if key not in self.tensors:
             near = difflib.get_close_matches(key, self.tensors, n=3, cutoff=0.5)
             raise ValueError(
-                f"no tensor is named {name!r}; "
+                f"no tensor has the `name` {name!r}; "
                 + (f"near names: {', '.join(near)}; " if near else "")
                 + f"all names: {', '.join(self.tensors)}"
             )
@@ -110,7 +113,10 @@ class Graph:
         -------
         Plan
         """
-        return Plan(self, tuple(fetches), fusing(fuse))
+        fetches = checks.sequence(fetches, "fetches", "Tensors")
+        for fetch in fetches:
+            checks.instance(fetch, Tensor, "fetches", "Tensors")
+        return Plan(self, fetches, fusing(checks.boolean(fuse, "fuse")))
 
     def summary(self) -> str:
         """Return a table of the tensors: what makes them, their names, shapes and parameters."""
@@ -278,7 +284,8 @@ def _check_alike(own: Parameter, shared: Parameter) -> None:
     if shared.shape != own.shape or shared.dtype != own.dtype:
         raise ValueError(
             f"{own.name}: this graph makes it {own.shape} {own.dtype}, but the model has "
-            f"{shared.shape} {shared.dtype}; model_fn must build the same layers for every mode"
+            f"{shared.shape} {shared.dtype}; model_fn must build the same layers for every mode, "
+            "from `x` of the same shape"
         )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from minicnn import checks
 from minicnn.checks import describe
+from minicnn.tensor import Tensor
 
 logger = logging.getLogger("minicnn")
 # For lines that say how far the run is: the console leaves them out while a bar says the same.
@@ -137,7 +138,8 @@ class Timer:
     """
 
     def __init__(self, every_steps: int | None = None, every_secs: float | None = None) -> None:
-        self.every_steps, self.every_secs = every_steps, every_secs
+        self.every_steps = checks.optional(checks.integer, every_steps, "every_steps")
+        self.every_secs = checks.optional(checks.number, every_secs, "every_secs", 0.0)
         self.reset()
 
     def reset(self) -> None:
@@ -195,15 +197,12 @@ class LoggingTensorHook(SessionRunHook):
         formatter: Callable[[dict[str, Any]], str] | None = None,
     ) -> None:
         self.timer = _timer(every_n_iter, "every_n_iter", every_n_secs, "every_n_secs")
-        if isinstance(tensors, str):
-            raise TypeError(
-                f"`tensors` must be a list of names or a dict, got {tensors!r}; write [{tensors!r}]"
-            )
-        self.tensors = (
-            dict(tensors) if isinstance(tensors, Mapping) else {str(name): name for name in tensors}
-        )
-        self.at_end = at_end
-        self.formatter = formatter
+        if not isinstance(tensors, Mapping):
+            names = checks.sequence(tensors, "tensors", f"names, or a dict; write [{tensors!r}]")
+            tensors = {str(name): name for name in names}
+        self.tensors = dict(tensors)
+        self.at_end = checks.boolean(at_end, "at_end")
+        self.formatter = checks.optional(checks.function, formatter, "formatter")
         self.logger: logging.Logger | logging.LoggerAdapter[logging.Logger] = logger
         self._step = 0
         self._values: dict[str, Any] = {}
@@ -256,7 +255,10 @@ class StopAtStepHook(SessionRunHook):
 
     def __init__(self, num_steps: int | None = None, last_step: int | None = None) -> None:
         if (num_steps is None) == (last_step is None):
-            raise ValueError("give exactly one of `num_steps` and `last_step`")
+            raise ValueError(
+                "give exactly one of `num_steps` and `last_step`, got "
+                f"{describe(num_steps)} and {describe(last_step)}"
+            )
         self.num_steps = checks.optional(checks.integer, num_steps, "num_steps")
         self.last_step = checks.optional(checks.integer, last_step, "last_step")
         self._done = 0
@@ -364,8 +366,9 @@ class NanTensorHook(SessionRunHook):
     """
 
     def __init__(self, loss_tensor: Any = "loss", fail_on_nan_loss: bool = True) -> None:
-        self.loss_tensor = loss_tensor
-        self.fail_on_nan_loss = fail_on_nan_loss
+        what = "a name or a Tensor"
+        self.loss_tensor = checks.instance(loss_tensor, str | Tensor, "loss_tensor", what)
+        self.fail_on_nan_loss = checks.boolean(fail_on_nan_loss, "fail_on_nan_loss")
 
     def before_run(self, run_context: SessionRunContext) -> SessionRunArgs:
         return SessionRunArgs(self.loss_tensor)
@@ -436,7 +439,10 @@ class ValidationMonitor(SessionRunHook):
         self.rounds = checks.optional(
             checks.integer, early_stopping_rounds, "early_stopping_rounds"
         )
-        self.metric, self.minimize = early_stopping_metric, early_stopping_metric_minimize
+        self.metric = checks.text(early_stopping_metric, "early_stopping_metric")
+        self.minimize = checks.boolean(
+            early_stopping_metric_minimize, "early_stopping_metric_minimize"
+        )
         self.best_value: float | None = None
         self.best_step = 0
         self.early_stopped = False

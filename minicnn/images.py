@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from minicnn import checks
 from minicnn.checks import describe
 from minicnn.extras import require
 
@@ -56,6 +57,7 @@ def read(path: str | Path) -> np.ndarray:
     array([[0.2, 0.2, 0.2],
            [0.2, 0.2, 0.2]], dtype=float32)
     """
+    path = checks.path(path, "path")
     image_module, image_ops = require("PIL.Image", "image"), require("PIL.ImageOps", "image")
     try:
         with image_module.open(path) as image:
@@ -112,7 +114,7 @@ def digit(pixels: Any) -> np.ndarray:
     References
     ----------
     Y. LeCun, C. Cortes, C. Burges, "The MNIST database of handwritten digits", for the form. P.
-    Soille, "Morphological Image Analysis", 2003, section 4.5, for the correction of the light.
+    Soille, "Morphological Image Analysis", 2003, on top-hats, for the correction of the light.
 
     Examples
     --------
@@ -124,7 +126,7 @@ def digit(pixels: Any) -> np.ndarray:
     >>> x.shape, np.argwhere(x).min(axis=0), np.argwhere(x).max(axis=0)
     ((28, 28), array([4, 12]), array([23, 15]))
     """
-    pixels = np.asarray(pixels, np.float32)
+    pixels = checks.array(pixels, "pixels").astype(np.float32)
     if pixels.ndim != 2 or not pixels.size or not np.isfinite(pixels).all():
         raise ValueError(
             f"`pixels` must be finite grey levels (H, W), got {describe(pixels)}; "

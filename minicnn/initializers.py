@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from minicnn.checks import choice, describe, generator
+from minicnn.checks import array, choice, describe, float_type, generator, integers, number, room
 
 Initializer = Callable[..., np.ndarray]
 Spec = str | float | Initializer
@@ -128,7 +128,7 @@ def he_normal(shape: tuple[int, ...], rng: Any, dtype: Any = np.float32) -> np.n
     0.05
     """
     deviation = math.sqrt(2 / _fans(shape)[0])
-    return generator(rng).normal(0.0, deviation, shape).astype(dtype)
+    return generator(rng).normal(0.0, deviation, shape).astype(float_type(dtype))
 
 
 def zeros(shape: tuple[int, ...], rng: Any = None, dtype: Any = np.float32) -> np.ndarray:
@@ -150,7 +150,7 @@ def zeros(shape: tuple[int, ...], rng: Any = None, dtype: Any = np.float32) -> n
     >>> mc.initializers.zeros((3,))
     array([0., 0., 0.], dtype=float32)
     """
-    return np.zeros(shape, dtype)
+    return np.zeros(_shape(shape), float_type(dtype))
 
 
 def constant(value: ArrayLike) -> Initializer:
@@ -177,17 +177,17 @@ def constant(value: ArrayLike) -> Initializer:
     >>> mc.initializers.constant(0.1)((2,), rng=0)
     array([0.1, 0.1], dtype=float32)
     """
-    array = np.array(value)
-    if array.dtype.kind not in "iuf":
-        raise TypeError(f"constant: `value` must be a number or an array, got {describe(value)}")
+    values = np.array(array(value, "value", "iuf", "a number or an array"))
+    if not np.isfinite(values).all() or not values.size:
+        raise ValueError(f"constant: `value` must be finite numbers, got {describe(value)}")
 
     def initializer(shape: tuple[int, ...], rng: Any = None, dtype: Any = np.float32) -> np.ndarray:
-        if array.ndim and array.shape != tuple(shape):
+        if values.ndim and values.shape != tuple(shape):
             raise ValueError(
                 f"constant: `value` must be a number or an array of the parameter's shape "
-                f"{tuple(shape)}, got an array of shape {array.shape}; reshape it"
+                f"{tuple(shape)}, got an array of shape {values.shape}; reshape it"
             )
-        return np.full(shape, array, dtype)
+        return np.full(shape, values, dtype)
 
     return initializer
 
@@ -227,7 +227,7 @@ def get(spec: Spec | None, default: Spec, name: str = "initializer") -> Initiali
     if callable(spec):
         return spec
     if isinstance(spec, int | float | np.number) and not isinstance(spec, bool):
-        return constant(spec)
+        return constant(number(spec, name))
     raise TypeError(
         f"`{name}` must be a name, a number or a callable (shape, rng, dtype) -> array, got "
         f"{describe(spec)}; give an array as minicnn.initializers.constant(array)"
@@ -236,7 +236,7 @@ def get(spec: Spec | None, default: Spec, name: str = "initializer") -> Initiali
 
 def _fans(shape: tuple[int, ...]) -> tuple[int, int]:
     """Return (fan_in, fan_out) of a kernel."""
-    if len(shape) < 2:
+    if len(_shape(shape)) < 2:
         raise ValueError(
             f"the initializer needs a kernel's `shape`, (KH, KW, C, F) or (in, units), got "
             f"{tuple(shape)}; for a bias use 'zeros' or a number"
@@ -246,8 +246,14 @@ def _fans(shape: tuple[int, ...]) -> tuple[int, int]:
     return taps * inputs, taps * outputs
 
 
+def _shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    checked = integers(shape, "shape", least=1)
+    room(checked, "the array of this `shape`")
+    return checked
+
+
 def _uniform(limit: float, shape: tuple[int, ...], rng: Any, dtype: Any) -> np.ndarray:
-    return generator(rng).uniform(-limit, limit, shape).astype(dtype)
+    return generator(rng).uniform(-limit, limit, shape).astype(float_type(dtype))
 
 
 _BY_NAME: dict[str, Initializer] = {

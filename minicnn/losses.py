@@ -148,7 +148,7 @@ def softmax_cross_entropy_with_grad(
     """
     label = "softmax_cross_entropy_with_grad"
     smoothing = checks.number(label_smoothing, "label_smoothing", 0.0, 1.0)
-    labels, logits = np.asarray(labels), np.asarray(logits)
+    labels, logits = checks.array(labels, "labels"), checks.array(logits, "logits")
     if labels.ndim == 1 and logits.ndim == 2:
         labels = _rows_of(labels, logits, label)
     return _loss_and_gradient(label, labels, logits, weights, smoothing, True)
@@ -165,7 +165,7 @@ def _rows_of(labels: np.ndarray, logits: np.ndarray, label: str) -> np.ndarray:
 def _loss_and_gradient(
     label: str, labels: Any, logits: Any, weights: Any, smoothing: float, gradient: bool
 ) -> tuple[float, Any]:
-    labels, logits = np.asarray(labels), np.asarray(logits)
+    labels, logits = checks.array(labels, "labels"), checks.array(logits, "logits")
     _check_shapes(label, labels.shape, logits.shape)
     if logits.dtype not in (np.float32, np.float64):
         raise TypeError(f"{label}: `logits` must be float32 or float64, got {describe(logits)}")
@@ -197,7 +197,7 @@ def _check_shapes(label: str, labels: Shape, logits: Shape) -> None:
         or (None not in (labels[0], logits[0]) and labels[0] != logits[0])
     ):
         raise ValueError(
-            f"{label}: labels and logits must have the same shape (N, classes), got labels "
+            f"{label}: `labels` and `logits` must have the same shape (N, classes), got labels "
             f"{labels} and logits {logits}; make the labels with one_hot(labels, depth)"
         )
 
@@ -216,10 +216,11 @@ def _check_rows(label: str, labels: np.ndarray) -> None:
 
 def _row_weights(label: str, weights: Any, logits: np.ndarray) -> np.ndarray:
     """Return one float64 weight for each row."""
-    w = np.asarray(weights, np.float64)
-    if w.shape not in ((), (1,), (len(logits),), (len(logits), 1), (1, 1)):
+    w = checks.array(weights, "weights").astype(np.float64)
+    fits = w.shape in ((), (1,), (len(logits),), (len(logits), 1), (1, 1))
+    if not fits or not np.isfinite(w).all():
         raise ValueError(
             f"{label}: `weights` must be a number or have the shape ({len(logits)},) of the rows, "
-            f"got {describe(weights)}"
+            f"and be finite, got {describe(weights)}"
         )
     return np.broadcast_to(w.reshape(-1), (len(logits),))

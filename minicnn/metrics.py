@@ -5,7 +5,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-from minicnn.checks import integer
+from minicnn.checks import MOST, array, integer, room
 
 
 def accuracy(labels: ArrayLike, predictions: ArrayLike, weights: ArrayLike | None = None) -> float:
@@ -70,12 +70,12 @@ def mean(values: ArrayLike, weights: ArrayLike | None = None) -> float:
     >>> mc.metrics.mean([1.0, 2.0, 6.0], weights=[1, 1, 0])
     1.5
     """
-    values = np.asarray(values, np.float64)
+    values = array(values, "values").astype(np.float64)
     if not values.size:
         raise ValueError(f"`values` must not be empty, got shape {values.shape}; give it rows")
     if weights is None:
         return float(values.mean())
-    weights = np.asarray(weights, np.float64)
+    weights = array(weights, "weights").astype(np.float64)
     if weights.shape != values.shape:
         raise ValueError(
             f"`weights` must have shape {values.shape}, got {weights.shape}; broadcast it first"
@@ -125,7 +125,8 @@ def confusion_matrix(
     labels, predictions = _classes(labels, predictions)
     if num_classes is None:
         num_classes = max(0, int(labels.max()), int(predictions.max())) + 1
-    size = integer(num_classes, "num_classes")
+    size = integer(num_classes, "num_classes", 1, MOST)
+    room((size, size), "`num_classes`: the matrix")
     for name, classes in (("labels", labels), ("predictions", predictions)):
         outside = np.flatnonzero((classes < 0) | (classes >= size))
         if outside.size:
@@ -149,18 +150,18 @@ def _classes(labels: ArrayLike, predictions: ArrayLike) -> tuple[np.ndarray, np.
 
 
 def _class_numbers(values: ArrayLike, name: str) -> np.ndarray:
-    array = np.asarray(values)
-    if array.ndim != 1:
-        remedy = "reshape(-1)" if math.prod(array.shape[1:]) == 1 else "argmax over axis 1"
+    classes = array(values, name)
+    if classes.ndim != 1:
+        remedy = "reshape(-1)" if math.prod(classes.shape[1:]) == 1 else "argmax over axis 1"
         raise ValueError(
-            f"`{name}` must be class numbers of shape (N,), got shape {array.shape}; "
+            f"`{name}` must be class numbers of shape (N,), got shape {classes.shape}; "
             f"pass the class numbers: {remedy}"
         )
-    if not array.size:
-        raise ValueError(f"`{name}` must not be empty, got shape {array.shape}; give it rows")
-    if array.dtype.kind not in "iub":
+    if not classes.size:
+        raise ValueError(f"`{name}` must not be empty, got shape {classes.shape}; give it rows")
+    if classes.dtype.kind not in "iub":
         raise TypeError(
-            f"`{name}` must be integers, got {array.dtype}; pass the class numbers: argmax over "
+            f"`{name}` must be integers, got {classes.dtype}; pass the class numbers: argmax over "
             "axis 1 of the probabilities, or astype(int)"
         )
-    return array.astype(np.int64)
+    return classes.astype(np.int64)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from minicnn import checks
-from minicnn.checks import describe, integer
+from minicnn.checks import array, describe, integer
 from minicnn.context import Context
 from minicnn.kernels import elementwise
 from minicnn.tensor import Op, Shape, apply
@@ -45,6 +45,7 @@ class Sigmoid(Op):
 
     def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
         y = ctx[self]
+        checks.gradient(dy, y.shape, y.dtype, self.label)
         return dy * y * (1 - y) if need_dx else None
 
 
@@ -57,6 +58,7 @@ class Tanh(Op):
 
     def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
         y = ctx[self]
+        checks.gradient(dy, y.shape, y.dtype, self.label)
         return dy * (1 - y * y) if need_dx else None
 
 
@@ -92,6 +94,7 @@ class Softmax(Op):
 
     def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
         y = ctx[self]
+        checks.gradient(dy, y.shape, y.dtype, self.label)
         return y * (dy - (dy * y).sum(axis=self.axis, keepdims=True)) if need_dx else None
 
 
@@ -101,7 +104,7 @@ class Reshape(Op):
     def __init__(self, shape: Any, name: str | None = None) -> None:
         super().__init__(name)
         try:
-            self.shape = tuple(integer(size, "shape", least=-1) for size in shape)
+            self.shape = checks.integers(shape, "shape", least=-1)
         except TypeError:
             raise TypeError(
                 f"`shape` must be a list of integers such as [-1, 28, 28, 1], got {describe(shape)}"
@@ -157,9 +160,10 @@ class OneHot(Op):
         self, depth: Any, on_value: float, off_value: float, axis: Any, dtype: Any, name: str | None
     ) -> None:
         super().__init__(name)
-        self.depth = integer(depth, "depth")
-        self.on_value, self.off_value, self.axis = on_value, off_value, axis
-        self.output_dtype = np.dtype(dtype)
+        self.depth = integer(depth, "depth", 1, checks.MOST)
+        self.on_value = checks.number(on_value, "on_value")
+        self.off_value = checks.number(off_value, "off_value")
+        self.axis, self.output_dtype = axis, checks.number_type(dtype)
         self.strict = False  # a loss that is fed by these rows sets it: no label outside the range
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
@@ -177,6 +181,7 @@ class OneHot(Op):
         _check_indices(self.label, indices.dtype)
         if self.strict:
             check_labels(indices, self.depth, self.label)
+        checks.room((*indices.shape, self.depth), f"{self.label}: `depth`, the rows")
         on = np.expand_dims(indices, -1) == np.arange(self.depth)
         rows = np.where(on, self.on_value, self.off_value).astype(self.output_dtype)
         return np.ascontiguousarray(np.moveaxis(rows, -1, self.axis))
@@ -187,10 +192,10 @@ class Cast(Op):
 
     def __init__(self, dtype: Any, name: str | None = None) -> None:
         super().__init__(name)
-        self.output_dtype = np.dtype(dtype)
+        self.output_dtype = checks.number_type(dtype)
 
     def forward(self, x: Any, ctx: Context) -> np.ndarray:
-        x = np.asarray(x)
+        x = checks.array(x, "x")
         ctx[self] = x.dtype
         return x.astype(self.output_dtype, copy=False)
 
@@ -217,8 +222,8 @@ def row_shape(input_shape: Shape, wanted: tuple[int, ...], label: str) -> tuple[
     if math.prod(shape) != size:
         raise ValueError(
             f"{label}: a row of shape {input_shape[1:]} has {size} elements, which do not fit into "
-            f"{list(wanted)}; the sizes behind the batch (the first one, -1) must multiply to "
-            f"{size}"
+            f"the shape {list(wanted)}; the sizes behind the batch (the first one, -1) must "
+            f"multiply to {size}"
         )
     return shape
 
@@ -336,7 +341,8 @@ def softmax(logits: Any, axis: int = -1, name: str | None = None) -> Any:
     >>> mc.softmax(np.zeros((1, 4), np.float32))
     array([[0.25, 0.25, 0.25, 0.25]], dtype=float32)
     """
-    return apply(Softmax(integer(axis, "axis", least=-32), name), _floats(logits, "softmax"))
+    logits = _floats(logits, "softmax", "logits")
+    return apply(Softmax(_axis(axis, logits), name), logits)
 
 
 def reshape(tensor: Any, shape: Any, name: str | None = None) -> Any:
@@ -366,7 +372,7 @@ def reshape(tensor: Any, shape: Any, name: str | None = None) -> Any:
     >>> mc.reshape(np.zeros((2, 784), np.float32), [-1, 28, 28, 1]).shape
     (2, 28, 28, 1)
     """
-    return apply(Reshape(shape, name), tensor if _symbolic(tensor) else np.asarray(tensor))
+    return apply(Reshape(shape, name), tensor if _symbolic(tensor) else array(tensor, "tensor"))
 
 
 def argmax(input: Any, axis: int, name: str | None = None) -> Any:
@@ -391,8 +397,8 @@ def argmax(input: Any, axis: int, name: str | None = None) -> Any:
     >>> mc.argmax(np.array([[0.1, 0.7, 0.2]]), axis=1)
     array([1])
     """
-    op = Argmax(integer(axis, "axis", least=-32), name)
-    return apply(op, input if _symbolic(input) else np.asarray(input))
+    input = input if _symbolic(input) else array(input, "input")
+    return apply(Argmax(_axis(axis, input), name), input)
 
 
 def one_hot(
@@ -431,7 +437,8 @@ def one_hot(
     array([[0., 1., 0.],
            [0., 0., 0.]], dtype=float32)
     """
-    op = OneHot(depth, on_value, off_value, integer(axis, "axis", least=-32), dtype, name)
+    indices = indices if _symbolic(indices) else array(indices, "indices")
+    op = OneHot(depth, on_value, off_value, _axis(axis, indices, 1), dtype, name)
     return apply(op, indices)
 
 
@@ -484,13 +491,19 @@ def _symbolic(value: Any) -> bool:
     return hasattr(value, "graph")
 
 
-def _floats(value: Any, name: str) -> Any:
+def _axis(axis: Any, values: Any, more: int = 0) -> int:
+    """Return an axis of an array with `more` axes; that of a Tensor is for the op to check."""
+    rank = 32 if _symbolic(values) else values.ndim + more
+    return integer(axis, "axis", -rank, rank - 1)
+
+
+def _floats(value: Any, name: str, argument: str = "inputs") -> Any:
     """Return a Tensor as it is, or a float array; refuse what is neither."""
     if _symbolic(value):
         return value
-    array = np.asarray(value)
-    if array.dtype not in (np.float32, np.float64):
+    result = array(value, argument)
+    if result.dtype not in (np.float32, np.float64):
         raise TypeError(
-            f"{name}: float32 or float64 expected, got {describe(array)}; cast it first"
+            f"{name}: float32 or float64 expected, got {describe(result)}; cast `{argument}` first"
         )
-    return array
+    return result

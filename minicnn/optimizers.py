@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from minicnn.checks import choice, describe, integer, number
+from minicnn.checks import array, boolean, choice, describe, instance, integer, number, sequence
 from minicnn.kernels import update as kernels
 from minicnn.parameter import Parameter
 
@@ -146,18 +146,19 @@ class Optimizer:
             If an entry is missing, unknown or of another shape. Nothing has changed then.
         """
         remedy = "load it into the optimizer and the model that saved it"
-        entries = {name: np.asarray(value) for name, value in state.items()}
+        instance(state, Mapping, "state", "what state_dict returns")
+        entries = {name: array(value, f"state[{name!r}]") for name, value in state.items()}
         count = entries.pop("iterations", None)
         if count is None or count.shape or count.dtype.kind not in "iu" or count < 0:
             raise ValueError(f"'iterations' must be a number of steps, got {count}; {remedy}")
-        owners = {f"{p.name}/{slot}": p for p in parameters for slot in self.slots}
+        owners = {f"{p.name}/{slot}": p for p in _checked(parameters) for slot in self.slots}
         for name, owner in owners.items():
             if name not in entries and owner.trainable and count > 0:
                 raise ValueError(f"the state lacks {name!r} of shape {owner.shape}; {remedy}")
-        for name, array in entries.items():
+        for name, value in entries.items():
             if name not in owners:
-                raise ValueError(f"no parameter has {name!r} of shape {array.shape}; {remedy}")
-            entries[name] = np.array(array, owners[name].dtype, order="C")
+                raise ValueError(f"no parameter has {name!r} of shape {value.shape}; {remedy}")
+            entries[name] = np.array(value, owners[name].dtype, order="C")
             _check_fits(name, entries[name], owners[name])
         self._state, self.iterations = entries, int(count)
 
@@ -214,7 +215,7 @@ class SGD(Optimizer):
                  weight_decay: float = 0.0) -> None:
         super().__init__(learning_rate)
         self.momentum = number(momentum, "momentum", least=0, below=1)
-        self.nesterov = bool(nesterov)
+        self.nesterov = boolean(nesterov, "nesterov")
         self.weight_decay = number(weight_decay, "weight_decay", least=0)
         if self.nesterov and not self.momentum:
             raise ValueError("`momentum` must be above 0 with nesterov=True, got 0; 0.9 is usual")
@@ -373,7 +374,7 @@ def exponential_decay(
     """
     rate, decay_rate = number(rate, "rate", least=0), number(decay_rate, "decay_rate", least=0)
     decay_steps = integer(decay_steps, "decay_steps")
-    if staircase:
+    if boolean(staircase, "staircase"):
         return step_decay(rate, decay_steps, decay_rate)
     return lambda step: rate * decay_rate ** (step / decay_steps)
 
@@ -517,12 +518,17 @@ _BY_NAME: dict[str, Callable[[Rate], Optimizer]] = {
 
 def _trainable(parameters: Iterable[Parameter]) -> list[Parameter]:
     """Return those that are trained, whose names must differ: the state is kept by name."""
-    trained = [parameter for parameter in parameters if parameter.trainable]
+    trained = [parameter for parameter in _checked(parameters) if parameter.trainable]
     names = [parameter.name for parameter in trained]
     if len(set(names)) < len(names):
         twice = max(names, key=names.count)
         raise ValueError(f"`parameters` must have different names, got {twice!r} twice; rename one")
     return trained
+
+
+def _checked(parameters: Iterable[Parameter]) -> list[Parameter]:
+    given = sequence(parameters, "parameters", "Parameters, such as model.parameters")
+    return [instance(parameter, Parameter, "parameters") for parameter in given]
 
 
 def _check_fits(name: str, array: Array, parameter: Parameter) -> None:

@@ -34,9 +34,9 @@ class Parameter:
     """
 
     def __init__(self, name: str, value: np.ndarray, trainable: bool = True) -> None:
-        self.name = name
-        self.trainable = trainable
-        checks.float_type(np.asarray(value).dtype, f"the type of {name}")
+        self.name = checks.text(name, "name")
+        self.trainable = checks.boolean(trainable, "trainable")
+        checks.float_type(checks.array(value, "value").dtype, "value")
         self._value = np.require(value, requirements=["C", "W"])
         self._grad: np.ndarray | None = None
 

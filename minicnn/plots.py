@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from minicnn.checks import describe, integer
+from minicnn import checks
+from minicnn.checks import array, describe, integer
 from minicnn.extras import require
 from minicnn.metrics import confusion_matrix as count_confusions
+from minicnn.ops import check_labels
 
 _BLUE = "#0072B2"  # of the palette by Okabe and Ito for all kinds of colour vision
 _UNITS = {"loss": "loss (mean over the rows)", "accuracy": "accuracy (share of the rows)"}
@@ -48,14 +50,18 @@ def learning_curve(source: str | Path | Sequence[Mapping[str, Any]]) -> Any:
     >>> mc.plots.learning_curve(records).savefig("learning_curve.png")
     """
     if isinstance(source, str | Path):
-        path = Path(source) / "evaluations.jsonl"
+        path = checks.path(source, "source") / "evaluations.jsonl"
         lines = path.read_text().splitlines() if path.is_file() else []
         source = [json.loads(line) for line in lines]
+    for record in checks.sequence(source, "source", "records"):
+        checks.instance(record, Mapping, "source", "a folder, or a list of dicts")
+        for value in (record.get("global_step"), *record.values()):
+            checks.instance(value, int | float, "source", 'numbers by name, one the "global_step"')
     names = sorted({name for record in source for name in record} - {"global_step"})
     if not names:
         raise ValueError(
-            "`source` must hold at least one evaluation, got none; call Estimator.evaluate, or fit "
-            "with a ValidationMonitor"
+            f"`source` must hold at least one evaluation, got none in {describe(source)}; call "
+            "Estimator.evaluate, or fit with a ValidationMonitor"
         )
     figure = _figure(4.6 * len(names), 3.4)
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
@@ -172,8 +178,8 @@ def feature_maps(activations: ArrayLike) -> Any:
     (None, 24, 24, 16)
     >>> figure = mc.plots.feature_maps(layer.forward(image, mc.Context())[0])
     """
-    maps = np.asarray(activations)
-    if maps.ndim != 3:
+    maps = array(activations, "activations")
+    if maps.ndim != 3 or not maps.size:
         raise ValueError(
             "`activations` must be of one image, (height, width, channels), got "
             f"{describe(maps)}; take one of a batch: activations[0]"
@@ -215,7 +221,8 @@ def worst_mistakes(
     >>> probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
     >>> figure = mc.plots.worst_mistakes(images, [0, 0, 1], probabilities)
     """
-    images, labels, chances = map(np.asarray, (images, labels, probabilities))
+    images, labels = array(images, "images"), array(labels, "labels", "iu", "an array of integers")
+    chances = array(probabilities, "probabilities")
     rows_fit = images.shape[:1] == labels.shape == chances.shape[:1]
     if not rows_fit or images.ndim not in (3, 4) or chances.ndim != 2:
         raise ValueError(
@@ -223,6 +230,7 @@ def worst_mistakes(
             f"fit, got shapes {images.shape}, {labels.shape} and {chances.shape}; reshape flat "
             "images first"
         )
+    check_labels(labels, chances.shape[1], "`labels`")
     guesses = chances.argmax(axis=1)
     wrong = np.flatnonzero(guesses != labels)
     worst = wrong[np.argsort(chances[wrong, labels[wrong]], kind="stable")]
@@ -268,8 +276,8 @@ def filter_grid(kernel: ArrayLike) -> np.ndarray:
     >>> filter_grid(np.array([-2.0, 1.0]).reshape(1, 1, 1, 2))
     array([[0.  ,  nan, 0.75]])
     """
-    kernel = np.asarray(kernel)
-    if kernel.ndim != 4 or kernel.shape[2] not in (1, 3):
+    kernel = array(kernel, "kernel")
+    if kernel.ndim != 4 or kernel.shape[2] not in (1, 3) or not kernel.size:
         raise ValueError(
             "`kernel` must be (height, width, 1 or 3 channels, filters), got "
             f"{describe(kernel)}; take one channel of a deeper layer: kernel[:, :, :1]"

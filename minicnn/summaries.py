@@ -11,6 +11,7 @@ import numpy as np
 
 from minicnn import checks
 from minicnn.estimator import MetricSpec
+from minicnn.estimator.config import checked_metrics
 from minicnn.extras import require
 from minicnn.graph import Graph
 from minicnn.hooks import (
@@ -63,9 +64,9 @@ class SummarySaverHook(SessionRunHook):
         save_steps: int = 100,
         metrics: Mapping[str, MetricSpec] | None = None,
     ) -> None:
-        self.output_dir = Path(output_dir)
+        self.output_dir = checks.path(output_dir, "output_dir")
         self.timer = Timer(every_steps=checks.integer(save_steps, "save_steps"))
-        self.metrics = dict(metrics or {})
+        self.metrics = checked_metrics(metrics)
         self._summary = require("tensorboardX.summary", "tensorboard")
         require("PIL", "tensorboard")  # tensorboardX needs it for images
 
@@ -159,6 +160,7 @@ def graph_def(graph: Graph) -> Any:
     >>> [node.name for node in mc.summaries.graph_def(graph).node]
     ['x', 'dense/kernel', 'dense/bias', 'dense']
     """
+    checks.instance(graph, Graph, "graph")
     result = require("tensorboardX.proto.graph_pb2", "tensorboard").GraphDef()
     for tensor in graph.tensors.values():
         parameters = tensor.op.parameters if tensor.op else ()

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from minicnn import checks
 from minicnn.checks import describe
 from minicnn.context import Context
 from minicnn.parameter import Parameter
@@ -42,9 +43,7 @@ class Op:
     output_dtype: Any = None  # None: that of the input
 
     def __init__(self, name: str | None = None) -> None:
-        if name is not None and not (isinstance(name, str) and name):
-            raise TypeError(f"`name` must be a string that is not empty, got {describe(name)}")
-        self.name = name
+        self.name = checks.optional(checks.text, name, "name")
 
     @property
     def kind(self) -> str:
@@ -78,15 +77,20 @@ class Op:
         return apply(self, inputs)
 
 
-def parts(op: Op) -> Iterator[Op]:
+def parts(op: Op, above: tuple[Op, ...] = ()) -> Iterator[Op]:
     """Yield an op and the ops that it is made of: those in its public attributes."""
+    if op in above:
+        raise ValueError(
+            f"{op.label} is a part of itself, through the attributes of {above[-1].label}; give "
+            "the one that only refers to another a name that begins with _"
+        )
     yield op
     for name, value in vars(op).items():
         members = value if isinstance(value, list | tuple) else [value]
         if not name.startswith("_"):
             for member in members:
                 if isinstance(member, Op):
-                    yield from parts(member)
+                    yield from parts(member, (*above, op))
 
 
 class GraphLike(Protocol):
@@ -128,7 +132,8 @@ class Tensor:
         op: Op | None = None,
         inputs: "tuple[Tensor, ...]" = (),
     ) -> None:
-        self.graph, self.name, self.shape, self.dtype = graph, name, shape, np.dtype(dtype)
+        self.graph, self.name = graph, checks.text(name, "name")
+        self.shape, self.dtype = checks.shape(shape, "shape"), checks.number_type(dtype)
         self.op, self.inputs = op, inputs
 
     def __repr__(self) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minicnn import optimizers
-from minicnn.checks import describe, number
+from minicnn.checks import describe, function, number, optional, sequence
 from minicnn.parameter import Parameter
 from minicnn.tensor import Tensor
 
@@ -78,7 +78,16 @@ class TrainOp:
 
     def trained(self, parameters: Sequence[Parameter]) -> list[Parameter]:
         """Return those of the parameters that are changed."""
-        return [p for p in parameters if self.variables is None or p.name in self.variables]
+        if self.variables is None:
+            return list(parameters)
+        known = {parameter.name: parameter for parameter in parameters}
+        for name in self.variables:
+            if name not in known:
+                raise ValueError(
+                    f"`variables` must be among {', '.join(known)}, on which the loss depends, got "
+                    f"{describe(name)}"
+                )
+        return [parameter for parameter in parameters if parameter.name in self.variables]
 
     def apply(self, parameters: Sequence[Parameter]) -> None:
         """Change the parameters once by the gradients that backward has left in them."""
@@ -151,9 +160,10 @@ def optimize_loss(
     if learning_rate_decay_fn is not None:
         if learning_rate is None:
             raise ValueError("optimize_loss: `learning_rate_decay_fn` needs a `learning_rate`")
-        decay, start = learning_rate_decay_fn, learning_rate
+        decay, start = function(learning_rate_decay_fn, "learning_rate_decay_fn"), learning_rate
 
         def rate(step: int) -> float:
             return float(decay(start, step))
 
+    variables = optional(sequence, variables, "variables", "names of parameters")
     return TrainOp(loss, optimizers.get(optimizer, rate), clip_gradients, variables)

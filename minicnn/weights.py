@@ -11,6 +11,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from minicnn import checks
 from minicnn.checks import describe
 from minicnn.parameter import Parameter
 
@@ -40,7 +41,7 @@ def save_weights(model: Any, path: str | Path) -> None:
     >>> mc.save_weights(model, path)
     >>> mc.load_weights(model, path)
     """
-    path = Path(path)
+    path = checks.path(path, "path")
     if path.suffix != ".npz":
         raise ValueError(f"`path` must end in .npz, got {str(path)!r}")
     values = {name: parameter.value for name, parameter in parameters_of(model).items()}
@@ -74,7 +75,7 @@ def load_weights(model: Any, path: str | Path) -> None:
     >>> mc.save_weights(model, path)
     >>> mc.load_weights(model, path)
     """
-    parameters = parameters_of(model)
+    parameters, path = parameters_of(model), checks.path(path, "path")
     fill(parameters, read_npz(path, lambda members: _check(parameters, members, path)), path)
 
 
@@ -191,7 +192,8 @@ def _members(file: IO[bytes], sealed: bool) -> dict[str, Member]:
 
 def parameters_of(model: Any) -> dict[str, Parameter]:
     """Return the parameters of a built model by name."""
-    parameters = {parameter.name: parameter for parameter in getattr(model, "parameters", ())}
+    found = () if isinstance(model, type) else getattr(model, "parameters", ())
+    parameters = {parameter.name: parameter for parameter in found}
     if not parameters:
         raise ValueError(f"the model has no parameters, got {describe(model)}; call build first")
     return parameters

@@ -230,7 +230,6 @@ def signatures():
 
 
 def test_public_names_have_an_example():
-    things = public.objects().items()
     surface = public.objects().items()
     forbid(name for name, thing in surface if ">>>" not in (thing.__doc__ or ""))
 

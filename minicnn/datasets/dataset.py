@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 
+from minicnn.checks import array, boolean
+
 
 class Dataset:
     """Images with their labels, handed out in batches that go round and round the rows.
@@ -43,14 +45,14 @@ class Dataset:
     """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, seed: int | None = 0) -> None:
-        if len(images) != len(labels):
+        self.images, self.labels = array(images, "images"), array(labels, "labels")
+        rows, others = (len(a) if a.ndim else 0 for a in (self.images, self.labels))
+        if rows != others or not self.images.ndim:
             raise ValueError(
-                f"Dataset: `labels` must have one row for each of the {len(images)} rows of "
-                f"`images`, got {len(labels)}; cut or complete one of them"
+                f"Dataset: `labels` must have one row for each of the {rows} rows of `images`, got "
+                f"{others}; cut or complete one of them"
             )
         check_integer("Dataset", "seed", 0 if seed is None else seed, 0)
-        self.images = np.asarray(images)
-        self.labels = np.asarray(labels)
         self.epochs_completed = 0
         self._rng = np.random.default_rng(seed)
         self._order = np.arange(0)  # of the rows in this epoch; drawn at its first batch
@@ -100,7 +102,7 @@ class Dataset:
         """
         n = self.num_examples
         batch_size = check_integer(f"next_batch from {n} rows", "batch_size", batch_size, 1, n)
-        rows = self._take(batch_size, shuffle)
+        rows = self._take(batch_size, boolean(shuffle, "shuffle"))
         if len(rows) < batch_size:
             rows = np.concatenate([rows, self._take(batch_size - len(rows), shuffle)])
         return self.images[rows], self.labels[rows]
@@ -120,7 +122,8 @@ class Dataset:
 
 def check_integer(where: str, name: str, value: int, low: int, high: float = math.inf) -> int:
     """Return value as an int; refuse what is none, or not from low to high."""
-    if not isinstance(value, int | np.integer) or not low <= value <= high:
+    is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not is_integer or not low <= value <= high:
         allowed = f"at least {low}" if high == math.inf else f"from {low} to {high}"
         raise ValueError(f"{where}: `{name}` must be an integer {allowed}, got {value!r}")
     return int(value)

@@ -16,6 +16,8 @@ from typing import IO
 
 import numpy as np
 
+from minicnn import checks
+
 _ELEMENT_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _MAX_DIMENSIONS = 32  # every NumPy can hold this many
 _CHUNK = 1 << 20  # bytes
@@ -68,7 +70,7 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
     ...     read_idx(path)
     array([7, 2, 1], dtype=uint8)
     """
-    return decode_file(Path(path))
+    return decode_file(checks.path(path, "path"))
 
 
 def decode_file(

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from importlib.resources.abc import Traversable
-from pathlib import Path
 
 import numpy as np
 
+from minicnn.checks import boolean, path
 from minicnn.datasets.dataset import Dataset, check_integer
 from minicnn.datasets.idx import IMAGES_MAGIC, LABELS_MAGIC, decode_file
 
@@ -78,7 +78,7 @@ def load_dataset(
     ((100, 784), (100, 10))
     """
     shipped = name == "mnist"
-    folder = resources.files(__package__) / "data" if shipped else Path(name)
+    folder = resources.files(__package__) / "data" if shipped else path(name, "name")
     if not folder.is_dir():
         raise ValueError(
             'load_dataset: `name` must be "mnist" (the only name) or an existing folder of IDX '
@@ -86,6 +86,7 @@ def load_dataset(
         )
     validation_size = check_integer("load_dataset", "validation_size", validation_size, 0)
     check_integer("load_dataset", "seed", 0 if seed is None else seed, 0)
+    one_hot, reshape = boolean(one_hot, "one_hot"), boolean(reshape, "reshape")
     return Datasets(folder, shipped, one_hot, reshape, validation_size, seed)
 
 

@@ -1,7 +1,7 @@
 """What passes between a model_fn and the Estimator."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,14 +70,16 @@ class ModelFnOps:
         loss: Tensor | None = None,
         train_op: TrainOp | None = None,
     ) -> None:
-        if mode not in _NEEDED:
+        if not isinstance(mode, str) or mode not in _NEEDED:
             raise ValueError(f"`mode` must be one of ModeKeys, got {describe(mode)}")
         self.mode = mode
         self.loss: Any = loss
         self.train_op: Any = train_op
         self.single = isinstance(predictions, Tensor)
-        self.predictions: dict[str, Tensor] = (
-            {"predictions": predictions} if self.single else dict(predictions or {})
+        named = {"predictions": predictions} if self.single else predictions
+        named = {} if named is None else named
+        self.predictions: dict[str, Tensor] = dict(
+            checks.instance(named, Mapping, "predictions", "a Tensor or a dict of Tensors")
         )
         given = {"loss": loss, "train_op": train_op, "predictions": self.predictions or None}
         for name in _NEEDED[mode]:
@@ -86,17 +88,14 @@ class ModelFnOps:
                     f"ModelFnOps: `{name}` is missing; model_fn must give it in mode {mode!r}"
                 )
         for name, tensor in self.predictions.items():
+            checks.text(name, "a name in predictions")
             if not isinstance(tensor, Tensor):
                 raise TypeError(
                     f"ModelFnOps: prediction {name!r} must be a Tensor, got {describe(tensor)}"
                 )
         if loss is not None and (not isinstance(loss, Tensor) or loss.shape != ()):
             raise TypeError(f"ModelFnOps: `loss` must be a scalar Tensor, got {describe(loss)}")
-        if train_op is not None and not isinstance(train_op, TrainOp):
-            raise TypeError(
-                "ModelFnOps: `train_op` must be what optimize_loss returns, got "
-                f"{describe(train_op)}"
-            )
+        checks.instance(train_op, TrainOp | None, "train_op", "what optimize_loss returns")
 
 
 class RunConfig:
@@ -147,7 +146,10 @@ class RunConfig:
         if save_checkpoints_secs is None and save_checkpoints_steps is None:
             save_checkpoints_secs = 600
         elif save_checkpoints_secs is not None and save_checkpoints_steps is not None:
-            raise ValueError("give `save_checkpoints_secs` or `save_checkpoints_steps`, not both")
+            raise ValueError(
+                "give `save_checkpoints_secs` or `save_checkpoints_steps`, not both, got "
+                f"{describe(save_checkpoints_secs)} and {describe(save_checkpoints_steps)}"
+            )
         self.save_checkpoints_secs = checks.optional(
             checks.number, save_checkpoints_secs, "save_checkpoints_secs", 0.0
         )
@@ -156,14 +158,12 @@ class RunConfig:
         )
         self.keep_checkpoint_max = checks.integer(keep_checkpoint_max, "keep_checkpoint_max")
         self.log_step_count_steps = checks.integer(log_step_count_steps, "log_step_count_steps")
-        self.fuse = bool(fuse)
-        self.distribute = Processes() if distribute is None else distribute
-        if not isinstance(self.distribute, Processes):
-            raise TypeError(
-                "`distribute` must be a minicnn.distributed.DataParallel, got "
-                f"{describe(distribute)}"
-            )
-        self.progress = bool(progress) and self.distribute.is_chief
+        self.fuse = checks.boolean(fuse, "fuse")
+        self.distribute = checks.instance(
+            Processes() if distribute is None else distribute, Processes, "distribute",
+            "a minicnn.distributed.DataParallel",
+        )
+        self.progress = checks.boolean(progress, "progress") and self.distribute.is_chief
 
 
 @dataclass
@@ -194,6 +194,9 @@ class MetricSpec:
     prediction_key: str | None = None
     label_key: str | None = None
     weight_key: str | None = None
+
+    def __post_init__(self) -> None:
+        checks.function(self.metric_fn, "metric_fn")
 
     def compute(self, predictions: dict[str, Any], labels: Any, features: Any) -> Any:
         """Return the metric of arrays that hold all rows.
@@ -232,11 +235,24 @@ def pick(values: Any, key: str | None, name: str) -> Any:
         )
     if key is None and len(values) == 1:
         return next(iter(values.values()))
-    if key not in values:
+    if key not in list(values):  # whatever it is: a dict would want to hash it
         raise ValueError(
             f"MetricSpec: `{name}` must be one of {', '.join(map(repr, values))}, got {key!r}"
         )
     return values[key]
+
+
+def checked_metrics(metrics: Any) -> dict[str, MetricSpec]:
+    """Return the metrics of an evaluation by name."""
+    metrics = checks.instance(metrics or {}, Mapping, "metrics", "a dict from names to MetricSpec")
+    for name, spec in metrics.items():
+        checks.text(name, "a name in metrics")
+        if not isinstance(spec, MetricSpec):
+            raise TypeError(
+                f"`metrics` must map names to MetricSpec, got {describe(spec)} for {name!r}; write "
+                "MetricSpec(metric_fn=..., prediction_key=...)"
+            )
+    return dict(metrics)
 
 
 def call_model_fn(model_fn: Callable[..., Any], **arguments: Any) -> ModelFnOps:

@@ -18,7 +18,7 @@ from minicnn.checks import describe
 from minicnn.context import Context
 from minicnn.estimator import checkpoints, feeding
 from minicnn.estimator.checkpoints import Checkpoint, CheckpointError
-from minicnn.estimator.config import MetricSpec, ModeKeys, RunConfig
+from minicnn.estimator.config import MetricSpec, ModeKeys, RunConfig, checked_metrics
 from minicnn.estimator.progress import ProgressHook, progress_bar
 from minicnn.estimator.session import TrainingSession
 from minicnn.estimator.tracing import Trace, form
@@ -85,15 +85,13 @@ class Estimator:
         params: dict[str, Any] | None = None,
         config: RunConfig | None = None,
     ) -> None:
-        if not callable(model_fn):
-            raise TypeError(f"`model_fn` must be a function, got {describe(model_fn)}")
+        checks.function(model_fn, "model_fn")
         self.config = RunConfig() if config is None else config
-        if not isinstance(self.config, RunConfig):
-            raise TypeError(f"`config` must be a RunConfig, got {describe(config)}")
+        checks.instance(self.config, RunConfig, "config")
         if model_dir is None:
             model_dir = tempfile.mkdtemp(prefix="minicnn-")
             logger.warning("No model_dir is given; using the temporary folder %s", model_dir)
-        self.model_dir = Path(model_dir)
+        self.model_dir = checks.path(model_dir, "model_dir")
         self._model_fn, self._params = model_fn, params
         self._parameters: dict[str, Parameter] = {}
         self._lock = threading.Lock()
@@ -219,7 +217,7 @@ class Estimator:
         feed = feeding.feed(x, None, input_fn, batch_size)
         trace = self._trace(ModeKeys.INFER, (feed.peek()[0], None))
         batches = self._predictions(trace, feed)
-        if as_iterable:
+        if checks.boolean(as_iterable, "as_iterable"):
             return _rows(batches, trace.ops.single)
         whole = feeding.concatenate(list(batches))
         return whole["predictions"] if trace.ops.single else whole
@@ -242,9 +240,9 @@ class Estimator:
             If there is none of this name; the error lists the names.
         """
         weights = self._weights()
-        if name not in weights:
+        if name not in list(weights):
             raise ValueError(
-                f"no variable is named {name!r}; there are {', '.join(sorted(weights))}"
+                f"no variable has the `name` {name!r}; there are {', '.join(sorted(weights))}"
             )
         return weights[name].copy()
 
@@ -354,10 +352,11 @@ class Estimator:
     ) -> list[SessionRunHook]:
         """Return the hooks of a run, in the order in which they act after a step."""
         if steps is not None and max_steps is not None:
-            raise ValueError("give `steps` (from here) or `max_steps` (in total), not both")
-        if isinstance(monitors, SessionRunHook):
-            raise TypeError("`monitors` must be a list of hooks, got one hook; write [hook]")
-        own = list(monitors or ())
+            raise ValueError(
+                "give `steps` (from here) or `max_steps` (in total), not both, got "
+                f"{describe(steps)} and {describe(max_steps)}"
+            )
+        own = list(checks.sequence(monitors or (), "monitors", "hooks, [hook]"))
         for hook in own:
             if not isinstance(hook, SessionRunHook):
                 raise TypeError(
@@ -421,7 +420,7 @@ class Estimator:
     ) -> dict[str, Any]:
         """Evaluate the weights in memory."""
         most = math.inf if steps is None else checks.integer(steps, "steps")
-        metrics = _checked_metrics(metrics)
+        metrics = checked_metrics(metrics)
         feed = feeding.feed(x, y, input_fn, batch_size)
         trace = self._trace(ModeKeys.EVAL, feed.peek())
         end = most
@@ -488,17 +487,6 @@ def _rows(batches: Iterator[dict[str, np.ndarray]], single: bool) -> Iterator[An
     for batch in batches:
         for row in zip(*batch.values(), strict=True):
             yield row[0] if single else dict(zip(batch, row, strict=True))
-
-
-def _checked_metrics(metrics: Any) -> dict[str, MetricSpec]:
-    metrics = dict(metrics or {})
-    for name, spec in metrics.items():
-        if not isinstance(spec, MetricSpec):
-            raise TypeError(
-                f"`metrics` must map names to MetricSpec, got {describe(spec)} for {name!r}; write "
-                "MetricSpec(metric_fn=..., prediction_key=...)"
-            )
-    return metrics
 
 
 def _part(checkpoint: Checkpoint, prefix: str) -> dict[str, np.ndarray]:

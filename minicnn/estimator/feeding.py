@@ -70,11 +70,7 @@ class FunctionFeed:
     """
 
     def __init__(self, input_fn: Callable[[], Any]) -> None:
-        if not callable(input_fn):
-            raise TypeError(
-                f"`input_fn` must be a function without arguments, got {describe(input_fn)}"
-            )
-        self.input_fn = input_fn
+        self.input_fn = checks.function(input_fn, "input_fn", "a function without arguments")
         self.taken = 0
         self._iterator: Iterator[Any] | None = None
         self._peeked: Batch | None = None
@@ -128,7 +124,8 @@ def feed(
     if input_fn is not None:
         if x is not None or y is not None or batch_size is not None:
             raise ValueError(
-                "give either `input_fn`, which makes its own batches, or `x`, `y` and `batch_size`"
+                "give either `input_fn`, which makes its own batches, or `x`, `y` and "
+                f"`batch_size`, got the `input_fn` {describe(input_fn)} and one of these"
             )
         return FunctionFeed(input_fn)
     if x is None:
@@ -154,12 +151,9 @@ def _arrays(value: Any, name: str) -> Any:
         if not value:
             raise ValueError(f"`{name}` must not be an empty dict")
         return {key: _arrays(item, f"{name}[{key!r}]") for key, item in value.items()}
-    array = np.asarray(value)
-    if array.dtype.kind not in "fiub" or array.ndim == 0:
-        raise TypeError(
-            f"`{name}` must be an array of numbers with the rows as its first axis, got "
-            f"{describe(value)}"
-        )
+    array = checks.array(value, name)
+    if array.ndim == 0:
+        raise TypeError(f"`{name}` must be an array of rows, got {describe(value)}")
     return array.astype(np.float32, copy=False) if array.dtype.kind == "f" else array
 
 

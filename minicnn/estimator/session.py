@@ -103,7 +103,7 @@ class TrainingSession:
         tensors = {train_op.loss} | set(_tensors(fetches, self._resolve))
         plan = self._plans.get(frozenset(tensors))
         if plan is None:
-            plan = self._plans[frozenset(tensors)] = self.graph.plan(tensors, self.fuse)
+            plan = self._plans[frozenset(tensors)] = self.graph.plan(tuple(tensors), self.fuse)
         rng = np.random.default_rng((self.seed, _DROPOUT_STREAM, self.global_step))
         feeds, first, share = self._processes.part(self.trace.feeds(batch))
         ctx = Context(training=True, rng=rng, workspace=self._workspace, first_row=first)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import minicnn
-from minicnn import layers, ops
+from minicnn import checks, layers, ops
 from minicnn.checks import describe, unique
 from minicnn.estimator import Estimator, ModeKeys
 from minicnn.estimator.feeding import feed
@@ -67,6 +67,7 @@ def to_onnx(model: Any, path: str | Path, x: Any = None, softmax: bool = False) 
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "model.onnx"
     >>> mc.export.to_onnx(model, path, softmax=True)
     """
+    path, softmax = checks.path(path, "path"), checks.boolean(softmax, "softmax")
     onnx = require("onnx", "onnx")
     trace = _trace_estimator if isinstance(model, Estimator) else _trace_layer
     graph, outputs = trace(model, x, softmax)
@@ -92,7 +93,7 @@ def to_onnx(model: Any, path: str | Path, x: Any = None, softmax: bool = False) 
         opset_imports=[onnx.helper.make_opsetid("", _OPSET)],
     )
     onnx.checker.check_model(contents, full_check=True)
-    with replacing(Path(path)) as target:
+    with replacing(path) as target:
         target.write(contents.SerializeToString())
 
 
@@ -112,7 +113,9 @@ def _trace_estimator(model: Any, x: Any, softmax: bool) -> tuple[Graph, dict[str
 def _trace_layer(model: Any, x: Any, softmax: bool) -> tuple[Graph, dict[str, Tensor]]:
     """Return the graph of a layer or a Sequential, and its output."""
     if x is not None:
-        raise ValueError("`x` is for an Estimator; a layer knows the shape that it was built for")
+        raise ValueError(
+            f"`x` is for an Estimator, got {describe(x)}; a layer knows what it was built for"
+        )
     if getattr(model, "input_shape", None) is None:
         raise ValueError(
             f"`model` must be a layer that is built, or an Estimator, got {describe(model)}; call "

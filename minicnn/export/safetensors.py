@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 import minicnn
+from minicnn import checks
 from minicnn.estimator import Estimator
 from minicnn.extras import require
 from minicnn.weights import fill, parameters_of, replacing
@@ -37,6 +38,7 @@ def save_safetensors(model: Any, path: str | Path) -> None:
     >>> mc.export.save_safetensors(model, path)
     >>> mc.export.load_safetensors(model, path)
     """
+    path = checks.path(path, "path")
     if isinstance(model, Estimator):
         arrays = {name: model.get_variable_value(name) for name in model.get_variable_names()}
     else:
@@ -47,7 +49,7 @@ def save_safetensors(model: Any, path: str | Path) -> None:
         "layout": _LAYOUT,
     }
     data = require("safetensors.numpy", "safetensors").save(arrays, metadata)
-    with replacing(Path(path)) as file:
+    with replacing(path) as file:
         file.write(data)
 
 
@@ -78,13 +80,14 @@ def load_safetensors(model: Any, path: str | Path) -> None:
     >>> mc.export.save_safetensors(model, path)
     >>> mc.export.load_safetensors(model, path)
     """
+    path = checks.path(path, "path")
     fill(parameters_of(model), _read(path), path)
 
 
-def _read(path: str | Path) -> dict[str, np.ndarray]:
+def _read(path: Path) -> dict[str, np.ndarray]:
     """Return the arrays of a file by name; ValueError where it is no safetensors file."""
     load = require("safetensors.numpy", "safetensors").load
-    data = Path(path).read_bytes()
+    data = path.read_bytes()
     try:
         return load(data)
     except Exception as error:  # whatever damaged bytes make of the header and the arrays

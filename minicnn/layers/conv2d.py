@@ -7,6 +7,7 @@ import numpy as np
 from minicnn import checks, initializers, ops
 from minicnn.context import Context
 from minicnn.kernels import conv
+from minicnn.layers.layer import on_tensor
 from minicnn.layers.sliding import SlidingLayer
 from minicnn.tensor import Shape
 
@@ -89,12 +90,12 @@ class Conv2D(SlidingLayer):
         )
         self.filters = checks.integer(filters, "filters")
         self.activation = ops.activation(activation)
-        self.use_bias = use_bias
+        self.use_bias = checks.boolean(use_bias, "use_bias")
         self.kernel_initializer = initializers.get(
             kernel_initializer, "glorot_uniform", "kernel_initializer"
         )
         self.bias_initializer = initializers.get(bias_initializer, "zeros", "bias_initializer")
-        self.trainable = trainable
+        self.trainable = checks.boolean(trainable, "trainable")
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
         shape, rng = super().build(input_shape, rng, dtype), checks.generator(rng)
@@ -190,7 +191,7 @@ def conv2d(
     Tensor('conv2d', shape=(None, 28, 28, 32), dtype=float32)
     """
     checks.no_regularizer(kernel_regularizer, bias_regularizer)
-    return Conv2D(
+    return on_tensor(inputs, Conv2D(
         filters, kernel_size, strides, padding, data_format, dilation_rate, activation, use_bias,
         kernel_initializer, bias_initializer, trainable, name
-    )(inputs)
+    ))

@@ -9,7 +9,7 @@ from minicnn import checks, initializers, ops
 from minicnn.context import Context
 from minicnn.kernels import dense as kernels
 from minicnn.kernels import elementwise
-from minicnn.layers.layer import Layer
+from minicnn.layers.layer import Layer, on_tensor
 from minicnn.tensor import Shape
 
 
@@ -61,12 +61,12 @@ class Dense(Layer):
         super().__init__(name)
         self.units = checks.integer(units, "units")
         self.activation = ops.activation(activation)
-        self.use_bias = use_bias
+        self.use_bias = checks.boolean(use_bias, "use_bias")
         self.kernel_initializer = initializers.get(
             kernel_initializer, "glorot_uniform", "kernel_initializer"
         )
         self.bias_initializer = initializers.get(bias_initializer, "zeros", "bias_initializer")
-        self.trainable = trainable
+        self.trainable = checks.boolean(trainable, "trainable")
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
         shape, rng = super().build(input_shape, rng, dtype), checks.generator(rng)
@@ -163,6 +163,6 @@ def dense(
     Tensor('dense', shape=(None, 1024), dtype=float32)
     """
     checks.no_regularizer(kernel_regularizer, bias_regularizer)
-    return Dense(
+    return on_tensor(inputs, Dense(
         units, activation, use_bias, kernel_initializer, bias_initializer, trainable, name
-    )(inputs)
+    ))

@@ -7,7 +7,7 @@ import numpy as np
 from minicnn import checks
 from minicnn.context import Context
 from minicnn.kernels import elementwise
-from minicnn.layers.layer import Layer
+from minicnn.layers.layer import Layer, on_tensor
 
 
 class Dropout(Layer):
@@ -59,9 +59,9 @@ class Dropout(Layer):
     ) -> None:
         super().__init__(name)
         self.rate = checks.number(rate, "rate", 0.0, 1.0)
-        self.noise_shape = None if noise_shape is None else _noise_shape(noise_shape)
+        self.noise_shape = checks.optional(checks.shape, noise_shape, "noise_shape")
         self.seed = 0 if seed is None else checks.integer(seed, "seed", least=0)
-        self.training = training
+        self.training = checks.optional(checks.boolean, training, "training")
 
     def build(self, input_shape: Any, rng: Any, dtype: Any = np.float32) -> Any:
         shape = super().build(input_shape, rng, dtype)
@@ -106,17 +106,9 @@ class Dropout(Layer):
         noise = self.noise_shape or ()
         return (
             len(noise) == len(shape)
-            and noise[0] in (None, 1)
+            and noise[:1] in ((None,), (1,))
             and all(size in (1, whole) for size, whole in zip(noise[1:], shape[1:], strict=True))
         )
-
-
-def _noise_shape(value: Any) -> tuple[int | None, ...]:
-    if not isinstance(value, list | tuple):
-        raise TypeError(f"`noise_shape` must be a tuple, got {checks.describe(value)}")
-    return tuple(
-        None if size is None else checks.integer(size, "noise_shape", least=1) for size in value
-    )
 
 
 def dropout(
@@ -148,4 +140,5 @@ def dropout(
     >>> mc.layers.dropout(inputs=x, rate=0.4, training=True)
     Tensor('dropout', shape=(None, 1024), dtype=float32)
     """
-    return Dropout(rate, noise_shape, seed, bool(training), name)(inputs)
+    training = checks.boolean(training, "training")
+    return on_tensor(inputs, Dropout(rate, noise_shape, seed, training, name))

@@ -6,7 +6,7 @@ import numpy as np
 
 from minicnn import checks
 from minicnn.parameter import Parameter
-from minicnn.tensor import Op, Shape
+from minicnn.tensor import Op, Shape, Tensor, apply
 
 
 class Layer(Op):
@@ -61,13 +61,13 @@ class Layer(Op):
         tuple
             The shape of the output.
         """
-        shape = tuple(input_shape)
+        shape = checks.shape(input_shape, "input_shape")
         if self.rank is not None and len(shape) != self.rank:
             raise ValueError(
                 f"{self.label}: `inputs` must have {self.rank} dimensions {self.dims}, got "
                 f"{shape}; {self._rank_advice(len(shape))}"
             )
-        if np.dtype(dtype).kind in "iub":
+        if checks.number_type(dtype).kind in "iub":
             raise TypeError(
                 f"{self.label}: `inputs` must be float32 or float64, got {np.dtype(dtype)}; "
                 "convert first (images of bytes: x.astype(np.float32) / 255)"
@@ -76,8 +76,6 @@ class Layer(Op):
             raise ValueError(
                 f"{self.label}: only the batch may be unknown in `inputs`, got {shape}"
             )
-        for size in shape[1:]:
-            checks.integer(size, "input_shape")
         self.dtype = checks.float_type(dtype)
         self.input_shape = (None, *shape[1:])
         return self.input_shape
@@ -90,7 +88,9 @@ class Layer(Op):
         self, name: str, shape: tuple[int, ...], rng: np.random.Generator, trainable: bool
     ) -> Parameter:
         """Return a new parameter with the values that the layer's initializer for it draws."""
-        value = np.asarray(getattr(self, f"{name}_initializer")(shape, rng, self.dtype))
+        checks.room(shape, f"{self.label}: `{name}`")
+        argument = f"{name}_initializer"
+        value = checks.array(getattr(self, argument)(shape, rng, self.dtype), argument)
         if value.shape != shape:
             raise ValueError(
                 f"{self.label}: `{name}_initializer` must return the shape {shape}, got "
@@ -130,3 +130,14 @@ class Layer(Op):
         if rank < (self.rank or 0):
             return "reshape to (-1, height, width, channels) first, e.g. (-1, 28, 28, 1) for MNIST"
         return "flatten the axes that are too many"
+
+
+def on_tensor(inputs: Any, layer: Op) -> Any:
+    """Apply a new layer, as the functions of the guide do, to a Tensor and to nothing else."""
+    if not isinstance(inputs, Tensor):
+        kind = type(layer).__name__
+        raise TypeError(
+            f"`inputs` must be a Tensor, got {checks.describe(inputs)}; for arrays use the class: "
+            f"layer = {kind}(...), layer.build(x.shape, rng=0), layer.forward(x, Context())"
+        )
+    return apply(layer, inputs)

@@ -7,6 +7,7 @@ import numpy as np
 from minicnn import checks
 from minicnn.context import Context
 from minicnn.kernels import pooling
+from minicnn.layers.layer import on_tensor
 from minicnn.layers.sliding import SlidingLayer
 from minicnn.tensor import Shape
 
@@ -99,4 +100,4 @@ def max_pooling2d(
     >>> mc.layers.max_pooling2d(inputs=x, pool_size=[2, 2], strides=2)
     Tensor('max_pooling2d', shape=(None, 14, 14, 32), dtype=float32)
     """
-    return MaxPooling2D(pool_size, strides, padding, data_format, name)(inputs)
+    return on_tensor(inputs, MaxPooling2D(pool_size, strides, padding, data_format, name))

@@ -38,10 +38,8 @@ class Sequential(Layer):
 
     def __init__(self, layers: Iterable[Op], name: str | None = None, fuse: bool = True) -> None:
         super().__init__(name)
-        if not isinstance(layers, Iterable):
-            raise TypeError(f"`layers` must be a list of layers, got {checks.describe(layers)}")
-        self.layers = list(layers)
-        self.fuse = fuse
+        self.layers = list(checks.sequence(layers, "layers", "layers"))
+        self.fuse = checks.boolean(fuse, "fuse")
         self._chain: list[Op] = []
         if not self.layers:
             raise ValueError("`layers` must hold at least one layer, got none")
@@ -68,7 +66,7 @@ class Sequential(Layer):
         return shape
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
-        x = self.check_inputs(x)
+        x, ctx = self.check_inputs(x), checks.instance(ctx, Context, "ctx")
         for layer in self._chain:
             x = layer.forward(x, ctx)
         return x
@@ -76,6 +74,7 @@ class Sequential(Layer):
     def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
         if not self._chain:
             raise RuntimeError(f"{self.label}: call build(input_shape, rng) and forward first")
+        checks.instance(ctx, Context, "ctx")
         for layer in reversed(self._chain[1:]):
             dy = layer.backward(dy, ctx)
         return self._chain[0].backward(dy, ctx, need_dx)
@@ -95,7 +94,7 @@ class Sequential(Layer):
             (N, ...)
         """
         batch_size = checks.integer(batch_size, "batch_size")
-        x = np.asarray(x)
+        x = np.atleast_1d(checks.array(x, "x"))
         if x.dtype.kind == "f" and self.dtype is not None:
             x = x.astype(self.dtype, copy=False)
         starts = range(0, max(len(x), 1), batch_size)
@@ -117,6 +116,8 @@ class Sequential(Layer):
         """Apply the layers to a Tensor, each as a node of its graph, or the model to an array."""
         if not isinstance(inputs, Tensor):
             return super().__call__(inputs)
+        if self.name:
+            self._name_layers()
         for layer in self.layers:
             inputs = layer(inputs)
         return inputs

@@ -6,7 +6,7 @@ import numpy as np
 
 from minicnn import checks
 from minicnn.context import Context
-from minicnn.layers.layer import Layer
+from minicnn.layers.layer import Layer, on_tensor
 from minicnn.ops import row_shape
 from minicnn.tensor import Shape
 
@@ -43,7 +43,9 @@ class Reshape(Layer):
         return x.reshape(len(x), *self.row)
 
     def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
-        return dy.reshape(ctx[self]) if need_dx else None
+        shape = ctx[self]
+        checks.gradient(dy, (shape[0], *self.row), self.dtype, self.label)
+        return dy.reshape(shape) if need_dx else None
 
 
 class Flatten(Reshape):
@@ -85,4 +87,4 @@ def flatten(inputs: Any, name: str | None = None) -> Any:
     >>> mc.layers.flatten(x)
     Tensor('flatten', shape=(None, 3136), dtype=float32)
     """
-    return Flatten(name)(inputs)
+    return on_tensor(inputs, Flatten(name))
