@@ -108,7 +108,7 @@ def digit(pixels: Any) -> np.ndarray:
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         If `pixels` is no such array, or there is no digit in it.
 
     References
@@ -123,8 +123,8 @@ def digit(pixels: Any) -> np.ndarray:
     >>> pixels = np.full((100, 80), 255, np.uint8)
     >>> pixels[10:50, 30:38] = 0  # a one, on paper
     >>> x = images.digit(pixels)
-    >>> x.shape, np.argwhere(x).min(axis=0), np.argwhere(x).max(axis=0)
-    ((28, 28), array([4, 12]), array([23, 15]))
+    >>> x.shape, np.argwhere(x).min(axis=0).tolist(), np.argwhere(x).max(axis=0).tolist()
+    ((28, 28), [4, 12], [23, 15])
     """
     pixels = checks.array(pixels, "pixels").astype(np.float32)
     if pixels.ndim != 2 or not pixels.size or not np.isfinite(pixels).all():

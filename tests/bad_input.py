@@ -784,7 +784,8 @@ def problem(name, argument, value):
     """Return what is wrong with the answer to a bad value; None where it is refused well."""
     function, given = call(name)
     given[argument] = value
-    before = snapshot(given), world()
+    owner = getattr(function, "__self__", None)  # of a method
+    before = snapshot((given, owner)), world()
     try:
         with limits():
             function(**given)
@@ -799,7 +800,7 @@ def problem(name, argument, value):
         return f"{type(error).__name__}: {error}"
     else:
         return "is accepted"
-    if (snapshot(given), world()) != before:
+    if (snapshot((given, owner)), world()) != before:
         return f"changes state, and then: {message}"
     calls_it = {argument, *ALIASES.get(f"{name}.{argument}", ALIASES.get(argument, []))}
     if kind(name, argument) in ("path", "folder") and str(value) in message:

@@ -98,7 +98,7 @@ class Conv2D(SlidingLayer):
         self.trainable = checks.boolean(trainable, "trainable")
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
-        shape, rng = super().build(input_shape, rng, dtype), checks.generator(rng)
+        rng, shape = checks.generator(rng), super().build(input_shape, rng, dtype)
         self.window, channels = self.build_window(shape)
         shape = (*self.size, channels, self.filters)
         self.kernel = self.initialize("kernel", shape, rng, self.trainable)

@@ -69,7 +69,7 @@ class Dense(Layer):
         self.trainable = checks.boolean(trainable, "trainable")
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
-        shape, rng = super().build(input_shape, rng, dtype), checks.generator(rng)
+        rng, shape = checks.generator(rng), super().build(input_shape, rng, dtype)
         if len(shape) < 2:
             raise ValueError(f"{self.label}: `inputs` must be (N, ..., features), got {shape}")
         self.kernel = self.initialize("kernel", (shape[-1] or 0, self.units), rng, self.trainable)

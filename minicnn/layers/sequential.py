@@ -49,7 +49,7 @@ class Sequential(Layer):
         _check_once(self.layers)
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
-        shape, rng = super().build(input_shape, rng, dtype), checks.generator(rng)
+        rng, shape = checks.generator(rng), super().build(input_shape, rng, dtype)
         _check_once(list(parts(self)))  # also in models and activations inside the layers
         self._name_layers()
         self._shapes: list[Shape] = []

@@ -175,7 +175,7 @@ def test_no_digit(pixels):
 
 @pytest.mark.parametrize("pixels", [
     np.zeros((0, 5)), np.zeros((28, 28, 3)), np.zeros(784), np.full((9, 9), np.nan),
-    np.full((9, 9), np.inf), None,
+    np.full((9, 9), np.inf), 3.0,
 ])
 def test_no_grey_levels(pixels):
     with pytest.raises(ValueError, match=r"`pixels` must be finite grey levels \(H, W\), got"):

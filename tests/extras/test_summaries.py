@@ -201,7 +201,7 @@ def test_the_graph_is_that_of_the_model(written):
 
 def test_a_type_that_tensorflow_does_not_know_has_no_number():
     graph = mc.Graph()
-    graph.placeholder("x", (None,), np.dtype("U3"))
+    graph.placeholder("x", (None,), np.float32).dtype = np.dtype("U3")
     assert graph_def(graph).node[0].attr["dtype"].type == 0
 
 
