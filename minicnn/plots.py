@@ -71,6 +71,7 @@ def learning_curve(source: str | Path | Sequence[Mapping[str, Any]]) -> Any:
         axes.set_title(f"{name} {points[-1][1]:.4f} after {points[-1][0]:,} steps")
         axes.set(xlabel="training (steps)", ylabel=_UNITS.get(name, name))
         axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.locator_params(axis="x", nbins=5)  # so that long numbers do not meet
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="0.9")
     return figure
