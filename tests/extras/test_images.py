@@ -115,6 +115,7 @@ def test_specks_and_the_edge_of_the_paper_are_no_ink():
     dirty = pixels.copy()
     dirty[20:25, 20:25] = dirty[230:234, 150:156] = 0
     dirty[:, :14] = 0.1  # the table
+    dirty[240:245] = 0.2  # a ruled line
     assert np.abs(images.digit(dirty) - images.digit(pixels)).max() < 0.2
 
 
@@ -289,6 +290,16 @@ HOSTILE = {
 def test_hostile_files(tmp_path, name):
     (tmp_path / name).write_bytes(HOSTILE[name])
     with pytest.raises(ValueError, match=rf"{name}: a whole picture was expected .*; open it"):
+        images.read(tmp_path / name)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(("name", "reason"), [
+    ("large.png", "PNG of 9500 x 9000 is not safe"), ("program.eps", "EPS of 9 x 9 is not safe"),
+])
+def test_what_is_not_even_begun(tmp_path, name, reason):
+    (tmp_path / name).write_bytes(HOSTILE[name])
+    with pytest.raises(ValueError, match=reason):
         images.read(tmp_path / name)
 
 
