@@ -359,6 +359,17 @@ def test_a_used_workspace_changes_no_gradient_of_a_tensor_that_is_used_twice():
         assert_same_bits(fresh, first, second)
 
 
+def test_a_scale_multiplies_every_gradient():
+    graph, features, labels, loss = trace(diamond, 4)
+    plan, ctx = graph.plan([loss]), mc.Context()
+    plan.forward({features: rows(6, 4), labels: np.arange(6) % 3}, ctx)
+    whole = [parameter.grad.copy() for parameter in plan.backward(loss, ctx)]
+    half = [parameter.grad for parameter in plan.backward(loss, ctx, scale=0.5)]
+    assert any(gradient.any() for gradient in whole)
+    for gradient, expected in zip(half, whole, strict=True):
+        assert_same_bits(gradient, expected / 2)
+
+
 def test_parameters_that_the_loss_does_not_reach_keep_their_gradient():
     def network(features, labels, mode):
         h = mc.layers.dense(features, 4, name="used")

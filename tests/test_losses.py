@@ -264,3 +264,12 @@ def test_backward_needs_a_pass_that_saves():
     op.forward(np.eye(2), np.zeros((2, 2)), ctx)
     with pytest.raises(RuntimeError, match="call forward first"):
         op.backward(1.0, ctx)
+
+
+def test_the_gradient_is_scaled_by_that_of_what_uses_the_loss():
+    op, ctx = mc.losses.SoftmaxCrossEntropy(), mc.Context()
+    op.forward(np.eye(2), np.zeros((2, 2)), ctx)
+    _, whole = op.backward(1.0, ctx)
+    nothing, part = op.backward(0.25, ctx)
+    assert nothing is None
+    assert_array_equal(part, 0.25 * whole)

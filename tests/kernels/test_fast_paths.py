@@ -211,6 +211,15 @@ def test_no_images(case):
     assert_array_equal(db, np.zeros_like(b))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@by_case
+def test_outputs_of_exactly_zero_are_dead(case, dtype):
+    x, w, b, _, window = draw(case, dtype=dtype)
+    y, code = forward(np.zeros_like(x), w, np.zeros_like(b), window, pool=True)
+    assert (y == 0).all()
+    assert (code == sparse.DEAD).all()
+
+
 def test_ties_go_to_the_first():
     """Of equal outputs, and so does the general path."""
     for case in CASES.values():
