@@ -318,6 +318,8 @@ def test_drawing_with_the_mouse(visit):
         assert bars.count() == 10
         percents = [int(re.search(r"(\d+)%", text)[1]) for text in bars.all_inner_texts()]
         assert max(percents) == percents[digit]
+        bar, fill = (bars.nth(digit).locator(part) for part in (".bar", ".fill"))
+        assert fill.bounding_box()["width"] > 0.4 * bar.bounding_box()["width"]
         tab.get_by_role("button", name="Clear").click()
         said(tab, "Draw a digit from 0 to 9.")
 
