@@ -1,11 +1,15 @@
-"""What every test shares: no skips in CI, the profiles of hypothesis, the fixture `threads`."""
+"""What every test shares: no skips in CI, a Ctrl-C that works, the profiles of hypothesis, the fixture `threads`."""
 
 import os
+import signal
 
 import pytest
 from hypothesis import settings
 
 from minicnn.kernels import pool
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job in a shell's background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # some tests press Ctrl-C
 
 settings.register_profile("local", deadline=None, max_examples=50)  # a first call may compile
 settings.register_profile("ci", settings.get_profile("local"), derandomize=True, print_blob=True)
