@@ -1,4 +1,4 @@
-"""What every test shares: no skips in CI, a Ctrl-C that works, the profiles of hypothesis, the fixture `threads`."""
+"""What every test shares: no skips in CI, Ctrl-C, profiles of hypothesis, the fixture `threads`."""
 
 import os
 import signal
