@@ -25,7 +25,7 @@ from minicnn.kernels.gemm import EDGE, PANEL_BYTES, ROWS, multiply, pack, round_
 from minicnn.kernels.im2col import add_columns, columns_of
 from minicnn.kernels.jit import kernel
 from minicnn.kernels.pool import parallel_for, share
-from minicnn.kernels.simd import pointer
+from minicnn.kernels.simd import lanes, pointer
 from minicnn.kernels.window import Window, slide
 
 _CHUNKS = 16  # at most; enough to keep the threads of a small machine evenly busy
@@ -157,17 +157,17 @@ def _padded(columns: int, itemsize: int) -> int:
 def _forward(chunk, scratch, x, w, b, y, window, length, block, relu):
     channels, filters = w.shape[2], w.shape[3]
     depth, positions = w.size // filters, y.size // filters
-    width = PANEL_BYTES // scratch.itemsize
     edge, packed = pointer(scratch, 0), pointer(scratch, EDGE)
+    width = 2 * lanes(packed)
     space = pointer(packed, depth * round_up(filters, width))
-    pack(pointer(w, 0), filters, 1, depth, filters, width, packed)
+    pack(pointer(w, 0), filters, 1, depth, filters, packed)
     last = min(positions, (chunk + 1) * length)
     for first in range(chunk * length, last, block):
         count = min(block, last - first)
         columns = columns_of(pointer(x, 0), channels, window, first, count, space)
         out = pointer(y, first * filters)
         multiply(columns, depth, 1, packed, pointer(b, 0), 0, 1, out, filters,
-                 count, filters, depth, width, edge)
+                 count, filters, depth, edge)
         if relu:
             for e in range(count * filters):
                 out[e] = 0 if out[e] < 0 else out[e]
@@ -177,19 +177,19 @@ def _forward(chunk, scratch, x, w, b, y, window, length, block, relu):
 def _input_gradient(chunk, scratch, dy, w, dx, window, images, block):
     channels, filters = w.shape[2], w.shape[3]
     depth, positions = w.size // filters, window[10] * window[11]
-    width = PANEL_BYTES // scratch.itemsize
     edge, zeros = pointer(scratch, 0), pointer(scratch, EDGE)
+    width = 2 * lanes(zeros)
     packed = pointer(zeros, PANEL_BYTES)
     columns = pointer(packed, filters * round_up(depth, width))
     for e in range(width):
         zeros[e] = 0
-    pack(pointer(w, 0), 1, filters, filters, depth, width, packed)
+    pack(pointer(w, 0), 1, filters, filters, depth, packed)
     begin, end = chunk * images, min(dx.shape[0], (chunk + 1) * images)
     dx[begin:end] = 0
     for first in range(begin * positions, end * positions, block):
         count = min(block, end * positions - first)
         multiply(pointer(dy, first * filters), filters, 1, packed, zeros, 0, 0, columns, depth,
-                 count, depth, filters, width, edge)
+                 count, depth, filters, edge)
         add_columns(columns, channels, window, first, count, pointer(dx, 0))
 
 
@@ -197,8 +197,8 @@ def _input_gradient(chunk, scratch, dy, w, dx, window, images, block):
 def _kernel_gradient(chunk, scratch, x, dy, partial, window, length, block):
     channels, filters = x.shape[3], dy.shape[3]
     depth, positions = partial.shape[1] - 1, dy.size // filters
-    width = PANEL_BYTES // scratch.itemsize
     edge, packed = pointer(scratch, 0), pointer(scratch, EDGE)
+    width = 2 * lanes(packed)
     space = pointer(packed, block * round_up(filters, width))
     partial[chunk] = 0
     dw, db = pointer(partial, chunk * (depth + 1) * filters), partial[chunk, depth]
@@ -207,9 +207,9 @@ def _kernel_gradient(chunk, scratch, x, dy, partial, window, length, block):
         count = min(block, last - first)
         columns = columns_of(pointer(x, 0), channels, window, first, count, space)
         gradient = pointer(dy, first * filters)
-        pack(gradient, filters, 1, count, filters, width, packed)
+        pack(gradient, filters, 1, count, filters, packed)
         multiply(columns, 1, depth, packed, dw, filters, 1, dw, filters,
-                 depth, filters, count, width, edge)
+                 depth, filters, count, edge)
         for p in range(count):
             for f in range(filters):
                 db[f] += gradient[p * filters + f]

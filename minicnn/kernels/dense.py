@@ -12,7 +12,7 @@ from minicnn.kernels.elementwise import drop, mask_of
 from minicnn.kernels.gemm import DEPTH, EDGE, PANEL_BYTES, multiply, pack
 from minicnn.kernels.jit import helper, kernel
 from minicnn.kernels.pool import parallel_for
-from minicnn.kernels.simd import broadcast, fma, load, pointer, store
+from minicnn.kernels.simd import broadcast, fma, lanes, load, pointer, store
 
 _CHUNK = 64  # columns of the result that one chunk computes; B is packed a chunk at a time
 _FEW_ROWS = 4  # up to here w is read where it lies: packing it would cost more than the product
@@ -76,10 +76,10 @@ def _forward(chunk, scratch, x, w, b, y, width, relu, dropping, key, threshold, 
     (n, d), u = x.shape, w.shape[1]
     j = chunk * width
     columns = min(width, u - j)
-    lanes = PANEL_BYTES // scratch.itemsize // 2
-    done = columns // lanes * lanes if width == _WIDE_CHUNK else 0  # columns
-    _product_by_rows(pointer(x, 0), pointer(w, j), pointer(b, j), pointer(y, j), n, done, d, u,
-                     lanes)
+    done = 0  # columns
+    if width == _WIDE_CHUNK:
+        done = _product_by_rows(pointer(x, 0), pointer(w, j), pointer(b, j), pointer(y, j), n,
+                                columns, d, u)
     _product(pointer(x, 0), d, 1, pointer(w, j + done), u, 1, pointer(b, j + done), 1,
              pointer(y, j + done), u, n, columns - done, d, scratch)
     for i in range(n):
@@ -111,24 +111,25 @@ def _product(a, a_row, a_col, b, b_row, b_col, s, s_col, c, c_row, m, n, k, scra
     B is packed a slab of its rows at a time: what is packed and the columns of A that meet it stay
     in the second-level cache.
     """
-    width = PANEL_BYTES // scratch.itemsize
     packed = pointer(scratch, EDGE + _ZEROS)
     s_row = 0
     for p in range(0, max(k, 1), DEPTH):
         depth = min(DEPTH, k - p)
-        pack(pointer(b, p * b_row), b_row, b_col, depth, n, width, packed)
+        pack(pointer(b, p * b_row), b_row, b_col, depth, n, packed)
         multiply(pointer(a, p * a_col), a_row, a_col, packed, s, s_row, s_col, c, c_row,
-                 m, n, depth, width, pointer(scratch, 0))
+                 m, n, depth, pointer(scratch, 0))
         s, s_row, s_col = c, c_row, 1  # what follows adds to what is there
 
 
 @helper
-def _product_by_rows(x, w, b, y, n, columns, d, u, lanes):
-    """Write y = x w + b for few rows of x and whole vectors of columns.
+def _product_by_rows(x, w, b, y, n, columns, d, u):
+    """Write y = x w + b for few rows of x; return for how many columns: whole vectors.
 
     Four rows of w at a time pass by, each read once and in one run; the sums have the order of
     `tile`, and so its bits.
     """
+    size = lanes(y)
+    columns -= columns % size
     for i in range(n):
         for q in range(columns):
             y[i * u + q] = b[q]
@@ -137,13 +138,14 @@ def _product_by_rows(x, w, b, y, n, columns, d, u, lanes):
         for i in range(n):
             x0, x1 = broadcast(x, i * d + p), broadcast(x, i * d + p + 1)
             x2, x3 = broadcast(x, i * d + p + 2), broadcast(x, i * d + p + 3)
-            for q in range(0, columns, lanes):
+            for q in range(0, columns, size):
                 total = fma(x0, load(rows, q), load(y, i * u + q))
                 total = fma(x1, load(rows, u + q), total)
                 total = fma(x2, load(rows, 2 * u + q), total)
                 store(fma(x3, load(rows, 3 * u + q), total), y, i * u + q)
     for p in range(d // 4 * 4, d):
         for i in range(n):
-            for q in range(0, columns, lanes):
+            for q in range(0, columns, size):
                 total = fma(broadcast(x, i * d + p), load(w, p * u + q), load(y, i * u + q))
                 store(total, y, i * u + q)
+    return columns

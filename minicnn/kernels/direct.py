@@ -13,7 +13,7 @@ import numpy as np
 
 from minicnn.kernels.gemm import PANEL_BYTES, pack
 from minicnn.kernels.jit import helper, kernel
-from minicnn.kernels.plane import emit_block, fill_plane
+from minicnn.kernels.plane import emit_block, emit_pooled, fill_plane
 from minicnn.kernels.pool import parallel_for, share
 from minicnn.kernels.simd import VECTOR_BYTES, broadcast, fma, load, pointer, spread, store
 from minicnn.kernels.window import Window
@@ -49,14 +49,14 @@ def forward(
 def _forward(chunk, scratch, x, w, b, y, code, window, images, blocks_h, blocks_w, high, wide, relu,
              pool):
     _, _, kh, kw, sh, sw, _, _, top, left, _, _ = window
-    channels, filters = w.shape[2], w.shape[3]
+    channels, (_, height, width, filters) = w.shape[2], y.shape
     taps = kh * kw * channels
     panels = (filters + _PANEL - 1) // _PANEL
     packed = pointer(scratch, 0)
     bias = pointer(packed, panels * taps * _PANEL)
     block = pointer(bias, _PANEL)  # 2x2 outputs of eight filters, and of the eight behind them
     plane = pointer(block, 4 * _PANEL)
-    pack(pointer(w, 0), filters, 1, taps, filters, _PANEL, packed)
+    pack(pointer(w, 0), filters, 1, taps, filters, packed)
     for e in range(high * wide * channels):
         plane[e] = 0
     for n in range(chunk * images, min(x.shape[0], (chunk + 1) * images)):
@@ -72,8 +72,16 @@ def _forward(chunk, scratch, x, w, b, y, code, window, images, blocks_h, blocks_
                            wide * channels, pointer(packed, panel * taps * _PANEL), kh,
                            kw * channels, block)
                     for lane in range(0, min(_PANEL, filters - first), _LANES):
-                        emit_block(pointer(block, 4 * lane), 2 * _LANES, pointer(bias, lane), y,
-                                   code, n, 2 * by, 2 * bx, first + lane, relu, pool)
+                        outputs, shift = pointer(block, 4 * lane), pointer(bias, lane)
+                        count = filters - first - lane
+                        if pool:
+                            at = ((n * height + by) * width + bx) * filters + first + lane
+                            emit_pooled(outputs, 2 * _LANES, shift, pointer(y, at),
+                                        pointer(code, at), count)
+                        else:
+                            at = ((n * height + 2 * by) * width + 2 * bx) * filters + first + lane
+                            emit_block(outputs, 2 * _LANES, shift, pointer(y, at), width * filters,
+                                       filters, height - 2 * by, width - 2 * bx, count, relu)
 
 
 @helper

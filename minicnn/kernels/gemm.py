@@ -20,7 +20,7 @@ Multiplication", ACM TOMS 34(3), 2008.
 from numba.extending import register_jitable
 
 from minicnn.kernels.jit import helper
-from minicnn.kernels.simd import broadcast, fma, load, pointer, store, transpose
+from minicnn.kernels.simd import broadcast, fma, lanes, load, pointer, store, transpose
 
 ROWS = 6  # of a tile
 PANEL_BYTES = 64  # columns of a tile: two vectors
@@ -35,39 +35,45 @@ def round_up(size, multiple):
 
 
 @helper
-def pack(b, b_row, b_col, k, n, width, packed):
-    """Copy B (k, n), read through two strides, into panels of `width` columns.
+def pack(b, b_row, b_col, k, n, packed):
+    """Copy B (k, n), read through two strides, into panels.
 
-    packed (panels, k, width), zeros behind the last column. The rows are the outer loop, so that a
-    wide B is read in runs as long as it has; one that lies transposed is read a square at a time.
+    packed (panels, k, 64 bytes), zeros behind the last column. The rows are the outer loop, so that
+    a wide B is read in runs as long as it has; one that lies transposed is read a square at a time.
     """
-    lanes = width // 2
-    squares = k // lanes * lanes if b_row == 1 else 0  # rows that are packed as such
-    for j in range(0, n // width * width, width):
-        for p in range(0, squares, lanes):
+    size = lanes(b)
+    width = 2 * size
+    whole = n // width * width  # columns of panels that are full
+    squares = k // size * size if b_row == 1 else 0  # rows that are packed as such
+    for j in range(0, whole, width):
+        for p in range(0, squares, size):
             source, target = pointer(b, p + j * b_col), pointer(packed, j * k + p * width)
             transpose(source, b_col, target, width)
-            transpose(pointer(source, lanes * b_col), b_col, pointer(target, lanes), width)
-    for p in range(k):
-        for j in range(0 if p >= squares else n // width * width, n, width):
-            source, target = pointer(b, p * b_row + j * b_col), pointer(packed, j * k + p * width)
-            if b_col == 1 and j + width <= n:
-                store(load(source, 0), target, 0)
-                store(load(source, lanes), target, lanes)
-                continue
+            transpose(pointer(source, size * b_col), b_col, pointer(target, size), width)
+    runs = whole if b_col == 1 else 0  # columns that are packed by vectors
+    for p in range(squares, k):
+        source, target = pointer(b, p * b_row), pointer(packed, p * width)
+        for j in range(0, runs, width):
+            store(load(source, j), target, j * k)
+            store(load(source, j + size), target, j * k + size)
+        for j in range(runs, whole):
+            target[j // width * width * k + j % width] = source[j * b_col]
+    if whole < n:
+        for p in range(k):
+            source, target = pointer(b, p * b_row), pointer(packed, whole * k + p * width)
             for c in range(width):
-                target[c] = source[c * b_col] if j + c < n else 0
+                target[c] = source[(whole + c) * b_col] if whole + c < n else 0
 
 
 @helper
-def multiply(a, a_row, a_col, packed, s, s_row, s_col, c, c_row, m, n, k, width, edge):
+def multiply(a, a_row, a_col, packed, s, s_row, s_col, c, c_row, m, n, k, edge):
     """C (m, n) = S (m, n) + A (m, k) B (k, n).
 
     Every matrix is a pointer to its first element and the strides of its rows and columns in
-    elements; B comes packed in panels of `width` columns; C has contiguous rows; S has contiguous
-    panels (a bias has row stride 0, a panel of zeros has both strides 0). `edge` is scratch of
-    EDGE elements.
+    elements; B comes packed in panels; C has contiguous rows; S has contiguous panels (a bias has
+    row stride 0, a panel of zeros has both strides 0). `edge` is scratch of EDGE elements.
     """
+    width = 2 * lanes(c)
     for p in range(0, max(k, 1), DEPTH):
         depth = min(DEPTH, k - p)  # of panel that stays in the first-level cache
         for j in range(0, n, width):
@@ -79,39 +85,40 @@ def multiply(a, a_row, a_col, packed, s, s_row, s_col, c, c_row, m, n, k, width,
                 target, target_row = pointer(c, i * c_row + j), c_row
                 over_edge = rows < ROWS or columns < width
                 if over_edge:  # computed whole in scratch, then cut
-                    _copy(start, start_row, edge, width, rows, columns)
+                    copy(start, start_row, edge, width, rows, columns)
                     start, start_row, target, target_row = edge, width, edge, width
                 tile(pointer(a, i * a_row + p * a_col), a_row, a_col, rows, panel,
-                     start, start_row, target, target_row, depth, width)
+                     start, start_row, target, target_row, depth)
                 if over_edge:
-                    _copy(edge, width, pointer(c, i * c_row + j), c_row, rows, columns)
+                    copy(edge, width, pointer(c, i * c_row + j), c_row, rows, columns)
         s, s_row, s_col = c, c_row, 1  # what follows adds to what is there
 
 
 @helper
-def _copy(source, source_row, target, target_row, rows, columns):
+def copy(source, source_row, target, target_row, rows, columns):
+    """Copy a matrix whose rows are contiguous."""
     for r in range(rows):
         for c in range(columns):
             target[r * target_row + c] = source[r * source_row + c]
 
 
 @helper
-def tile(a, a_row, a_col, rows, b, s, s_row, c, c_row, depth, width):
+def tile(a, a_row, a_col, rows, b, s, s_row, c, c_row, depth):
     """Six rows and two vectors of C: C = S + A B over `depth`.
 
     Where A has fewer rows, its last one stands for those behind it.
     """
-    lanes = width // 2
+    size = lanes(c)
     row1, row2, row3 = min(1, rows - 1) * a_row, min(2, rows - 1) * a_row, min(3, rows - 1) * a_row
     row4, row5 = min(4, rows - 1) * a_row, min(5, rows - 1) * a_row
-    c00, c01 = load(s, 0), load(s, lanes)
-    c10, c11 = load(s, s_row), load(s, s_row + lanes)
-    c20, c21 = load(s, 2 * s_row), load(s, 2 * s_row + lanes)
-    c30, c31 = load(s, 3 * s_row), load(s, 3 * s_row + lanes)
-    c40, c41 = load(s, 4 * s_row), load(s, 4 * s_row + lanes)
-    c50, c51 = load(s, 5 * s_row), load(s, 5 * s_row + lanes)
+    c00, c01 = load(s, 0), load(s, size)
+    c10, c11 = load(s, s_row), load(s, s_row + size)
+    c20, c21 = load(s, 2 * s_row), load(s, 2 * s_row + size)
+    c30, c31 = load(s, 3 * s_row), load(s, 3 * s_row + size)
+    c40, c41 = load(s, 4 * s_row), load(s, 4 * s_row + size)
+    c50, c51 = load(s, 5 * s_row), load(s, 5 * s_row + size)
     for _ in range(depth):
-        b0, b1 = load(b, 0), load(b, lanes)
+        b0, b1 = load(b, 0), load(b, size)
         a0 = broadcast(a, 0)
         c00, c01 = fma(a0, b0, c00), fma(a0, b1, c01)
         a1 = broadcast(a, row1)
@@ -125,16 +132,16 @@ def tile(a, a_row, a_col, rows, b, s, s_row, c, c_row, depth, width):
         a5 = broadcast(a, row5)
         c50, c51 = fma(a5, b0, c50), fma(a5, b1, c51)
         a = pointer(a, a_col)
-        b = pointer(b, width)
+        b = pointer(b, 2 * size)
     store(c00, c, 0)
-    store(c01, c, lanes)
+    store(c01, c, size)
     store(c10, c, c_row)
-    store(c11, c, c_row + lanes)
+    store(c11, c, c_row + size)
     store(c20, c, 2 * c_row)
-    store(c21, c, 2 * c_row + lanes)
+    store(c21, c, 2 * c_row + size)
     store(c30, c, 3 * c_row)
-    store(c31, c, 3 * c_row + lanes)
+    store(c31, c, 3 * c_row + size)
     store(c40, c, 4 * c_row)
-    store(c41, c, 4 * c_row + lanes)
+    store(c41, c, 4 * c_row + size)
     store(c50, c, 5 * c_row)
-    store(c51, c, 5 * c_row + lanes)
+    store(c51, c, 5 * c_row + size)

@@ -22,43 +22,42 @@ def fill_plane(x, n, target, wide, depth):
 
 
 @helper
-def emit_block(block, step, bias, y, code, n, row, column, filter_, relu_, pool):
-    """Write a 2x2 block of outputs whose first is at (row, column), or the pooled one.
+def emit_pooled(block, step, bias, y, code, count):
+    """Write the largest of 2x2 outputs through ReLU, and where it came from, for `count` filters.
 
     Of up to eight filters; the four vectors are at 0, eight, `step` and `step` + eight of `block`.
     """
-    height, width, filters = y.shape[1], y.shape[2], y.shape[3]
-    count = min(_LANES, filters - filter_)
-    if pool:
-        row, column = row // 2, column // 2
-        if row >= height or column >= width:
-            return
-        at = ((n * height + row) * width + column) * filters + filter_
-        if count == _LANES:
-            pool_relu(load(block, 0), load(block, _LANES), load(block, step),
-                      load(block, step + _LANES), load(bias, 0), pointer(y, at), pointer(code, at))
-            return
-        for f in range(count):
-            best, largest = 0, block[f]
-            for q in range(1, 4):
-                value = block[q // 2 * step + q % 2 * _LANES + f]
-                if value > largest or value != value:
-                    best, largest = q, value
-            largest += bias[f]
-            y[n, row, column, filter_ + f] = 0 if largest <= 0 else largest
-            code[n, row, column, filter_ + f] = 4 if largest <= 0 else best
+    if count >= _LANES:
+        pool_relu(load(block, 0), load(block, _LANES), load(block, step),
+                  load(block, step + _LANES), load(bias, 0), y, code)
         return
+    for f in range(count):
+        best, largest = 0, block[f]
+        for q in range(1, 4):
+            value = block[q // 2 * step + q % 2 * _LANES + f]
+            if value > largest or value != value:
+                best, largest = q, value
+        largest += bias[f]
+        y[f] = 0 if largest <= 0 else largest
+        code[f] = 4 if largest <= 0 else best
+
+
+@helper
+def emit_block(block, step, bias, y, row, pixel, rows, columns, count, relu_):
+    """Write 2x2 outputs, those in the first `rows` and `columns`, for `count` filters.
+
+    They lie as in `emit_pooled`; in y, rows are `row` and pixels are `pixel` elements apart.
+    """
     for q in range(4):
-        i, j = row + q // 2, column + q % 2
-        if i >= height or j >= width:
+        if q // 2 >= rows or q % 2 >= columns:
             continue
         output = add(load(block, q // 2 * step + q % 2 * _LANES), load(bias, 0))
         if relu_:
             output = relu(output)
-        at = ((n * height + i) * width + j) * filters + filter_
-        if count == _LANES:
-            store(output, pointer(y, at), 0)
+        place = pointer(y, q // 2 * row + q % 2 * pixel)
+        if count >= _LANES:
+            store(output, place, 0)
         else:
             store(output, block, 0)
             for f in range(count):
-                y[n, i, j, filter_ + f] = block[f]
+                place[f] = block[f]

@@ -62,6 +62,16 @@ def pointer(typingctx, base, index):
 
 
 @intrinsic
+def lanes(typingctx, place):
+    """Return how many elements of a pointer's type make a vector: a constant to the compiler."""
+
+    def generate(context, builder, signature, arguments):
+        return ir.Constant(ir.IntType(64), Vector(place.dtype).lanes)
+
+    return types.int64(place), generate
+
+
+@intrinsic
 def as_integers(typingctx, place):
     """Return a pointer to float32 as one to int32: lists of both lie in one scratch."""
 

@@ -20,10 +20,12 @@ fewer than 16 channels there is one block, of just these, and a run is filled up
 from typing import NamedTuple
 
 import numpy as np
+from numba.extending import register_jitable
 
 from minicnn.kernels.elementwise import sum_rows
+from minicnn.kernels.gemm import copy, round_up
 from minicnn.kernels.jit import helper, kernel
-from minicnn.kernels.pool import parallel_for, share
+from minicnn.kernels.pool import aligned, parallel_for, share
 from minicnn.kernels.simd import (
     as_integers,
     gather1,
@@ -82,10 +84,10 @@ def convolution(
     images = share(n, chunks)
     chunks = -(-n // images)
     size = blocks * filters * kh * run
-    partial = np.empty((chunks, size + filters), np.float32)
+    partial = aligned((chunks, size + filters), np.float32)
     plane = blocks * high * wide * depth + run
     positions = ph * pw
-    scratch = 2 * plane + 2 * filters * positions + filters + 4 * positions * (2 * filters + 1)
+    scratch = 2 * plane + filters * (2 * positions + 3) + 4 * positions * (2 * filters + 1)
     target = np.empty((0, 0, 0, 0), np.float32) if dx is None else dx
     parallel_for(_convolution, chunks, (x, dy, code, lines), (partial, target), tuple(layout),
                  tuple(window), images, need_dx, scratch=scratch)
@@ -102,7 +104,8 @@ def _lines(w: np.ndarray, layout: _Layout) -> np.ndarray:
     (kh, kw, channels, filters), (blocks, depth, *_, run) = w.shape, layout
     padded = np.zeros((kh, kw, blocks * depth, filters), np.float32)
     padded[:, :, :channels] = w
-    lines = np.zeros((blocks, kh, filters, run), np.float32)
+    lines = aligned((blocks, kh, filters, run), np.float32)
+    lines[..., kw * depth :] = 0
     lines[..., : kw * depth] = (
         padded.reshape(kh, kw, blocks, depth, filters)
         .transpose(2, 0, 4, 1, 3)
@@ -127,7 +130,7 @@ def dense(
     lengths = np.empty((blocks, _SIDE + n), np.float32)
     parallel_for(_dense_lists, blocks, (dy,), (of_unit, of_row, lengths))
     target = np.empty((0, 0), np.float32) if dx is None else dx
-    scratch = (2 * n + 2 * _SIDE) * _SIDE
+    scratch = (2 * n + _SIDE + 2 * _row(units)) * _SIDE
     parallel_for(_dense, -(-inputs // _SIDE), (x, w, of_unit, of_row, lengths), (dw, target),
                  dx is not None, scratch=scratch)
     return True
@@ -147,7 +150,8 @@ def _convolution(chunk, scratch, x, dy, code, lines, partial, dx, layout, window
     # a list for each filter, of the positions at which it lives
     f_values, f_offsets = pointer(scratch, begin), pointer(integers, begin + filters * positions)
     f_length = pointer(integers, begin + 2 * filters * positions)
-    begin += filters * (2 * positions + 1)
+    living, places = pointer(f_length, filters), pointer(f_length, 2 * filters)  # of one position
+    begin += filters * (2 * positions + 3)
     # a list for each output position, of the filters that live there
     p_values = pointer(scratch, begin)
     p_offsets = pointer(integers, begin + 4 * positions * filters)
@@ -167,27 +171,30 @@ def _convolution(chunk, scratch, x, dy, code, lines, partial, dx, layout, window
             place = p // columns * 2 * wide + p % columns * 2
             at = (n * positions + p) * filters
             gradient, winner = pointer(dy, at), pointer(code, at)
+            for f in range(filters):  # by vectors; what follows cannot be
+                tap = np.int32(winner[f])
+                living[f] = np.int32(tap != DEAD) & np.int32(gradient[f] != 0)
+                places[f] = np.int32(place + (tap >> 1 & 1) * wide + (tap & 1)) * np.int32(depth)
             for f in range(filters):
-                value, tap = gradient[f], np.int64(winner[f])
-                living = np.int32(tap != DEAD and value != 0)
-                tap &= 3
-                end = np.int64(f_length[f])
-                f_values[f * positions + end] = value
-                f_offsets[f * positions + end] = (place + tap // 2 * wide + tap % 2) * depth
-                f_length[f] += living
-                if need_dx:
-                    q = 4 * p + tap
-                    end = np.int64(p_length[q])
-                    p_values[q * filters + end] = value
-                    p_offsets[q * filters + end] = f * run
-                    p_length[q] += living
-        for f in range(filters):
-            length = np.int64(f_length[f])
-            values, offsets = pointer(f_values, f * positions), pointer(f_offsets, f * positions)
-            for e in range(length):
-                db[f] += values[e]
-            for block in range(blocks):
-                _gather_window(pointer(plane, block * size), wide * depth, offsets, values, length,
+                end = f * positions + np.int64(f_length[f])
+                f_values[end] = gradient[f]
+                f_offsets[end] = places[f]
+                f_length[f] += living[f]
+            if need_dx:
+                for f in range(filters):
+                    q = 4 * p + np.int64(winner[f] & 3)
+                    end = q * filters + np.int64(p_length[q])
+                    p_values[end] = gradient[f]
+                    p_offsets[end] = f * run
+                    p_length[q] += living[f]
+        for block in range(blocks):  # outermost: its plane stays in the first-level cache
+            for f in range(filters):
+                values, length = pointer(f_values, f * positions), np.int64(f_length[f])
+                if block == 0:
+                    for e in range(length):
+                        db[f] += values[e]
+                _gather_window(pointer(plane, block * size), wide * depth,
+                               pointer(f_offsets, f * positions), values, length,
                                pointer(dw, (block * filters + f) * kh * run), kh, run)
         if need_dx:
             for e in range(blocks * size + run):
@@ -313,7 +320,10 @@ def _dense(chunk, scratch, x, w, of_unit, of_row, lengths, dw, dx, need_dx):
     panel = pointer(scratch, 0)  # of x (N, 64)
     dpanel = pointer(panel, n * _SIDE)
     square = pointer(dpanel, n * _SIDE)  # of w or dw, with units as rows (64, 64)
-    turned = pointer(square, _SIDE * _SIDE)
+    row = _row(units)
+    rows, drows = pointer(square, _SIDE * _SIDE), pointer(square, (_SIDE + row) * _SIDE)
+    if need_dx:
+        copy(pointer(w, first * units), units, rows, row, width, units)
     unit_offsets, row_offsets = as_integers(pointer(of_unit, 0)), as_integers(pointer(of_row, 0))
     for i in range(n):
         for d in range(_SIDE):
@@ -329,31 +339,32 @@ def _dense(chunk, scratch, x, w, of_unit, of_row, lengths, dw, dx, need_dx):
             gather8(panel, _LANES, pointer(unit_offsets, (begin + j) * n),
                     pointer(of_unit, (of_unit.shape[1] + begin + j) * n), np.int64(length[j]),
                     pointer(square, j * _SIDE))
-        _turn(square, turned)
-        for d in range(width):
-            target = pointer(dw, (first + d) * units + begin)
-            for j in range(count):
-                target[j] = turned[d * _SIDE + j]
+        _turn(square, _SIDE, pointer(drows, begin), row)
         if need_dx:
-            for d in range(_SIDE):
-                source = pointer(w, (first + min(d, width - 1)) * units + begin)
-                for j in range(count):
-                    turned[d * _SIDE + j] = source[j]
-            _turn(turned, square)
+            _turn(pointer(rows, begin), row, square, _SIDE)
             for i in range(n):
                 at = (block * n + i) * _SIDE
                 gather8(square, _LANES, pointer(row_offsets, at),
                         pointer(of_row, of_row.shape[1] * n * _SIDE + at),
                         np.int64(length[_SIDE + i]), pointer(dpanel, i * _SIDE))
+    copy(drows, row, pointer(dw, first * units), units, width, units)
     if need_dx:
-        for i in range(n):
-            for d in range(width):
-                dx[i, first + d] = dpanel[i * _SIDE + d]
+        copy(dpanel, _SIDE, pointer(dx, first), inputs, n, width)
+
+
+@register_jitable  # called from Python too
+def _row(units):
+    """Return how far apart rows of w lie in scratch: not by a power of two.
+
+    In caches such rows would drive each other out; therefore squares are cut out of a copy.
+    """
+    return round_up(units, _SIDE) + 16
 
 
 @helper
-def _turn(source, target):
+def _turn(source, row, target, target_row):
     """Transpose a block of 64x64."""
     for i in range(0, _SIDE, 8):
         for j in range(0, _SIDE, 8):
-            transpose(pointer(source, i * _SIDE + j), _SIDE, pointer(target, j * _SIDE + i), _SIDE)
+            transpose(pointer(source, i * row + j), row, pointer(target, j * target_row + i),
+                      target_row)

@@ -30,8 +30,8 @@ import numpy as np
 
 from minicnn.kernels.gemm import PANEL_BYTES, ROWS, pack, round_up, tile
 from minicnn.kernels.jit import helper, kernel
-from minicnn.kernels.plane import emit_block, fill_plane
-from minicnn.kernels.pool import parallel_for, share
+from minicnn.kernels.plane import emit_block, emit_pooled, fill_plane
+from minicnn.kernels.pool import aligned, parallel_for, share
 from minicnn.kernels.simd import (
     VECTOR_BYTES,
     add,
@@ -71,7 +71,7 @@ def forward(
     size, channels, filters = len(w), w.shape[2], w.shape[3]
     side = size + _OUT - 1
     depth, panels = round_up(channels, _LANES), -(-filters // _PANEL)
-    transformed = np.empty((panels, side * side, depth, _PANEL), np.float32)
+    transformed = aligned((panels, side * side, depth, _PANEL), np.float32)
     parallel_for(_transform_filters, panels, (w, _filter_matrix(size)), (transformed,),
                  scratch=(w.size // filters + side * size) * _PANEL)
     images = share(len(x), chunks)
@@ -108,7 +108,7 @@ def _transform_filters(panel, scratch, w, matrix, transformed):
     half = pointer(scratch, size * size * channels * _PANEL)  # G g: (side, size, 16)
     first = panel * _PANEL
     pack(pointer(w, first), filters, 1, size * size * channels, min(_PANEL, filters - first),
-         _PANEL, packed)
+         packed)
     if channels < depth:  # what no channel fills
         transformed[panel] = 0
     target = pointer(transformed, panel * side * side * depth * _PANEL)
@@ -139,7 +139,7 @@ def _transform_filters(panel, scratch, w, matrix, transformed):
 
 @kernel
 def _forward(chunk, scratch, x, u, b, y, code, window, images, tiles_h, tiles_w, block, relu, pool):
-    points, depth = u.shape[1], u.shape[2]
+    (_, points, depth, _), (_, height, width, _) = u.shape, y.shape
     side = 8 if points == 64 else 6
     top, left = window[8], window[9]
     wide = tiles_w * _OUT + side - _OUT  # columns of the plane
@@ -182,16 +182,19 @@ def _forward(chunk, scratch, x, u, b, y, code, window, images, tiles_h, tiles_w,
                 for p in range(points):
                     tile(pointer(v, (p * block + i) * depth), depth, 1, ROWS,
                          pointer(u, (panel * points + p) * depth * _PANEL), zeros, 0,
-                         pointer(m, p * ROWS * _PANEL), _PANEL, depth, _PANEL)
+                         pointer(m, p * ROWS * _PANEL), _PANEL, depth)
                 for r in range(min(ROWS, count - i)):
                     t = first + i + r
                     n, ty, tx = t // per_image, t // tiles_w % tiles_h, t % tiles_w
+                    row, column = ty * _OUT >> pool, tx * _OUT >> pool
+                    at = ((n * height + row) * width + column) * b.size + panel * _PANEL
                     for lane in range(0, filters, _LANES):
                         _output_tile(pointer(m, r * _PANEL + lane), line, side)
                         if blanks[i + r]:
                             _set_to_zero(line, np.int64(blanks[i + r]))
-                        _emit(line, pointer(bias, lane), y, code, n, ty, tx,
-                              panel * _PANEL + lane, relu, pool)
+                        _emit(line, pointer(bias, lane), pointer(y, at + lane),
+                              pointer(code, at + lane), width * b.size, b.size, height - row,
+                              width - column, filters - lane, relu, pool)
 
 
 @helper
@@ -312,9 +315,14 @@ def _output_line(m, step, out, out_step, side):
 
 
 @helper
-def _emit(line, bias, y, code, n, ty, tx, filter_, relu, pool):
-    """Write a tile's outputs, those that lie inside the image, for up to eight filters."""
+def _emit(line, bias, y, code, row, pixel, rows, columns, count, relu, pool):
+    """Write a tile's outputs, those in the first `rows` and `columns`, for up to eight filters."""
     for i in range(0, _OUT, 2):
         for j in range(0, _OUT, 2):
-            emit_block(pointer(line, (i * _OUT + j) * _LANES), _OUT * _LANES, bias, y, code, n,
-                       ty * _OUT + i, tx * _OUT + j, filter_, relu, pool)
+            block = pointer(line, (i * _OUT + j) * _LANES)
+            if not pool:
+                emit_block(block, _OUT * _LANES, bias, pointer(y, i * row + j * pixel), row, pixel,
+                           rows - i, columns - j, count, relu)
+            elif i // 2 < rows and j // 2 < columns:
+                at = i // 2 * row + j // 2 * pixel
+                emit_pooled(block, _OUT * _LANES, bias, pointer(y, at), pointer(code, at), count)

@@ -38,7 +38,7 @@ def simd():
     """Return what stands in for the module `simd`; a vector is an array of its lanes."""
     module = types.ModuleType("simd")
     module.VECTOR_BYTES = 32
-    functions = (pointer, as_integers, load, store, broadcast, spread, fma, add, sub, relu,
+    functions = (pointer, lanes, as_integers, load, store, broadcast, spread, fma, add, sub, relu,
                  pool_relu, transpose)
     vars(module).update({function.__name__: function for function in functions})
     for count in (1, 2, 3, 5, 6, 8, 10):
@@ -71,6 +71,10 @@ def pointer(base, index):
     if isinstance(base, Pointer):
         return Pointer(base.flat, base.start + index)
     return Pointer(base.reshape(-1), index)
+
+
+def lanes(place):
+    return place.lanes
 
 
 def as_integers(place):
