@@ -9,7 +9,7 @@ import numpy as np
 
 from minicnn.kernels import sparse
 from minicnn.kernels.elementwise import drop, mask_of
-from minicnn.kernels.gemm import DEPTH, EDGE, PANEL_BYTES, multiply, pack
+from minicnn.kernels.gemm import DEPTH, EDGE, PANEL_BYTES, copy, multiply, pack
 from minicnn.kernels.jit import helper, kernel
 from minicnn.kernels.pool import parallel_for
 from minicnn.kernels.simd import broadcast, fma, lanes, load, pointer, store
@@ -87,8 +87,10 @@ def _forward(chunk, scratch, x, w, b, y, width, relu, dropping, key, threshold, 
         if relu:
             for q in range(columns):
                 row[q] = 0 if row[q] < 0 else row[q]
-        if dropping:
-            drop(row, row, i % per_row * u + j, columns, key, threshold, scale,
+        if dropping:  # from a copy: what may overlap the compiler does not do by vectors
+            edge = pointer(scratch, 0)
+            copy(row, 0, edge, 0, 1, columns)
+            drop(edge, row, i % per_row * u + j, columns, key, threshold, scale,
                  first_row + i // per_row)
 
 
