@@ -16,7 +16,7 @@ from minicnn.kernels.simd import broadcast, fma, lanes, load, pointer, store
 
 _CHUNK = 64  # columns of the result that one chunk computes; B is packed a chunk at a time
 _FEW_ROWS = 4  # up to here w is read where it lies: packing it would cost more than the product
-_WIDE_CHUNK = 256  # then: enough columns that memory is read in long runs
+_WIDE_CHUNK = 512  # then: enough columns that memory is read in long runs
 _ZEROS = PANEL_BYTES  # elements of scratch that a product starts from
 
 
@@ -67,7 +67,7 @@ def _chunks(columns: int) -> int:
 
 
 def _scratch(k: int) -> int:
-    return EDGE + _ZEROS + _CHUNK * min(k, DEPTH)
+    return max(EDGE + _ZEROS + _CHUNK * min(k, DEPTH), _WIDE_CHUNK)
 
 
 @kernel
@@ -88,9 +88,9 @@ def _forward(chunk, scratch, x, w, b, y, width, relu, dropping, key, threshold, 
             for q in range(columns):
                 row[q] = 0 if row[q] < 0 else row[q]
         if dropping:  # from a copy: what may overlap the compiler does not do by vectors
-            edge = pointer(scratch, 0)
-            copy(row, 0, edge, 0, 1, columns)
-            drop(edge, row, i % per_row * u + j, columns, key, threshold, scale,
+            source = pointer(scratch, 0)
+            copy(row, 0, source, 0, 1, columns)
+            drop(source, row, i % per_row * u + j, columns, key, threshold, scale,
                  first_row + i // per_row)
 
 

@@ -273,12 +273,13 @@ def test_threads_do_not_change_bits_of_dense_gradients(by_threads):
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("per_row", [1, 3])  # rows of the matrix that are one row of the batch
-def test_dropout_in_a_dense_layer_is_dropout(per_row, relu, dtype):
+@pytest.mark.parametrize(("rows", "units"), [(9, 150), (3, 600)])  # packed, and few rows
+def test_dropout_in_a_dense_layer_is_dropout(rows, units, per_row, relu, dtype):
     rng = np.random.default_rng(0)
-    x, w, b = (normal(rng, shape, dtype) for shape in [(9, 20), (20, 150), (150,)])
-    plain, fused, dropped = (empty((9, 150), dtype) for _ in range(3))
+    x, w, b = (normal(rng, shape, dtype) for shape in [(rows, 20), (20, units), (units,)])
+    plain, fused, dropped = (empty((rows, units), dtype) for _ in range(3))
     dense.forward(x, w, b, plain, relu)
     dense.forward(x, w, b, fused, relu, dropout=(2**63 + 5, 0.4, 7, per_row))
-    batch = (9 // per_row, per_row, 150)
+    batch = (rows // per_row, per_row, units)
     elementwise.dropout(plain.reshape(batch), dropped.reshape(batch), 2**63 + 5, 0.4, 7)
     assert_same_bits(fused, dropped)

@@ -13,7 +13,7 @@ from tolerances import assert_close, assert_same_bits
 from minicnn.kernels import dense
 
 # At and around a tile's rows and columns, a chunk's columns, and the depth of a panel.
-EDGES = [1, 5, 6, 7, 8, 9, 15, 16, 17, 64, 65, 256, 257]
+EDGES = [1, 5, 6, 7, 8, 9, 15, 16, 17, 64, 65, 256, 257, 512, 513]
 SIZES = st.integers(1, 40) | st.sampled_from([*EDGES, 130, 600])
 
 
