@@ -253,7 +253,10 @@ def _shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _uniform(limit: float, shape: tuple[int, ...], rng: Any, dtype: Any) -> np.ndarray:
-    return generator(rng).uniform(-limit, limit, shape).astype(float_type(dtype))
+    rng, values = generator(rng), np.empty(shape, float_type(dtype))
+    for row in values:  # all at once would be float64 first, twice the size
+        row[...] = rng.uniform(-limit, limit, row.shape)
+    return values
 
 
 _BY_NAME: dict[str, Initializer] = {

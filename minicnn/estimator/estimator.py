@@ -431,6 +431,7 @@ class Estimator:
         plan = trace.graph.plan(
             [loss, *predictions.values()] if metrics else [loss], self.config.fuse
         )
+        weighted = any(spec.weight_key is not None for spec in metrics.values())
         total, rows, parts = 0.0, 0, []
         with progress_bar(self.config.progress, "evaluate", end) as advance:
             for batch in feed:
@@ -439,7 +440,7 @@ class Estimator:
                 total, rows = total + float(values[loss]) * count, rows + count
                 if metrics:
                     kept = {name: values[tensor] for name, tensor in predictions.items()}
-                    parts.append((kept, batch[1], batch[0]))
+                    parts.append((kept, batch[1], batch[0] if weighted else None))
                 advance(total / rows)
                 most -= 1
                 if most <= 0:
