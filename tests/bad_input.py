@@ -366,27 +366,28 @@ CALLS = {
 }
 
 # Methods: what is called, and its arguments.
+_LAYERS = {
+    mc.layers.Activation: ["relu"], mc.layers.Conv2D: [2, 3], mc.layers.Dense: [3],
+    mc.layers.Dropout: [0.5], mc.layers.Flatten: [], mc.layers.MaxPooling2D: [2],
+    mc.layers.Reshape: [(-1,)], mc.Sequential: [[mc.layers.Flatten()]],
+}
+
 METHODS = {
-    "Conv2D.build": lambda: (mc.layers.Conv2D(2, 3).build, {
-        "input_shape": (None, 6, 6, 2), "rng": 0, "dtype": np.float32,
-    }),
+    **{
+        f"{layer.__name__}.build": lambda layer=layer, args=args: (
+            layer(*args).build, {"input_shape": (None, 6, 6, 2), "rng": 0, "dtype": np.float32},
+        )
+        for layer, args in _LAYERS.items()
+    },
     **{
         f"{layer.__name__}.forward": lambda layer=layer, args=args: (
             built(layer(*args)).forward, {"x": images(2, 6, 6, 2), "ctx": mc.Context()},
         )
-        for layer, args in {
-            mc.layers.Activation: ["relu"], mc.layers.Conv2D: [2, 3], mc.layers.Dense: [3],
-            mc.layers.Dropout: [0.5], mc.layers.Flatten: [], mc.layers.MaxPooling2D: [2],
-            mc.layers.Reshape: [(-1,)], mc.Sequential: [[mc.layers.Flatten()]],
-        }.items()
+        for layer, args in _LAYERS.items()
     },
     **{
         f"{layer.__name__}.backward": lambda layer=layer, args=args: backward_of(layer(*args))
-        for layer, args in {
-            mc.layers.Activation: ["relu"], mc.layers.Conv2D: [2, 3], mc.layers.Dense: [3],
-            mc.layers.Dropout: [0.5], mc.layers.Flatten: [], mc.layers.MaxPooling2D: [2],
-            mc.layers.Reshape: [(-1,)], mc.Sequential: [[mc.layers.Flatten()]],
-        }.items()
+        for layer, args in _LAYERS.items()
     },
     "Sequential.predict": lambda: (
         built(sequential()).predict, {"x": images(2, 6, 6, 2), "batch_size": 2},
@@ -419,6 +420,19 @@ METHODS = {
     "Estimator.get_variable_value": lambda: (
         fitted().get_variable_value, {"name": "dense/kernel"},
     ),
+}
+
+# Methods that no user calls, and who does, with arguments that are right by then.
+INTERNAL = {
+    r"(Op|SoftmaxCrossEntropy)\.\w+|Graph\.add": "a graph, which has checked what is applied",
+    r"(Layer|SlidingLayer|Conv2D|Dense|Dropout)\.(?!build$|forward$|backward$)\w+": "a layer",
+    r"Layer\.build": "the layers' own, which are called here",
+    r"(Context|Workspace)\.\w+": "a layer",
+    r"(\w+Hook|ValidationMonitor|Timer)\.\w+": "a run, with its own context and values",
+    r"(SGD|Adam|Optimizer)\.update": "`step`",
+    r"TrainOp\.\w+": "a run",
+    r"MetricSpec\.compute": "an evaluation",
+    r"(DataParallel|Processes)\.\w+": "a run",
 }
 
 
@@ -537,7 +551,7 @@ ARGUMENTS = {
     "minicnn.plots.worst_mistakes.probabilities": "chances",
     "minicnn.summaries.SummarySaverHook.output_dir": "folder",
     "minicnn.summaries.graph_def.graph": "graph",
-    "Conv2D.build.input_shape": "shape",
+    **{f"{layer.__name__}.build.input_shape": "shape" for layer in _LAYERS},
     "Sequential.__call__.inputs": "layer inputs", "Optimizer.load_state_dict.state": "state",
     "Graph.plan.fetches": "fetched", "Estimator.fit.x": "rows", "Estimator.fit.y": "row labels",
     "Estimator.evaluate.x": "rows", "Estimator.evaluate.y": "row labels",
@@ -644,6 +658,10 @@ ACCEPTED = {
     ],
     "Graph.placeholder.shape": [([(), (3,), (None, None)], "what is fed may have any shape")],
     "Optimizer.load_state_dict.parameters": [([[_PARAMETER] * 2], "the same state twice")],
+    **{f"{layer}.build.rng": "nothing is drawn" for layer in (
+        "Activation", "Dropout", "Flatten", "MaxPooling2D", "Reshape")},
+    **{f"{layer}.build.input_shape": [([(3,)], "rows of one number each")] for layer in (
+        "Activation", "Dropout", "Flatten", "Reshape", "Sequential")},
     "*.need_dx": "whatever counts as true: the loop's own flag, in every step",
     **{f"{layer}.{method}.ctx": "the loop's own; Sequential, which users call, looks at it"
        for layer in (
@@ -659,6 +677,15 @@ def names(extras=False):
     """Return what there is to call: in the core, or with an extra."""
     surface = [*public.objects(), *METHODS]
     return [name for name in surface if bool(extra(name)) == extras]
+
+
+def methods():
+    """Return the public methods that take arguments, by the class that defines them."""
+    classes = {base for thing in public.objects().values() if inspect.isclass(thing)
+               for base in thing.__mro__ if base.__module__.startswith("minicnn.")}
+    return {f"{cls.__name__}.{name}" for cls in classes for name, function in vars(cls).items()
+            if inspect.isfunction(function) and (not name.startswith("_") or name == "__call__")
+            and len(inspect.signature(function).parameters) > 1}
 
 
 def extra(name):

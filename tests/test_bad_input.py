@@ -3,6 +3,8 @@
 Which values are bad, and what is accepted and why, stands in `bad_input`.
 """
 
+import re
+
 import bad_input
 import numpy as np
 import public
@@ -20,6 +22,14 @@ def folder(tmp_path, monkeypatch):
 
 def test_every_public_name_has_a_valid_call():
     assert set(bad_input.CALLS) == set(public.objects())
+
+
+def test_every_method_has_a_valid_call_or_is_not_called_by_users():
+    internal = re.compile("|".join(bad_input.INTERNAL))
+    assert {name for name in bad_input.methods() if not internal.fullmatch(name)} <= set(
+        bad_input.METHODS)
+    for pattern in bad_input.INTERNAL:
+        assert any(re.fullmatch(pattern, name) for name in bad_input.methods()), pattern
 
 
 @pytest.mark.parametrize("name", [*public.objects(), *bad_input.METHODS])

@@ -1,5 +1,7 @@
 """What every layer is: an op that is built for one shape and one type of input."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,11 +11,26 @@ from minicnn.parameter import Parameter
 from minicnn.tensor import Op, Shape, Tensor, apply
 
 
+def _whole_or_not_at_all(build: Callable[..., Shape]) -> Callable[..., Shape]:
+    @functools.wraps(build)
+    def build_or_stay(self: Any, *args: Any, **kwargs: Any) -> Shape:
+        before = vars(self).copy()
+        try:
+            return build(self, *args, **kwargs)
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+
+    return build_or_stay
+
+
 class Layer(Op):
     """The base of all layers.
 
     A layer of one's own defines `forward` and `backward`, and `build` where its output has another
     shape or it has parameters: each attribute that is a `Parameter` is one of its `parameters`.
+    A `build` that fails leaves the layer as it was.
 
     Parameters
     ----------
@@ -39,6 +56,11 @@ class Layer(Op):
 
     dims = "(N, ...)"  # how the axes of the input are called in errors
     rank: int | None = None  # how many axes the input has; None is any number
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "build" in vars(cls):
+            cls.build = _whole_or_not_at_all(cls.build)  # type: ignore[method-assign]
 
     def __init__(self, name: str | None = None) -> None:
         super().__init__(name)

@@ -502,6 +502,20 @@ def test_what_cannot_be_built_is_an_error(make, shape):
         make().build((None, *shape[:-1], None), rng=0)
 
 
+@pytest.mark.parametrize(("layer", "shape"), [
+    (Conv2D(2, 3), (None, 2, 2, 1)),  # smaller than the window
+    (Dense(3), (None,)),
+    (Dense(3, bias_initializer=lambda shape, rng, dtype: np.zeros(4)), (None, 5)),
+])
+def test_a_build_that_fails_leaves_the_layer_as_it_was(layer, shape):
+    before = vars(layer).copy()
+    with pytest.raises(ValueError):
+        layer.build(shape, 0)
+    assert vars(layer) == before
+    with pytest.raises(RuntimeError, match="call build"):
+        layer.forward(np.zeros((1, 5), np.float32), mc.Context())
+
+
 def test_every_layer_is_in_the_table():
     listed = {type(make()) for _, make, _ in TABLE}
     public = {getattr(mc.layers, name) for name in mc.layers.__all__}
