@@ -117,8 +117,7 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 def _write_array(member: IO[bytes], array: np.ndarray) -> None:
     """Write what `np.savez` would, but from where it lies: that one copies an array twice."""
-    header = np.lib.format.header_data_from_array_1_0(array)
-    np.lib.format.write_array_header_1_0(member, header)
+    np.lib.format.write_array_header_1_0(member, np.lib.format.header_data_from_array_1_0(array))
     member.write(array.reshape(-1).view(np.uint8).data)
 
 
@@ -135,8 +134,7 @@ class Member(NamedTuple):
         array = np.empty(self.shape, self.dtype, order="F" if self.is_fortran else "C")
         data = array.reshape(-1, order="A").view(np.uint8)
         for start in range(0, data.size, _CHUNK):
-            part = data[start : start + _CHUNK]
-            part[:] = np.frombuffer(self.stream.read(part.size), np.uint8)
+            data[start : start + _CHUNK] = np.frombuffer(self.stream.read(_CHUNK), np.uint8)
         return array
 
 

@@ -18,8 +18,7 @@ def _whole_or_not_at_all(build: Callable[..., Shape]) -> Callable[..., Shape]:
         try:
             return build(self, *args, **kwargs)
         except BaseException:
-            vars(self).clear()
-            vars(self).update(before)
+            self.__dict__ = before
             raise
 
     return build_or_stay
