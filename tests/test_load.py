@@ -22,7 +22,7 @@ from minicnn.kernels import dense
 
 SECONDS = 60  # after which a test calls it a deadlock
 STEPS = 2000
-GROWTH = 100  # objects in so many steps: caches fill up, but not by one a step
+GROWTH = STEPS // 5  # objects in so many steps: caches fill up, also a tracer's of coverage
 
 
 def make(seed=0, filters=16):
