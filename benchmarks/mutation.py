@@ -234,7 +234,7 @@ MUTATIONS = [
     ("lists: dead gradients live", "kernels/sparse.py",
      "np.int32(tap != DEAD) & np.int32(gradient[f] != 0)", "np.int32(gradient[f] != 0)", FAST),
     ("lists: bias gradient of the last", "kernels/sparse.py",
-     "db[f] += values[e]", "db[f] = values[e]", FAST),
+     "db[f] += f_values[e]", "db[f] = f_values[e]", FAST),
     ("lists: neighbour at the same place", "kernels/sparse.py",
      "offsets2, values2, length2, pointer(target, depth))",
      "offsets2, values2, length2, target)", FAST),

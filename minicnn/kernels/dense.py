@@ -76,10 +76,8 @@ def _forward(chunk, scratch, x, w, b, y, width, relu, dropping, key, threshold, 
     (n, d), u = x.shape, w.shape[1]
     j = chunk * width
     columns = min(width, u - j)
-    done = 0  # columns
-    if width == _WIDE_CHUNK:
-        done = _product_by_rows(pointer(x, 0), pointer(w, j), pointer(b, j), pointer(y, j), n,
-                                columns, d, u)
+    done = 0 if width == _CHUNK else _product_by_rows(
+        pointer(x, 0), pointer(w, j), pointer(b, j), pointer(y, j), n, columns, d, u)
     _product(pointer(x, 0), d, 1, pointer(w, j + done), u, 1, pointer(b, j + done), 1,
              pointer(y, j + done), u, n, columns - done, d, scratch)
     for i in range(n):

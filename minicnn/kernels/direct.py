@@ -73,15 +73,14 @@ def _forward(chunk, scratch, x, w, b, y, code, window, images, blocks_h, blocks_
                            kw * channels, block)
                     for lane in range(0, min(_PANEL, filters - first), _LANES):
                         outputs, shift = pointer(block, 4 * lane), pointer(bias, lane)
-                        count = filters - first - lane
+                        row, column, count = 2 * by >> pool, 2 * bx >> pool, filters - first - lane
+                        at = ((n * height + row) * width + column) * filters + first + lane
                         if pool:
-                            at = ((n * height + by) * width + bx) * filters + first + lane
                             emit_pooled(outputs, 2 * _LANES, shift, pointer(y, at),
                                         pointer(code, at), count)
                         else:
-                            at = ((n * height + 2 * by) * width + 2 * bx) * filters + first + lane
                             emit_block(outputs, 2 * _LANES, shift, pointer(y, at), width * filters,
-                                       filters, height - 2 * by, width - 2 * bx, count, relu)
+                                       filters, height - row, width - column, count, relu)
 
 
 @helper

@@ -58,11 +58,10 @@ def pack(b, b_row, b_col, k, n, packed):
             store(load(source, j + size), target, j * k + size)
         for j in range(runs, whole):
             target[j // width * width * k + j % width] = source[j * b_col]
-    if whole < n:
-        for p in range(k):
-            source, target = pointer(b, p * b_row), pointer(packed, whole * k + p * width)
-            for c in range(width):
-                target[c] = source[(whole + c) * b_col] if whole + c < n else 0
+    for p in range(k if whole < n else 0):  # the last panel
+        source, target = pointer(b, p * b_row), pointer(packed, whole * k + p * width)
+        for c in range(width):
+            target[c] = source[(whole + c) * b_col] if whole + c < n else 0
 
 
 @helper

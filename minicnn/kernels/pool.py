@@ -66,12 +66,12 @@ def parallel_for(
             del workers.holder
 
 
-def aligned(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
+def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """Return an array that starts at a cache line, so that none of its vectors lies in two.
 
     It holds arbitrary values. A kernel that mostly reads vectors takes a tenth longer without.
     """
-    size = math.prod(shape if isinstance(shape, tuple) else (shape,)) * np.dtype(dtype).itemsize
+    size = math.prod(shape) * np.dtype(dtype).itemsize
     space = np.empty(size + _CACHE_LINE, np.uint8)
     start = -space.ctypes.data % _CACHE_LINE
     return space[start : start + size].view(dtype).reshape(shape)
@@ -142,7 +142,7 @@ def _scratch(elements: int, dtype: np.dtype[Any]) -> np.ndarray:
     size = elements * dtype.itemsize
     arena = getattr(_local, "arena", None)
     if arena is None or arena.size < size:
-        arena = _local.arena = aligned(size, np.uint8)
+        arena = _local.arena = aligned((size,), np.uint8)
     return arena[:size].view(dtype)
 
 

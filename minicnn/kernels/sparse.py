@@ -187,14 +187,14 @@ def _convolution(chunk, scratch, x, dy, code, lines, partial, dx, layout, window
                     p_values[end] = gradient[f]
                     p_offsets[end] = f * run
                     p_length[q] += living[f]
+        for f in range(filters):
+            for e in range(f * positions, f * positions + np.int64(f_length[f])):
+                db[f] += f_values[e]
         for block in range(blocks):  # outermost: its plane stays in the first-level cache
             for f in range(filters):
-                values, length = pointer(f_values, f * positions), np.int64(f_length[f])
-                if block == 0:
-                    for e in range(length):
-                        db[f] += values[e]
                 _gather_window(pointer(plane, block * size), wide * depth,
-                               pointer(f_offsets, f * positions), values, length,
+                               pointer(f_offsets, f * positions), pointer(f_values, f * positions),
+                               np.int64(f_length[f]),
                                pointer(dw, (block * filters + f) * kh * run), kh, run)
         if need_dx:
             for e in range(blocks * size + run):
