@@ -8,17 +8,18 @@ import numpy as np
 
 from minicnn import checks
 from minicnn.parameter import Parameter
-from minicnn.tensor import Op, Shape, Tensor, apply
+from minicnn.tensor import Op, Shape, Tensor, apply, parts
 
 
 def _whole_or_not_at_all(build: Callable[..., Shape]) -> Callable[..., Shape]:
     @functools.wraps(build)
     def build_or_stay(self: Any, *args: Any, **kwargs: Any) -> Shape:
-        before = vars(self).copy()
+        before = [(op, vars(op).copy()) for op in parts(self)]
         try:
             return build(self, *args, **kwargs)
         except BaseException:
-            self.__dict__ = before
+            for op, attributes in before:
+                op.__dict__ = attributes
             raise
 
     return build_or_stay
@@ -29,7 +30,7 @@ class Layer(Op):
 
     A layer of one's own defines `forward` and `backward`, and `build` where its output has another
     shape or it has parameters: each attribute that is a `Parameter` is one of its `parameters`.
-    A `build` that fails leaves the layer as it was.
+    A `build` that fails leaves the layer, and those that it is made of, as they were.
 
     Parameters
     ----------

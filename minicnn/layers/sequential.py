@@ -38,14 +38,12 @@ class Sequential(Layer):
 
     def __init__(self, layers: Iterable[Op], name: str | None = None, fuse: bool = True) -> None:
         super().__init__(name)
-        self.layers = list(checks.sequence(layers, "layers", "layers"))
+        layers = checks.sequence(layers, "layers", "layers")
+        self.layers: list[Op] = [checks.instance(layer, Op, "layers", "layers") for layer in layers]
         self.fuse = checks.boolean(fuse, "fuse")
         self._chain: list[Op] = []
         if not self.layers:
             raise ValueError("`layers` must hold at least one layer, got none")
-        for layer in self.layers:
-            if not isinstance(layer, Op):
-                raise TypeError(f"`layers` must hold layers, got {checks.describe(layer)}")
         _check_once(self.layers)
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:

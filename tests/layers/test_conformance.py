@@ -23,6 +23,7 @@ from minicnn.layers import (
     Reshape,
     Sequential,
 )
+from minicnn.tensor import parts
 
 FIRST = {"data_format": "channels_first"}
 ACTIVATIONS = ("relu", "softmax", "sigmoid", "tanh", "identity")
@@ -514,6 +515,16 @@ def test_a_build_that_fails_leaves_the_layer_as_it_was(layer, shape):
     assert vars(layer) == before
     with pytest.raises(RuntimeError, match="call build"):
         layer.forward(np.zeros((1, 5), np.float32), mc.Context())
+
+
+def test_a_model_that_fails_to_build_leaves_its_layers_as_they_were():
+    model = mc.Sequential([Flatten(), Dense(4, activation=Dropout(0.5)), Conv2D(2, 3)])
+    ops = list(parts(model))
+    assert len(ops) == 5
+    before = [vars(op).copy() for op in ops]
+    with pytest.raises(ValueError, match="must have 4 dimensions"):
+        model.build((None, 6, 6, 1), 0)
+    assert [vars(op) for op in ops] == before
 
 
 def test_every_layer_is_in_the_table():
