@@ -24,7 +24,7 @@ from minicnn.kernels.elementwise import sum_rows
 from minicnn.kernels.gemm import EDGE, PANEL_BYTES, ROWS, multiply, pack, round_up
 from minicnn.kernels.im2col import add_columns, columns_of
 from minicnn.kernels.jit import kernel
-from minicnn.kernels.pool import parallel_for, share
+from minicnn.kernels.pool import check, parallel_for, share
 from minicnn.kernels.simd import lanes, pointer
 from minicnn.kernels.window import Window, slide
 
@@ -37,6 +37,7 @@ def forward(
     x: np.ndarray, w: np.ndarray, b: np.ndarray, y: np.ndarray, window: Window, relu: bool = False
 ) -> None:
     """Write y = x * w + b, and max(y, 0) where `relu` is asked."""
+    _check(x, w, b, y, window)
     depth, filters = w.size // w.shape[3], w.shape[3]
     positions = y.size // filters
     length = round_up(max(share(positions, _CHUNKS), _LEAST_POSITIONS), ROWS)
@@ -48,6 +49,7 @@ def forward(
 
 def input_gradient(dy: np.ndarray, w: np.ndarray, dx: np.ndarray, window: Window) -> None:
     """Write dx, the gradient of the input of y = x * w + b."""
+    _check(dx, w, None, dy, window)
     depth, filters = w.size // w.shape[3], w.shape[3]
     images = share(dx.shape[0], _CHUNKS)
     block = _block(depth, dx.itemsize)
@@ -60,6 +62,7 @@ def kernel_gradient(
     x: np.ndarray, dy: np.ndarray, dw: np.ndarray, db: np.ndarray, window: Window
 ) -> None:
     """Write dw and db, the gradients of the kernel and of the bias of y = x * w + b."""
+    _check(x, dw, db, dy, window)
     filters = dy.shape[3]
     depth, positions = dw.size // filters, dy.size // filters
     length = max(share(positions, _CHUNKS), _LEAST_POSITIONS)
@@ -85,6 +88,7 @@ def fused_forward(
     Then y and code are (N, OH // 2, OW // 2, F), and code says which of the four a maximum is, or
     that ReLU made it zero: what `pooled_gradients` needs.
     """
+    _check(x, w, b, y, window, code)
     path, pool = _fast_path(x, w, window), code is not None
     if path is not None:
         code = np.empty((0, 0, 0, 0), np.uint8) if code is None else code
@@ -120,6 +124,8 @@ def pooled_gradients(
     dx: np.ndarray | None, window: Window,
 ) -> None:
     """Write the gradients of `fused_forward` with a code; dx is None where it is not asked."""
+    _check(x, w, db, dy, window, code)
+    _check(x if dx is None else dx, dw, db, dy, window, code)
     if x.dtype == np.float32 and sparse.fits(window):
         sparse.convolution(x, dy, code, w, dw, db, dx, window, _CHUNKS)
         return
@@ -129,6 +135,22 @@ def pooled_gradients(
     kernel_gradient(x, whole, dw, db, window)
     if dx is not None:
         input_gradient(whole, w, dx, window)
+
+
+def _check(
+    x: np.ndarray, w: np.ndarray, b: np.ndarray | None, y: np.ndarray, window: Window,
+    code: np.ndarray | None = None,
+) -> None:
+    """Raise where shapes do not fit together; with a `code`, y is what is left after pooling."""
+    (*_, channels, filters), halved = w.shape, 1 if code is None else 2
+    shape = (len(x), window.out_h // halved, window.out_w // halved, filters)
+    check(
+        x=(x, (len(x), window.height, window.width, channels)), y=(y, shape),
+        w=(w, (window.kernel_h, window.kernel_w, channels, filters)),
+        **({} if b is None else {"b": (b, (filters,))}),
+    )
+    if code is not None:
+        check(code=(code, shape))
 
 
 def _fast_path(x: np.ndarray, w: np.ndarray, window: Window) -> Any:

@@ -11,7 +11,7 @@ from minicnn.kernels import sparse
 from minicnn.kernels.elementwise import drop, mask_of
 from minicnn.kernels.gemm import DEPTH, EDGE, PANEL_BYTES, copy, multiply, pack
 from minicnn.kernels.jit import helper, kernel
-from minicnn.kernels.pool import parallel_for
+from minicnn.kernels.pool import check, parallel_for
 from minicnn.kernels.simd import broadcast, fma, lanes, load, pointer, store
 
 _CHUNK = 64  # columns of the result that one chunk computes; B is packed a chunk at a time
@@ -30,6 +30,7 @@ def forward(
     this matrix are one of the batch.
     """
     d, u = w.shape
+    check(x=(x, (len(x), d)), w=(w, (d, u)), b=(b, (u,)), y=(y, (len(x), u)))
     key, rate, first_row, per_row = dropout or (0, 0.0, 0, 1)
     width = _WIDE_CHUNK if len(x) <= _FEW_ROWS else _CHUNK
     parallel_for(_forward, -(-u // width), (x, w, b), (y,), width, relu, dropout is not None,
@@ -55,6 +56,8 @@ def gradients(
     skip_zeros: bool,
 ) -> None:
     """Write dw and, where it is asked, dx; with `skip_zeros` from lists where many dy are zero."""
+    (n, d), u = x.shape, dy.shape[1]
+    check(x=(x, (n, d)), dy=(dy, (n, u)), w=(w, (d, u)), dw=(dw, (d, u)))
     if skip_zeros and x.dtype == np.float32 and sparse.dense(x, dy, w, dw, dx):
         return
     kernel_gradient(x, dy, dw)

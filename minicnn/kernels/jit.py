@@ -10,15 +10,18 @@ would leave stale machine code behind. Here every cache entry carries a digest o
 this folder, so any edit recompiles.
 """
 
+import contextlib
 import functools
 import hashlib
 import logging
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from numba import njit, types
+from numba.core.compiler_lock import global_compiler_lock
 
 logger = logging.getLogger("minicnn")
 
@@ -56,10 +59,40 @@ def kernel(function: Callable[..., Any]) -> Any:
     except RuntimeError:  # Numba found no folder that it may write into
         _say_once_that_nothing_is_cached()
     else:
-        # Private to Numba, therefore pinned by tests/kernels/test_jit.py.
-        dispatcher._cache._cache_file._source_stamp = source_digest()
+        _make_robust(dispatcher._cache)
     _say_what_is_compiled(dispatcher)
     return dispatcher
+
+
+def _make_robust(cache: Any) -> None:
+    """Let the disk cache see every edit, bear two processes at once, and never end a call.
+
+    What it uses is private to Numba, therefore pinned by tests/kernels/test_jit.py.
+    """
+    file, load, save = cache._cache_file, cache.load_overload, cache.save_overload
+    file._source_stamp, save_entry = source_digest(), file.save
+
+    def save_by_key(key: Any, data: Any) -> None:
+        # Numba counts: two processes that compile at once could give different code one name.
+        name = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+        file._data_name = lambda number: f"{file._index_name}.{name}.{number}.nbc"
+        save_entry(key, data)
+
+    def load_if_whole(*key: Any) -> Any:
+        try:
+            return load(*key)
+        except Exception:  # a file that a loss of power cut short, say
+            with contextlib.suppress(OSError):
+                cache.flush()
+            return None
+
+    def save_if_possible(*entry: Any) -> None:
+        try:
+            save(*entry)
+        except Exception as error:  # a full disk, say
+            _say_once_that_nothing_is_cached(f" ({error})")
+
+    file.save, cache.load_overload, cache.save_overload = save_by_key, load_if_whole, save_if_possible
 
 
 def _say_what_is_compiled(dispatcher: Any) -> None:
@@ -90,8 +123,15 @@ def source_digest() -> str:
 
 
 @functools.cache
-def _say_once_that_nothing_is_cached() -> None:
+def _say_once_that_nothing_is_cached(reason: str = "") -> None:
     logger.warning(
-        "No folder for compiled kernels is writable, so every run compiles them anew (some "
-        "seconds). Set NUMBA_CACHE_DIR to a folder that you may write into."
+        "No folder for compiled kernels is writable%s, so every run compiles them anew (some "
+        "seconds). Set NUMBA_CACHE_DIR to a folder that you may write into.", reason
+    )
+
+
+if hasattr(os, "register_at_fork"):  # a child would wait for ever for a thread that is not there
+    os.register_at_fork(
+        before=global_compiler_lock.acquire, after_in_parent=global_compiler_lock.release,
+        after_in_child=global_compiler_lock.release,
     )

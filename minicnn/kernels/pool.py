@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 _CACHE_LINE = 64
+_MOST_THREADS = 1024
 
 
 def parallel_for(
@@ -77,6 +78,20 @@ def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     return space[start : start + size].view(dtype).reshape(shape)
 
 
+def check(**arrays: tuple[np.ndarray, tuple[int, ...]]) -> None:
+    """Raise where an array has another shape or type than those beside it ask for.
+
+    Kernels go by addresses: they would read and write beyond the end of one that is too small.
+    """
+    dtype = next(iter(arrays.values()))[0].dtype
+    for name, (array, shape) in arrays.items():
+        if array.shape != shape or array.dtype != dtype:
+            raise ValueError(
+                f"`{name}` is {array.shape} {array.dtype} where {shape} {dtype} is needed; after a "
+                "layer is built anew, run forward again; give it no parameter of another shape"
+            )
+
+
 def share(items: int, chunks: int) -> int:
     """Return how many items a chunk has where they are cut into at most so many chunks."""
     return max(1, -(-items // chunks))
@@ -108,8 +123,8 @@ def set_num_threads(n: int) -> None:
     >>> mc.set_num_threads(before)
     """
     global _workers
-    if not isinstance(n, int | np.integer) or isinstance(n, bool) or n < 1:
-        raise ValueError(f"`n` must be a positive integer, got {n!r}")
+    if not isinstance(n, int | np.integer) or isinstance(n, bool) or not 1 <= n <= _MOST_THREADS:
+        raise ValueError(f"`n` must be an integer from 1 to {_MOST_THREADS}, got {n!r}")
     with _settings:
         old, _workers = _workers, _Workers(int(n) - 1)
         if old is not None:
@@ -209,7 +224,12 @@ class _Workers:
             job.wait()
         except BaseException:
             job.chunks = 0  # KeyboardInterrupt, say: the others end after the chunk in hand
-            job.wait()
+            while True:
+                try:
+                    job.wait()
+                    break
+                except KeyboardInterrupt:  # one more; it is being raised already
+                    pass
             raise
         for error in job.ended:
             if error is not None:
@@ -242,8 +262,10 @@ def _threads_from_environment() -> int:
         if hasattr(os, "sched_getaffinity"):
             return len(os.sched_getaffinity(0))
         return os.cpu_count() or 1
-    if not text.isdecimal() or int(text) < 1:
-        raise ValueError(f"MINICNN_NUM_THREADS must be a positive integer, got {text!r}")
+    if not (text.isdecimal() and len(text) < 9 and 1 <= int(text) <= _MOST_THREADS):
+        raise ValueError(
+            f"MINICNN_NUM_THREADS must be an integer from 1 to {_MOST_THREADS}, got {text!r}"
+        )
     return int(text)
 
 

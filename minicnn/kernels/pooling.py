@@ -10,7 +10,7 @@ is seen.
 import numpy as np
 
 from minicnn.kernels.jit import helper, kernel
-from minicnn.kernels.pool import parallel_for, share
+from minicnn.kernels.pool import check, parallel_for, share
 from minicnn.kernels.simd import pointer
 from minicnn.kernels.window import Window
 
@@ -24,14 +24,23 @@ def winner_type(window: Window) -> type[np.unsignedinteger]:
 
 def forward(x: np.ndarray, y: np.ndarray, winner: np.ndarray, window: Window) -> None:
     """Write the largest elements and which taps they came from."""
+    _check(x, y, winner, window)
     images = share(len(x), _CHUNKS)
     parallel_for(_forward, -(-len(x) // images), (x,), (y, winner), tuple(window), images)
 
 
 def backward(dy: np.ndarray, winner: np.ndarray, dx: np.ndarray, window: Window) -> None:
     """Write dx: each dy at the tap that won, added up where windows overlap."""
+    _check(dx, dy, winner, window)
     images = share(len(dx), _CHUNKS)
     parallel_for(_backward, -(-len(dx) // images), (dy, winner), (dx,), tuple(window), images)
+
+
+def _check(x: np.ndarray, y: np.ndarray, winner: np.ndarray, window: Window) -> None:
+    n, channels = len(x), x.shape[3]
+    shape = (n, window.out_h, window.out_w, channels)
+    check(x=(x, (n, window.height, window.width, channels)), y=(y, shape))
+    check(winner=(winner, shape))
 
 
 @kernel

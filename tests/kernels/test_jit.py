@@ -7,6 +7,7 @@ import pkgutil
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numba
@@ -142,6 +143,86 @@ def test_without_a_writable_folder_kernels_compile_and_say_so_once(package):
     assert complaint.count("every run compiles them anew") == 1
     assert "NUMBA_CACHE_DIR" in complaint
     assert len(complaint.splitlines()) == 1
+
+
+@pytest.mark.parametrize("ending", ["nbi", "nbc"])
+@pytest.mark.parametrize("size", [0, 300])
+def test_a_damaged_cache_is_made_anew(package, ending, size):
+    assert python(package, "-c", SGD)[0].split() == ["0.0", "0.0", "0.0", "0", "1"]
+    [file] = (package / "cache").rglob(f"*.{ending}")
+    os.truncate(file, size)
+    assert python(package, "-c", SGD) == ("0.0 0.0 0.0 0 1\n", "")
+    assert python(package, "-c", SGD) == ("0.0 0.0 0.0 1 0\n", "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs limits on the size of files")
+def test_a_full_disk_costs_the_cache_alone(package):
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))"
+    printed, complaint = python(package, "-c", limit + SGD)
+    assert printed.split() == ["0.0", "0.0", "0.0", "0", "1"]
+    assert "File too large), so every run compiles them anew" in complaint
+    assert len(complaint.splitlines()) == 1
+
+
+# Begins to write where the other has read the index and has yet to write it.
+AT_ONCE = """
+import sys, time
+from pathlib import Path
+from numba.core import caching
+mine, other = Path(sys.argv[1]), Path(sys.argv[2])
+save = caching.IndexDataCacheFile._save_index
+def save_with_the_other(*arguments):
+    mine.touch()
+    while not other.exists():
+        time.sleep(0.01)
+    save(*arguments)
+caching.IndexDataCacheFile._save_index = save_with_the_other
+import numpy as np
+from minicnn.kernels import update
+w = np.ones(3, sys.argv[3])
+update.sgd(w, w.copy(), 1.0, 0.0)
+"""
+
+
+def test_two_processes_that_compile_at_once_do_not_mix_their_code(package):
+    flags = package / "one", package / "two"
+    with ThreadPoolExecutor(2) as threads:
+        for run in [
+            threads.submit(python, package, "-c", AT_ONCE, *map(str, order), kind)
+            for order, kind in [(flags, "float32"), (flags[::-1], "float64")]
+        ]:
+            run.result()
+    assert len(list((package / "cache").rglob("*.nbc"))) == 2
+    for kind in ("float32", "float64"):
+        printed = python(package, "-c", SGD.replace("np.ones(3)", f"np.ones(3, '{kind}')"))[0]
+        assert printed.split()[:3] == ["0.0", "0.0", "0.0"]
+
+
+FORK_WHILE_COMPILING = f"""
+import os, signal, threading, time
+from numba.core.compiler_lock import global_compiler_lock
+import minicnn.kernels.update
+held = threading.Event()
+def compile_for_long():
+    with global_compiler_lock:
+        held.set()
+        time.sleep(0.5)
+thread = threading.Thread(target=compile_for_long)
+thread.start()
+held.wait()
+if os.fork() == 0:
+    signal.alarm(30)
+    exec({SGD!r})
+    os._exit(0)
+_, status = os.wait()
+thread.join()
+print(status)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_forked_while_a_kernel_compiles_can_compile(package):
+    assert python(package, "-W", "ignore", "-c", FORK_WHILE_COMPILING)[0].split()[-1] == "0"
 
 
 # Helpers
