@@ -17,8 +17,12 @@ MOST = 2**31 - 1  # of any size: products of a few still fit into the kernels' 6
 def describe(value: Any) -> str:
     """Return how an error names a value: short, with its type where the value does not tell."""
     if isinstance(value, np.ndarray):
-        return f"an array of shape {value.shape} and type {value.dtype}"
-    text = repr(value)
+        kind = "a masked array" if isinstance(value, np.ma.MaskedArray) else "an array"
+        return f"{kind} of shape {value.shape} and type {value.dtype}"
+    try:
+        text = repr(value)
+    except Exception:  # an integer of too many digits, or a class whose repr fails
+        text = object.__repr__(value)
     if len(text) > 80:
         text = text[:77] + "..."
     return (
@@ -28,7 +32,7 @@ def describe(value: Any) -> str:
     )
 
 
-def integer(value: Any, name: str, least: int = 1, most: float = math.inf) -> int:
+def integer(value: Any, name: str, least: int = 1, most: int = 2**63 - 1) -> int:
     """Return an integer argument (NumPy's integers too) with least <= value <= most."""
     try:
         number = operator.index(value)
@@ -38,7 +42,7 @@ def integer(value: Any, name: str, least: int = 1, most: float = math.inf) -> in
         raise TypeError(f"`{name}` must be an integer, got {value}")
     if not least <= number <= most:
         limit = f"at least {least}" if number < least else f"at most {most}"
-        raise ValueError(f"`{name}` must be {limit}, got {number}")
+        raise ValueError(f"`{name}` must be {limit}, got {describe(number)}")
     return number
 
 
@@ -85,9 +89,11 @@ def boolean(value: Any, name: str) -> bool:
 
 
 def text(value: Any, name: str) -> str:
-    """Return a string that is not empty."""
+    """Return a name: of 1 to 200 printable characters, so that files can hold it."""
     if not isinstance(value, str) or not value:
         raise TypeError(f"`{name}` must be a string that is not empty, got {describe(value)}")
+    if len(value) > 200 or not value.isprintable():
+        raise ValueError(f"`{name}` may be 200 printable characters long, got {describe(value)}")
     return value
 
 
@@ -120,6 +126,8 @@ def array(
         result = np.asarray(value)
     except ValueError:
         result = np.array(None)
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"`{name}` must not be masked: fill it first (array.filled(0))")
     if result.dtype.kind not in kinds:
         raise TypeError(f"`{name}` must be {what}, got {describe(value)}")
     return result
@@ -148,7 +156,10 @@ def number(value: Any, name: str, least: float = -math.inf, below: float = math.
     """Return a finite real argument with least <= value < below."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"`{name}` must be a number, got {describe(value)}")
-    result = float(value)
+    try:
+        result = float(value)
+    except OverflowError:
+        result = math.inf
     if not (math.isfinite(result) and least <= result < below):
         limits = (
             f" in [{least:g}, {below:g})"

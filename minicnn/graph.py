@@ -76,6 +76,11 @@ class Graph:
         name = op.name or _renamed(op, checks.unique(op.kind, self.tensors))
         if name in self.tensors:
             raise ValueError(f"{name}: the name is taken in this graph; give another `name`")
+        inner = {part.name for part in parts(op) if part.name}
+        for part in parts(op):
+            if part.name is None:
+                part.name = checks.unique(f"{name}/{part.kind}", inner)
+                inner.add(part.name)
         shape, dtype = inputs[0].shape, inputs[-1].dtype
         output_shape = _build(op, shape, self.rng, dtype)
         self._ops.update(parts(op))
@@ -115,7 +120,8 @@ class Graph:
         """
         fetches = checks.sequence(fetches, "fetches", "Tensors")
         for fetch in fetches:
-            checks.instance(fetch, Tensor, "fetches", "Tensors")
+            if checks.instance(fetch, Tensor, "fetches", "Tensors").graph is not self:
+                raise ValueError(f"`fetches` must be of this graph; {fetch.name!r} is of another")
         return Plan(self, fetches, fusing(checks.boolean(fuse, "fuse")))
 
     def summary(self) -> str:
@@ -141,6 +147,11 @@ class Graph:
         for part in parts(op):
             for attribute, own in list(vars(part).items()):
                 if isinstance(own, Parameter):
+                    if own.name in self.parameters:
+                        raise ValueError(
+                            f"{op.label}: {own.name!r} is the name of a parameter already; give "
+                            "the layers inside, or this one, another `name`"
+                        )
                     self.parameters[own.name] = self._shared.setdefault(own.name, own)
                     _check_alike(own, self._shared[own.name])
                     setattr(part, attribute, self._shared[own.name])
@@ -167,6 +178,8 @@ class Plan:
     def __init__(self, graph: Graph, fetches: tuple[Tensor, ...], fuse: bool) -> None:
         self.fetches = fetches
         self.steps = _steps(_needed(graph, fetches), fetches, fuse)
+        sources = {*fetches, *(tensor for step in self.steps for tensor in step.inputs)}
+        self._fed = [tensor for tensor in sources if tensor.op is None]
         # Gradients flow only where a parameter lies upstream.
         self._trained: set[Tensor] = set()
         for step in self.steps:
@@ -187,6 +200,9 @@ class Plan:
         dict
         """
         values = dict(feeds)
+        for tensor in self._fed:
+            if tensor not in values:
+                raise ValueError(f"`feeds` must give the array of the placeholder {tensor.name!r}")
         uses = Counter(tensor for step in self.steps for tensor in step.inputs)
         uses.update(self.fetches)
         for op, inputs, output in self.steps:
@@ -223,6 +239,8 @@ class Plan:
         -------
         tuple of Parameter
         """
+        if loss not in self.fetches:
+            raise ValueError(f"`loss` must be one of the fetched tensors, got {loss!r}")
         gradients: dict[Tensor, Any] = {loss: scale}
         reached: list[Parameter] = []
         for op, inputs, output in reversed(self.steps):

@@ -180,7 +180,9 @@ def _loss_and_gradient(
     exp = np.exp(shifted)
     total = exp.sum(axis=1, keepdims=True)
     # -sum(labels * log softmax), with log softmax = shifted - log(total)
-    row_loss = (labels * (np.log(total) - shifted)).sum(axis=1, dtype=np.float64)
+    terms = np.zeros_like(labels)
+    np.multiply(labels, np.log(total) - shifted, out=terms, where=labels > 0)  # 0 times inf is 0
+    row_loss = terms.sum(axis=1, dtype=np.float64)
     loss = float((w * row_loss).sum() / counted)
     if not gradient:
         return loss, None

@@ -13,7 +13,7 @@ from minicnn import checks
 from minicnn.checks import array, describe, integer
 from minicnn.context import Context
 from minicnn.kernels import elementwise
-from minicnn.tensor import Op, Shape, apply
+from minicnn.tensor import Op, Shape, Tensor, apply
 
 
 class Relu(Op):
@@ -39,8 +39,8 @@ class Sigmoid(Op):
     """y = 1 / (1 + exp(-x));  dx = dy y (1 - y)."""
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
-        half = x.dtype.type(0.5)
-        ctx[self] = y = half + half * np.tanh(half * x)  # exp(-x) would overflow
+        one, e = x.dtype.type(1), np.exp(-np.abs(x))  # exp(-x) would overflow
+        ctx[self] = y = np.where(x < 0, e, one) / (one + e)
         return y
 
     def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
@@ -66,9 +66,12 @@ class Identity(Op):
     """y = x."""
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        ctx[self] = x.shape, x.dtype
         return x
 
     def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
+        shape, dtype = ctx[self]
+        checks.gradient(dy, shape, dtype, self.label)
         return dy if need_dx else None
 
 
@@ -164,6 +167,12 @@ class OneHot(Op):
         self.on_value = checks.number(on_value, "on_value")
         self.off_value = checks.number(off_value, "off_value")
         self.axis, self.output_dtype = axis, checks.number_type(dtype)
+        values = np.array([self.on_value, self.off_value])
+        if self.output_dtype.kind != "f" and (values.astype(self.output_dtype) != values).any():
+            raise ValueError(
+                f"`on_value` and `off_value` must be values of {self.output_dtype}, got "
+                f"{on_value} and {off_value}; choose another `dtype`"
+            )
         self.strict = False  # a loss that is fed by these rows sets it: no label outside the range
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
@@ -488,7 +497,7 @@ def activation(spec: Any) -> Op | None:
 
 
 def _symbolic(value: Any) -> bool:
-    return hasattr(value, "graph")
+    return isinstance(value, Tensor)
 
 
 def _axis(axis: Any, values: Any, more: int = 0) -> int:
@@ -499,9 +508,7 @@ def _axis(axis: Any, values: Any, more: int = 0) -> int:
 
 def _floats(value: Any, name: str, argument: str = "inputs") -> Any:
     """Return a Tensor as it is, or a float array; refuse what is neither."""
-    if _symbolic(value):
-        return value
-    result = array(value, argument)
+    result = value if _symbolic(value) else array(value, argument)
     if result.dtype not in (np.float32, np.float64):
         raise TypeError(
             f"{name}: float32 or float64 expected, got {describe(result)}; cast `{argument}` first"

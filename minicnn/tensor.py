@@ -40,6 +40,7 @@ class Op:
     array([2., 2.], dtype=float32)
     """
 
+    name: str | None = None
     output_dtype: Any = None  # None: that of the input
 
     def __init__(self, name: str | None = None) -> None:

@@ -208,6 +208,12 @@ def parameters_of(model: Any) -> dict[str, Parameter]:
     parameters = {parameter.name: parameter for parameter in found}
     if not parameters:
         raise ValueError(f"the model has no parameters, got {describe(model)}; call build first")
+    if len(parameters) < len(found):
+        names = [parameter.name for parameter in found]
+        raise ValueError(
+            f"two parameters are called {max(names, key=names.count)!r}; give the layers inside "
+            f"{describe(model)} names of their own"
+        )
     return parameters
 
 

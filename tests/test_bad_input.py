@@ -90,3 +90,160 @@ def test_variables_that_the_loss_does_not_know():
     )
     with pytest.raises(ValueError, match=r"must be among dense/kernel, .*dense/kernle"):
         train_op.trained(list(train_op.loss.graph.parameters.values()))
+
+
+# What was built for something else: kernels go by addresses, and would leave their arrays
+
+
+def ones(*shape):
+    return np.ones(shape, np.float32)
+
+
+@pytest.mark.parametrize(("layer", "before", "after"), [
+    (mc.layers.MaxPooling2D(2), (8, 8, 2), (512, 512, 2)),
+    (mc.layers.Conv2D(2, 3), (8, 8, 2), (512, 512, 2)),
+    (mc.layers.Conv2D(2, 3), (8, 8, 2), (8, 8, 900)),
+    (mc.layers.Dense(3), (4,), (400_000,)),
+    (mc.layers.Dense(3, activation="relu"), (4,), (400_000,)),
+])
+def test_backward_of_a_layer_that_was_built_anew(layer, before, after):
+    layer.build((None, *before), 0)
+    ctx = mc.Context()
+    layer.forward(ones(8, *before), ctx)
+    shape = layer.build((None, *after), 0)
+    with pytest.raises(ValueError, match="is needed; after a layer is built anew, run forward"):
+        layer.backward(ones(8, *shape[1:]), ctx)
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_layer_inside_a_model_that_was_built_anew(fuse, number):
+    model = mc.Sequential(
+        [mc.layers.Conv2D(2, 3, activation="relu"), mc.layers.MaxPooling2D(2)], fuse=fuse
+    )
+    model.build((None, 8, 8, 1), 0)
+    model.layers[number].build((None, 600, 600, 1 + number), 0)
+    with pytest.raises(ValueError, match=r"is needed|built for inputs of shape"):
+        model.forward(ones(2, 8, 8, 1), mc.Context())
+
+
+@pytest.mark.parametrize("name", ["kernel", "bias"])
+@pytest.mark.parametrize(("layer", "shape"), [
+    (mc.layers.Dense(300), (4,)), (mc.layers.Conv2D(40, 3), (6, 6, 2)),
+])
+def test_a_parameter_in_the_place_of_another_has_its_shape_and_type(layer, shape, name):
+    layer.build((None, *shape), 0)
+    own = getattr(layer, name)
+    for value in (own.value[:1], own.value.astype(np.float64)):
+        setattr(layer, name, mc.Parameter("own", value.copy()))
+        with pytest.raises(ValueError, match=r"is needed; .*give it no parameter of another"):
+            layer.forward(ones(2, *shape), mc.Context())
+
+
+class Two(mc.layers.Layer):
+    """Two layers that nobody has named."""
+
+    def __init__(self):  # forgets that of its base
+        self.first, self.second = mc.layers.Dense(3), mc.layers.Dense(3)
+
+    def build(self, input_shape, rng, dtype=np.float32):
+        shape = self.first.build(super().build(input_shape, rng, dtype), rng, dtype)
+        return self.second.build(shape, rng, dtype)
+
+    def forward(self, x, ctx):
+        return self.second.forward(self.first.forward(x, ctx), ctx)
+
+
+def test_layers_inside_a_layer_keep_parameters_of_their_own():
+    graph, two, dense = mc.Graph(), Two(), mc.layers.Dense(3)
+    dense(two(graph.placeholder("x", (None, 3), np.float32)))
+    assert list(graph.parameters) == [
+        "two/dense/kernel", "two/dense/bias", "two/dense_1/kernel", "two/dense_1/bias",
+        "dense/kernel", "dense/bias",
+    ]
+    assert len({*map(id, (*two.parameters, *dense.parameters))}) == 6
+
+
+def test_parameters_of_one_name(tmp_path):
+    two = Two()
+    two.build((None, 3), 0)
+    with pytest.raises(ValueError, match="two parameters are called 'dense/kernel'; give"):
+        mc.save_weights(two, tmp_path / "two.npz")
+    x = mc.Graph().placeholder("x", (None, 3), np.float32)
+    with pytest.raises(ValueError, match="'two/dense/kernel' is the name of a parameter already"):
+        two(x)
+
+
+def test_an_initializer_keeps_its_array():
+    start = ones(4, 4)
+    layers = [mc.layers.Dense(4, kernel_initializer=lambda *_: start) for _ in range(2)]
+    mc.Sequential(layers).build((None, 4), 0)
+    arrays = [layer.kernel.value for layer in layers]
+    assert not any(np.shares_memory(*pair) for pair in [arrays, (start, arrays[0])])
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\n", "\ud800", "a" * 201])
+def test_names_that_no_file_could_hold(name):
+    with pytest.raises(ValueError, match="`name` may be 200 printable characters long, got "):
+        mc.layers.Dense(3, name=name)
+
+
+def test_plans_say_what_they_lack():
+    graph, other = mc.Graph(), mc.Graph()
+    x = graph.placeholder("x", (None, 3), np.float32)
+    y = mc.relu(x)
+    with pytest.raises(ValueError, match=r"`fetches` must be of this graph; 'relu' is of another"):
+        other.plan([y])
+    plan, ctx = graph.plan([y]), mc.Context()
+    with pytest.raises(ValueError, match="`feeds` must give the array of the placeholder 'x'"):
+        plan.forward({}, ctx)
+    plan.forward({x: ones(2, 3)}, ctx)
+    with pytest.raises(ValueError, match="`loss` must be one of the fetched tensors, got Tensor"):
+        plan.backward(x, ctx)
+
+
+def test_tensors_of_integers_are_to_be_cast():
+    x = mc.Graph().placeholder("x", (None, 3), np.int32)
+    for function in (mc.sigmoid, mc.softmax, mc.tanh, mc.relu):
+        with pytest.raises(TypeError, match="float32 or float64 expected, got Tensor"):
+            function(x)
+
+
+def test_values_of_one_hot_that_its_type_cannot_hold():
+    for value, dtype in [(300, np.uint8), (0.5, np.int32), (-1, np.uint8)]:
+        with pytest.raises(ValueError, match=f"must be values of {np.dtype(dtype)}, got {value}"):
+            mc.one_hot([1], 3, on_value=value, dtype=dtype)
+
+
+def test_what_is_masked_is_not_taken_for_what_it_hides():
+    masked = np.ma.masked_array(ones(2, 3), mask=[[0, 0, 1]] * 2)
+    model = mc.Sequential([mc.layers.Dense(2)])
+    model.build((None, 3), 0)
+    with pytest.raises(TypeError, match=r"must not be masked: fill it first \(array.filled"):
+        model.predict(masked)
+    with pytest.raises(TypeError, match="`inputs` must be a NumPy array, got a masked array"):
+        model.forward(masked, mc.Context())
+
+
+@pytest.mark.parametrize("call", [
+    lambda number: mc.optimizers.SGD(number), lambda number: mc.layers.Dense(number),
+    lambda number: mc.layers.Conv2D(3, number), lambda number: mc.layers.Dropout(0.5, seed=number),
+    lambda number: mc.RunConfig(seed=number), lambda number: mc.Context(first_row=number),
+    lambda number: mc.layers.Dropout(number), lambda number: mc.one_hot([1], 3, on_value=number),
+])
+def test_integers_without_end(call):
+    for number in (10**400, 10**5000):  # no float; too many digits to print
+        with pytest.raises(ValueError, match=r"`\w+` must be .*got (inf|1000|<int object)"):
+            call(number)
+
+
+def test_a_pool_that_is_larger_than_its_positions_can_be_numbered():
+    with pytest.raises(ValueError, match=r"pool_size, height times width.* at most 2147483647"):
+        mc.layers.MaxPooling2D(100_000, padding="same")
+
+
+def test_a_stride_far_beyond_the_image_takes_no_memory():
+    conv = mc.layers.Conv2D(4, 3, strides=2**31 - 1, padding="same")
+    model = mc.Sequential([conv])
+    model.build((None, 8, 8, 1), 0)
+    assert model.predict(ones(1, 8, 8, 1)).shape == (1, 1, 1, 4)

@@ -38,13 +38,13 @@ EDGE = [
 # Lines of code (without blanks, comments and docstrings) that the rooms may have together.
 BUDGET = [
     (1900, ["kernels"]),
-    (710, ["layers"]),
+    (720, ["layers"]),
     (300, ["graph", "tensor"]),
-    (1300, ["estimator", "hooks"]),
-    (700, ["export", "plots", "distributed", "summaries", "images", "extras"]),
+    (1370, ["estimator", "hooks"]),
+    (715, ["export", "plots", "distributed", "summaries", "images", "extras"]),
 ]
-BUDGET_OF_THE_REST = 1650
-BUDGET_OF_ALL = 6250
+BUDGET_OF_THE_REST = 1690
+BUDGET_OF_ALL = 6500
 LINE_LENGTH = 100
 
 IMPORT_SECONDS = 0.15  # over `import numba`

@@ -9,6 +9,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 import minicnn as mc
+from minicnn.kernels import elementwise
 
 by_type = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
@@ -50,6 +51,35 @@ def test_the_loss_is_right_where_exp_overflows_or_vanishes(kind, dtype):
         tiny = np.finfo(dtype).smallest_subnormal
         relative = 16 * epsilon * max(1, np.log(1 / np.finfo(dtype).tiny))  # exp magnifies an error
         assert_allclose(mc.softmax(logits), probabilities.astype(float), rtol=relative, atol=tiny)
+
+
+@by_type
+def test_the_loss_is_right_for_the_largest_numbers(dtype):
+    most, nothing = np.finfo(dtype).max, -np.inf
+    for logits, label, expected in [
+        ([most, -most], 0, 0.0), ([0, nothing, 1], 0, np.log1p(np.e)),
+        ([0, nothing, np.nan], 0, np.nan),
+    ]:
+        with np.errstate(over="ignore"):
+            loss, gradient = mc.losses.softmax_cross_entropy_with_grad(
+                np.array([label]), np.array([logits], dtype)
+            )
+        assert_allclose(loss, expected, rtol=1e-6)
+        assert np.isnan(gradient).all() == np.isnan(expected)
+
+
+@by_type
+def test_sigmoid_is_right_where_it_vanishes(dtype):
+    x = np.array([-80, -40, -20, -15, -1, 0, 1, 20, -np.inf, np.inf, np.nan], dtype)
+    with np.errstate(over="ignore"):
+        expected = 1 / (1 + np.exp(-x.astype(np.float64)))
+    assert_allclose(mc.sigmoid(x), expected, rtol=4 * np.finfo(dtype).eps)
+
+
+def test_the_gradient_of_a_bias_is_right_for_many_rows():
+    dy, db = np.full((1_000_000, 3), 0.1, np.float32), np.empty(3, np.float32)
+    elementwise.sum_rows(dy, db)
+    assert_allclose(db, 1e5, rtol=1e-4)  # in one sum it would be off by 1e-2
 
 
 def test_a_probability_that_vanishes_costs_its_logits():

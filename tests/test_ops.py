@@ -87,6 +87,15 @@ def test_a_gradient_that_is_not_needed_is_none(make, shape):
     assert op.backward(np.ones_like(y), ctx, need_dx=False) is None
 
 
+@pytest.mark.parametrize("make", [ops.Relu, ops.Sigmoid, ops.Tanh, ops.Identity, ops.Softmax])
+def test_a_gradient_has_the_shape_and_the_type_of_the_output(make):
+    op, ctx, x = make(), mc.Context(), np.ones((3, 4), np.float32)
+    op.forward(x, ctx)
+    for dy in ("abc", x[:2], x.astype(np.float64)):
+        with pytest.raises((ValueError, TypeError), match="the gradient `dy` must be"):
+            op.backward(dy, ctx)
+
+
 @pytest.mark.parametrize("op", [ops.Argmax(1), ops.OneHot(3, 1, 0, -1, np.float32, None)])
 def test_ops_without_a_gradient_say_so(op):
     with pytest.raises(TypeError, match=f"{op.kind} has no gradient"):

@@ -27,7 +27,8 @@ _TAPS = 512  # of 16 filters, so that they fit into the first-level cache
 def fits(window: Window, channels: int) -> bool:
     """Return whether this is the way for such a convolution."""
     undilated = window.dilation_h == window.dilation_w == 1
-    return undilated and channels < _CHANNELS and window.taps * channels <= _TAPS
+    overlap = window.stride_h <= window.kernel_h and window.stride_w <= window.kernel_w
+    return undilated and overlap and channels < _CHANNELS and window.taps * channels <= _TAPS
 
 
 def forward(

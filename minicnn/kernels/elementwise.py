@@ -11,6 +11,7 @@ from minicnn.kernels.simd import pointer
 
 SPAN = 1 << 15  # elements of a chunk: far above the cost of handing it to a thread
 _COLUMNS = 1 << 13  # whose sums a chunk makes
+_ROWS = 256  # that are summed by themselves: in one long sum the rounding errors pile up
 
 
 def spans(size: int) -> int:
@@ -56,7 +57,7 @@ def mask_of(key: int, rate: float, dtype: Any) -> tuple[np.uint64, np.uint64, An
 
 def sum_rows(dy: np.ndarray, db: np.ndarray) -> None:
     """Write db (U,) = the sum of the rows of dy (N, U), added in order."""
-    parallel_for(_sum_rows, -(-db.size // _COLUMNS), (dy,), (db,))
+    parallel_for(_sum_rows, -(-db.size // _COLUMNS), (dy,), (db,), scratch=_COLUMNS)
 
 
 @kernel
@@ -104,10 +105,15 @@ def _mix(z):
 def _sum_rows(chunk, scratch, dy, db):
     first = chunk * _COLUMNS
     count = min(_COLUMNS, db.size - first)
-    total = pointer(db, first)
+    total, part = pointer(db, first), pointer(scratch, 0)
     for u in range(count):
         total[u] = 0
-    for r in range(dy.shape[0]):
-        row = pointer(dy, r * db.size + first)
+    for begin in range(0, dy.shape[0], _ROWS):
         for u in range(count):
-            total[u] += row[u]
+            part[u] = 0
+        for r in range(begin, min(begin + _ROWS, dy.shape[0])):
+            row = pointer(dy, r * db.size + first)
+            for u in range(count):
+                part[u] += row[u]
+        for u in range(count):
+            total[u] += part[u]

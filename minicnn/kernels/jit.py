@@ -92,7 +92,8 @@ def _make_robust(cache: Any) -> None:
         except Exception as error:  # a full disk, say
             _say_once_that_nothing_is_cached(f" ({error})")
 
-    file.save, cache.load_overload, cache.save_overload = save_by_key, load_if_whole, save_if_possible
+    file.save, cache.save_overload = save_by_key, save_if_possible
+    cache.load_overload = load_if_whole
 
 
 def _say_what_is_compiled(dispatcher: Any) -> None:

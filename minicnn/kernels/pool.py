@@ -10,6 +10,7 @@ chunk, and leaves the workers free. Python looks for signals after a call, where
 and where a loop goes round: what a Ctrl-C must not tear apart has no such place inside.
 """
 
+import contextlib
 import itertools
 import math
 import os
@@ -224,12 +225,11 @@ class _Workers:
             job.wait()
         except BaseException:
             job.chunks = 0  # KeyboardInterrupt, say: the others end after the chunk in hand
-            while True:
-                try:
+            waiting = True
+            while waiting:
+                with contextlib.suppress(KeyboardInterrupt):  # one more: the first is on its way
                     job.wait()
-                    break
-                except KeyboardInterrupt:  # one more; it is being raised already
-                    pass
+                    waiting = False
             raise
         for error in job.ended:
             if error is not None:

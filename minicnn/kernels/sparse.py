@@ -10,7 +10,7 @@ over a list reads whole vectors and keeps its results in registers:
     dx[n] += value * w[:, j at offset]               one list for each row n
 
 A gradient of exactly zero contributes nothing, also where it meets infinity or NaN. One that is NaN
-may also reach pixels beside its window, where a run is filled up.
+or infinite may also reach pixels beside its window, where a run is filled up.
 
 Layouts in scratch. Channels come in blocks of 16, so that the padded image of one block stays in
 the first-level cache and the KW taps of one row of the window are one run of KW * 16 elements. With
@@ -46,6 +46,7 @@ _BLOCK = 16  # channels
 _LANES = 8
 DEAD = 4  # the code of an output that ReLU has set to zero
 _SIDE = 64  # units, and inputs, of a block of a dense layer
+_MOST_ROWS = 4096  # of a dense layer's gradients: its lists take 64 places a row
 _MOST_LIVING = 0.6  # share of a dense layer's gradients; above it the packed product is faster
 
 
@@ -122,7 +123,7 @@ def dense(
     x, dx (N, D)   w, dw (D, U)   dy (N, U)
     """
     (n, units), inputs = dy.shape, x.shape[1]
-    if np.count_nonzero(dy) > _MOST_LIVING * dy.size:
+    if n > _MOST_ROWS or np.count_nonzero(dy) > _MOST_LIVING * dy.size:
         return False
     blocks = -(-units // _SIDE)
     of_unit = np.empty((2, blocks * _SIDE, n), np.float32)  # offsets (as int32) and values

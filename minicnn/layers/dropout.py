@@ -97,7 +97,7 @@ class Dropout(Layer):
             rest = tuple(size or 1 for size in self.noise_shape[1:])
             mask = np.ones((len(x) if by_row else 1, *rest), x.dtype)
             elementwise.dropout(mask, mask, key, self.rate, ctx.first_row if by_row else 0)
-            return x * mask
+            return np.multiply(x, mask, out=np.zeros_like(x), where=mask != 0)
         y = ctx.empty(self, role, x.shape, x.dtype)
         elementwise.dropout(x, y, key, self.rate, ctx.first_row)
         return y

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from minicnn import checks
+from minicnn import checks, initializers
 from minicnn.parameter import Parameter
 from minicnn.tensor import Op, Shape, Tensor, apply, parts
 
@@ -56,16 +56,13 @@ class Layer(Op):
 
     dims = "(N, ...)"  # how the axes of the input are called in errors
     rank: int | None = None  # how many axes the input has; None is any number
+    input_shape: Shape | None = None  # these two `build` sets
+    dtype: np.dtype[Any] | None = None
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if "build" in vars(cls):
             cls.build = _whole_or_not_at_all(cls.build)  # type: ignore[method-assign]
-
-    def __init__(self, name: str | None = None) -> None:
-        super().__init__(name)
-        self.input_shape: Shape | None = None
-        self.dtype: np.dtype[Any] | None = None
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
         """Note the shape and the type of the inputs, and check them.
@@ -112,12 +109,15 @@ class Layer(Op):
         """Return a new parameter with the values that the layer's initializer for it draws."""
         checks.room(shape, f"{self.label}: `{name}`")
         argument = f"{name}_initializer"
-        value = checks.array(getattr(self, argument)(shape, rng, self.dtype), argument)
+        initializer = getattr(self, argument)
+        value = checks.array(initializer(shape, rng, self.dtype), argument)
         if value.shape != shape:
             raise ValueError(
                 f"{self.label}: `{name}_initializer` must return the shape {shape}, got "
                 f"{checks.describe(value)}"
             )
+        if getattr(initializer, "__module__", None) != initializers.__name__:
+            value = value.copy()  # a user's may keep its array, or give it to two layers
         return self.add_parameter(name, value, trainable)
 
     def build_activation(self, shape: Shape, rng: Any) -> Shape:
@@ -132,7 +132,7 @@ class Layer(Op):
                 f"{self.label}: call build(input_shape, rng) before forward, for example "
                 f"build({(None, *np.shape(x)[1:])}, rng=0)"
             )
-        if not isinstance(x, np.ndarray):
+        if not isinstance(x, np.ndarray) or isinstance(x, np.ma.MaskedArray):
             raise TypeError(
                 f"{self.label}: `inputs` must be a NumPy array, got {checks.describe(x)}"
             )

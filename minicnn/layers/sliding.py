@@ -1,5 +1,6 @@
 """What convolution and pooling share: a window that slides over images, and the data formats."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ class SlidingLayer(Layer):
     ) -> None:
         super().__init__(name)
         self.size = checks.pair(size, size_name)
+        checks.integer(math.prod(self.size), f"{size_name}, height times width", 1, checks.MOST)
         self.strides = checks.pair(strides, "strides")
         self.padding = checks.choice(padding, "padding", checks.PADDINGS)
         self.data_format = checks.choice(data_format, "data_format", checks.DATA_FORMATS)
@@ -42,9 +44,8 @@ class SlidingLayer(Layer):
         if window.out_h < 1 or window.out_w < 1:
             raise ValueError(
                 f"{self.label}: a window of {self.size} (dilated {self.dilation_rate}) does not "
-                "fit "
-                f"into images of {(height, width)} with padding 'valid'; use padding='same', a "
-                "smaller window or larger images"
+                f"fit into images of {(height, width)} with padding 'valid'; use padding='same', "
+                "a smaller window or larger images"
             )
         return window, channels
 

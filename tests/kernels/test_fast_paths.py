@@ -270,6 +270,12 @@ def test_threads_do_not_change_bits_of_dense_gradients(by_threads):
         assert_same_bits(*results)
 
 
+def test_lists_of_very_many_rows_would_take_too_much_memory():
+    (x, dy), w = (np.zeros((5000, n), np.float32) for n in (2, 3)), np.zeros((2, 3), np.float32)
+    assert not sparse.dense(x, dy, w, w.copy(), None)
+    assert sparse.dense(x[:4000], dy[:4000], w, w.copy(), None)
+
+
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("per_row", [1, 3])  # rows of the matrix that are one row of the batch

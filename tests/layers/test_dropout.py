@@ -143,6 +143,15 @@ def test_noise_shape_drops_together_what_has_size_one(noise_shape, axes):
     assert_array_equal(layer.backward(dy, ctx), np.where(mask, 2 * dy, 0))
 
 
+@pytest.mark.parametrize("noise_shape", [None, (None, 1)])
+def test_what_is_dropped_is_zero_and_what_is_kept_stays_nan(noise_shape):
+    layer = built((3,), 0.5, noise_shape=noise_shape)
+    mask = kept(layer, 50)
+    for value in (np.nan, np.inf):
+        y = layer.forward(np.full((50, 3), value, np.float32), training())
+        assert_array_equal(y, np.where(mask, np.float32(value), 0))
+
+
 def test_a_mask_for_all_rows_is_the_same_for_every_part_of_a_batch():
     layer = built((100,), 0.5, noise_shape=(1, 100))
     assert_array_equal(kept(layer, 3, first_row=15), kept(layer, 3))
