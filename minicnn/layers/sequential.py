@@ -22,7 +22,8 @@ class Sequential(Layer):
     name : str, optional
     fuse : bool
         Whether neighbours that can be computed in one pass are. The values are the same within
-        the tolerance of the type.
+        the tolerance of the type, relative to the largest output around. Where an input is
+        infinite, a gradient may be finite in place of NaN: what is exactly zero is skipped.
 
     Examples
     --------
