@@ -43,11 +43,7 @@ def save_safetensors(model: Any, path: str | Path) -> None:
         arrays = {name: model.get_variable_value(name) for name in model.get_variable_names()}
     else:
         arrays = {name: parameter.value for name, parameter in parameters_of(model).items()}
-    metadata = {
-        "format": "minicnn",
-        "minicnn_version": minicnn.__version__,
-        "layout": _LAYOUT,
-    }
+    metadata = {"format": "minicnn", "minicnn_version": minicnn.__version__, "layout": _LAYOUT}
     data = require("safetensors.numpy", "safetensors").save(arrays, metadata)
     with replacing(path) as file:
         file.write(data)
@@ -81,14 +77,28 @@ def load_safetensors(model: Any, path: str | Path) -> None:
     >>> mc.export.load_safetensors(model, path)
     """
     path = checks.path(path, "path")
-    fill(parameters_of(model), _read(path), path)
+    fill(parameters_of(model), _open(path), path)
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
+class _Array:
+    """An array of a file, of which only the header has been read until NumPy asks for the rest."""
+
+    def __init__(self, file: Any, name: str) -> None:
+        header = file.get_slice(name)
+        self.shape, code = tuple(header.get_shape()), header.get_dtype()  # such as F32
+        self.dtype = np.dtype("?" if code == "BOOL" else f"{code[0].lower()}{int(code[1:]) // 8}")
+        self._file, self._name = file, name
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self._file.get_tensor(self._name), dtype)
+
+
+def _open(path: Path) -> dict[str, Any]:
     """Return the arrays of a file by name; ValueError where it is no safetensors file."""
-    load = require("safetensors.numpy", "safetensors").load
-    data = path.read_bytes()
+    safe_open = require("safetensors", "safetensors").safe_open
+    path.open("rb").close()  # for the errors of Python where it cannot be read
     try:
-        return load(data)
-    except Exception as error:  # whatever damaged bytes make of the header and the arrays
+        file = safe_open(path, "numpy")  # maps it
+        return {name: _Array(file, name) for name in sorted(file.keys())}
+    except Exception as error:  # whatever damaged bytes make of the header
         raise ValueError(f"{path} is no safetensors file of NumPy's types ({error})") from error

@@ -1,8 +1,10 @@
 """Tests of minicnn.export.safetensors: weights go out and come back, and damage is an error."""
 
 import json
+import math
 import struct
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +132,48 @@ def test_a_truncated_file_is_refused(path, share):
     assert_refused(path, str(path), "no safetensors file")
 
 
+def peak_of(call, *arguments):
+    tracemalloc.start()
+    try:
+        call(*arguments)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def write_sparse(path, arrays):
+    """Write a header for arrays of float32 by name and shape, and no more behind it than a hole."""
+    header, end = {}, 0
+    for name, shape in arrays.items():
+        start, end = end, end + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(file.tell() + end)
+
+
+def test_a_large_file_of_another_kind_is_not_read(path):
+    with path.open("wb") as file:
+        file.truncate(1 << 28)
+    assert peak_of(assert_refused, path, str(path), "no safetensors file") < 2e6
+
+
+def test_arrays_that_the_model_has_no_room_for_are_not_read(path):
+    shapes = {name: array.shape for name, array in values_of(make_model()).items()}
+    write_sparse(path, shapes | {"more": (1 << 13, 1 << 13)})
+    assert peak_of(assert_refused, path, str(path), "more: ", "no such parameter") < 2e6
+    write_sparse(path, shapes | {"dense/kernel": (1 << 13, 1 << 13)})
+    assert peak_of(assert_refused, path, str(path), "dense/kernel", "(8192, 8192)") < 2e6
+
+
+def test_one_array_is_read_at_a_time(path):
+    model = mc.Sequential([mc.layers.Dense(512, use_bias=False) for _ in range(8)])
+    model.build((None, 512), rng=0)
+    mc.export.save_safetensors(model, path)
+    assert peak_of(mc.export.load_safetensors, model, path) < path.stat().st_size / 2
+
+
 def test_a_model_that_is_not_built_has_no_weights(path):
     for model in (mc.layers.Dense(3), None):
         with pytest.raises(ValueError, match=r"no parameters.*call build first"):
@@ -151,7 +195,8 @@ def test_a_failed_save_leaves_the_file_before(path, monkeypatch):
 
 
 def test_without_safetensors_an_error_says_what_to_install(path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    for name in ("safetensors", "safetensors.numpy"):
+        monkeypatch.setitem(sys.modules, name, None)
     for call in (mc.export.save_safetensors, mc.export.load_safetensors):
         with pytest.raises(ImportError, match=r'pip install -e "\.\[safetensors\]"'):
             call(make_model(), path)
