@@ -7,7 +7,7 @@ readers too.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ def learning_curve(source: str | Path | Sequence[Mapping[str, Any]]) -> Any:
     ----------
     source : str, Path or list of dict
         The model_dir of an Estimator, whose ``evaluations.jsonl`` is read; or records as they
-        stand there: a "global_step" and numbers.
+        stand there: a "global_step" and numbers. What is None or NaN is left out, and so is a
+        last line that a killed run has left half-written.
 
     Returns
     -------
@@ -41,7 +42,7 @@ def learning_curve(source: str | Path | Sequence[Mapping[str, Any]]) -> Any:
     Raises
     ------
     ValueError
-        If there is no evaluation.
+        If there is no evaluation, or a line of the file is none.
 
     Examples
     --------
@@ -50,31 +51,45 @@ def learning_curve(source: str | Path | Sequence[Mapping[str, Any]]) -> Any:
     >>> mc.plots.learning_curve(records).savefig("learning_curve.png")
     """
     if isinstance(source, str | Path):
-        path = checks.path(source, "source") / "evaluations.jsonl"
-        lines = path.read_text().splitlines() if path.is_file() else []
-        source = [json.loads(line) for line in lines]
-    for record in checks.sequence(source, "source", "records"):
-        checks.instance(record, Mapping, "source", "a folder, or a list of dicts")
-        for value in (record.get("global_step"), *record.values()):
-            checks.instance(value, int | float, "source", 'numbers by name, one the "global_step"')
-    names = sorted({name for record in source for name in record} - {"global_step"})
-    if not names:
+        records = list(_read_lines(checks.path(source, "source") / "evaluations.jsonl"))
+    else:
+        records = [("source", record) for record in checks.sequence(source, "source", "records")]
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for place, record in records:
+        checks.instance(record, Mapping, place, "numbers by name")
+        step = checks.number(record.get("global_step"), f"{place}: global_step")
+        for name in record.keys() - {"global_step"}:
+            value = checks.instance(record[name], int | float | None, place, "numbers by name")
+            if value is not None and not math.isnan(value):
+                curves.setdefault(name, []).append((step, value))
+    if not curves:
         raise ValueError(
             f"`source` must hold at least one evaluation, got none in {describe(source)}; call "
             "Estimator.evaluate, or fit with a ValidationMonitor"
         )
-    figure = _figure(4.6 * len(names), 3.4)
-    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        points = [(record["global_step"], record[name]) for record in source if name in record]
+    figure = _figure(4.6 * len(curves), 3.4)
+    panels = figure.subplots(1, len(curves), squeeze=False)[0]
+    for axes, (name, points) in zip(panels, sorted(curves.items()), strict=True):
         points.sort(key=lambda point: point[0])
         axes.plot(*zip(*points, strict=True), color=_BLUE, marker="o", markersize=4)
-        axes.set_title(f"{name} {points[-1][1]:.4f} after {points[-1][0]:,} steps")
+        axes.set_title(f"{name} {points[-1][1]:.4f} after {points[-1][0]:,.0f} steps")
         axes.set(xlabel="training (steps)", ylabel=_UNITS.get(name, name))
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.locator_params(axis="x", nbins=5)  # so that long numbers do not meet
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="0.9")
     return figure
+
+
+def _read_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the records of a file, each with its place; the last line may be half-written."""
+    lines = path.read_bytes().split(b"\n") if path.is_file() else []
+    for n, line in enumerate(lines, 1):
+        try:
+            yield f"{path}, line {n}", json.loads(line)
+        except (ValueError, RecursionError) as error:
+            if n < len(lines):
+                raise ValueError(f"{path}, line {n} is no JSON; delete {describe(line)}") from error
 
 
 def confusion_matrix(labels: ArrayLike, predictions: ArrayLike) -> Any:

@@ -82,6 +82,45 @@ def test_learning_curve_without_evaluations(source, tmp_path, monkeypatch):
         plots.learning_curve(source)
 
 
+def test_learning_curve_passes_over_a_last_line_that_is_half_written(tmp_path):
+    whole = json.dumps(RECORDS[1]).encode() + b"\n" + json.dumps(RECORDS[2]).encode()
+    for last, steps in ((b"", [100, 200]), (b'\n{"global_step": 300, "lo', [100, 200])):
+        (tmp_path / "evaluations.jsonl").write_bytes(whole + last)
+        _, loss = plots.learning_curve(tmp_path).axes
+        assert loss.lines[0].get_xdata().tolist() == steps
+
+
+@pytest.mark.parametrize(
+    "line", [b'{"global_step": 1, "lo{}', b"", b"\xff{}", b"[" * 9999],
+    ids=["half", "blank", "not UTF-8", "too deep"],
+)
+def test_learning_curve_names_a_line_that_is_no_json(tmp_path, line):
+    (tmp_path / "evaluations.jsonl").write_bytes(b'{"global_step": 1}\n' + line + b"\n")
+    with pytest.raises(ValueError, match=r"evaluations\.jsonl, line 2 is no JSON; delete b"):
+        plots.learning_curve(tmp_path)
+
+
+@pytest.mark.parametrize("line", ["[1]", '{"loss": 1}', '{"global_step": 1, "loss": "1"}',
+                                  '{"global_step": NaN, "loss": 1}'])
+def test_learning_curve_names_a_line_that_is_no_evaluation(tmp_path, line):
+    (tmp_path / "evaluations.jsonl").write_text(line + "\n")
+    with pytest.raises((TypeError, ValueError), match=r"evaluations\.jsonl, line 1.* must be"):
+        plots.learning_curve(tmp_path)
+
+
+def test_learning_curve_leaves_out_what_is_no_number():
+    more = {"global_step": 400, "accuracy": None, "loss": float("nan"), "never": None}
+    accuracy, loss = plots.learning_curve([*RECORDS, more]).axes
+    assert accuracy.get_title() == "accuracy 0.7500 after 300 steps"
+    assert loss.lines[0].get_xdata().tolist() == [100, 200, 300]
+    with pytest.raises(ValueError, match="at least one evaluation"):
+        plots.learning_curve([{"global_step": 1, "loss": None}])
+
+
+def test_learning_curve_of_a_generator():
+    assert len(plots.learning_curve(record for record in RECORDS).axes) == 2
+
+
 # Confusion matrix ---------------------------------------------------------------------------------
 
 
