@@ -160,13 +160,12 @@ def filters(kernel: ArrayLike) -> Any:
     >>> mc.plots.filters(kernel).savefig("filters.png")
     """
     grid = filter_grid(kernel)
-    kernel = np.asarray(kernel)
+    kernel = np.asarray(kernel, np.float64)
     title = f"{kernel.shape[3]} filters of {kernel.shape[0]} x {kernel.shape[1]} weights"
     if grid.ndim == 3:
         return _grid_figure(np.nan_to_num(grid, nan=1.0), title)
-    most = float(np.abs(kernel).max()) or 1.0
-    grid = (2 * grid - 1) * most
-    return _grid_figure(grid, title, "weight", cmap="RdBu_r", vmin=-most, vmax=most)
+    top = float(np.abs(kernel).max()) or 1.0
+    return _grid_figure((2 * grid - 1) * top, title, "weight", cmap="RdBu_r", vmin=-top, vmax=top)
 
 
 def feature_maps(activations: ArrayLike) -> Any:
@@ -292,14 +291,14 @@ def filter_grid(kernel: ArrayLike) -> np.ndarray:
     >>> filter_grid(np.array([-2.0, 1.0]).reshape(1, 1, 1, 2))
     array([[0.  ,  nan, 0.75]])
     """
-    kernel = array(kernel, "kernel")
+    kernel = array(kernel, "kernel").astype(np.float64)  # where a small type would overflow
     if kernel.ndim != 4 or kernel.shape[2] not in (1, 3) or not kernel.size:
         raise ValueError(
             "`kernel` must be (height, width, 1 or 3 channels, filters), got "
             f"{describe(kernel)}; take one channel of a deeper layer: kernel[:, :, :1]"
         )
     patterns = np.moveaxis(kernel, 3, 0)  # (F, KH, KW, C)
-    patterns = 0.5 + patterns / (2 * (np.abs(kernel).max() or 1))
+    patterns = 0.5 + patterns / (np.abs(kernel).max() or 1) / 2
     return _grid(patterns[..., 0] if kernel.shape[2] == 1 else patterns)
 
 

@@ -192,6 +192,15 @@ def test_filters_that_are_all_zero():
     assert image_of(plots.filters(np.zeros((2, 2, 1, 1))).axes[0]).tolist() == [[0, 0], [0, 0]]
 
 
+@pytest.mark.parametrize("value, dtype", [(200, np.uint8), (-128, np.int8), (6e4, np.float16)])
+def test_filters_of_a_type_that_would_overflow(value, dtype):
+    kernel = np.array([0, value], dtype).reshape(1, 1, 1, 2)
+    grid = plots.filter_grid(kernel)
+    np.testing.assert_array_equal(grid, [[0.5, np.nan, value > 0]])
+    low, high = plots.filters(kernel).axes[0].get_images()[0].get_clim()
+    assert -low == high == abs(value)
+
+
 @pytest.mark.parametrize("shape", [(5, 5, 2, 8), (5, 5, 32)])
 def test_filters_refuses_other_forms(shape):
     with pytest.raises(ValueError, match=r"`kernel` must be .*kernel\[:, :, :1\]"):
