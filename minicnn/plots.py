@@ -238,12 +238,12 @@ def worst_mistakes(
     """
     images, labels = array(images, "images"), array(labels, "labels", "iu", "an array of integers")
     chances = array(probabilities, "probabilities")
-    rows_fit = images.shape[:1] == labels.shape == chances.shape[:1]
-    if not rows_fit or images.ndim not in (3, 4) or chances.ndim != 2:
+    rows_fit = images.shape[:1] == labels.shape == chances.shape[:-1]
+    if not rows_fit or images.ndim < 3 or images.shape[3:] not in ((), (1,), (3,)):
         raise ValueError(
-            "`images` (N, height, width), `labels` (N,) and `probabilities` (N, classes) must "
-            f"fit, got shapes {images.shape}, {labels.shape} and {chances.shape}; reshape flat "
-            "images first"
+            "`images` (N, height, width) or (N, height, width, 1 or 3), `labels` (N,) and "
+            f"`probabilities` (N, classes) must fit, got shapes {images.shape}, {labels.shape} and "
+            f"{chances.shape}; reshape flat images, take 1 or 3 channels of others: images[..., :1]"
         )
     check_labels(labels, chances.shape[1], "`labels`")
     guesses = chances.argmax(axis=1)
@@ -259,7 +259,7 @@ def worst_mistakes(
         axes.set_axis_off()
     for axes, index in zip(panels, worst, strict=False):  # the last row may not be full
         guess = guesses[index]
-        axes.imshow(images[index].squeeze(), cmap="gray_r", vmin=0, vmax=1)
+        axes.imshow(images[index], cmap="gray_r", vmin=0, vmax=1)
         axes.set_title(
             f"{guess}, not {labels[index]}\n{chances[index, guess]:.0%} sure", fontsize=8
         )

@@ -228,7 +228,9 @@ def test_feature_maps_refuses_a_batch():
 # Worst mistakes -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", [(2, 2), (2, 2, 1), (2, 2, 3)])
+@pytest.mark.parametrize(
+    "form", [(2, 2), (2, 2, 1), (2, 2, 3), (1, 5), (5, 1), (1, 5, 1), (1, 1, 3)]
+)
 def test_worst_mistakes_come_in_order(form):
     images = np.ones((5, *form)) * np.arange(5).reshape(5, *[1] * len(form)) / 4
     labels = np.array([0, 0, 1, 1, 2])
@@ -252,7 +254,9 @@ def test_worst_mistakes_of_a_model_without():
 
 @pytest.mark.parametrize(
     ("images", "labels", "probabilities"),
-    [((2, 9), 2, (2, 3)), ((2, 3, 3), 3, (2, 3)), ((2, 3, 3), 2, (3, 3)), ((2, 3, 3), 2, (2,))],
+    [((2, 9), 2, (2, 3)), ((2, 3, 3, 2), 2, (2, 3)), ((2, 3, 3, 5), 2, (2, 3)),
+     ((2, 3, 3, 1, 1), 2, (2, 3)), ((2, 3, 3), 3, (2, 3)), ((2, 3, 3), 2, (3, 3)),
+     ((2, 3, 3), 2, (2,))],
 )
 def test_worst_mistakes_refuses_arrays_that_do_not_fit(images, labels, probabilities):
     with pytest.raises(ValueError, match="must fit, got shapes"):
