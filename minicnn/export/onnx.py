@@ -50,7 +50,8 @@ def to_onnx(model: Any, path: str | Path, x: Any = None, softmax: bool = False) 
     Raises
     ------
     ValueError, TypeError
-        If the model is not built, or holds what cannot be exported; the error names it.
+        If the model is not built, is larger than 2 GiB, or holds what cannot be exported; the
+        error names it.
 
     Notes
     -----
@@ -71,6 +72,12 @@ def to_onnx(model: Any, path: str | Path, x: Any = None, softmax: bool = False) 
     onnx = require("onnx", "onnx")
     trace = _trace_estimator if isinstance(model, Estimator) else _trace_layer
     graph, outputs = trace(model, x, softmax)
+    size = sum(parameter.value.nbytes for parameter in graph.parameters.values())
+    if size > onnx.checker.MAXIMUM_PROTOBUF - 2**20:  # all else needs less
+        raise ValueError(
+            f"`model` has {size:,} bytes of weights, but one ONNX file holds at most 2 GiB; write "
+            "them with save_safetensors or save_weights"
+        )
     file = _File(onnx, outputs)
     inputs = [tensor for tensor in graph.tensors.values() if tensor.op is None]
     values = {tensor: _Value(file.unique(tensor.name)) for tensor in inputs}

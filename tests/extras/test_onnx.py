@@ -390,6 +390,18 @@ def test_a_model_must_be_built(path, model):
         mc.export.to_onnx(model, path)
 
 
+def test_a_model_larger_than_a_file_can_be_is_refused(tmp_path, monkeypatch):
+    path, layer = tmp_path / "model.onnx", built(lambda: Dense(10), (50,))[0]
+    bytes_of_weights = 4 * (50 * 10 + 10)
+    monkeypatch.setattr(onnx.checker, "MAXIMUM_PROTOBUF", bytes_of_weights + 2**20)
+    assert_exported(layer, path, numbers((3, 50)))
+    before = path.read_bytes()
+    monkeypatch.setattr(onnx.checker, "MAXIMUM_PROTOBUF", bytes_of_weights + 2**20 - 1)
+    with pytest.raises(ValueError, match=r"`model` has 2,040 bytes.* at most 2 GiB; .*save_"):
+        mc.export.to_onnx(layer, path)
+    assert path.read_bytes() == before
+
+
 def test_arguments_that_do_not_fit(path, tmp_path):
     def predict(features):
         logits = mc.layers.dense(features, units=3)
