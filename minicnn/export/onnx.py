@@ -132,8 +132,10 @@ def _trace_layer(model: Any, x: Any, softmax: bool) -> tuple[Graph, dict[str, Te
         if isinstance(part, layers.Sequential) and type(part).forward != layers.Sequential.forward:
             raise ValueError(_refusal(part))
     graph = Graph()
-    # A copy, for a graph names what it takes in.
-    outputs = copy.deepcopy(model)(graph.placeholder("inputs", model.input_shape, model.dtype))
+    name = checks.unique("inputs", [part.label for part in parts(model)])  # of no layer
+    inputs = graph.placeholder(name, model.input_shape, model.dtype)
+    outputs = copy.deepcopy(model)(inputs)  # a copy, for a graph names what it takes in
+    inputs.name = "inputs"
     return graph, {"outputs": ops.softmax(outputs) if softmax else outputs}
 
 

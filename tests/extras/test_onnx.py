@@ -390,6 +390,16 @@ def test_a_model_must_be_built(path, model):
         mc.export.to_onnx(model, path)
 
 
+@pytest.mark.parametrize("make", [
+    lambda: Dense(3, name="inputs"),
+    lambda: Sequential([Sequential([Dense(3, name="inputs")]), Dense(3, name="inputs_1")]),
+    lambda: Sequential([Dense(3, name="outputs", activation="relu")]),
+])
+def test_a_layer_may_be_called_like_an_input_or_output(path, make):
+    model, _ = built(make, (4,))
+    assert_exported(model, path, numbers((3, 4)))
+
+
 def test_a_model_larger_than_a_file_can_be_is_refused(tmp_path, monkeypatch):
     path, layer = tmp_path / "model.onnx", built(lambda: Dense(10), (50,))[0]
     bytes_of_weights = 4 * (50 * 10 + 10)
