@@ -164,4 +164,5 @@ def _class_numbers(values: ArrayLike, name: str) -> np.ndarray:
             f"`{name}` must be integers, got {classes.dtype}; pass the class numbers: argmax over "
             "axis 1 of the probabilities, or astype(int)"
         )
+    integer(int(classes.max()), name, -(2**63), 2**63 - 1)  # a larger uint64 would wrap around
     return classes.astype(np.int64)

@@ -43,6 +43,15 @@ def test_many_classes_do_not_overflow_the_type_of_the_labels():
     assert matrix.sum() == 2
 
 
+def test_a_class_beyond_int64_does_not_become_another():
+    big = np.array([2**64 - 1], np.uint64)
+    with pytest.raises(ValueError, match=r"`labels` must .* got 18446744073709551615"):
+        accuracy(big, [-1])
+    with pytest.raises(ValueError, match="`predictions` must"):
+        confusion_matrix([0], big)
+    assert accuracy(big >> 1, [2**63 - 1]) == 1
+
+
 def test_results_are_python_floats():
     for result in (accuracy([1], [1]), accuracy([1], [0], [2]), mean([1]), mean([1], [2])):
         assert type(result) is float
