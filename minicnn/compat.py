@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from minicnn import hooks, layers, losses, metrics, ops, summaries
+from minicnn import checks, hooks, layers, losses, metrics, ops, summaries
 from minicnn.datasets import load_dataset
 from minicnn.estimator import Estimator, MetricSpec, ModeKeys, ModelFnOps, RunConfig
 from minicnn.train_op import optimize_loss
@@ -42,7 +42,7 @@ def _set_verbosity(level: int) -> None:
 
 def _run(main: Callable[..., Any] | None = None, argv: list[str] | None = None) -> None:
     """Call main(argv) and exit with what it returns."""
-    function = main or sys.modules["__main__"].main
+    function = checks.function(main or getattr(sys.modules["__main__"], "main", None), "main")
     sys.exit(function(sys.argv if argv is None else argv))
 
 

@@ -232,6 +232,13 @@ def test_app_run_exits_with_what_main_returns(result, monkeypatch):
     assert seen == [["program", "--flag"], ["other"], ["program", "--flag"]]
 
 
+@pytest.mark.parametrize("main", [3, "main", None])
+def test_app_run_needs_a_function(main, monkeypatch):
+    monkeypatch.delattr(sys.modules["__main__"], "main", raising=False)
+    with pytest.raises(TypeError, match=f"`main` must be a function.*, got {main!r}"):
+        tf.app.run(main=main)
+
+
 def test_get_global_step_needs_no_session():
     x = mc.Graph().placeholder("x", (None, 3), np.float32)
     loss = tf.losses.softmax_cross_entropy(tf.nn.softmax(x), x)

@@ -437,6 +437,7 @@ def test_validation_size_may_be_zero(tmp_path):
         ({"name": "cifar10"}, ValueError, "\"mnist\".* folder .*'cifar10'"),
         ({"name": Path("mnist")}, ValueError, "folder .*'mnist'"),
         ({"name": 10}, TypeError, "not 'int'|PathLike"),
+        ({"name": np.array(["a", "b"])}, TypeError, r"`name` must be a path.* shape \(2,\)"),
         ({"validation_size": -1}, ValueError, "`validation_size` must .* at least 0, got -1"),
         ({"validation_size": 0.1}, ValueError, "`validation_size` must be an integer .*, got 0.1"),
         ({"seed": -1}, ValueError, "`seed` must .* at least 0, got -1"),

@@ -77,7 +77,7 @@ def load_dataset(
     >>> images.shape, labels.shape
     ((100, 784), (100, 10))
     """
-    shipped = name == "mnist"
+    shipped = isinstance(name, str) and name == "mnist"
     folder = resources.files(__package__) / "data" if shipped else path(name, "name")
     if not folder.is_dir():
         raise ValueError(
