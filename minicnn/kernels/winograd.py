@@ -13,9 +13,9 @@ A 4x4 tile is four windows of a 2x2 max pooling, so bias, ReLU and pooling are d
 before it leaves the cache, and the unpooled image never exists.
 
 The matrices are those of Toom and Cook for the points 0, 1, -1, 2, -2, (1/2, -1/2,) infinity. In
-float32 the result differs from the direct sum by some 2e-6 of the largest output of its tile, and by
-up to 2e-5 of it where one input is far above the others; inputs above 1e36 overflow. Where all of a
-patch is zero that would be a residue in place of zero, through which ReLU lets a gradient pass
+float32 the result differs from the direct sum by some 2e-6 of the largest output of its tile, and
+by up to 2e-5 of it where one input is far above the others; inputs above 1e36 overflow. Where all
+of a patch is zero that would be a residue in place of zero, through which ReLU lets a gradient pass
 (half of an MNIST image is blank), so such outputs are set to zero. NaN and infinity in one input
 reach all outputs of the tiles that read it.
 
