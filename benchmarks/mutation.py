@@ -24,6 +24,7 @@ DEADLINE = 600  # seconds that the tests of one change may take; one that hangs 
 
 # What pytest gets; the fewest tests that should notice.
 ACTIVATION = "tests/layers/test_activation.py"
+BAD_INPUT = "tests/test_bad_input.py"
 CONFORMANCE = "tests/layers/test_conformance.py"
 CONV = "tests/kernels/test_conv.py"
 CONV2D = "tests/layers/test_conv2d.py"
@@ -37,9 +38,11 @@ FUSION = "tests/layers/test_fusion.py"
 GEMM = "tests/kernels/test_gemm.py"
 GRAPH = "tests/test_graph.py"
 INITIALIZERS = "tests/test_initializers.py"
+JIT = "tests/kernels/test_jit.py"
 LOSSES = "tests/test_losses.py"
 MAX_POOLING = "tests/layers/test_max_pooling2d.py"
 METRICS = "tests/test_metrics.py"
+NUMBERS = "tests/test_numbers.py"
 OPS = "tests/test_ops.py"
 OPTIMIZERS = "tests/test_optimizers.py"
 POOL = "tests/kernels/test_pool.py"
@@ -73,7 +76,12 @@ MUTATIONS = [
     ("mask of the first rows for every batch", "layers/dropout.py",
      "ctx.first_row if by_row else 0", "0", DROPOUT),
     ("wrong scale", "layers/dropout.py",
-     "return x * mask", "return x * (mask > 0)", DROPOUT),
+     "np.multiply(x, mask, out", "np.multiply(x, 1, out", DROPOUT),
+    ("NaN is not dropped", "layers/dropout.py", ", where=mask != 0)", ")", DROPOUT),
+    ("two layers train one array of an initializer", "layers/layer.py",
+     "value = value.copy()", "pass", f"{BAD_INPUT} -k initializer_keeps"),
+    ("a build that fails leaves what is inside built", "layers/layer.py",
+     "for op in parts(self)]", "for op in [self]]", f"{CONFORMANCE} -k fails_to_build"),
     ("gradient past the activation", "layers/activation.py",
      "return self.op.backward(dy, ctx, need_dx)", "return dy", ACTIVATION),
     ("swapped axes", "layers/shape.py",
@@ -90,6 +98,8 @@ MUTATIONS = [
      "pool.size == pool.strides == (2, 2)", "pool.strides == (2, 2)", FUSION),
     # ops, losses, optimizers, graph
     ("sigmoid: half of the derivative", "ops.py", "dy * y * (1 - y)", "dy * y", OPS),
+    ("sigmoid: the half below zero is that above", "ops.py",
+     "np.where(x < 0, e, one)", "one", NUMBERS),
     ("tanh: square left out", "ops.py", "(1 - y * y)", "(1 - y)", OPS),
     ("softmax: wrong axis", "ops.py",
      "(dy * y).sum(axis=self.axis,", "(dy * y).sum(axis=0,", OPS),
@@ -97,6 +107,8 @@ MUTATIONS = [
      "x.shape[self.axis] - 1 - np.argmax(np.flip(x, self.axis), axis=self.axis)", OPS),
     ("rows of weight 0 count", "losses.py",
      "max(int(np.count_nonzero(w)), 1)", "len(w)", LOSSES),
+    ("a label of zero times infinity", "losses.py",
+     "where=labels > 0", "where=labels >= 0", NUMBERS),
     ("wrong scale of smoothing", "losses.py",
      "+ smoothing / classes", "+ smoothing", LOSSES),
     ("scale of the gradient left out", "losses.py",
@@ -113,6 +125,8 @@ MUTATIONS = [
      OPTIMIZERS),
     ("gradient of a tensor used twice not added", "graph.py",
      "gradient if known is None else known + gradient", "gradient", GRAPH),
+    ("two parameters of one name become one", "graph.py",
+     "if own.name in self.parameters:", "if False:", f"{BAD_INPUT} -k parameters_of_one_name"),
     ("scale of the loss left out", "graph.py", "{loss: scale}", "{loss: 1.0}", GRAPH),
     ("wrong limit", "initializers.py", "math.sqrt(6 / sum", "math.sqrt(3 / sum", INITIALIZERS),
     ("swapped fans", "initializers.py",
@@ -135,7 +149,11 @@ MUTATIONS = [
     ("dropout: wrong scale", "kernels/elementwise.py",
      "type(1.0 / (1.0 - rate))", "type(1.0)", ELEMENTWISE),
     ("sum of the last row alone", "kernels/elementwise.py",
-     "total[u] += row[u]", "total[u] = row[u]", ELEMENTWISE),
+     "part[u] += row[u]", "part[u] = row[u]", ELEMENTWISE),
+    ("sum of the last rows alone", "kernels/elementwise.py",
+     "total[u] += part[u]", "total[u] = part[u]", f"{NUMBERS} -k many_rows"),
+    ("two processes write code to one name", "kernels/jit.py",
+     "{name}.{number}.nbc", "{number}.nbc", f"{JIT} -k at_once"),
     ("SGD without decay", "kernels/update.py",
      "rate * (g_[e] + decay * w_[e])", "rate * g_[e]", UPDATE),
     ("Nesterov: velocity not scaled", "kernels/update.py",
