@@ -1,9 +1,11 @@
 """The weights of a model in one .npz file, and what other kinds of file share with it."""
 
 import contextlib
+import errno
 import hashlib
 import math
 import os
+import secrets
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -220,7 +222,7 @@ def parameters_of(model: Any) -> dict[str, Parameter]:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Open a temporary file that takes the place of `path` once it is whole and on the disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("w+b") as file:
             yield file
@@ -234,5 +236,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # the rename itself
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems sync no folders
+            raise
     finally:
         os.close(folder)

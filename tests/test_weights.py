@@ -1,7 +1,10 @@
 """Tests of minicnn.weights: save_weights and load_weights."""
 
+import errno
 import hashlib
+import os
 import re
+import stat
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -11,6 +14,7 @@ import pytest
 from tolerances import assert_same_bits
 
 import minicnn as mc
+from minicnn.weights import replacing
 
 
 def make_model(seed=0, dtype=np.float32, units=4, names=("first", "second")):
@@ -269,3 +273,32 @@ def test_a_failed_save_leaves_the_file_before(path, monkeypatch):
     other = make_model(1)
     mc.load_weights(other, path)
     assert_same_values(values_of(other), values_of(make_model()))
+
+
+def test_two_that_write_one_file_at_once_do_not_meet(path):
+    with replacing(path) as first:
+        first.write(b"first")
+        with replacing(path) as second:
+            second.write(b"the second")
+        assert path.read_bytes() == b"the second"
+    assert path.read_bytes() == b"first"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("number, works", [
+    (errno.EINVAL, True), (errno.ENOTSUP, True), (errno.EIO, False),
+])
+def test_a_file_system_whose_folders_cannot_be_synced(path, monkeypatch, number, works):
+    def fsync(file, real=os.fsync):
+        if stat.S_ISDIR(os.fstat(file).st_mode):
+            raise OSError(number, os.strerror(number))
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    model = make_model()
+    if works:
+        mc.save_weights(model, path)
+    else:
+        with pytest.raises(OSError, match=os.strerror(number)):
+            mc.save_weights(model, path)
+    mc.load_weights(model, path)
