@@ -149,7 +149,7 @@ class Optimizer:
         instance(state, Mapping, "state", "what state_dict returns")
         entries = {name: array(value, f"state[{name!r}]") for name, value in state.items()}
         count = entries.pop("iterations", None)
-        if count is None or count.shape or count.dtype.kind not in "iu" or count < 0:
+        if count is None or count.shape or count.dtype.kind not in "iu" or not 0 <= count < 2**53:
             raise ValueError(f"'iterations' must be a number of steps, got {count}; {remedy}")
         owners = {f"{p.name}/{slot}": p for p in _checked(parameters) for slot in self.slots}
         for name, owner in owners.items():

@@ -1,5 +1,6 @@
 """What a training step does with the gradient: `optimize_loss` of the guide."""
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -118,7 +119,8 @@ def optimize_loss(
     learning_rate : float, optional
         At least 0; None where `optimizer` brings its own.
     optimizer : str, class, Optimizer or callable
-        "SGD", "Momentum", "Adam"; a class or callable is called with the learning rate.
+        "SGD", "Momentum", "Adam"; a class or callable is called with the learning rate. Of an
+        Optimizer a copy is taken that has done no step: each run begins with none.
     clip_gradients : float, optional
         The largest global norm that the gradients may have; they are scaled down to it together.
     learning_rate_decay_fn : callable, optional
@@ -165,5 +167,8 @@ def optimize_loss(
         def rate(step: int) -> float:
             return float(decay(start, step))
 
+    if isinstance(optimizer, optimizers.Optimizer):
+        optimizer = copy.copy(optimizer)
+        optimizer.load_state_dict({"iterations": 0}, ())
     variables = optional(sequence, variables, "variables", "names of parameters")
     return TrainOp(loss, optimizers.get(optimizer, rate), clip_gradients, variables)

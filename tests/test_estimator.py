@@ -880,13 +880,28 @@ def test_arguments_of_optimize_loss(loss, arguments, error, words):
 
 def test_an_optimizer_may_be_a_name_a_class_an_instance_or_a_function(loss):
     instance = mc.optimizers.SGD(0.5, momentum=0.9)
-    assert mc.optimize_loss(loss, optimizer=instance).optimizer is instance
+    copied = mc.optimize_loss(loss, learning_rate=0.25, optimizer=instance).optimizer
+    assert (type(copied), copied.momentum, copied.rate()) == (mc.optimizers.SGD, 0.9, 0.25)
+    assert instance.rate() == 0.5
     for optimizer, kind in (("momentum", mc.optimizers.SGD), ("ADAM", mc.optimizers.Adam),
                             (mc.optimizers.Adam, mc.optimizers.Adam),
                             (lambda rate: mc.optimizers.SGD(rate, 0.8), mc.optimizers.SGD)):
         train_op = mc.optimize_loss(loss, learning_rate=0.25, optimizer=optimizer)
         assert type(train_op.optimizer) is kind
         assert train_op.rate() == 0.25
+
+
+def test_an_optimizer_carries_nothing_from_one_run_to_the_next(tmp_path):
+    adam = mc.optimizers.Adam(0.1)
+    runs = [
+        estimator_in(tmp_path / name, network(rate=None, optimizer=adam)) for name in "abc"
+    ]
+    for run in (runs[0], runs[1], runs[2], runs[2], runs[1], runs[0]):  # in turns, too
+        run.fit(X, Y, steps=3, batch_size=10)
+    first, second, third = map(weights_of, runs)
+    assert_same_weights(first, second)
+    assert_same_weights(first, third)
+    assert (adam.iterations, adam.state_dict()) == (0, {"iterations": 0})
 
 
 def test_clipping_and_the_choice_of_variables(tmp_path):

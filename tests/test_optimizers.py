@@ -307,6 +307,7 @@ def momentum_state():
         ),
         (lambda s: s.pop("iterations"), "'iterations' must be a number of steps, got None; load"),
         (lambda s: s.update(iterations=np.array(-1)), "must be a number of steps, got -1"),
+        (lambda s: s.update(iterations=np.array(2**63 - 1)), "number of steps, got 9223372036854"),
         (lambda s: s.update(iterations=np.array(1.5)), "must be a number of steps, got 1.5"),
         (lambda s: s.update(iterations=np.array([1])), r"must be a number of steps, got \[1\]"),
     ],
