@@ -445,6 +445,15 @@ def test_parameters_of_another_kind_are_refused(folder, array):
         estimator_in(folder).predict(X)
 
 
+def test_an_optimizers_state_of_another_kind_is_begun_anew(folder, caplog):
+    loaded = checkpoints.load(folder / "model.ckpt-3.npz")
+    arrays = loaded.arrays | {"optimizer/hidden/kernel/momentum": np.full((60, 99), "a")}
+    checkpoints.save(folder, 3, arrays, loaded.meta, keep=5)
+    train(folder, 4)
+    (warning,) = warnings_in(caplog)
+    assert "The optimizer begins anew: `state['hidden/kernel/momentum']` must be" in warning
+
+
 # Locks --------------------------------------------------------------------------------------------
 
 

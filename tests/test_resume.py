@@ -205,6 +205,25 @@ def test_an_optimizer_goes_on_without_a_warning(tmp_path, caplog, optimizer):
     assert [r.getMessage() for r in caplog.records if r.levelno > logging.INFO] == []
 
 
+@pytest.mark.parametrize("target", [
+    lambda logits: mc.one_hot(mc.argmax(logits, axis=1), 3), mc.softmax,
+])
+def test_a_layer_that_no_gradient_reaches_does_not_set_the_optimizer_back(tmp_path, caplog, target):
+    """A teacher, whose answers are the labels."""
+    def taught(features, labels, mode):
+        teacher, logits = (mc.layers.dense(features, 3, name=name) for name in ("teacher", "pupil"))
+        loss = mc.losses.softmax_cross_entropy(target(teacher), logits)
+        train_op = mc.optimize_loss(loss, learning_rate=0.1, optimizer="Momentum")
+        return mc.ModelFnOps(mode, logits, loss, train_op)
+
+    for name, parts in (("whole", [9]), ("parts", [4, 9])):
+        for total in parts:
+            estimator = mc.Estimator(taught, tmp_path / name, config=mc.RunConfig(seed=1))
+            estimator.fit(X, batch_size=7, max_steps=total)
+    assert [r.getMessage() for r in caplog.records if r.levelno > logging.INFO] == []
+    assert_same_checkpoints(tmp_path / "whole", tmp_path / "parts", 9)
+
+
 class Evaluate(mc.hooks.SessionRunHook):
     """Evaluate after every step: after the first one too, when nothing is saved yet."""
 

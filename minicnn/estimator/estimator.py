@@ -529,10 +529,14 @@ def _load_optimizer(trace: Trace, state: dict[str, np.ndarray], meta: dict[str, 
     if train_op is None:
         return
     steps = trace.graph.plan([train_op.loss], fuse=False).steps
-    reached = [parameter for step in steps for parameter in step.op.parameters]
+    optimizer = train_op.optimizer
+    trained = train_op.trained([p for step in steps for p in step.op.parameters])
+    owners = {name.rpartition("/")[0] for name in state}
+    # What no gradient has reached, behind an argmax for one, has none: it begins with zeros.
+    known = [parameter for parameter in trained if parameter.name in owners]
     try:
-        train_op.optimizer.load_state_dict(state, train_op.trained(reached))
-    except ValueError as error:
+        optimizer.load_state_dict(state, known or trained)
+    except (TypeError, ValueError) as error:
         logger.warning("The optimizer begins anew: %s", error)
     before, now = meta.get("learning_rate"), train_op.rate()
     if before is not None and before != now:
