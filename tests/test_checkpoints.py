@@ -3,6 +3,7 @@
 tests/test_resume.py holds that training goes on from them bit for bit.
 """
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -286,6 +287,48 @@ def test_a_checkpoint_that_goes_while_it_is_looked_for(folder, monkeypatch):
     assert tried == ["model.ckpt-3.npz", "model.ckpt-4.npz"]
 
 
+def test_a_checkpoint_that_goes_right_after_the_listing(folder, monkeypatch):
+    @contextlib.contextmanager
+    def scandir_late(path, real=os.scandir):
+        with real(path) as entries:
+            found = list(entries)
+        for step in (1, 2, 3):
+            if (old := folder / f"model.ckpt-{step}.npz").exists():
+                old.rename(folder / f"model.ckpt-{step + 3}.npz")
+        yield found
+
+    monkeypatch.setattr(os, "scandir", scandir_late)
+    assert checkpoints.newest(folder).path.name == "model.ckpt-6.npz"
+
+
+def refuse(error):
+    def call(*arguments, **options):
+        raise error
+    return call
+
+
+@pytest.mark.parametrize("owner, function, error", [
+    (Path, "open", PermissionError(errno.EACCES, "Permission denied")),
+    (Path, "open", OSError(errno.EMFILE, "Too many open files")),
+    (np, "empty", MemoryError("no memory")),
+    (os, "scandir", PermissionError(errno.EACCES, "Permission denied")),
+])
+def test_what_the_system_refuses_to_read_is_not_called_damage(
+    folder, monkeypatch, caplog, owner, function, error
+):
+    before = names_in(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, function, refuse(error))
+        with pytest.raises(mc.CheckpointError, match=r"cannot be read \(.*it may be good") as e:
+            checkpoints.newest(folder)
+    assert str(folder) in str(e.value)
+    assert str(error) in str(e.value)
+    assert "delete" not in str(e.value)
+    assert warnings_in(caplog) == []  # and no older one is taken
+    assert names_in(folder) == before
+    assert newest(folder) == 3
+
+
 # Strangers ----------------------------------------------------------------------------------------
 
 
@@ -374,6 +417,8 @@ HOSTILE = {
     "no place": other_meta(place=None),
     "a place elsewhere": other_meta(place={"row": "../.."}),
     "a rate of text": other_meta(learning_rate="fast"),
+    "more batches taken than steps": other_meta(place={"batches": 6}),
+    "more epochs than steps": other_meta(place={"epoch": 6, "row": 0, "rows": 9}),
 }
 
 
@@ -538,6 +583,31 @@ def test_nor_do_two_fits_of_one_process(tmp_path):
     assert newest(tmp_path) == 3
 
 
+def test_a_lock_whose_holder_has_not_yet_said_its_number(folder):
+    with checkpoints.locked(folder):
+        (folder / ".lock").write_bytes(b"")
+        with pytest.raises(mc.CheckpointError, match=f"is under way in {folder}; wait until"):
+            train(folder, 9)
+
+
+def test_the_lock_of_another_is_left_alone(folder):
+    """The folder is cleared or moved during a fit, and another fit begins in a new one."""
+    with checkpoints.locked(folder) as first:
+        assert first()
+        (folder / ".lock").unlink()
+        with checkpoints.locked(folder) as second:
+            assert second() and not first()
+            process = os.fork()
+            if not process:
+                os._exit(second())  # the lock is the parent's
+            assert os.waitpid(process, 0)[1] == 0
+            with pytest.raises(mc.CheckpointError, match=r"moved or cleared.*Step 5 is not saved"):
+                checkpoints.save(folder, 5, ARRAYS, META, 5, first)
+        (folder / ".lock").touch()
+    assert ".lock" in names_in(folder)
+    (folder / ".lock").unlink()
+
+
 def test_a_lock_is_gone_with_its_fit_however_that_ends(folder):
     for error in (ValueError, KeyboardInterrupt):
         class Fail(mc.hooks.SessionRunHook):
@@ -632,6 +702,7 @@ def test_a_kill_inside_the_writing(tmp_path, trained, share):
 
 
 def test_what_a_kill_has_left_goes_with_the_next_fit(folder, trained):
+    (folder / ".model.ckpt-2.npz.1.tmp").mkdir()  # which cannot be unlinked, and does not matter
     left = [".model.ckpt-4.npz.12.tmp", ".checkpoint.json.3456.tmp"]
     not_ours = [".notes.tmp", "model.ckpt-4.npz.tmp", ".model.ckpt-4.npz"]
     for name in left + not_ours:
@@ -640,6 +711,7 @@ def test_what_a_kill_has_left_goes_with_the_next_fit(folder, trained):
     assert set(left) <= set(names_in(folder))
     train(folder, 4)
     assert set(left) & set(names_in(folder)) == set()
+    (folder / ".model.ckpt-2.npz.1.tmp").rmdir()
     for name in not_ours:
         (folder / name).unlink()
     assert_goes_on_as_if_nothing_had_been(folder, trained)

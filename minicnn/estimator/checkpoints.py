@@ -5,13 +5,14 @@ holds plain arrays, a line of JSON and its own checksum: a copy of the file alon
 """
 
 import contextlib
+import errno
 import functools
 import json
 import logging
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,6 +44,10 @@ class CheckpointError(Exception):
     """
 
 
+class _UnreadableError(CheckpointError):
+    """What the system refuses to read now; it may be good."""
+
+
 class Checkpoint(NamedTuple):
     """What a file holds: arrays by name, and plain values."""
 
@@ -52,10 +57,16 @@ class Checkpoint(NamedTuple):
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[Callable[[], bool]]:
     """Make a folder, keep other fits out of it, and clear away what a killed one left half written.
 
     The lock ends with its process, however that ends.
+
+    Yields
+    ------
+    callable
+        Whether the lock is still there, and this process's: the folder may be moved or cleared, and
+        another fit begin there.
 
     Raises
     ------
@@ -67,28 +78,36 @@ def locked(folder: Path) -> Iterator[None]:
         lock = (folder / _LOCK).open("a+b", buffering=0)
     with lock:
         if not _take(lock, folder):
-            yield
+            yield lambda: True
         elif os.fstat(lock.fileno()).st_nlink == 0:  # who held it has just ended and removed it
-            with locked(folder):
-                yield
+            with locked(folder) as is_held:
+                yield is_held
         else:
+            ours, process = os.fstat(lock.fileno()), os.getpid()
+
+            def is_held() -> bool:
+                return os.getpid() == process and os.path.samestat(os.stat(folder / _LOCK), ours)
+
             try:
                 for name in ("model.ckpt-*.npz", _INDEX):
                     for left in folder.glob(f".{name}.*.tmp"):
-                        left.unlink(missing_ok=True)
-                yield
+                        with contextlib.suppress(OSError):
+                            left.unlink()
+                yield is_held
             finally:  # not only unlocked: a forked child may hold the lock, and live longer
                 with contextlib.suppress(OSError):
-                    if os.fstat(lock.fileno()).st_nlink:  # else the folder is another one now
+                    if is_held():
                         (folder / _LOCK).unlink()
 
 
 def save(
-    folder: Path, step: int, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any], keep: int
+    folder: Path, step: int, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any], keep: int,
+    is_held: Callable[[], bool] = lambda: True,
 ) -> Path:
     """Write the checkpoint of `step`, note it in the index, delete all but the newest `keep`.
 
-    Those of later steps do not count: they are damaged, or the user has gone back.
+    Those of later steps do not count: they are damaged, or the user has gone back. `is_held` is
+    what `locked` yields.
 
     Raises
     ------
@@ -97,6 +116,12 @@ def save(
     """
     path = folder / f"model.ckpt-{step}.npz"
     with _writing(folder):
+        if not is_held():
+            raise CheckpointError(
+                f"{folder} is not the folder any more in which this fit began: it was moved or "
+                f"cleared, or this is a forked process. Step {step} is not saved; leave the folder "
+                "where it is until fit ends, and call fit again"
+            )
         write_npz(path, {_META: np.array(json.dumps(meta)), **arrays})
         paths = [other for other in _files(folder) if _step(other.name) <= step]
         with replacing(folder / _INDEX) as file:
@@ -118,7 +143,7 @@ def newest(folder: Path) -> Checkpoint | None:
     Raises
     ------
     CheckpointError
-        If there are checkpoints, and all are damaged.
+        If there are checkpoints, and all are damaged; or the system refuses to read.
     """
     damaged: list[Path] = []
     while paths := [path for path in _candidates(folder) if path not in damaged]:
@@ -126,6 +151,8 @@ def newest(folder: Path) -> Checkpoint | None:
             return load(paths[0])
         except FileNotFoundError:
             continue  # a fit has just deleted it, and written a newer one
+        except _UnreadableError:
+            raise  # an older one is not in its place: this one may be good
         except CheckpointError as error:
             logger.warning("%s; looking for an older one", error)
             damaged.append(paths[0])
@@ -148,22 +175,41 @@ def load(path: Path) -> Checkpoint:
     try:
         arrays = read_npz(path, sealed=True)
         meta = json.loads(str(arrays.pop(_META)))
-        numbers = [meta["global_step"], meta["seed"], *meta["place"].values()]
+        place, step = meta["place"], meta["global_step"]
         is_rate = isinstance(meta["learning_rate"], float | int)
+        numbers = [step, meta["seed"], *place.values()]
         if not is_rate or not all(type(number) is int and number >= 0 for number in numbers):
+            raise ValueError(f"{_META} holds other values than a checkpoint's")
+        if max(place.get("epoch", 0), place.get("batches", 0)) > step:  # each takes a step or more
             raise ValueError(f"{_META} holds other values than a checkpoint's")
         return Checkpoint(path, arrays, meta)
     except FileNotFoundError:
         raise
     except Exception as error:  # whatever hostile bytes make of the readers
         reason = error.__cause__ or error
+        number = getattr(reason, "errno", None)  # EINVAL: a place outside the file, out of damage
+        if isinstance(reason, OSError | MemoryError) and number != errno.EINVAL:
+            raise _unreadable(path, reason) from error
         raise CheckpointError(f"{path} is no whole checkpoint ({reason})") from error
 
 
 def _files(folder: Path) -> list[Path]:
     """Return the checkpoints of a folder, the newest last."""
-    paths = (path for path in folder.glob("model.ckpt-*.npz") if _PATTERN.fullmatch(path.name))
-    return sorted(filter(Path.is_file, paths), key=lambda path: _step(path.name))
+    try:
+        with os.scandir(folder) as entries:  # says at once what is a file, if it is deleted then
+            names = [e.name for e in entries if _PATTERN.fullmatch(e.name) and e.is_file()]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+    return [folder / name for name in sorted(names, key=_step)]
+
+
+def _unreadable(path: Path, reason: BaseException) -> CheckpointError:
+    return _UnreadableError(
+        f"{path} cannot be read ({reason or type(reason).__name__}); it may be good: allow reading "
+        "it, or give the process more memory or open files, and run the same again"
+    )
 
 
 def _candidates(folder: Path) -> list[Path]:
@@ -188,8 +234,9 @@ def _take(lock: Any, folder: Path) -> bool:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.seek(0)
+        number = lock.read(20).decode(errors="replace")  # nothing, where it is not yet written
         raise CheckpointError(
-            f"another fit is under way in {folder}, in process {lock.read(20).decode()}; wait "
+            f"another fit is under way in {folder}{number and f', in process {number}'}; wait "
             "until it ends, or use another model_dir (evaluate and predict work meanwhile)"
         ) from None
     except OSError as error:  # a network file system, say
