@@ -686,6 +686,20 @@ def test_a_system_without_locks(folder, trained, monkeypatch, caplog):
     assert_goes_on_as_if_nothing_had_been(folder, trained)
 
 
+@pytest.mark.parametrize("clear", [shutil.rmtree, lambda f: f.rename(f.with_name("moved"))])
+def test_a_fit_does_not_write_into_a_folder_that_has_become_anothers(tmp_path, trained, clear):
+    folder = tmp_path / "model"
+
+    def begin_anew():
+        clear(folder)
+        train(folder, 3)
+
+    with pytest.raises(mc.CheckpointError, match=r"is not the folder any more.*Step 6 is not"):
+        train(folder, 8, [At(6, begin_anew)])
+    assert steps_in(folder) == [1, 2, 3]
+    assert_goes_on_as_if_nothing_had_been(folder, trained)
+
+
 # Kills --------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ import pytest
 from tolerances import assert_same_bits
 
 import minicnn as mc
+from minicnn.estimator import checkpoints
 
 TRAIN, EVAL, INFER = mc.ModeKeys.TRAIN, mc.ModeKeys.EVAL, mc.ModeKeys.INFER
 ROWS = 50
@@ -821,6 +822,19 @@ def test_the_learning_rate_of_the_program_wins(tmp_path, lines):
     assert sum("learning rate changes" in line for line in lines()) == 1
 
 
+def test_a_schedule_need_not_know_more_steps_than_are_done(tmp_path, lines):
+    def scheduled(rates):
+        return network(rate=None, optimizer=mc.optimizers.SGD(lambda step: rates[step]))
+
+    for _ in range(2):  # the second time there is nothing to do
+        estimator_in(tmp_path, scheduled([0.5, 0.25, 0.125])).fit(X, Y, max_steps=3)
+    meta = checkpoints.load(tmp_path / "model.ckpt-3.npz").meta
+    assert meta["learning_rate"] == 0.125
+    assert not any("learning rate changes" in line for line in lines())
+    estimator_in(tmp_path, scheduled([0.1] * 4)).fit(X, Y, max_steps=4)
+    assert "The learning rate changes from 0.125 in the checkpoint to 0.1." in lines()
+
+
 def test_another_optimizer_begins_anew_and_says_so(tmp_path, caplog):
     estimator_in(tmp_path, network(optimizer="Momentum")).fit(X, Y, steps=2)
     estimator_in(tmp_path, network(optimizer="Adam")).fit(X, Y, steps=2)
@@ -1046,3 +1060,29 @@ def test_a_loss_that_is_no_number_at_the_first_step(tmp_path):
     estimator.fit(X, Y, steps=3, batch_size=10)
     expected = estimator_in(tmp_path / "fresh").fit(X, Y, steps=3, batch_size=10)
     assert_same_weights(weights_of(estimator), weights_of(expected))
+
+
+class Ruin(mc.hooks.SessionRunHook):
+    """What too high a rate does in the fourth step, whose loss is finite still."""
+
+    def after_run(self, run_context, run_values):
+        if run_context.session.global_step == 4:
+            run_context.session.parameters["hidden/kernel"].value[...] = math.inf
+
+
+def test_a_last_step_that_ruins_the_weights_is_an_error(trained, tmp_path):
+    before, step = weights_of(trained), trained.evaluate(X, Y)["global_step"]
+    with pytest.raises(mc.NanLossError, match="hidden/kernel is not finite any more after step 4;"):
+        trained.fit(X, Y, steps=1, monitors=[Ruin()])
+    assert saved_steps(tmp_path) == [1, 3]
+    assert_same_weights(weights_of(trained), before)
+    assert trained.evaluate(X, Y)["global_step"] == step == 3
+
+
+def test_a_run_that_nan_only_ends_leaves_the_last_good_weights(tmp_path):
+    estimator = estimator_in(tmp_path, save_checkpoints_steps=2)
+    lenient = mc.hooks.NanTensorHook(fail_on_nan_loss=False)
+    estimator.fit(X, Y, steps=9, monitors=[Ruin(), lenient])
+    assert math.isfinite(estimator.evaluate(X, Y)["loss"])
+    estimator.fit(X, Y, steps=1)
+    assert estimator.evaluate(X, Y)["global_step"] == 4

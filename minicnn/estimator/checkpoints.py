@@ -86,7 +86,8 @@ def locked(folder: Path) -> Iterator[Callable[[], bool]]:
             ours, process = os.fstat(lock.fileno()), os.getpid()
 
             def is_held() -> bool:
-                return os.getpid() == process and os.path.samestat(os.stat(folder / _LOCK), ours)
+                is_there = os.getpid() == process and _LOCK in os.listdir(folder)
+                return is_there and os.path.samestat(os.stat(folder / _LOCK), ours)
 
             try:
                 for name in ("model.ckpt-*.npz", _INDEX):

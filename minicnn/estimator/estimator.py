@@ -1,6 +1,6 @@
 """The Estimator: trains, evaluates and predicts with a model_fn, and keeps it in a folder."""
 
-import contextlib
+import functools
 import json
 import logging
 import math
@@ -8,6 +8,7 @@ import secrets
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from minicnn.estimator.tracing import Trace, form
 from minicnn.hooks import (
     CheckpointSaverHook,
     LoggingTensorHook,
+    NanLossError,
     NanTensorHook,
     SessionRunHook,
     StepCounterHook,
@@ -145,9 +147,10 @@ class Estimator:
         """
         with self.config.distribute.run():
             hooks = self._hooks(steps, max_steps, monitors)
-            is_chief = self.config.distribute.is_chief
-            with checkpoints.locked(self.model_dir) if is_chief else contextlib.nullcontext():
-                return self._fit(hooks, (x, y, input_fn, batch_size), max_steps)
+            chief = self.config.distribute.is_chief
+            lock = checkpoints.locked(self.model_dir) if chief else nullcontext(lambda: True)
+            with lock as is_held:
+                return self._fit(hooks, (x, y, input_fn, batch_size), is_held)
 
     def evaluate(
         self,
@@ -313,33 +316,39 @@ class Estimator:
             )
 
     def _fit(
-        self, hooks: list[SessionRunHook], data: tuple[Any, Any, Any, Any], max_steps: int | None,
+        self, hooks: list[SessionRunHook], data: tuple[Any, Any, Any, Any],
+        is_held: Callable[[], bool],
     ) -> "Estimator":
         """Train with these hooks on `x`, `y`, `input_fn` and `batch_size`."""
         changed = checkpoints.latest_step(self.model_dir) != self._step
         if self.config.distribute.from_chief(changed):
             self._forget()  # another Estimator has trained there since
         self._restore()
-        self._step, self._place, self._seed, self._checkpoint = self.config.distribute.from_chief(
-            (self._step, self._place, self._seed, self._checkpoint)
-        )
+        ends = [hook.end_from(self._step) for hook in hooks if isinstance(hook, StopAtStepHook)]
+        end = min(ends, default=math.inf)
+        chiefs = self._step, self._place, self._seed, self._checkpoint, end
+        chiefs = self.config.distribute.from_chief(chiefs)
+        self._step, self._place, self._seed, self._checkpoint, end = chiefs
         feed = feeding.feed(*data, self._seed)
         trace = self._trace(ModeKeys.TRAIN, feed.peek())
-        if max_steps is not None and self._step >= max_steps:
-            logger.info("Already at step %d of %d; nothing to do.", self._step, max_steps)
+        if self._step >= end:
+            logger.info("Already at step %d of %d; nothing to do.", self._step, end)
             return self
         if isinstance(feed, feeding.ArrayFeed):
             trace.check_labels(feed.y)
         feed.seek(self._place)
         session = TrainingSession(
             trace, feed, self._step, self._seed, self.config.fuse, self.config.distribute,
-            self._save, self._evaluate_now,
+            functools.partial(self._save, is_held), self._evaluate_now,
         )
-        ends = [hook.end_from(self._step) for hook in hooks if isinstance(hook, StopAtStepHook)]
-        end = min(ends, default=math.inf)
         try:
             with progress_bar(self.config.progress, "fit", end, self._step) as advance:
                 session.run([ProgressHook(advance), *hooks])
+            if session.global_step != self._step:
+                self._forget()  # what could not be saved: the checkpoint counts
+                strict = [h for h in hooks if isinstance(h, NanTensorHook) and h.fail_on_nan_loss]
+                if strict and (said := _ruined(session)):
+                    raise NanLossError(f"{said}; lower the learning rate. No checkpoint holds it")
         except BaseException:
             self._forget()  # what is in memory may be half a step, or NaN: the checkpoint counts
             raise
@@ -382,15 +391,11 @@ class Estimator:
             return [hook for hook in hooks if isinstance(hook, CheckpointSaverHook)]
         return hooks
 
-    def _save(self, session: TrainingSession) -> None:
+    def _save(self, is_held: Callable[[], bool], session: TrainingSession) -> None:
         """Write a checkpoint of a session; it is also what this Estimator goes on from."""
-        for name, parameter in session.parameters.items():
-            if not np.isfinite(parameter.value).all():
-                logger.warning(
-                    "%s is not finite any more after step %d, so no checkpoint is written; lower "
-                    "the learning rate", name, session.global_step,
-                )
-                return
+        if said := _ruined(session):
+            logger.warning("%s, so no checkpoint is written; lower the learning rate", said)
+            return
         train_op = session.trace.ops.train_op
         self._step, self._place = session.global_step, session.feed.place()
         self._checkpoint = None  # older than what is in memory
@@ -400,13 +405,14 @@ class Estimator:
             "global_step": self._step,
             "seed": self._seed,
             "place": self._place,
-            "learning_rate": train_op.rate(),
+            "learning_rate": session.rate,
         }
         arrays = {f"parameters/{p.name}": p.value for p in session.parameters.values()}
         state = train_op.optimizer.state_dict()
         arrays |= {f"optimizer/{name}": array for name, array in state.items()}
         logger.info("Saving checkpoints for %d into %s", self._step, self.model_dir)
-        checkpoints.save(self.model_dir, self._step, arrays, meta, self.config.keep_checkpoint_max)
+        keep = self.config.keep_checkpoint_max
+        checkpoints.save(self.model_dir, self._step, arrays, meta, keep, is_held)
 
     def _evaluate_now(
         self,
@@ -483,6 +489,14 @@ class Estimator:
         return {name: parameter.value for name, parameter in self._parameters.items()}
 
 
+def _ruined(session: TrainingSession) -> str:
+    """Return what is wrong with the weights; nothing where all are finite."""
+    for name, parameter in session.parameters.items():
+        if not np.isfinite(parameter.value).all():
+            return f"{name} is not finite any more after step {session.global_step}"
+    return ""
+
+
 def _rows(batches: Iterator[dict[str, np.ndarray]], single: bool) -> Iterator[Any]:
     """Yield a dict for each row of each batch."""
     for batch in batches:
@@ -538,6 +552,7 @@ def _load_optimizer(trace: Trace, state: dict[str, np.ndarray], meta: dict[str, 
         optimizer.load_state_dict(state, known or trained)
     except (TypeError, ValueError) as error:
         logger.warning("The optimizer begins anew: %s", error)
-    before, now = meta.get("learning_rate"), train_op.rate()
+    before, rate = meta.get("learning_rate"), optimizer.learning_rate
+    now = float(rate(max(0, optimizer.iterations - 1)) if callable(rate) else rate)
     if before is not None and before != now:
         logger.info("The learning rate changes from %.6g in the checkpoint to %.6g.", before, now)

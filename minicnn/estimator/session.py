@@ -43,6 +43,8 @@ class TrainingSession:
     Attributes
     ----------
     global_step : int
+    rate : float
+        The learning rate of the last step.
     graph : Graph
     parameters : dict from str to Parameter
     """
@@ -62,6 +64,7 @@ class TrainingSession:
         self.trace, self.feed, self.seed, self.fuse = trace, feed, seed, fuse
         self.global_step, self._processes = global_step, processes
         self.last_loss: float | None = None
+        self.rate = trace.ops.train_op.rate()
         self._save, self._evaluate = save, evaluate
         self._workspace = Workspace()
         self._plans: dict[frozenset[Tensor], Plan] = {}
@@ -111,8 +114,8 @@ class TrainingSession:
         reached = plan.backward(train_op.loss, ctx, share, self._processes.ready)
         self.last_loss = self._processes.sum(share * float(values[train_op.loss]), reached)
         values[train_op.loss] = self.last_loss
-        rate = train_op.rate()
-        extra = {"global_step": self.global_step + 1, "learning_rate": rate}
+        self.rate = train_op.rate()
+        extra = {"global_step": self.global_step + 1, "learning_rate": self.rate}
         results = _map_fetches(fetches, lambda fetch: self._value(fetch, values, extra))
         train_op.apply(reached)
         self.global_step += 1
