@@ -10,7 +10,9 @@ import inspect
 import math
 import os
 import re
+import shutil
 import types
+from collections.abc import Iterator
 from pathlib import Path
 
 import docstrings
@@ -120,7 +122,8 @@ def model_fn(features, labels, mode):
 
 
 def fitted():
-    """Return an Estimator that has done a step, in the folder "model"."""
+    """Return an Estimator that has done a step, and no more, in the folder "model"."""
+    shutil.rmtree("model", ignore_errors=True)
     estimator = mc.Estimator(model_fn, "model", config=mc.RunConfig(seed=0, progress=False))
     return estimator.fit(images(4, 6, 6, 2), [0, 1, 2, 0], steps=1)
 
@@ -804,7 +807,12 @@ def _answer(name, argument, value):
     function, given = call(name)
     with limits():
         result = function(**{**given, argument: value})
-    return snapshot(result) if isinstance(result, np.ndarray | float | int | list | tuple) else None
+    if isinstance(result, mc.Estimator):
+        result = {name: result.get_variable_value(name) for name in result.get_variable_names()}
+    if isinstance(result, Iterator):
+        result = list(result)
+    kinds = np.ndarray | float | int | list | tuple | dict
+    return snapshot(result) if isinstance(result, kinds) else None
 
 
 def problem(name, argument, value):
@@ -855,16 +863,20 @@ ALIASES = {
 
 
 def says(message, value):
-    """Whether a message tells what came: what it got, is, has or lacks, or the value itself."""
+    """Whether a message tells what came: the value itself, or its type or shape.
+
+    What has parts (or makes them, as an initializer) may only have a part that is wrong.
+    """
     words = [describe(value), str(value), repr(value), type(value).__name__]
     if isinstance(value, np.ndarray):
         words += [str(value.shape), str(value.dtype)]
     if isinstance(value, int | float):
-        words.append(f"{value:g}")
+        words += [f"{value:g}", "got ()", "shape ()", "logits ()", "got (1,)"]  # taken for an array
     if isinstance(value, list | tuple | dict):
         words += map(str, value if len(value) < 9 else [])
-    said = re.search(r"\bgot |\bis |\bhas |\blacks |\btwice\b|\bno ", message)
-    return said is not None or any(word[:60] in message for word in words)
+    if isinstance(value, list | tuple | dict | np.ndarray | types.FunctionType):
+        words += re.findall(r"\bgot |\bis |\bhas |\blacks |\btwice\b|\bno ", message)
+    return any(word[:60] in message for word in words)
 
 
 def snapshot(value, seen=()):

@@ -130,6 +130,8 @@ def test_worker_processes(how):
 def test_a_hundred_models():
     """Each by itself is what it would be alone; together they need no more threads."""
     x, before = images(4), threading.active_count()
+    train(largest := make(filters=20), mc.optimizers.SGD(0.1), 1, x)  # loads what is kept for good
+    largest.predict(x)
     tracemalloc.start()
     try:
         models = [make(seed % 10, filters=1 + seed % 20) for seed in range(100)]
@@ -217,8 +219,8 @@ def test_ctrl_c_in_a_kernel_waits_for_its_chunks():
     for delay in np.linspace(0.001, 0.05, 12):
         y[...] = 0
         timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
-        timer.start()
         try:
+            timer.start()
             while timer.is_alive():  # a quick machine multiplies more than once
                 dense.forward(x, w, b, y)
             timer.join()

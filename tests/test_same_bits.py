@@ -34,13 +34,13 @@ class Stop(mc.hooks.SessionRunHook):
 
 
 def train(folder, threads, stop=None, seed=3):
-    """Train, by small batches so that it is quick; return a hash of all weights."""
+    """Train, by batches of a few images for each chunk of a kernel; return a hash of all weights."""
     mnist = mc.datasets.load_dataset("mnist").train
     config = mc.RunConfig(seed=seed, save_checkpoints_steps=20, progress=False)
     estimator = mc.Estimator(model_fn, folder, params={"learning_rate": 0.05}, config=config)
     mc.set_num_threads(threads)
     estimator.fit(
-        mnist.images[:150], mnist.labels[:150].astype(np.int32), batch_size=4, max_steps=STEPS,
+        mnist.images[:150], mnist.labels[:150].astype(np.int32), batch_size=40, max_steps=STEPS,
         monitors=[Stop(*stop)] if stop else [],
     )
     digest = hashlib.sha256()
