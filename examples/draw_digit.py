@@ -129,6 +129,12 @@ def make_app(classifier):
     return app
 
 
+def make_server(classifier, port):
+    """Return a server that answers many browsers at once, those of this computer alone."""
+    serving = require("werkzeug.serving", "demo")
+    return serving.make_server("127.0.0.1", port, make_app(classifier), threaded=True)
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -140,7 +146,7 @@ def main():
     logging.getLogger("werkzeug").setLevel(logging.WARNING)  # no line for each request
 
     try:
-        serving = require("werkzeug.serving", "demo")
+        require("flask", "demo")
         require("PIL", "demo")
     except ImportError as error:
         sys.exit(str(error))
@@ -155,7 +161,7 @@ def main():
         classifier.predict(np.zeros((1, 784), np.float32), as_iterable=False)  # read, and compile
     except mc.CheckpointError as error:
         sys.exit(f"{error}\nwithout MODEL_DIR a model is trained first")
-    server = serving.make_server("127.0.0.1", args.port, make_app(classifier), threaded=True)
+    server = make_server(classifier, args.port)
     print(f"Open http://127.0.0.1:{server.port} in a browser; Ctrl-C ends it.", flush=True)
     try:
         server.serve_forever()

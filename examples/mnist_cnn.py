@@ -97,7 +97,10 @@ def main():
     parser.add_argument("--data", default="mnist", help="a folder of IDX files in place of MNIST")
     parser.add_argument("--distributed", action="store_true", help="as a rank of mpiexec")
     args = parser.parse_args()
-    ranks = mc.distributed.DataParallel() if args.distributed else None
+    try:
+        ranks = mc.distributed.DataParallel() if args.distributed else None
+    except ImportError as error:
+        parser.error(str(error))
     if ranks is not None:
         mc.set_num_threads(1)  # start a rank for each CPU
     chief = ranks is None or ranks.is_chief
@@ -118,7 +121,7 @@ def main():
         data.validation.images, np.asarray(data.validation.labels, dtype=np.int32),
         metrics=metrics, every_n_steps=1000,
     )
-    logging.info("The first step compiles the kernels, once on a machine: some ten seconds.")
+    logging.info("A machine's first run compiles the kernels, which takes some ten seconds.")
     try:
         classifier.fit(
             x=data.train.images,

@@ -1,4 +1,4 @@
-"""The program of the 2017 guide through `minicnn.compat`: one import line differs.
+"""The program of the 2017 guide through `minicnn.compat`: its import lines differ.
 
 The names and calls below are those of TensorFlow 1; `examples/mnist_cnn.py` has the same network in
 minicnn's own words. It logs what the guide's program logs, which is much: all probabilities of a

@@ -1,4 +1,4 @@
-"""The names of the 2017 guide, so that its program runs with one import line changed.
+"""The names of the 2017 guide, so that its program runs with its import lines changed.
 
 ::
 

@@ -117,7 +117,7 @@ def softmax_cross_entropy_with_grad(
 ) -> tuple[float, np.ndarray]:
     """Return the softmax cross-entropy and its gradient with respect to the logits.
 
-        dlogits = w (softmax(logits) - labels) / count(w != 0)
+        dlogits = w (softmax(logits) sum(labels) - labels) / count(w != 0)
 
     Parameters
     ----------

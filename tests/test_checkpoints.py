@@ -745,22 +745,24 @@ class At(mc.hooks.SessionRunHook):
             self.call()
 
 
-def assert_fails_clearly(folder, *hooks):
+def assert_fails_clearly(folder, *hooks, **config):
     with pytest.raises(mc.CheckpointError, match=r"cannot be written \(.*run the same again") as e:
-        train(folder, 8, hooks)
+        train(folder, 8, hooks, **config)
     assert str(folder) in str(e.value)
     return str(e.value)
 
 
+@pytest.mark.parametrize("keep", [1, 5])
 @pytest.mark.parametrize("size", [0, 100, 9_000, 40_000, 46_000])
-def test_a_disk_that_is_full_in_the_middle_of_a_file(folder, trained, size):
+def test_a_disk_that_is_full_in_the_middle_of_a_file(folder, trained, size, keep):
     """The system itself refuses the rest of the file."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = names_in(folder)
     assert (folder / "model.ckpt-3.npz").stat().st_size > 46_000
     try:
         said = assert_fails_clearly(
-            folder, At(4, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1])))
+            folder, At(4, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))),
+            keep_checkpoint_max=keep,
         )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -34,7 +34,7 @@ class Stop(mc.hooks.SessionRunHook):
 
 
 def train(folder, threads, stop=None, seed=3):
-    """Train, by batches of a few images for each chunk of a kernel; return a hash of all weights."""
+    """Train, by batches of a few images for each chunk; return a hash of all weights."""
     mnist = mc.datasets.load_dataset("mnist").train
     config = mc.RunConfig(seed=seed, save_checkpoints_steps=20, progress=False)
     estimator = mc.Estimator(model_fn, folder, params={"learning_rate": 0.05}, config=config)

@@ -1,10 +1,8 @@
 """Images with their labels, handed out in shuffled batches."""
 
-import math
-
 import numpy as np
 
-from minicnn.checks import array, boolean
+from minicnn.checks import array, boolean, integer, optional
 
 
 class Dataset:
@@ -30,8 +28,9 @@ class Dataset:
     Raises
     ------
     ValueError
-        If images and labels differ in their number of rows, or the seed is neither None nor an
-        integer of at least 0.
+        If images and labels differ in their number of rows, or the seed is negative.
+    TypeError
+        If the seed is neither None nor an integer.
 
     Examples
     --------
@@ -52,7 +51,7 @@ class Dataset:
                 f"Dataset: `labels` must have one row for each of the {rows} rows of `images`, got "
                 f"{others}; cut or complete one of them"
             )
-        check_integer("Dataset", "seed", 0 if seed is None else seed, 0)
+        optional(integer, seed, "seed", 0)
         self.epochs_completed = 0
         self._rng = np.random.default_rng(seed)
         self._order = np.arange(0)  # of the rows in this epoch; drawn at its first batch
@@ -89,7 +88,7 @@ class Dataset:
 
         Raises
         ------
-        ValueError
+        ValueError, TypeError
             If batch_size is not an integer in that range.
 
         Examples
@@ -101,7 +100,7 @@ class Dataset:
         [[0, 1, 2], [3, 4, 0]]
         """
         n = self.num_examples
-        batch_size = check_integer(f"next_batch from {n} rows", "batch_size", batch_size, 1, n)
+        batch_size = integer(batch_size, "batch_size", 1, n)
         rows = self._take(batch_size, boolean(shuffle, "shuffle"))
         if len(rows) < batch_size:
             rows = np.concatenate([rows, self._take(batch_size - len(rows), shuffle)])
@@ -118,12 +117,3 @@ class Dataset:
             self.epochs_completed += 1
             self._position = 0
         return rows
-
-
-def check_integer(where: str, name: str, value: int, low: int, high: float = math.inf) -> int:
-    """Return value as an int; refuse what is none, or not from low to high."""
-    is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not is_integer or not low <= value <= high:
-        allowed = f"at least {low}" if high == math.inf else f"from {low} to {high}"
-        raise ValueError(f"{where}: `{name}` must be an integer {allowed}, got {value!r}")
-    return int(value)

@@ -9,8 +9,8 @@ from importlib.resources.abc import Traversable
 
 import numpy as np
 
-from minicnn.checks import boolean, path
-from minicnn.datasets.dataset import Dataset, check_integer
+from minicnn.checks import boolean, integer, optional, path
+from minicnn.datasets.dataset import Dataset
 from minicnn.datasets.idx import IMAGES_MAGIC, LABELS_MAGIC, decode_file
 
 _SHA256 = {  # of the raw bytes, under gzip
@@ -60,9 +60,9 @@ def load_dataset(
     Raises
     ------
     TypeError
-        If the name is neither a string nor path-like.
+        If the name is neither a string nor path-like, or a number is no integer.
     ValueError
-        If the name is neither "mnist" nor a folder, or a number is no integer of at least 0.
+        If the name is neither "mnist" nor a folder, or a number is negative.
 
     References
     ----------
@@ -84,8 +84,8 @@ def load_dataset(
             'load_dataset: `name` must be "mnist" (the only name) or an existing folder of IDX '
             f"files, got {name!r}; {_REINSTALL if shipped else 'check its spelling'}"
         )
-    validation_size = check_integer("load_dataset", "validation_size", validation_size, 0)
-    check_integer("load_dataset", "seed", 0 if seed is None else seed, 0)
+    validation_size = integer(validation_size, "validation_size", 0)
+    optional(integer, seed, "seed", 0)
     one_hot, reshape = boolean(one_hot, "one_hot"), boolean(reshape, "reshape")
     return Datasets(folder, shipped, one_hot, reshape, validation_size, seed)
 
@@ -158,7 +158,7 @@ class Datasets:
     def _training_splits(self) -> tuple[Dataset, Dataset]:
         images, labels = self._read_rows("train")
         n, cut = len(images), self.validation_size
-        check_integer(f"load_dataset with {n} training rows", "validation_size", cut, 0, n - 1)
+        integer(cut, "validation_size", 0, n - 1)
         train = Dataset(images[cut:], labels[cut:], self.seed)
         return train, Dataset(images[:cut], labels[:cut], self.seed)
 

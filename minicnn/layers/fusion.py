@@ -76,9 +76,10 @@ class FusedDense(Op):
         self.dense, self.dropout = dense, dropout
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
-        key = None if self.dropout is None else self.dropout.draw(ctx)
-        rate = 0.0 if self.dropout is None or key is None else self.dropout.rate
-        dropout = None if key is None else (key, rate, ctx.first_row)
+        dropout, rate = None, 0.0
+        if self.dropout is not None and (key := self.dropout.draw(ctx)) is not None:
+            rate = self.dropout.rate
+            dropout = key, rate, ctx.first_row
         y = self.dense.linear(x, ctx, relu=True, dropout=dropout)
         ctx[self] = y, 1.0 / (1.0 - rate)
         return y

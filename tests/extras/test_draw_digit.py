@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("flask", reason='pip install -e ".[demo]"')
 pytest.importorskip("PIL", reason='pip install -e ".[demo]"')
 
-from werkzeug.serving import BaseWSGIServer, make_server
+from werkzeug.serving import BaseWSGIServer
 
 import minicnn as mc
 
@@ -31,8 +31,13 @@ def page(example):
 
 
 @pytest.fixture(scope="module")
-def app(page, digit_model):
-    return page.make_app(mc.Estimator(page.model_fn, digit_model))
+def classifier(page, digit_model):
+    return mc.Estimator(page.model_fn, digit_model)
+
+
+@pytest.fixture(scope="module")
+def app(page, classifier):
+    return page.make_app(classifier)
 
 
 @pytest.fixture
@@ -43,9 +48,9 @@ def client(app):
 
 
 @pytest.fixture(scope="module")
-def server(app):
-    """A server of this process, as the example makes it."""
-    server = make_server("127.0.0.1", 0, app, threaded=True)
+def server(page, classifier):
+    """The server of the example, in this process."""
+    server = page.make_server(classifier, 0)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield server
@@ -264,11 +269,10 @@ STROKES = {
 
 @pytest.fixture(scope="module")
 def browser():
+    path = shutil.which("chromium") or pytest.skip("needs Chromium: apt-get install chromium")
     playwright.expect.set_options(timeout=60_000)  # a busy machine is no error
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(
-            executable_path="/usr/bin/chromium", args=["--no-sandbox"]
-        )
+        browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
         browser.close()
 
