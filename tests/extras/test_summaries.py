@@ -254,7 +254,8 @@ def test_weights_that_are_not_finite_have_no_histogram(tmp_path):
         def after_run(self, run_context, run_values):
             run_context.session.parameters["dense/kernel"].value[0] = math.nan
 
-    fit(tmp_path, Break(), SummarySaverHook(tmp_path / "tb"), steps=1)
+    with pytest.raises(mc.NanLossError, match="dense/kernel is not finite any more"):
+        fit(tmp_path, Break(), SummarySaverHook(tmp_path / "tb"), steps=1)
     found = values(events(tmp_path / "tb")[0][2])
     assert "dense/bias" in found
     assert "dense/kernel" not in found
