@@ -601,7 +601,7 @@ def test_the_lock_of_another_is_left_alone(folder):
             if not process:
                 os._exit(second())  # the lock is the parent's
             assert os.waitpid(process, 0)[1] == 0
-            with pytest.raises(mc.CheckpointError, match=r"moved or cleared.*Step 5 is not saved"):
+            with pytest.raises(mc.CheckpointError, match=r"not the folder.*Step 5 is not saved"):
                 checkpoints.save(folder, 5, ARRAYS, META, 5, first)
         (folder / ".lock").touch()
     assert ".lock" in names_in(folder)

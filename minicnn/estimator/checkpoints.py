@@ -45,7 +45,13 @@ class CheckpointError(Exception):
 
 
 class _UnreadableError(CheckpointError):
-    """What the system refuses to read now; it may be good."""
+    """What the system refuses to read now."""
+
+    def __init__(self, path: Path, reason: BaseException) -> None:
+        super().__init__(
+            f"{path} cannot be read ({reason or type(reason).__name__}); it may be good: allow "
+            "reading it, or give the process more memory or open files, and run the same again"
+        )
 
 
 class Checkpoint(NamedTuple):
@@ -119,9 +125,8 @@ def save(
     with _writing(folder):
         if not is_held():
             raise CheckpointError(
-                f"{folder} is not the folder any more in which this fit began: it was moved or "
-                f"cleared, or this is a forked process. Step {step} is not saved; leave the folder "
-                "where it is until fit ends, and call fit again"
+                f"{folder} is not the folder any more that this fit began in (or this is a fork of "
+                f"its process). Step {step} is not saved; leave the folder as it is, and fit again"
             )
         write_npz(path, {_META: np.array(json.dumps(meta)), **arrays})
         paths = [other for other in _files(folder) if _step(other.name) <= step]
@@ -177,20 +182,20 @@ def load(path: Path) -> Checkpoint:
         arrays = read_npz(path, sealed=True)
         meta = json.loads(str(arrays.pop(_META)))
         place, step = meta["place"], meta["global_step"]
-        is_rate = isinstance(meta["learning_rate"], float | int)
-        numbers = [step, meta["seed"], *place.values()]
-        if not is_rate or not all(type(number) is int and number >= 0 for number in numbers):
-            raise ValueError(f"{_META} holds other values than a checkpoint's")
-        if max(place.get("epoch", 0), place.get("batches", 0)) > step:  # each takes a step or more
+        is_good = isinstance(meta["learning_rate"], float | int)
+        for number in (step, meta["seed"], *place.values()):
+            is_good &= type(number) is int and number >= 0
+        # An epoch, and a batch, take a step or more.
+        if not is_good or max(place.get("epoch", 0), place.get("batches", 0)) > step:
             raise ValueError(f"{_META} holds other values than a checkpoint's")
         return Checkpoint(path, arrays, meta)
     except FileNotFoundError:
         raise
     except Exception as error:  # whatever hostile bytes make of the readers
         reason = error.__cause__ or error
-        number = getattr(reason, "errno", None)  # EINVAL: a place outside the file, out of damage
-        if isinstance(reason, OSError | MemoryError) and number != errno.EINVAL:
-            raise _unreadable(path, reason) from error
+        # EINVAL is a place outside the file, as damage makes it.
+        if isinstance(reason, OSError | MemoryError) and reason.args[:1] != (errno.EINVAL,):
+            raise _UnreadableError(path, reason) from error
         raise CheckpointError(f"{path} is no whole checkpoint ({reason})") from error
 
 
@@ -202,15 +207,8 @@ def _files(folder: Path) -> list[Path]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise _unreadable(folder, error) from error
+        raise _UnreadableError(folder, error) from error
     return [folder / name for name in sorted(names, key=_step)]
-
-
-def _unreadable(path: Path, reason: BaseException) -> CheckpointError:
-    return _UnreadableError(
-        f"{path} cannot be read ({reason or type(reason).__name__}); it may be good: allow reading "
-        "it, or give the process more memory or open files, and run the same again"
-    )
 
 
 def _candidates(folder: Path) -> list[Path]:
