@@ -374,6 +374,17 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(tmp_path, uninterrupted, tim
     assert_same_checkpoints(tmp_path, uninterrupted(60), 60)
 
 
+def test_who_ignores_ctrl_c_goes_on_ignoring_it(tmp_path):
+    """As a job in the background of a shell does."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        train(tmp_path, 6, monitors=[Interrupt(2)])
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert newest(tmp_path) == 6
+
+
 # Files --------------------------------------------------------------------------------------------
 
 

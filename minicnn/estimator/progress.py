@@ -67,7 +67,7 @@ class ProgressHook(SessionRunHook):
 
 def _is_seen(stream: Any) -> bool:
     """Whether a stream goes to a terminal or into a notebook."""
-    return "ipykernel" in sys.modules or getattr(stream, "isatty", lambda: False)()
+    return "ipykernel" in sys.modules or (not getattr(stream, "closed", True) and stream.isatty())
 
 
 def _tqdm() -> Any:

@@ -170,8 +170,10 @@ def _map_fetches(fetches: Any, function: Callable[[Any], Any]) -> Any:
 def _interrupt_stops(context: SessionRunContext) -> Iterator[threading.Event]:
     """Let the first Ctrl-C end the run after the step; a second one interrupts at once."""
     interrupted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupted  # only the main thread receives signals
+    before, main = signal.getsignal(signal.SIGINT), threading.main_thread()
+    # Only the main thread receives signals; who ignores Ctrl-C, or has a handler in C, goes on so.
+    if threading.current_thread() is not main or before in (signal.SIG_IGN, None):
+        yield interrupted
         return
 
     def stop(signum: int, frame: Any) -> None:
@@ -180,7 +182,7 @@ def _interrupt_stops(context: SessionRunContext) -> Iterator[threading.Event]:
         interrupted.set()
         context.request_stop()
 
-    before = signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGINT, stop)
     try:
         yield interrupted
     finally:

@@ -354,7 +354,13 @@ def test_a_notebook_gets_a_bar_though_it_is_no_terminal(tmp_path, pretend, monke
     assert re.findall("fit:" + BAR, sys.stderr.getvalue())[-1] == ("2", "2")
 
 
-@pytest.mark.parametrize("stream", [None, object()])
+def closed():
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+@pytest.mark.parametrize("stream", [None, object(), closed()])
 def test_a_strange_error_output_gets_no_bar(tmp_path, monkeypatch, stream):
     monkeypatch.setattr(sys, "stderr", stream)
     estimator_in(tmp_path).fit(X, Y, steps=1)
