@@ -390,6 +390,10 @@ class NanTensorHook(SessionRunHook):
 class ValidationMonitor(SessionRunHook):
     """Evaluate the weights in memory at intervals, and stop where they get no better.
 
+    The intervals and the best value go on in a second run with the same monitor. They begin anew
+    where the steps do, and with a new monitor: a checkpoint does not hold them. NaN is worse than
+    any number.
+
     Parameters
     ----------
     x, y, input_fn, batch_size, metrics
@@ -428,6 +432,8 @@ class ValidationMonitor(SessionRunHook):
         early_stopping_metric: str = "loss",
         early_stopping_metric_minimize: bool = True,
     ) -> None:
+        if x is None and input_fn is None:
+            raise ValueError("there is no data: give `x` (and `y`), or `input_fn`, got neither")
         self.data = {
             "x": x,
             "y": y,
@@ -447,22 +453,27 @@ class ValidationMonitor(SessionRunHook):
         self.best_step = 0
         self.early_stopped = False
 
+    def begin(self) -> None:
+        self.early_stopped = False
+
     def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
         step = run_context.session.global_step
-        if self.timer.last_step is None:
+        if self.timer.last_step is None or step <= self.timer.last_step:
             self.timer.mark(step)  # the first interval begins here
+            self.best_value, self.best_step = None, 0
         if not self.timer.due(step):
             return
         self.timer.mark(step)
         results = run_context.session.evaluate(**self.data)
-        if self.metric not in results:
+        numbers = {name: value for name, value in results.items() if np.ndim(value) == 0}
+        if self.metric not in numbers:
             raise ValueError(
-                f"`early_stopping_metric` must be one of {', '.join(map(repr, results))}, got "
+                f"`early_stopping_metric` must be one of {', '.join(map(repr, numbers))}, got "
                 f"{self.metric!r}"
             )
-        value = results[self.metric]
-        if self.best_value is None or (
-            value < self.best_value if self.minimize else value > self.best_value
+        value, best = numbers[self.metric], self.best_value
+        if best is None or (value < best if self.minimize else value > best) or (
+            math.isnan(best) and not math.isnan(value)
         ):
             self.best_value, self.best_step = value, step
         elif self.rounds is not None and step - self.best_step >= self.rounds:

@@ -518,6 +518,53 @@ def test_early_stopping_by_a_metric(minimize, best_step, end):
     assert monitor.best_value == (0.1 if minimize else 0.9)
 
 
+def test_a_monitor_begins_anew_with_a_run_that_does(tmp_path):
+    monitor = hooks.ValidationMonitor(X, Y, every_n_steps=2, early_stopping_rounds=4)
+    for number in range(2):
+        mc.Estimator(network(rate=0.0), tmp_path / str(number), config=mc.RunConfig(seed=1)).fit(
+            X, Y, steps=50, batch_size=10, monitors=[monitor])
+        assert (monitor.best_step, monitor.early_stopped) == (3, True)
+        assert saved(tmp_path / str(number)) == [1, 7]
+
+
+def test_a_monitor_goes_on_with_a_run_that_does(run):
+    monitor = hooks.ValidationMonitor(X, Y, every_n_steps=2, early_stopping_rounds=4)
+    for end in (5, 7):
+        estimator = run(monitor, steps=5, model_fn=network(rate=0.0))
+        assert estimator.evaluate(X, Y)["global_step"] == end
+        assert monitor.early_stopped == (end == 7)
+    run(monitor, steps=1)
+    assert not monitor.early_stopped
+
+
+@pytest.mark.parametrize("minimize, best", [(False, 0.6), (True, 0.5)])
+def test_nan_is_worse_than_any_number(minimize, best):
+    session = results(math.nan, 0.5, 0.6, math.nan, *[0.55] * 9)
+    monitor = hooks.ValidationMonitor(
+        X, Y, every_n_steps=2, early_stopping_rounds=6, early_stopping_metric="accuracy",
+        early_stopping_metric_minimize=minimize,
+    )
+    context = hooks.SessionRunContext(session)
+    while not context.stop_requested:
+        monitor.after_run(context, hooks.SessionRunValues(None))
+        session.global_step += 1
+    assert monitor.best_value == best
+
+
+def test_a_metric_that_is_an_array_cannot_stop(run):
+    matrix = {"matrix": mc.MetricSpec(mc.metrics.confusion_matrix, "classes")}
+    monitor = hooks.ValidationMonitor(X, Y, metrics=matrix, every_n_steps=1,
+                                      early_stopping_metric="matrix")
+    with pytest.raises(ValueError, match="must be one of 'loss', 'global_step', got 'matrix'"):
+        run(monitor, steps=3)
+
+
+def test_validation_needs_data():
+    with pytest.raises(ValueError, match="there is no data: give `x`"):
+        hooks.ValidationMonitor()
+    hooks.ValidationMonitor(input_fn=lambda: [(X, Y)])
+
+
 def test_validation_arguments(run):
     with pytest.raises(ValueError, match="`every_n_steps` must be at least 1, got 0"):
         hooks.ValidationMonitor(X, Y, every_n_steps=0)
