@@ -1,8 +1,10 @@
 """Tests of minicnn.estimator: fit, evaluate, predict, what they log and what they keep."""
 
+import copy
 import json
 import logging
 import math
+import pickle
 import re
 import shutil
 import threading
@@ -242,6 +244,26 @@ def test_what_a_mode_needs_and_model_fn_does_not_give(tmp_path, mode, missing):
     call()
 
 
+@pytest.mark.parametrize("mode", [EVAL, INFER])
+def test_model_fn_returns_ops_of_another_mode(tmp_path, mode):
+    def model_fn(features, labels):
+        ops = network()(features, labels, TRAIN)
+        return mc.ModelFnOps(mode, ops.predictions, ops.loss, ops.train_op)
+
+    with pytest.raises(ValueError, match=rf"mode 'train' that it was called with, got '{mode}'"):
+        estimator_in(tmp_path, model_fn).fit(X, Y, steps=1)
+
+
+def test_a_train_op_of_another_graph(tmp_path, loss):
+    def model_fn(features, labels, mode):
+        ops = network()(features, labels, mode)
+        train_op = mc.optimize_loss(loss, learning_rate=0.1)
+        return mc.ModelFnOps(mode, ops.predictions, ops.loss, train_op)
+
+    with pytest.raises(ValueError, match=r"'softmax_cross_entropy'.*belongs to another graph"):
+        estimator_in(tmp_path, model_fn).fit(X, Y, steps=1)
+
+
 @pytest.mark.parametrize("result, words", [
     (None, "model_fn must return ModelFnOps.*got None"),
     ({"loss": 1}, "model_fn must return ModelFnOps.*dict"),
@@ -257,6 +279,8 @@ def test_what_model_fn_ops_holds_is_checked():
         mc.ModelFnOps(INFER, predictions={"classes": np.zeros(3)})
     with pytest.raises(TypeError, match="`loss` must be a scalar Tensor, got"):
         mc.ModelFnOps(EVAL, loss=x)
+    with pytest.raises(ValueError, match=r"prediction 'loss' must have a row .* the shape \(\)"):
+        mc.ModelFnOps(INFER, {"loss": mc.losses.softmax_cross_entropy(mc.softmax(x), x)})
     with pytest.raises(ValueError, match="`mode` must be one of ModeKeys, got 'training'"):
         mc.ModelFnOps("training", predictions={"x": x})
     onehot = mc.losses.softmax_cross_entropy(mc.softmax(x), x)
@@ -506,6 +530,7 @@ def test_an_exhausted_input_fn_begins_anew_whenever_checkpoints_were_written(tmp
     (lambda: None, TypeError, "`input_fn` must return an iterable of batches.*None"),
     (lambda: [(X[:5], Y[:4])], ValueError, "x has 5, y has 4"),
     (lambda: [("a", Y)], TypeError, "`features` must be an array of numbers"),
+    (lambda: [None], TypeError, "`features` must be an array of numbers, got None"),
     (X, TypeError, "`input_fn` must be a function without arguments"),
 ])
 def test_a_bad_input_fn(tmp_path, input_fn, error, words):
@@ -583,6 +608,47 @@ def test_metric_keys(trained):
         trained.evaluate(X, Y, metrics={"a": mc.MetricSpec(accuracy, "classes", "class")})
     with pytest.raises(TypeError, match=r"`metrics` must map names to MetricSpec.*'a'"):
         trained.evaluate(X, Y, metrics={"a": accuracy})
+
+
+@pytest.mark.parametrize("metric, words", [
+    (lambda labels, targets: 1, "predictions.*got one that takes labels, targets"),
+    (lambda labels, weights: 1, "weights, got one that takes labels, weights; rename"),
+    (lambda scores, labels: 1, "got one that takes scores, labels"),
+    (lambda labels, predictions: None, "must be a number or an array.*got None"),
+    (lambda labels, predictions: {}, "must be a number or an array.*got {}"),
+    (lambda labels, predictions: 1j, "must be a number or an array.*got 1j"),
+])
+def test_a_metric_that_cannot_be_is_named(trained, metric, words):
+    with pytest.raises((TypeError, ValueError), match=f"`odd`.*{words}"):
+        trained.evaluate(X, Y, metrics={"odd": mc.MetricSpec(metric, "classes")})
+
+
+@pytest.mark.parametrize("metric", [
+    lambda predictions, targets: (predictions == targets).mean(),
+    lambda truth, guesses: (truth == guesses).mean(), lambda labels, guesses: labels.sum() * 0 + 1,
+    lambda *both: len(both) / 2,
+])
+def test_names_that_a_metric_may_use(metric):
+    spec = mc.MetricSpec(metric)
+    assert spec.compute(np.array([1, 2]), np.array([1, 2]), None) == 1
+
+
+@pytest.mark.parametrize("name", ["loss", "global_step"])
+def test_names_of_metrics_that_evaluate_needs_itself(trained, name):
+    metrics = {name: mc.MetricSpec(mc.metrics.accuracy, "classes")}
+    with pytest.raises(ValueError, match=f"other names than evaluate's own, got '{name}'"):
+        trained.evaluate(X, Y, metrics=metrics)
+
+
+def test_an_input_fn_may_use_its_arrays_again(trained):
+    def input_fn():
+        x, y = np.empty_like(X[:10]), np.empty_like(Y[:10])
+        for rows in range(0, ROWS, 10):
+            x[...], y[...] = X[rows : rows + 10], Y[rows : rows + 10]
+            yield x, y
+
+    metrics = {"labels": mc.MetricSpec(lambda labels, predictions: labels, "classes")}
+    assert_same_bits(trained.evaluate(input_fn=input_fn, metrics=metrics)["labels"], Y)
 
 
 def test_a_metric_sees_all_rows_at_once(trained):
@@ -693,6 +759,71 @@ def test_no_checkpoint_yet(tmp_path):
     ):
         with pytest.raises(mc.CheckpointError, match=rf"no checkpoint in {re.escape(str(folder))}"):
             call()
+
+
+def test_a_checkpoint_that_comes_later_is_seen(tmp_path):
+    estimator = estimator_in(tmp_path)
+    with pytest.raises(mc.CheckpointError, match="no checkpoint"):
+        estimator.evaluate(X, Y)
+    estimator_in(tmp_path).fit(X, Y, steps=1)
+    assert estimator.evaluate(X, Y)["global_step"] == 1
+
+
+def test_two_threads_that_make_the_first_call_read_one_checkpoint(trained, tmp_path, monkeypatch):
+    """While a fit goes on elsewhere, the second would read a later one than it calls it."""
+    newest, waiting, calls = checkpoints.newest, threading.Event(), []
+
+    def slow(folder):
+        calls.append(newest(folder))
+        waiting.wait(0.3)
+        return calls[-1]
+
+    monkeypatch.setattr(checkpoints, "newest", slow)
+    estimator = estimator_in(tmp_path)
+    threads = [threading.Thread(target=estimator.evaluate, args=(X, Y)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(calls) == 1
+
+
+def test_a_relative_model_dir_stays_where_it_is(tmp_path, monkeypatch):
+    class Leave(mc.hooks.SessionRunHook):
+        def after_run(self, run_context, run_values):
+            monkeypatch.chdir(tmp_path / "elsewhere")
+
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    estimator = estimator_in("model", save_checkpoints_steps=1)
+    estimator.fit(X, Y, steps=2, monitors=[Leave()])
+    assert saved_steps(tmp_path / "model") == [1, 2]
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert estimator.evaluate(X, Y)["global_step"] == 2
+
+
+def two_columns(features, mode):
+    return mc.ModelFnOps(mode, mc.layers.dense(features, 2))
+
+
+def test_a_pickled_estimator_begins_with_the_checkpoint(trained, tmp_path):
+    copied = pickle.loads(pickle.dumps(mc.Estimator(two_columns, tmp_path, {"a": 1})))
+    assert (copied.model_dir, copied._params) == (tmp_path, {"a": 1})
+    assert copied.get_variable_names() == trained.get_variable_names()
+    assert copy.deepcopy(trained).evaluate(X, Y) == trained.evaluate(X, Y)
+
+
+def test_every_line_of_the_evaluations_is_json(trained, tmp_path):
+    path = tmp_path / "evaluations.jsonl"
+    trained.evaluate(X, Y, metrics={"n": mc.MetricSpec(lambda y, p: math.nan, "classes")})
+    with path.open("a") as file:
+        file.write('{"global_step": 3, "lo')  # a disk was full
+    for _ in range(2):
+        trained.evaluate(X, Y)
+    first, half, *rest = path.read_text().splitlines()
+    assert json.loads(first)["n"] is None
+    assert half == '{"global_step": 3, "lo'
+    assert [json.loads(line)["global_step"] for line in rest] == [3, 3]
 
 
 def test_without_model_dir_a_temporary_folder_is_named_in_a_warning(caplog):

@@ -5,8 +5,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from minicnn import checks
 from minicnn.checks import describe
 from minicnn.tensor import Tensor
@@ -93,6 +91,9 @@ class ModelFnOps:
                 raise TypeError(
                     f"ModelFnOps: prediction {name!r} must be a Tensor, got {describe(tensor)}"
                 )
+            if tensor.shape[:1] != (None,):
+                needed = f"must have a row for each of the batch, got the shape {tensor.shape}"
+                raise ValueError(f"ModelFnOps: prediction {name!r} {needed}; fetch it by a hook")
         if loss is not None and (not isinstance(loss, Tensor) or loss.shape != ()):
             raise TypeError(f"ModelFnOps: `loss` must be a scalar Tensor, got {describe(loss)}")
         checks.instance(train_op, TrainOp | None, "train_op", "what optimize_loss returns")
@@ -198,10 +199,11 @@ class MetricSpec:
     def __post_init__(self) -> None:
         checks.function(self.metric_fn, "metric_fn")
 
-    def compute(self, predictions: dict[str, Any], labels: Any, features: Any) -> Any:
+    def compute(self, predictions: Any, labels: Any, features: Any, name: str = "metric_fn") -> Any:
         """Return the metric of arrays that hold all rows.
 
         A metric_fn whose arguments have the usual names is given them by name, in any order.
+        `name` is the metric's in errors.
         """
         given = {
             "labels": pick(labels, self.label_key, "label_key"),
@@ -209,13 +211,19 @@ class MetricSpec:
         }
         if self.weight_key is not None:
             given["weights"] = pick(features, self.weight_key, "weight_key")
-        named = {**given, "targets": given["labels"]}
-        wanted = list(_argument_names(self.metric_fn))[: len(given)]
-        if set(wanted) <= set(named) and len(wanted) == len(given):
-            value = self.metric_fn(**{name: named[name] for name in wanted})
+        wanted = _argument_names(self.metric_fn)[: len(given)]
+        meant = ["labels" if word == "targets" else word for word in wanted]
+        if sorted(meant) == sorted(given):
+            value = self.metric_fn(**{w: given[m] for w, m in zip(wanted, meant, strict=True)})
+        elif any(m != r and m in (*given, "weights") for m, r in zip(meant, given, strict=False)):
+            raise ValueError(
+                f"`{name}`: the metric_fn must take labels (or targets), predictions, and with a "
+                f"`weight_key` weights, got one that takes {', '.join(wanted)}; rename these"
+            )
         else:
             value = self.metric_fn(*given.values())
-        return float(value) if np.ndim(value) == 0 else value
+        value = checks.array(value, name, what="a number or an array of them from its metric_fn")
+        return value if value.ndim else float(value)
 
 
 def _argument_names(function: Callable[..., Any]) -> list[str]:
@@ -246,7 +254,8 @@ def checked_metrics(metrics: Any) -> dict[str, MetricSpec]:
     """Return the metrics of an evaluation by name."""
     metrics = checks.instance(metrics or {}, Mapping, "metrics", "a dict from names to MetricSpec")
     for name, spec in metrics.items():
-        checks.text(name, "a name in metrics")
+        if checks.text(name, "a name in metrics") in ("loss", "global_step"):
+            raise ValueError(f"`metrics` must have other names than evaluate's own, got {name!r}")
         if not isinstance(spec, MetricSpec):
             raise TypeError(
                 f"`metrics` must map names to MetricSpec, got {describe(spec)} for {name!r}; write "
@@ -268,4 +277,7 @@ def call_model_fn(model_fn: Callable[..., Any], **arguments: Any) -> ModelFnOps:
             "model_fn must return ModelFnOps(mode, predictions, loss, train_op), got "
             f"{describe(result)}"
         )
+    if result.mode != arguments["mode"]:
+        what = f"the mode {arguments['mode']!r} that it was called with, got {result.mode!r}"
+        raise ValueError(f"model_fn must return ModelFnOps of {what}; write ModelFnOps(mode, ...)")
     return result

@@ -1,6 +1,6 @@
 """The Estimator: trains, evaluates and predicts with a model_fn, and keeps it in a folder."""
 
-import functools
+import copy
 import json
 import logging
 import math
@@ -9,6 +9,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +94,15 @@ class Estimator:
         if model_dir is None:
             model_dir = tempfile.mkdtemp(prefix="minicnn-")
             logger.warning("No model_dir is given; using the temporary folder %s", model_dir)
-        self.model_dir = checks.path(model_dir, "model_dir")
+        # Absolute, for the program may go to another folder.
+        self.model_dir = checks.path(model_dir, "model_dir").absolute()
         self._model_fn, self._params = model_fn, params
         self._parameters: dict[str, Parameter] = {}
         self._lock = threading.Lock()
         self._forget()
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a copy begins with the latest checkpoint
+        return type(self), (self._model_fn, self.model_dir, self._params, self.config)
 
     def fit(
         self,
@@ -150,7 +155,7 @@ class Estimator:
             chief = self.config.distribute.is_chief
             lock = checkpoints.locked(self.model_dir) if chief else nullcontext(lambda: True)
             with lock as is_held:
-                return self._fit(hooks, (x, y, input_fn, batch_size), is_held)
+                return self._fit(hooks, partial(feeding.feed, x, y, input_fn, batch_size), is_held)
 
     def evaluate(
         self,
@@ -264,24 +269,26 @@ class Estimator:
 
     def _restore(self) -> None:
         """Read the latest checkpoint, or begin anew, unless that was done before."""
-        if self._ready:
-            return
-        self._checkpoint = checkpoints.newest(self.model_dir)
-        if self._checkpoint is not None:
-            meta = self._checkpoint.meta
-            self._step, self._place = meta["global_step"], meta["place"]
-            self._seed = meta["seed"] if self.config.seed is None else self.config.seed
-            logger.info("Restored model from %s", self._checkpoint.path)
-        elif self.config.seed is None:
-            self._seed = secrets.randbits(32)
-            logger.info("The seed of this run is %d.", self._seed)
-        else:
-            self._seed = self.config.seed
-        self._ready = True
+        with self._lock:
+            if self._ready:
+                return
+            self._checkpoint = checkpoints.newest(self.model_dir)
+            if self._checkpoint is not None:
+                meta = self._checkpoint.meta
+                self._step, self._place = meta["global_step"], meta["place"]
+                self._seed = meta["seed"] if self.config.seed is None else self.config.seed
+                logger.info("Restored model from %s", self._checkpoint.path)
+            elif self.config.seed is None:
+                self._seed = secrets.randbits(32)
+                logger.info("The seed of this run is %d.", self._seed)
+            else:
+                self._seed = self.config.seed
+            self._ready = True
 
     def _need_weights(self) -> None:
         self._restore()
         if self._checkpoint is None and not self._parameters:
+            self._ready = False  # it may come
             raise CheckpointError(f"there is no checkpoint in {self.model_dir} yet; call fit first")
 
     def _trace(self, mode: str, batch: feeding.Batch) -> Trace:
@@ -316,10 +323,9 @@ class Estimator:
             )
 
     def _fit(
-        self, hooks: list[SessionRunHook], data: tuple[Any, Any, Any, Any],
-        is_held: Callable[[], bool],
+        self, hooks: list[SessionRunHook], data: Callable[[int], Any], is_held: Callable[[], bool]
     ) -> "Estimator":
-        """Train with these hooks on `x`, `y`, `input_fn` and `batch_size`."""
+        """Train with these hooks on the feed that `data` makes of a seed."""
         changed = checkpoints.latest_step(self.model_dir) != self._step
         if self.config.distribute.from_chief(changed):
             self._forget()  # another Estimator has trained there since
@@ -329,7 +335,7 @@ class Estimator:
         chiefs = self._step, self._place, self._seed, self._checkpoint, end
         chiefs = self.config.distribute.from_chief(chiefs)
         self._step, self._place, self._seed, self._checkpoint, end = chiefs
-        feed = feeding.feed(*data, self._seed)
+        feed = data(self._seed)
         trace = self._trace(ModeKeys.TRAIN, feed.peek())
         if self._step >= end:
             logger.info("Already at step %d of %d; nothing to do.", self._step, end)
@@ -339,7 +345,7 @@ class Estimator:
         feed.seek(self._place)
         session = TrainingSession(
             trace, feed, self._step, self._seed, self.config.fuse, self.config.distribute,
-            functools.partial(self._save, is_held), self._evaluate_now,
+            partial(self._save, is_held), self._evaluate_now,
         )
         try:
             with progress_bar(self.config.progress, "fit", end, self._step) as advance:
@@ -446,7 +452,8 @@ class Estimator:
                 total, rows = total + float(values[loss]) * count, rows + count
                 if metrics:
                     kept = {name: values[tensor] for name, tensor in predictions.items()}
-                    parts.append((kept, batch[1], batch[0] if weighted else None))
+                    # A copy, for an input_fn may use its arrays again.
+                    parts.append(copy.deepcopy((kept, batch[1], batch[0] if weighted else None)))
                 advance(total / rows)
                 most -= 1
                 if most <= 0:
@@ -455,8 +462,8 @@ class Estimator:
                 logger.info("Input iterator is exhausted.")
         results: dict[str, Any] = {}
         if metrics:
-            whole = [feeding.concatenate(part) for part in zip(*parts, strict=True)]
-            results = {name: spec.compute(*whole) for name, spec in metrics.items()}
+            whole, truth, given = map(feeding.concatenate, zip(*parts, strict=True))
+            results = {k: spec.compute(whole, truth, given, k) for k, spec in metrics.items()}
         results |= {"loss": total / rows, "global_step": global_step}
         self._report(results)
         return results
@@ -468,9 +475,13 @@ class Estimator:
         text = ", ".join(f"{name} = {value:.6g}" for name, value in sorted(numbers.items()))
         logger.info("Saving evaluation summary for step %d: %s", step, text)
         path = self.model_dir / "evaluations.jsonl"
+        known = {k: v if math.isfinite(v) else None for k, v in numbers.items()}  # JSON has no NaN
         try:
-            with path.open("a") as file:
-                file.write(json.dumps({"global_step": step, **numbers}) + "\n")
+            line = json.dumps({"global_step": step, **known}, allow_nan=False)
+            with path.open("a+b") as file:
+                file.seek(max(0, file.tell() - 1))
+                half = file.read(1) not in (b"", b"\n")  # a line that a full disk has cut off
+                file.write(b"\n" * half + line.encode() + b"\n")
         except OSError as error:
             logger.warning("%s cannot be written (%s)", path, error)
 

@@ -10,6 +10,7 @@ from minicnn.checks import describe
 
 BATCH_SIZE = 100
 _ORDER_STREAM = 1  # tells the seed of the data's order from the other uses of the run's seed
+_END = object()
 
 Batch = tuple[Any, Any]  # features, labels; each an array, a dict of arrays, or (labels) None
 
@@ -108,8 +109,8 @@ class FunctionFeed:
         if batch is None:
             if self._iterator is None:
                 self._iterator, self.taken = iter(_iterable(self.input_fn())), 0
-            made = next(self._iterator, None)
-            batch = None if made is None else _checked(made)
+            made = next(self._iterator, _END)
+            batch = None if made is _END else _checked(made)
         if batch is None:
             self._iterator, self.taken = None, 0
         else:

@@ -48,7 +48,8 @@ class Trace:
         self.ops: ModelFnOps = call_model_fn(
             model_fn, features=self._features, labels=self._labels, mode=mode, **options
         )
-        outputs = (*self.ops.predictions.values(), self.ops.loss)
+        trained = self.ops.train_op and self.ops.train_op.loss
+        outputs = (*self.ops.predictions.values(), self.ops.loss, trained)
         for tensor in outputs:
             if tensor is not None and tensor.graph is not self.graph:
                 raise ValueError(
