@@ -311,7 +311,7 @@ def refuse(error):
     (Path, "open", PermissionError(errno.EACCES, "Permission denied")),
     (Path, "open", OSError(errno.EMFILE, "Too many open files")),
     (np, "empty", MemoryError("no memory")),
-    (os, "scandir", PermissionError(errno.EACCES, "Permission denied")),
+    (os, "scandir", OSError(errno.EMFILE, "Too many open files")),
 ])
 def test_what_the_system_refuses_to_read_is_not_called_damage(
     folder, monkeypatch, caplog, owner, function, error
@@ -581,6 +581,14 @@ def test_nor_do_two_fits_of_one_process(tmp_path):
     thread.start()
     thread.join()
     assert newest(tmp_path) == 3
+
+
+def test_a_folder_that_cannot_be_listed_at_the_beginning(folder, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "glob", refuse(OSError(errno.EMFILE, "Too many open files")))
+        with pytest.raises(mc.CheckpointError, match="Too many open files"):
+            train(folder, 9)
+    assert ".lock" not in names_in(folder)
 
 
 def test_a_lock_whose_holder_has_not_yet_said_its_number(folder):

@@ -96,10 +96,11 @@ def locked(folder: Path) -> Iterator[Callable[[], bool]]:
                 return is_there and os.path.samestat(os.stat(folder / _LOCK), ours)
 
             try:
-                for name in ("model.ckpt-*.npz", _INDEX):
-                    for left in folder.glob(f".{name}.*.tmp"):
-                        with contextlib.suppress(OSError):
-                            left.unlink()
+                with _writing(folder):
+                    left = (*folder.glob(".model.ckpt-*.npz.*.tmp"), *folder.glob(f".{_INDEX}.*.tmp"))
+                for path in left:
+                    with contextlib.suppress(OSError):
+                        path.unlink()
                 yield is_held
             finally:  # not only unlocked: a forked child may hold the lock, and live longer
                 with contextlib.suppress(OSError):
