@@ -97,8 +97,8 @@ def locked(folder: Path) -> Iterator[Callable[[], bool]]:
 
             try:
                 with _writing(folder):
-                    left = (*folder.glob(".model.ckpt-*.npz.*.tmp"), *folder.glob(f".{_INDEX}.*.tmp"))
-                for path in left:
+                    old = *folder.glob(".model.ckpt-*.npz.*.tmp"), *folder.glob(f".{_INDEX}.*.tmp")
+                for path in old:
                     with contextlib.suppress(OSError):
                         path.unlink()
                 yield is_held

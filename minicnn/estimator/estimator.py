@@ -475,12 +475,12 @@ class Estimator:
         text = ", ".join(f"{name} = {value:.6g}" for name, value in sorted(numbers.items()))
         logger.info("Saving evaluation summary for step %d: %s", step, text)
         path = self.model_dir / "evaluations.jsonl"
-        known = {k: v if math.isfinite(v) else None for k, v in numbers.items()}  # JSON has no NaN
+        safe = {k: v if math.isfinite(v) else None for k, v in numbers.items()}  # JSON has no NaN
         try:
             with path.open("a+b") as file:
                 file.seek(max(0, file.tell() - 1))
                 half = file.read(1) not in (b"", b"\n")  # a line that a full disk has cut off
-                file.write(b"\n" * half + json.dumps({"global_step": step} | known).encode() + b"\n")
+                file.write(b"\n" * half + json.dumps({"global_step": step} | safe).encode() + b"\n")
         except OSError as error:
             logger.warning("%s cannot be written (%s)", path, error)
 
