@@ -17,7 +17,7 @@ from minicnn import checks, tables
 from minicnn.context import Context
 from minicnn.layers.fusion import fuse, fusing
 from minicnn.parameter import Parameter
-from minicnn.tensor import Op, Shape, Tensor, parts
+from minicnn.tensor import Op, Shape, Tensor, give_names, parts
 
 
 class Graph:
@@ -76,11 +76,7 @@ class Graph:
         name = op.name or _renamed(op, checks.unique(op.kind, self.tensors))
         if name in self.tensors:
             raise ValueError(f"{name}: the name is taken in this graph; give another `name`")
-        inner = {part.name for part in parts(op) if part.name}
-        for part in parts(op):
-            if part.name is None:
-                part.name = checks.unique(f"{name}/{part.kind}", inner)
-                inner.add(part.name)
+        give_names(list(parts(op)), f"{name}/")
         shape, dtype = inputs[0].shape, inputs[-1].dtype
         output_shape = _build(op, shape, self.rng, dtype)
         self._ops.update(parts(op))

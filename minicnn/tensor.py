@@ -94,6 +94,15 @@ def parts(op: Op, above: tuple[Op, ...] = ()) -> Iterator[Op]:
                     yield from parts(member, (*above, op))
 
 
+def give_names(ops: list[Op], prefix: str) -> None:
+    """Name those that have no name after their classes, each differently."""
+    taken = {op.name for op in ops if op.name}
+    for op in ops:
+        if op.name is None:
+            op.name = checks.unique(prefix + op.kind, taken)
+            taken.add(op.name)
+
+
 class GraphLike(Protocol):
     """What a tensor knows of the graph that it lies in."""
 

@@ -503,9 +503,8 @@ def results(*values):
     return session
 
 
-@pytest.mark.parametrize("minimize, best_step, end", [(False, 7, 13), (True, 9, 15)])
-def test_early_stopping_by_a_metric(minimize, best_step, end):
-    session = results(0.5, 0.6, 0.9, 0.1, 0.8, 0.7, 0.6, 0.5, 0.4)  # at 3, 5, 7, ...
+def watched(session, minimize):
+    """Return a monitor that has watched a session to its early stop."""
     monitor = hooks.ValidationMonitor(
         X, Y, every_n_steps=2, early_stopping_rounds=6, early_stopping_metric="accuracy",
         early_stopping_metric_minimize=minimize,
@@ -514,6 +513,13 @@ def test_early_stopping_by_a_metric(minimize, best_step, end):
     while not context.stop_requested:
         monitor.after_run(context, hooks.SessionRunValues(None))
         session.global_step += 1
+    return monitor
+
+
+@pytest.mark.parametrize("minimize, best_step, end", [(False, 7, 13), (True, 9, 15)])
+def test_early_stopping_by_a_metric(minimize, best_step, end):
+    session = results(0.5, 0.6, 0.9, 0.1, 0.8, 0.7, 0.6, 0.5, 0.4)  # at 3, 5, 7, ...
+    monitor = watched(session, minimize)
     assert (monitor.best_step, session.global_step - 1) == (best_step, end)
     assert monitor.best_value == (0.1 if minimize else 0.9)
 
@@ -540,14 +546,7 @@ def test_a_monitor_goes_on_with_a_run_that_does(run):
 @pytest.mark.parametrize("minimize, best", [(False, 0.6), (True, 0.5)])
 def test_nan_is_worse_than_any_number(minimize, best):
     session = results(math.nan, 0.5, 0.6, math.nan, *[0.55] * 9)
-    monitor = hooks.ValidationMonitor(
-        X, Y, every_n_steps=2, early_stopping_rounds=6, early_stopping_metric="accuracy",
-        early_stopping_metric_minimize=minimize,
-    )
-    context = hooks.SessionRunContext(session)
-    while not context.stop_requested:
-        monitor.after_run(context, hooks.SessionRunValues(None))
-        session.global_step += 1
+    monitor = watched(session, minimize)
     assert monitor.best_value == best
 
 

@@ -90,7 +90,8 @@ def _make_robust(cache: Any) -> None:
         try:
             save(*entry)
         except Exception as error:  # a full disk, say
-            _say_once_that_nothing_is_cached(f" ({error})")
+            reason = getattr(error, "strerror", None) or error  # without the name of the file
+            _say_once_that_nothing_is_cached(f" ({reason})")
 
     file.save, cache.save_overload = save_by_key, save_if_possible
     cache.load_overload = load_if_whole

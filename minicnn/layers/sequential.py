@@ -9,7 +9,7 @@ from minicnn import checks, tables
 from minicnn.context import Context
 from minicnn.layers.fusion import fuse, fusing
 from minicnn.layers.layer import Layer
-from minicnn.tensor import Op, Shape, Tensor, parts
+from minicnn.tensor import Op, Shape, Tensor, give_names, parts
 
 
 class Sequential(Layer):
@@ -123,13 +123,10 @@ class Sequential(Layer):
 
     def _name_layers(self) -> None:
         prefix = f"{self.name}/" if self.name else ""
-        taken = {layer.name for layer in self.layers if layer.name}
-        if len(taken) < sum(layer.name is not None for layer in self.layers):
+        names = [layer.name for layer in self.layers if layer.name]
+        if len(set(names)) < len(names):
             raise ValueError(f"{self.label}: two layers have the same name; names must differ")
-        for layer in self.layers:
-            if layer.name is None:
-                layer.name = checks.unique(prefix + layer.kind, taken)
-                taken.add(layer.name)
+        give_names(self.layers, prefix)
 
 
 def _check_once(ops: list[Op]) -> None:

@@ -1,6 +1,7 @@
 """The page to draw a digit on: what its server refuses, and the page itself in a real browser."""
 
 import http.client
+import itertools
 import json
 import re
 import shutil
@@ -330,10 +331,9 @@ def test_drawing_with_the_mouse(visit):
         bars = tab.get_by_role("list", name="Probability of each digit").get_by_role("listitem")
         assert bars.count() == 10
         # The answer to a part of the stroke may say the same: only the last one stays.
-        for _ in range(600):
-            if not tab.evaluate(LONGEST_BAR, digit):
-                tab.wait_for_timeout(100)
-        assert tab.evaluate(LONGEST_BAR, digit)
+        waits = itertools.repeat(100, 600)  # milliseconds
+        while not tab.evaluate(LONGEST_BAR, digit):
+            tab.wait_for_timeout(next(waits))
         tab.get_by_role("button", name="Clear").click()
         said(tab, "Draw a digit from 0 to 9.")
 

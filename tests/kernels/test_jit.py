@@ -160,7 +160,7 @@ def test_a_full_disk_costs_the_cache_alone(package):
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))"
     printed, complaint = python(package, "-c", limit + SGD)
     assert printed.split() == ["0.0", "0.0", "0.0", "0", "1"]
-    assert "File too large), so every run compiles them anew" in complaint
+    assert "(File too large), so every run compiles them anew" in complaint
     assert len(complaint.splitlines()) == 1
 
 
