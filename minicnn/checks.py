@@ -3,7 +3,7 @@
 import math
 import operator
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -233,3 +233,13 @@ def gradient(dy: Any, shape: tuple[int, ...], dtype: Any, label: str) -> None:
             f"{label}: the gradient `dy` must be {np.dtype(dtype)} like the output, got "
             f"{dy.dtype}; convert it (dy.astype({np.dtype(dtype)}))"
         )
+
+
+def optimizer_fault(state: Mapping[str, np.ndarray]) -> str:
+    """Return what no step leaves in an optimizer's arrays; an empty text if there is no fault."""
+    for name, values in state.items():
+        if values.dtype.kind == "f" and np.isnan(values).any():
+            return f"{name} holds NaN"
+        if values.dtype.kind == "f" and name.endswith("/adam_s") and (values < 0).any():
+            return f"{name} has a negative mean of squares"
+    return ""

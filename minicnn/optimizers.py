@@ -6,7 +6,17 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from minicnn.checks import array, boolean, choice, describe, instance, integer, number, sequence
+from minicnn.checks import (
+    array,
+    boolean,
+    choice,
+    describe,
+    instance,
+    integer,
+    number,
+    optimizer_fault,
+    sequence,
+)
 from minicnn.kernels import update as kernels
 from minicnn.parameter import Parameter
 
@@ -143,7 +153,8 @@ class Optimizer:
         Raises
         ------
         ValueError
-            If an entry is missing, unknown or of another shape. Nothing has changed then.
+            If an entry is missing, unknown or of another shape, or if it holds NaN or a negative
+            mean of squares. Nothing has changed then.
         """
         remedy = "load it into the optimizer and the model that saved it"
         instance(state, Mapping, "state", "what state_dict returns")
@@ -160,6 +171,8 @@ class Optimizer:
                 raise ValueError(f"no parameter has {name!r} of shape {value.shape}; {remedy}")
             entries[name] = np.array(value, owners[name].dtype, order="C")
             _check_fits(name, entries[name], owners[name])
+        if said := optimizer_fault(entries):
+            raise ValueError(f"{said}, which no step leaves there; {remedy}")
         self._state, self.iterations = entries, int(count)
 
     def _state_of(self, parameter: Parameter) -> list[Array]:

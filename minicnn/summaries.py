@@ -13,6 +13,7 @@ from minicnn import checks
 from minicnn.estimator import MetricSpec
 from minicnn.estimator.config import checked_metrics
 from minicnn.extras import require
+from minicnn.files import open_regular
 from minicnn.graph import Graph
 from minicnn.hooks import (
     SessionRunArgs,
@@ -136,7 +137,7 @@ class SummarySaverHook(SessionRunHook):
         length = struct.pack("<Q", len(data))
         head, tail = (struct.pack("<I", checksum(part)) for part in (length, data))
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        with self._path.open("ab") as file:
+        with open_regular(self._path, "ab") as file:
             file.write(length + head + data + tail)
 
 

@@ -1,11 +1,9 @@
 """The weights of a model in one .npz file, and what other kinds of file share with it."""
 
 import contextlib
-import errno
 import hashlib
 import math
 import os
-import secrets
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,10 +13,12 @@ import numpy as np
 
 from minicnn import checks
 from minicnn.checks import describe
+from minicnn.files import open_regular, replacing
 from minicnn.parameter import Parameter
 
 _SEAL = 64  # bytes: a SHA-256 in hexadecimal
 _CHUNK = 1 << 20  # bytes
+_RECORD = 22  # bytes: the last record of a zip archive, without its comment
 
 
 def save_weights(model: Any, path: str | Path) -> None:
@@ -32,6 +32,11 @@ def save_weights(model: Any, path: str | Path) -> None:
         Built; a Sequential, say.
     path : str or Path
         Ends in ``.npz``.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written; the error names it.
 
     Examples
     --------
@@ -144,18 +149,19 @@ def read_npz(
     path: str | Path,
     check: Callable[[Mapping[str, Member]], None] | None = None,
     sealed: bool = False,
+    follow: bool = True,
 ) -> dict[str, np.ndarray]:
     """Return the arrays of a file by name. A stranger may have written it.
 
     `check` sees all headers before any array is read. Nothing is unpickled or unpacked, and no
-    array is larger than its bytes in the file.
+    array is larger than its bytes in the file. `follow` says whether the path may be a link.
 
     Raises
     ------
     ValueError
         If the file is damaged, or no .npz of plain arrays, or without checksum although `sealed`.
     """
-    with Path(path).open("rb") as file:
+    with open_regular(Path(path), follow=follow) as file:
         with _naming(path):
             members = _members(file, sealed)
         if check is not None:
@@ -186,6 +192,8 @@ def _digest(file: IO[bytes], size: int) -> bytes:
 def _members(file: IO[bytes], sealed: bool) -> dict[str, Member]:
     """Compare a file with its checksum, and read the headers of its arrays."""
     archive, size = zipfile.ZipFile(file), os.fstat(file.fileno()).st_size
+    if not _ends_as_it_says(file, len(archive.comment)):
+        raise ValueError("its end, with the checksum, is damaged or cut off")
     if (sealed or archive.comment) and archive.comment != _digest(file, size - _SEAL):
         raise ValueError("its bytes are not those of the checksum at its end")
     infos, members = archive.infolist(), {}
@@ -204,6 +212,17 @@ def _members(file: IO[bytes], sealed: bool) -> dict[str, Member]:
     return members
 
 
+def _ends_as_it_says(file: IO[bytes], comment: int) -> bool:
+    """Whether an archive's last record and its comment, which is the checksum, are its last bytes.
+
+    zipfile also takes a comment that is shorter than the record says, and bytes after it.
+    """
+    file.seek(-_RECORD - comment, os.SEEK_END)
+    record = file.read(_RECORD)
+    is_record = record.startswith(b"PK\5\6")
+    return is_record and int.from_bytes(record[-2:], "little") == comment
+
+
 def parameters_of(model: Any) -> dict[str, Parameter]:
     """Return the parameters of a built model by name."""
     found = () if isinstance(model, type) else getattr(model, "parameters", ())
@@ -217,27 +236,3 @@ def parameters_of(model: Any) -> dict[str, Parameter]:
             f"{describe(model)} names of their own"
         )
     return parameters
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a temporary file that takes the place of `path` once it is whole and on the disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("w+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if not hasattr(os, "O_DIRECTORY"):
-        return  # Windows opens no folder
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems sync no folders
-            raise
-    finally:
-        os.close(folder)

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 import os
 import resource
 import shutil
@@ -215,7 +216,7 @@ def test_the_one_before_a_damaged_checkpoint_is_used(folder, trained, caplog, da
     assert len(list(estimator_in(folder).predict(X))) == len(X)
     (warning,) = warnings_in(caplog)
     assert str(folder / "model.ckpt-3.npz") in warning
-    assert warning.endswith("; looking for an older one")
+    assert warning.endswith("; using model.ckpt-2.npz instead")
     assert {name: (folder / name).read_bytes() for name in names_in(folder)} == before
     assert newest(folder) == 2
     assert_goes_on_as_if_nothing_had_been(folder, trained)
@@ -242,9 +243,10 @@ def test_where_all_are_damaged_the_error_says_what_to_do(folder, trained, caplog
     ):
         with pytest.raises(mc.CheckpointError, match="put a good copy") as caught:
             call(estimator_in(folder))
-        assert str(folder) in str(caught.value)
-        assert "or delete them to begin anew" in str(caught.value)
-    assert [f"ckpt-{s}.npz" in w for s, w in zip((3, 2, 1) * 3, warnings_in(caplog), strict=True)]
+        for word in (f"none of the 3 checkpoints in {folder}", "model.ckpt-3.npz is no whole",
+                     "or delete them to start again"):
+            assert word in str(caught.value)
+    assert warnings_in(caplog) == []  # the error says it all
     for path in folder.glob("model.ckpt-*.npz"):  # what the error says
         path.unlink()
     assert_goes_on_as_if_nothing_had_been(folder, trained)
@@ -270,35 +272,37 @@ def test_an_estimator_sees_that_another_has_trained_since(tmp_path, trained):
     assert_goes_on_as_if_nothing_had_been(tmp_path, trained)
 
 
-def test_a_checkpoint_that_goes_while_it_is_looked_for(folder, monkeypatch):
+def test_a_checkpoint_that_goes_while_it_is_looked_for(folder, trained, monkeypatch):
     """Another process, which trains, writes a new one and deletes the old ones."""
     load, tried = checkpoints.load, []
 
-    def load_late(path):
+    def load_late(path, follow):
         tried.append(path.name)
         if len(tried) == 1:
-            path.rename(path.with_name("model.ckpt-4.npz"))
-        return load(path)
+            path.unlink()
+            shutil.copy(trained / "model.ckpt-4.npz", folder)
+        return load(path, follow)
 
     monkeypatch.setattr(checkpoints, "load", load_late)
     for step in (1, 2):
         (folder / f"model.ckpt-{step}.npz").unlink()
-    assert newest(folder) == 3
+    assert newest(folder) == 4
     assert tried == ["model.ckpt-3.npz", "model.ckpt-4.npz"]
 
 
-def test_a_checkpoint_that_goes_right_after_the_listing(folder, monkeypatch):
+def test_a_checkpoint_that_goes_right_after_the_listing(folder, trained, monkeypatch):
     @contextlib.contextmanager
     def scandir_late(path, real=os.scandir):
         with real(path) as entries:
             found = list(entries)
         for step in (1, 2, 3):
-            if (old := folder / f"model.ckpt-{step}.npz").exists():
-                old.rename(folder / f"model.ckpt-{step + 3}.npz")
+            (folder / f"model.ckpt-{step}.npz").unlink(missing_ok=True)
+        for step in (4, 5):
+            shutil.copy(trained / f"model.ckpt-{step}.npz", folder)
         yield found
 
     monkeypatch.setattr(os, "scandir", scandir_late)
-    assert checkpoints.newest(folder).path.name == "model.ckpt-6.npz"
+    assert checkpoints.newest(folder).path.name == "model.ckpt-5.npz"
 
 
 def refuse(error):
@@ -308,8 +312,8 @@ def refuse(error):
 
 
 @pytest.mark.parametrize("owner, function, error", [
-    (Path, "open", PermissionError(errno.EACCES, "Permission denied")),
-    (Path, "open", OSError(errno.EMFILE, "Too many open files")),
+    (os, "open", PermissionError(errno.EACCES, "Permission denied")),
+    (os, "open", OSError(errno.EMFILE, "Too many open files")),
     (np, "empty", MemoryError("no memory")),
     (os, "scandir", OSError(errno.EMFILE, "Too many open files")),
 ])
@@ -380,6 +384,10 @@ def other_meta(**changes):
     return archive({}, meta=META | changes)
 
 
+def with_array(name, numbers):
+    return archive({name: member((2,), data=np.array(numbers, np.float32).tobytes())})
+
+
 HOSTILE = {
     "a bomb": archive({"w": member((1 << 24,), data=bytes(1 << 26))}, zipfile.ZIP_DEFLATED),
     "a bomb that says it is small": archive(
@@ -417,6 +425,18 @@ HOSTILE = {
     "no place": other_meta(place=None),
     "a place elsewhere": other_meta(place={"row": "../.."}),
     "a rate of text": other_meta(learning_rate="fast"),
+    "a rate of NaN": other_meta(learning_rate=math.nan),
+    "an endless rate": other_meta(learning_rate=math.inf),
+    "a negative rate": other_meta(learning_rate=-0.1),
+    "a rate beyond float": other_meta(learning_rate=10**400),
+    "a step that float cannot hold": other_meta(global_step=2**53),
+    "the step of another file": other_meta(global_step=6),
+    "a huge row": other_meta(place={"epoch": 0, "row": 10**30, "rows": 9}),
+    "a weight of NaN": with_array("parameters/w", [1, np.nan]),
+    "a weight without end": with_array("parameters/w", [1, -np.inf]),
+    "a momentum of NaN": with_array("optimizer/w/momentum", [np.nan, 1]),
+    "a mean of squares of NaN": with_array("optimizer/w/adam_s", [np.nan, 1]),
+    "a negative mean of squares": with_array("optimizer/w/adam_s", [1, -1e-3]),
     "more batches taken than steps": other_meta(place={"batches": 6}),
     "more epochs than steps": other_meta(place={"epoch": 6, "row": 0, "rows": 9}),
 }
@@ -436,6 +456,162 @@ def peak(call):
 def test_a_hostile_file_is_refused_in_little_memory(small, name):
     data = HOSTILE[name]
     assert peak(lambda: assert_refused(small[0], data)) < 6e6 + 5 * len(data)
+
+
+def test_values_that_a_run_may_leave_are_read(small):
+    """An infinite mean of squares: the gradient has been huge once. The rest is a user's own."""
+    names = ["optimizer/w/adam_s", "optimizer/w/adam_m", "optimizer/w/my_slot"]
+    values = [np.float32([np.inf, 0.0]), np.float32([-1, 1]), np.float32([-np.inf, -1])]
+    members = {
+        name: member((2,), data=array.tobytes()) for name, array in zip(names, values, strict=True)
+    }
+    small[0].write_bytes(archive(members, meta=META | {"learning_rate": 0}))
+    arrays = checkpoints.load(small[0]).arrays
+    for name, array in zip(names, values, strict=True):
+        assert_same_bits(arrays[name], array)
+
+
+def test_a_renamed_checkpoint_is_read_by_its_path(folder):
+    """Its step need not be that of a name that is not minicnn's."""
+    for name in ("my_best.npz", "model.ckpt-best.npz", "model.ckpt-3.npz.old"):
+        shutil.copy(folder / "model.ckpt-3.npz", folder / name)
+        assert checkpoints.load(folder / name).meta["global_step"] == 3
+        (folder / "link.npz").symlink_to(folder / name)  # the user typed it
+        assert checkpoints.load(folder / "link.npz").meta["global_step"] == 3
+        (folder / "link.npz").unlink()
+    (folder / "model.ckpt-3.npz").rename(folder / "model.ckpt-9.npz")
+    with pytest.raises(mc.CheckpointError, match=r"it is of step 3, not of the step in its name"):
+        checkpoints.load(folder / "model.ckpt-9.npz")
+
+
+@pytest.mark.parametrize("name, value, words", [
+    ("parameters/hidden/kernel", np.nan, "parameters/hidden/kernel holds NaN or infinity"),
+    ("optimizer/hidden/kernel/momentum", np.nan, "optimizer/hidden/kernel/momentum holds NaN"),
+    ("optimizer/hidden/kernel/adam_s", -1, "adam_s has a negative mean of squares"),
+])
+def test_the_one_before_a_hostile_checkpoint_is_used(folder, trained, caplog, name, value, words):
+    loaded = checkpoints.load(folder / "model.ckpt-3.npz")
+    array = np.full((60, 99), value, np.float32)
+    checkpoints.save(folder, 3, loaded.arrays | {name: array}, loaded.meta, keep=5)
+    assert newest(folder) == 2
+    (warning,) = warnings_in(caplog)
+    assert words in warning
+    assert warning.endswith("using model.ckpt-2.npz instead")
+    assert_goes_on_as_if_nothing_had_been(folder, trained)
+
+
+def test_thousands_of_broken_checkpoints_are_read_once(folder, monkeypatch, caplog):
+    (folder / "checkpoint.json").unlink()
+    for step in range(10, 2010):
+        (folder / f"model.ckpt-{step}.npz").write_bytes(b"broken")
+    listings, loads = [], []
+    scandir, load = os.scandir, checkpoints.load
+    monkeypatch.setattr(os, "scandir", lambda path: listings.append(path) or scandir(path))
+    monkeypatch.setattr(checkpoints, "load", lambda *a, **b: loads.append(a) or load(*a, **b))
+    damaged = {}
+    assert checkpoints.newest(folder, damaged).path.name == "model.ckpt-3.npz"
+    assert len(listings) == 1
+    assert len(loads) == 2001
+    (warning,) = warnings_in(caplog)
+    assert warning.startswith(f"{folder / 'model.ckpt-2009.npz'} is no whole checkpoint")
+    assert warning.endswith("using model.ckpt-3.npz instead (2000 checkpoints are damaged)")
+
+    assert checkpoints.newest(folder, damaged).path.name == "model.ckpt-3.npz"
+    assert len(loads) == 2002  # what is known to be damaged is not read again,
+    assert len(warnings_in(caplog)) == 1
+    (folder / "model.ckpt-7.npz").write_bytes(b"broken, too")
+    (folder / "model.ckpt-500.npz").write_bytes(b"changed")
+    assert checkpoints.newest(folder, damaged).path.name == "model.ckpt-3.npz"
+    assert len(loads) == 2005  # but what is new or has changed is
+    assert warnings_in(caplog)[1].endswith("(2 checkpoints are damaged)")
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+@pytest.mark.parametrize("name", [".lock", "evaluations.jsonl", "checkpoint.json"])
+def test_a_link_in_the_place_of_a_name_of_ours_changes_no_other_file(
+    folder, trained, tmp_path_factory, caplog, link, name
+):
+    victim = tmp_path_factory.mktemp("victim") / "document"
+    victim.write_bytes(b"important")
+    (folder / name).unlink(missing_ok=True)
+    link(victim, folder / name)
+    assert newest(folder) == 3
+    if name == ".lock":
+        with pytest.raises(mc.CheckpointError, match=r"\.lock .*link.*; remove it, or put a") as e:
+            train(folder, 4)
+        assert str(folder / ".lock") in str(e.value)
+    else:
+        train(folder, 4)
+        assert newest(folder) == 4
+    if name == "evaluations.jsonl":
+        assert f"{folder / name} cannot be written" in warnings_in(caplog)[0]
+    assert victim.read_bytes() == b"important"
+    (folder / name).unlink()  # what the error says
+    assert_goes_on_as_if_nothing_had_been(folder, trained)
+    assert newest(folder) == 8
+    assert victim.read_bytes() == b"important"
+
+
+def test_a_dangling_link_makes_no_file(folder, tmp_path_factory):
+    target = tmp_path_factory.mktemp("victim") / "authorized_keys"
+    for name in (".lock", "evaluations.jsonl"):
+        (folder / name).symlink_to(target)
+    with pytest.raises(mc.CheckpointError, match="a symbolic link, not a regular file"):
+        train(folder, 4)
+    assert newest(folder) == 3
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("make", [
+    os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero"),
+    lambda path: path.write_bytes(b'{"latest": "model.ckpt-1.npz", "all": [' + b"[" * 10**7),
+], ids=["pipe", "folder", "/dev/zero", "large"])
+def test_an_index_that_is_no_small_file_is_no_obstacle(folder, make):
+    (folder / "checkpoint.json").unlink()
+    make(folder / "checkpoint.json")
+    assert peak(lambda: checkpoints.newest(folder)) < 2e6
+    assert newest(folder) == 3
+    assert checkpoints.latest_step(folder) == 3
+
+
+@pytest.mark.parametrize("name", [".lock", "evaluations.jsonl", "model.ckpt-9.npz"])
+def test_a_pipe_in_the_place_of_a_name_of_ours_hangs_nothing(folder, caplog, name):
+    os.mkfifo(folder / name)
+    assert newest(folder) == 3
+    if name == ".lock":
+        with pytest.raises(mc.CheckpointError, match=r"\.lock is a named pipe, not a regular"):
+            train(folder, 4)
+    else:
+        train(folder, 9)
+        assert newest(folder) == 9
+
+
+@pytest.mark.parametrize("target", ["model.ckpt-3.npz", "/dev/zero", "pipe", "nothing"])
+def test_a_link_is_no_checkpoint(folder, caplog, target):
+    os.mkfifo(folder / "pipe")
+    (folder / "checkpoint.json").unlink()
+    (folder / "model.ckpt-7.npz").symlink_to(target)
+    assert newest(folder) == 3
+    (warning,) = warnings_in(caplog)
+    assert "model.ckpt-7.npz is a symbolic link, not a regular file" in warning
+
+
+def test_an_index_stays_small_enough_to_be_read(folder):
+    for step in range(10**15, 10**15 + 1500):
+        (folder / f"model.ckpt-{step}.npz").touch()
+    step = 10**15 + 1500
+    meta = META | {"global_step": step}
+    checkpoints.save(folder, step, ARRAYS, meta, keep=10**6)
+    assert (folder / "checkpoint.json").stat().st_size < 1 << 16
+    (folder / f"model.ckpt-{step + 1}.npz").touch()
+    assert checkpoints.latest_step(folder) == step
+
+
+def test_the_lock_of_a_stranger_is_not_printed(folder):
+    with checkpoints.locked(folder):
+        (folder / ".lock").write_bytes(b"\33[2J")
+        with pytest.raises(mc.CheckpointError, match=f"is under way in {folder}; wait until"):
+            train(folder, 9)
 
 
 def test_names_in_an_archive_are_no_paths(small, tmp_path):

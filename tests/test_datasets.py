@@ -155,6 +155,15 @@ def peak_memory_of_failure(path, message):
         tracemalloc.stop()
 
 
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "train-images-idx3-ubyte")
+    with pytest.raises(OSError, match="train-images-idx3-ubyte is a named pipe, not a regular"):
+        read_idx(tmp_path / "train-images-idx3-ubyte")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    with pytest.raises(OSError, match="zero is a device"):
+        read_idx(tmp_path / "zero")
+
+
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
 def test_header_that_claims_terabytes_allocates_nothing(tmp_path, pack):
     path = tmp_path / "huge"
@@ -302,7 +311,8 @@ def test_data_is_found_in_a_zip(tmp_path):
     room = Path(datasets.__file__).parent
     with zipfile.ZipFile(tmp_path / "app.zip", "w") as archive:
         archive.writestr("minicnn/__init__.py", "")
-        archive.write(room.parent / "checks.py", "minicnn/checks.py")
+        for name in ("checks.py", "files.py"):
+            archive.write(room.parent / name, f"minicnn/{name}")
         for path in [*room.glob("*.py"), *room.glob("data/t10k*")]:
             archive.write(path, Path("minicnn/datasets") / path.relative_to(room))
     code = "from minicnn.datasets import load_dataset as f; print(f('mnist').test.num_examples)"

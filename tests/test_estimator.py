@@ -1,6 +1,7 @@
 """Tests of minicnn.estimator: fit, evaluate, predict, what they log and what they keep."""
 
 import copy
+import itertools
 import json
 import logging
 import math
@@ -15,7 +16,7 @@ import pytest
 from tolerances import assert_same_bits
 
 import minicnn as mc
-from minicnn.estimator import checkpoints
+from minicnn.estimator import checkpoints, feeding
 
 TRAIN, EVAL, INFER = mc.ModeKeys.TRAIN, mc.ModeKeys.EVAL, mc.ModeKeys.INFER
 ROWS = 50
@@ -510,6 +511,56 @@ def test_input_fn_yields_batches(tmp_path, lines):
     estimator.fit(input_fn=lambda: [(X[:10], Y[:10])] * 5, steps=2)
     assert estimator.evaluate(input_fn=batches(0, 1, 2, 3, 4)) == estimator.evaluate(X, Y)
     assert estimator.evaluate(X, Y)["global_step"] == 5
+
+
+def test_skipping_batches_is_said_and_how_far_it_has_come(caplog, monkeypatch):
+    """A checkpoint may say that 10**12 were taken."""
+    seconds = iter(range(0, 10**6, 5))
+    monkeypatch.setattr(feeding.time, "monotonic", lambda: next(seconds))
+    caplog.set_level(logging.INFO, "minicnn")
+    feed = feeding.FunctionFeed(lambda: itertools.repeat((X[:10], Y[:10])))
+    feed.seek({"batches": 20})
+    assert feed.place() == {"batches": 20}
+    first, *more = [(record.levelno, record.getMessage()) for record in caplog.records]
+    assert first[0] == logging.INFO
+    assert first[1] == "Skipping 20 batches of `input_fn`; earlier steps have used them."
+    advice = "To start again from the first batch instead, stop and use another model_dir."
+    assert more == [
+        (logging.WARNING, f"Skipped {done} of 20 batches of `input_fn` in {after} s. {advice}")
+        for done, after in [(3, 10), (5, 20), (9, 40), (17, 80)]
+    ]
+    caplog.clear()
+    feed.seek({"batches": 0})
+    assert caplog.records == []
+
+
+def test_skipping_batches_can_be_interrupted():
+    def input_fn():
+        for number in itertools.count():
+            if number == 100:
+                raise KeyboardInterrupt
+            yield X[:10], Y[:10]
+
+    with pytest.raises(KeyboardInterrupt):
+        feeding.FunctionFeed(input_fn).seek({"batches": 10**12})
+
+
+class Restless(mc.optimizers.Optimizer):
+    """A rule whose state is ruined although the weights are not."""
+
+    slots = ("count",)
+
+    def update(self, w, g, state, rate):
+        w -= rate * g
+        state[0][...] = np.nan if self.iterations == 2 else 0
+
+
+def test_no_checkpoint_is_written_that_would_count_as_damaged(tmp_path, caplog):
+    estimator = estimator_in(tmp_path, network(optimizer=Restless), save_checkpoints_steps=1)
+    with pytest.raises(mc.NanLossError, match="/count holds NaN; lower the learning rate"):
+        estimator.fit(X, Y, steps=3)
+    assert saved_steps(tmp_path) == [1, 2]
+    assert estimator.evaluate(X, Y)["global_step"] == 2
 
 
 @pytest.mark.parametrize("every", [1, 2, 4, 100])

@@ -26,7 +26,8 @@ FLOORS = [
     ["layers"],
     ["ops", "losses", "metrics", "optimizers", "gradcheck", "train_op"],
     ["tensor"],
-    ["parameter", "initializers", "context", "checks", "tables", "weights", "extras"],
+    ["parameter", "initializers", "context", "checks", "tables", "weights", "files",
+     "extras"],
     ["kernels"],
 ]
 # These may import anything, and no floor imports them.

@@ -324,6 +324,30 @@ def test_a_state_that_does_not_fit_changes_nothing(change, message):
     assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.parametrize(("slot", "value", "message"), [
+    ("adam_m", np.nan, "conv2d/bias/adam_m holds NaN, which no step leaves there; load it into"),
+    ("adam_s", np.nan, "conv2d/bias/adam_s holds NaN"),
+    ("adam_s", -1e-30, "conv2d/bias/adam_s has a negative mean of squares"),
+    ("adam_s", -np.inf, "conv2d/bias/adam_s has a negative mean of squares"),
+    ("adam_m", -1.0, None),
+    ("adam_s", np.inf, None),  # the square of a gradient of 1e20
+    ("adam_s", -0.0, None),
+])
+def test_a_state_that_no_step_leaves_is_refused(slot, value, message):
+    parameters, optimizer = make_parameters(), Adam()
+    run(optimizer, parameters, steps=1)
+    state = optimizer.state_dict()
+    state[f"conv2d/bias/{slot}"][-1] = value
+    before = optimizer.state_dict()
+    if message is None:
+        optimizer.load_state_dict(state, parameters)
+        return
+    with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(state, parameters)
+    for name, array in optimizer.state_dict().items():
+        assert np.array_equal(array, before[name])
+
+
 def test_the_state_of_another_rule():
     _, parameters, state = momentum_state()
     with pytest.raises(ValueError, match=r"lacks 'conv2d/kernel/adam_m' of shape \(3, 3, 2, 5\)"):

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import re
+import resource
 import stat
 import tracemalloc
 import zipfile
@@ -14,7 +15,7 @@ import pytest
 from tolerances import assert_same_bits
 
 import minicnn as mc
-from minicnn.weights import replacing
+from minicnn.files import replacing
 
 
 def make_model(seed=0, dtype=np.float32, units=4, names=("first", "second")):
@@ -203,6 +204,43 @@ def test_a_file_with_a_wrong_checksum_is_refused(path):
         damaged[at] ^= 1
         path.write_bytes(damaged)
         assert_refused(make_model(1), path, str(path))
+
+
+def test_a_lost_checksum_is_noticed(path):
+    """Without it, a file that np.savez wrote is good; a file that has lost it is not."""
+    mc.save_weights(make_model(), path)
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[-64 - 2] ^= 64  # the length of the checksum
+    for data in (whole[:-64], whole[:-63], whole[:-1], bytes(flipped), whole + b"\n"):
+        path.write_bytes(data)
+        assert_refused(make_model(1), path, str(path))
+    np.savez(path, **values_of(make_model()))
+    model = make_model(1)
+    mc.load_weights(model, path)
+    assert_same_values(values_of(model), values_of(make_model()))
+    path.write_bytes(path.read_bytes() + bytes(64))
+    assert_refused(make_model(1), path, str(path), "its end, with the checksum, is damaged")
+
+
+def test_a_pipe_is_refused_and_not_waited_for(path):
+    os.mkfifo(path)
+    assert_refused(make_model(1), path, f"{path} is a named pipe", error=OSError)
+
+
+def test_a_full_disk_is_an_error_with_the_name_of_the_file(path):
+    mc.save_weights(make_model(), path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = path.read_bytes()
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
+        with pytest.raises(OSError, match=f"File too large: '{path}'") as caught:
+            mc.save_weights(make_model(1), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.errno == errno.EFBIG
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_arrays_that_numpy_has_saved_in_any_order_are_read(path):

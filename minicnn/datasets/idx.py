@@ -17,6 +17,7 @@ from typing import IO
 import numpy as np
 
 from minicnn import checks
+from minicnn.files import open_regular
 
 _ELEMENT_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _MAX_DIMENSIONS = 32  # every NumPy can hold this many
@@ -98,7 +99,7 @@ def decode_file(
 
 
 def _open(path: Path) -> _Stream:
-    with path.open("rb") as stream:
+    with open_regular(path, follow=True) as stream:
         is_gzip = stream.read(2) == b"\x1f\x8b"
     return gzip.open(path, "rb") if is_gzip else path.open("rb")
 

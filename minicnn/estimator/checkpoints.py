@@ -12,13 +12,15 @@ import logging
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from minicnn.weights import read_npz, replacing, write_npz
+from minicnn import checks
+from minicnn.files import StrangeFileError, open_regular, replacing
+from minicnn.weights import read_npz, write_npz
 
 try:
     import fcntl
@@ -29,8 +31,11 @@ logger = logging.getLogger("minicnn")
 
 _INDEX = "checkpoint.json"
 _LOCK = ".lock"  # there while a fit is under way; holds the number of its process
-_PATTERN = re.compile(r"model\.ckpt-(\d+)\.npz")
+_PATTERN = re.compile(r"model\.ckpt-([0-9]+)\.npz")
 _META = "meta.json"
+_MOST_INDEX = 1 << 16  # bytes that are read of an index
+_MOST_LISTED = 1000  # names in an index, which then has fewer bytes than that
+_MOST_STEPS = 2**53 - 1  # a larger step is not exact in JSON of other programs, or as a float
 
 
 class CheckpointError(Exception):
@@ -52,6 +57,9 @@ class _UnreadableError(CheckpointError):
             f"{path} cannot be read ({reason or type(reason).__name__}); it may be good: allow "
             "reading it, or give the process more memory or open files, and run the same again"
         )
+
+
+Identity = tuple[str, int, int, int]  # a file's name, inode, size and time of change
 
 
 class Checkpoint(NamedTuple):
@@ -81,7 +89,7 @@ def locked(folder: Path) -> Iterator[Callable[[], bool]]:
     """
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / _LOCK).open("a+b", buffering=0)
+        lock = open_regular(folder / _LOCK, "a+b", buffering=0)
     with lock:
         if not _take(lock, folder):
             yield lambda: True
@@ -132,7 +140,8 @@ def save(
         write_npz(path, {_META: np.array(json.dumps(meta)), **arrays})
         paths = [other for other in _files(folder) if _step(other.name) <= step]
         with replacing(folder / _INDEX) as file:
-            index = {"latest": path.name, "all": [kept.name for kept in paths[-keep:]]}
+            names = [kept.name for kept in paths[-min(keep, _MOST_LISTED) :]]
+            index = {"latest": path.name, "all": names}
             file.write(json.dumps(index, indent=2).encode())
         for old in paths[:-keep]:
             old.unlink(missing_ok=True)
@@ -144,67 +153,111 @@ def latest_step(folder: Path) -> int:
     return max((_step(path.name) for path in _candidates(folder)[:1]), default=0)
 
 
-def newest(folder: Path) -> Checkpoint | None:
+def newest(folder: Path, damaged: dict[Identity, str] | None = None) -> Checkpoint | None:
     """Read the checkpoint that counts; where it is damaged, the next older one that is good.
+
+    One warning names the damaged ones. `damaged` keeps them with the reasons: handed over at the
+    next call, they are neither read nor named again until they change.
 
     Raises
     ------
     CheckpointError
         If there are checkpoints, and all are damaged; or the system refuses to read.
     """
-    damaged: list[Path] = []
-    while paths := [path for path in _candidates(folder) if path not in damaged]:
+    damaged = {} if damaged is None else damaged
+    known = len(damaged)
+    while True:
         try:
-            return load(paths[0])
+            found, reasons = _first_good(_candidates(folder), damaged)
         except FileNotFoundError:
             continue  # a fit has just deleted it, and written a newer one
+        if reasons and found is None:
+            raise CheckpointError(
+                f"none of the {len(reasons)} checkpoints in {folder} can be used ({reasons[0]}); "
+                "put a good copy of one there (the file alone is enough), or delete them to start "
+                "again"
+            )
+        if found is not None and (new := list(damaged.values())[known:]):
+            more = f" ({len(new)} checkpoints are damaged)" if len(new) > 1 else ""
+            logger.warning("%s; using %s instead%s", new[0], found.path.name, more)
+        return found
+
+
+def _first_good(
+    paths: Sequence[Path], damaged: dict[Identity, str]
+) -> tuple[Checkpoint | None, list[str]]:
+    """Read the first file that is not damaged; return it, and what is wrong with those before."""
+    reasons: list[str] = []
+    for path in paths:
+        key = identity(path)
+        try:
+            if key not in damaged:
+                return load(path, follow=False), reasons
         except _UnreadableError:
             raise  # an older one is not in its place: this one may be good
         except CheckpointError as error:
-            logger.warning("%s; looking for an older one", error)
-            damaged.append(paths[0])
-    if damaged:
-        raise CheckpointError(
-            f"no checkpoint in {folder} is whole; put a good copy of one there (the file alone is "
-            "enough), or delete them to begin anew"
-        )
-    return None
+            damaged[key] = str(error)
+        reasons.append(damaged[key])
+    return None, reasons
 
 
-def load(path: Path) -> Checkpoint:
-    """Read a checkpoint.
+def identity(path: Path) -> Identity:
+    """Return what tells a file from another one, or from what it was before a change."""
+    state = os.stat(path, follow_symlinks=False)
+    return path.name, state.st_ino, state.st_size, state.st_mtime_ns
+
+
+def load(path: Path, follow: bool = True) -> Checkpoint:
+    """Read a checkpoint. `follow` says whether the path may be a symbolic link.
 
     Raises
     ------
     CheckpointError
-        If the file is no whole checkpoint.
+        If the file is damaged, or holds what no run leaves there.
     """
     try:
-        arrays = read_npz(path, sealed=True)
+        arrays = read_npz(path, sealed=True, follow=follow)
         meta = json.loads(str(arrays.pop(_META)))
-        place, step = meta["place"], meta["global_step"]
-        is_good = isinstance(meta["learning_rate"], float | int)
-        for number in (step, meta["seed"], *place.values()):
-            is_good &= type(number) is int and number >= 0
-        # An epoch, and a batch, take a step or more.
-        if not is_good or max(place.get("epoch", 0), place.get("batches", 0)) > step:
-            raise ValueError(f"{_META} holds other values than a checkpoint's")
+        _check(path.name, arrays, meta)
         return Checkpoint(path, arrays, meta)
     except FileNotFoundError:
         raise
     except Exception as error:  # whatever hostile bytes make of the readers
         reason = error.__cause__ or error
+        is_strange = isinstance(reason, StrangeFileError) or reason.args[:1] == (errno.EINVAL,)
         # EINVAL is a place outside the file, as damage makes it.
-        if isinstance(reason, OSError | MemoryError) and reason.args[:1] != (errno.EINVAL,):
+        if isinstance(reason, OSError | MemoryError) and not is_strange:
             raise _UnreadableError(path, reason) from error
         raise CheckpointError(f"{path} is no whole checkpoint ({reason})") from error
+
+
+def _check(name: str, arrays: Mapping[str, np.ndarray], meta: dict[str, Any]) -> None:
+    """Raise where a file holds what no run writes, though its checksum is right."""
+    place, step = meta["place"], meta["global_step"]
+    checks.number(meta["learning_rate"], "learning_rate", least=0)
+    for key, number in {"global_step": step, "seed": meta["seed"], **place}.items():
+        checks.integer(number, key, 0, _MOST_STEPS if key != "seed" else 2**63 - 1)
+    # An epoch, and a batch, take a step or more.
+    if max(place.get("epoch", 0), place.get("batches", 0)) > step:
+        raise ValueError(f"more epochs or batches than the {step} steps")
+    if _PATTERN.fullmatch(name) and step != _step(name):  # a file may be renamed to another name
+        raise ValueError(f"it is of step {step}, not of the step in its name")
+    for key, array in arrays.items():
+        is_weight = key.startswith("parameters/") and array.dtype.kind == "f"
+        if is_weight and not np.isfinite(array).all():
+            raise ValueError(f"{key} holds NaN or infinity")
+    state = {key: array for key, array in arrays.items() if key.startswith("optimizer/")}
+    if said := checks.optimizer_fault(state):
+        raise ValueError(said)
 
 
 def _files(folder: Path) -> list[Path]:
     """Return the checkpoints of a folder, the newest last."""
     try:
         with os.scandir(folder) as entries:  # says at once what is a file, if it is deleted then
-            names = [e.name for e in entries if _PATTERN.fullmatch(e.name) and e.is_file()]
+            found = [entry for entry in entries if _PATTERN.fullmatch(entry.name)]
+            # A link is listed, so that it is named: to open it fails.
+            names = [entry.name for entry in found if entry.is_symlink() or entry.is_file()]
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -215,7 +268,8 @@ def _files(folder: Path) -> list[Path]:
 def _candidates(folder: Path) -> list[Path]:
     """Return them in the order of preference: back from the index's, then the later ones."""
     try:
-        last: float = _step(json.loads((folder / _INDEX).read_text())["latest"])
+        with open_regular(folder / _INDEX) as file:
+            last: float = _step(json.loads(file.read(_MOST_INDEX))["latest"])
     except Exception:  # an index that does not help is no obstacle
         last = math.inf
     steps = {path: _step(path.name) for path in _files(folder)}
@@ -234,9 +288,10 @@ def _take(lock: Any, folder: Path) -> bool:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.seek(0)
-        number = lock.read(20).decode(errors="replace")  # nothing, where it is not yet written
+        number = lock.read(20)
+        process = f", in process {int(number)}" if number.isdigit() else ""  # not yet written
         raise CheckpointError(
-            f"another fit is under way in {folder}{number and f', in process {number}'}; wait "
+            f"another fit is under way in {folder}{process}; wait "
             "until it ends, or use another model_dir (evaluate and predict work meanwhile)"
         ) from None
     except OSError as error:  # a network file system, say
@@ -258,6 +313,8 @@ def _writing(folder: Path) -> Iterator[None]:
     """Say what to do where a folder cannot be written."""
     try:
         yield
+    except StrangeFileError as error:
+        raise CheckpointError(str(error)) from error
     except OSError as error:
         raise CheckpointError(
             f"{folder} cannot be written ({error}). Earlier checkpoints are as they were: free "

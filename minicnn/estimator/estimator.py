@@ -24,6 +24,7 @@ from minicnn.estimator.config import MetricSpec, ModeKeys, RunConfig, checked_me
 from minicnn.estimator.progress import ProgressHook, progress_bar
 from minicnn.estimator.session import TrainingSession
 from minicnn.estimator.tracing import Trace, form
+from minicnn.files import open_regular
 from minicnn.hooks import (
     CheckpointSaverHook,
     LoggingTensorHook,
@@ -477,7 +478,7 @@ class Estimator:
         path = self.model_dir / "evaluations.jsonl"
         safe = {k: v if math.isfinite(v) else None for k, v in numbers.items()}  # JSON has no NaN
         try:
-            with path.open("a+b") as file:
+            with open_regular(path, "a+b") as file:
                 file.seek(max(0, file.tell() - 1))
                 half = file.read(1) not in (b"", b"\n")  # a line that a full disk has cut off
                 file.write(b"\n" * half + json.dumps({"global_step": step} | safe).encode() + b"\n")
@@ -504,7 +505,7 @@ def _ruined(session: TrainingSession) -> str:
     for name, parameter in session.parameters.items():
         if not np.isfinite(parameter.value).all():
             return f"{name} is not finite any more after step {session.global_step}"
-    return ""
+    return checks.optimizer_fault(session.trace.ops.train_op.optimizer.state_dict())
 
 
 def _rows(batches: Iterator[dict[str, np.ndarray]], single: bool) -> Iterator[Any]:

@@ -1,5 +1,7 @@
 """Where batches come from: arrays, or an input_fn; and how to find one's place in them again."""
 
+import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -8,7 +10,10 @@ import numpy as np
 from minicnn import checks
 from minicnn.checks import describe
 
+logger = logging.getLogger("minicnn")
+
 BATCH_SIZE = 100
+_PATIENCE = 10.0  # seconds of skipping batches until a warning says how far that has come
 _ORDER_STREAM = 1  # tells the seed of the data's order from the other uses of the run's seed
 _END = object()
 
@@ -93,9 +98,20 @@ class FunctionFeed:
 
     def seek(self, place: dict[str, Any]) -> None:
         """Take as many batches as `place` says; where there are fewer now, begin anew."""
-        for _ in range(int(place.get("batches", 0))):
+        count = int(place.get("batches", 0))
+        if count:
+            logger.info("Skipping %d batches of `input_fn`; earlier steps have used them.", count)
+        start, patience = time.monotonic(), _PATIENCE
+        for skipped in range(count):
             if self._next() is None:
                 return
+            if time.monotonic() - start > patience:
+                logger.warning(
+                    "Skipped %d of %d batches of `input_fn` in %.0f s. To start again from the "
+                    "first batch instead, stop and use another model_dir.",
+                    skipped + 1, count, patience,
+                )
+                patience *= 2
         self._peeked = self._next()  # None at the end: then the next one begins anew
         self.taken = max(0, self.taken - 1)
 

@@ -19,10 +19,10 @@ from minicnn.checks import describe, unique
 from minicnn.estimator import Estimator, ModeKeys
 from minicnn.estimator.feeding import feed
 from minicnn.extras import require
+from minicnn.files import replacing
 from minicnn.graph import Graph
 from minicnn.kernels.window import Window
 from minicnn.tensor import Op, Shape, Tensor, parts
-from minicnn.weights import replacing
 
 _OPSET, _IR_VERSION = 17, 8  # of 2022; newer ones would only shut out older programs
 

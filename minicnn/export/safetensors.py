@@ -12,7 +12,8 @@ import minicnn
 from minicnn import checks
 from minicnn.estimator import Estimator
 from minicnn.extras import require
-from minicnn.weights import fill, parameters_of, replacing
+from minicnn.files import open_regular, replacing
+from minicnn.weights import fill, parameters_of
 
 _LAYOUT = "conv2d kernel: (height, width, channels, filters); dense kernel: (inputs, units)"
 
@@ -96,7 +97,7 @@ class _Array:
 def _open(path: Path) -> dict[str, Any]:
     """Return the arrays of a file by name; ValueError where it is no safetensors file."""
     safe_open = require("safetensors", "safetensors").safe_open
-    path.open("rb").close()  # for the errors of Python where it cannot be read
+    open_regular(path, follow=True).close()  # for the errors of Python where it cannot be read
     try:
         file = safe_open(path, "numpy")  # maps it
         return {name: _Array(file, name) for name in sorted(file.keys())}
