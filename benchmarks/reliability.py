@@ -7,7 +7,9 @@ random time while they train, at a random call inside the writing of a checkpoin
 every checkpoint in the folder must be whole and the newest still there, and the next process goes
 on from it. In the end the weights and the optimizer's state must equal, bit for bit, those of a run
 that nothing has disturbed. Beside that, mutated checkpoints, files of weights and IDX files are
-read: each must be refused with an error that names it, or do no harm, in little memory.
+read: each must be refused with an error that names it, or do no harm, in little memory. And model
+folders are prepared as a stranger may have left them: with links to other files, pipes and devices,
+thousands of broken checkpoints, and hostile values under a right checksum.
 
 Then threads and processes predict for a minute, each answer compared bit by bit. A tiny network
 makes a million steps, and the documented one predicts one image ten thousand times, while the
@@ -20,15 +22,19 @@ import gzip
 import hashlib
 import io
 import itertools
+import json
+import logging
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import struct
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import tracemalloc
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -40,6 +46,7 @@ import numpy as np
 import minicnn as mc
 from minicnn.datasets import read_idx
 from minicnn.estimator import checkpoints
+from minicnn.weights import write_npz
 
 ROWS, BATCH_SIZE = 50, 7
 MEMORY = 4e6  # bytes that reading a file of some kilobytes may take
@@ -58,6 +65,8 @@ def model_fn(features, labels, mode):
     h = mc.reshape(mc.layers.max_pooling2d(h, 2, 2), [-1, 144])
     h = mc.layers.dropout(mc.layers.dense(h, 64, activation=mc.relu), 0.4, training=training)
     logits = mc.layers.dense(h, 3)
+    if mode == mc.ModeKeys.INFER:
+        return mc.ModelFnOps(mode, mc.softmax(logits))
     loss = mc.losses.softmax_cross_entropy(mc.one_hot(labels, 3), logits)
     train_op = mc.optimize_loss(loss, learning_rate=0.001, optimizer="Adam") if training else None
     return mc.ModelFnOps(mode, mc.softmax(logits), loss, train_op)
@@ -261,6 +270,124 @@ def measure_damage(files, draw):
     return results
 
 
+# A model folder from a stranger -------------------------------------------------------------------
+
+NAMES = (".lock", "evaluations.jsonl", "checkpoint.json", "model.ckpt-9.npz")
+VICTIM = b"a document of somebody else\n"
+
+
+def put(make):
+    """Return an attack that makes something under one of the names that minicnn chooses."""
+    def attack(folder, victim, draw):
+        path = folder / draw.choice(NAMES)
+        path.unlink(missing_ok=True)
+        make(path, victim)
+    return attack
+
+
+def break_checkpoints(folder, victim, draw):
+    """Add broken checkpoints of later steps, and remove the index."""
+    (folder / "checkpoint.json").unlink(missing_ok=True)
+    data = (folder / "model.ckpt-3.npz").read_bytes()
+    for step in range(4, 4 + draw.choice([1, 100, 2000])):
+        path = folder / f"model.ckpt-{step}.npz"
+        path.write_bytes(draw.choice([b"", draw.randbytes(100), data[: draw.randrange(len(data))]]))
+
+
+def poison(folder, victim, draw):
+    """Add a checkpoint with a right checksum and values that no run leaves."""
+    checkpoint = checkpoints.load(folder / "model.ckpt-3.npz")
+    arrays = {name: array.copy() for name, array in checkpoint.arrays.items()}
+    meta, step = dict(checkpoint.meta, global_step=4), 4
+    kind = draw.randrange(6)
+    if kind <= 1:
+        prefix, value = draw.choice([
+            ("parameters/", np.nan), ("parameters/", np.inf), ("optimizer/", np.nan),
+        ])
+        name = draw.choice([n for n in arrays if n.startswith(prefix) and arrays[n].ndim])
+        arrays[name].flat[draw.randrange(arrays[name].size)] = value
+    elif kind == 2:
+        name = draw.choice([n for n in arrays if n.endswith("/adam_s")])
+        arrays[name].flat[draw.randrange(arrays[name].size)] *= -1
+        arrays[name].flat[0] -= 1
+    elif kind == 3:
+        step = draw.choice([2**53, 2**63, 10**30])
+        meta["global_step"] = step
+    elif kind == 4:
+        step = draw.choice([5, 10**6])
+    else:
+        meta["learning_rate"] = draw.choice([np.nan, np.inf, -1.0, 10**400, "0.1", True])
+    write_npz(folder / f"model.ckpt-{step}.npz",
+              {"meta.json": np.array(json.dumps(meta)), **arrays})
+    (folder / "checkpoint.json").unlink(missing_ok=True)
+
+
+ATTACKS = {
+    "symbolic link": put(lambda path, victim: path.symlink_to(victim)),
+    "hard link": put(lambda path, victim: path.hardlink_to(victim)),
+    "link to nothing": put(lambda path, victim: path.symlink_to(victim.with_name("new"))),
+    "link to /dev/zero": put(lambda path, victim: path.symlink_to("/dev/zero")),
+    "pipe": put(lambda path, victim: os.mkfifo(path)),
+    "folder": put(lambda path, victim: path.mkdir()),
+    "100 MB": put(lambda path, victim: path.write_bytes(bytes(10**8))),
+    "broken checkpoints": break_checkpoints,
+    "hostile values": poison,
+}
+
+
+def answers_of(folder):
+    """Return what a model in a folder predicts, and its evaluation."""
+    config, x = mc.RunConfig(seed=1, progress=False), images(7, 12)
+    estimator = mc.Estimator(model_fn, folder, config=config)
+    predictions = estimator.predict(x, as_iterable=False).tobytes()
+    return predictions, estimator.evaluate(x, np.arange(7) % 3)
+
+
+def hang(signum, frame):
+    raise SystemExit(f"it hangs: {''.join(traceback.format_stack(frame))}")
+
+
+def measure_strangers(folders, draw):
+    """Use so many hostile folders of each kind; return what came of it."""
+    results = {}
+    signal.signal(signal.SIGALRM, hang)
+    logging.getLogger("minicnn").setLevel(logging.ERROR)  # the warnings are many, and right
+    with tempfile.TemporaryDirectory() as root:
+        good, victim = Path(root) / "good", Path(root) / "victim"
+        train(good, 3)
+        expected = answers_of(good)
+        for kind, attack in ATTACKS.items():
+            refused, seconds, peak = 0, 0.0, 0
+            for number in range(folders):
+                folder = Path(root) / f"{kind} {number}".replace("/", "")
+                shutil.copytree(good, folder)
+                victim.write_bytes(VICTIM)
+                attack(folder, victim, draw)
+                signal.alarm(DEADLINE)
+                tracemalloc.start()
+                start = time.perf_counter()
+                same = answers_of(folder) == expected
+                seconds = max(seconds, time.perf_counter() - start)
+                peak = max(peak, tracemalloc.get_traced_memory()[1])
+                tracemalloc.stop()
+                try:
+                    train(folder, 5)
+                    checkpoints.load(folder / "model.ckpt-5.npz")
+                except mc.CheckpointError as error:
+                    refused += 1
+                    same &= str(folder) in str(error)
+                signal.alarm(0)
+                if not same or victim.read_bytes() != VICTIM or len(list(Path(root).iterdir())) > 3:
+                    raise SystemExit(f"{kind}: harm was done, see {sorted(folder.iterdir())}")
+                shutil.rmtree(folder)
+            if peak > MEMORY:
+                raise SystemExit(f"{kind}: reading took {peak} bytes")
+            results[kind] = {"folders": folders, "training refused": refused,
+                             "slowest answer, s": seconds, "most memory, kB": peak / 1e3}
+    logging.getLogger("minicnn").setLevel(logging.NOTSET)
+    return results
+
+
 # Load ---------------------------------------------------------------------------------------------
 
 
@@ -397,6 +524,10 @@ def main():
         "--files", type=int, default=10_000, help="of each kind (default: %(default)s)"
     )
     arguments.add_argument(
+        "--folders", type=int, default=100,
+        help="from a stranger, of each kind (default: %(default)s)",
+    )
+    arguments.add_argument(
         "--load", type=float, default=60, metavar="SECONDS", help="default: %(default)s"
     )
     arguments.add_argument("--steps", type=int, default=10**6, help="default: %(default)s")
@@ -404,11 +535,12 @@ def main():
     arguments.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     args = harness.parse(arguments)
     if args.smoke:
-        args.kills, args.files = 4, 100
+        args.kills, args.files, args.folders = 4, 100, 2
         args.load, args.steps, args.predictions = 0.1, 200, 100
     mc.set_num_threads(args.threads)
     draw = random.Random(args.seed)
     damage = measure_damage(args.files, draw)
+    strangers = measure_strangers(args.folders, draw)
     kills = measure_kills(args.kills, draw, args.threads, say=not args.smoke)
     load = measure_load(args.load)
     memory = measure_growth(args.steps, args.predictions)
@@ -419,13 +551,19 @@ def main():
     rows = [[kind, *(f"{n:.0f}" for n in result.values())] for kind, result in damage.items()]
     harness.table(["mutated", *next(iter(damage.values()))], rows)
     print()
+    rows = [
+        [kind, *(f"{n:.1f}" if isinstance(n, float) else n for n in result.values())]
+        for kind, result in strangers.items()
+    ]
+    harness.table(["a folder with a", *next(iter(strangers.values()))], rows)
+    print()
     harness.table(["predictions, all the same", ""], [[k, f"{n:,}"] for k, n in load.items()])
     print()
     harness.table(["memory", "bytes each"], [[k, f"{n:.2f}"] for k, n in memory.items()])
     print()
     harness.table(["denormal", "time"], [[k, f"{n:.2f}"] for k, n in denormals.items()])
-    harness.report(args, {"kills": kills, "damage": damage, "load": load, "memory": memory,
-                          "denormals": denormals})
+    harness.report(args, {"kills": kills, "damage": damage, "strangers": strangers,
+                          "load": load, "memory": memory, "denormals": denormals})
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from mnist_cnn import cnn_model_fn
 import minicnn as mc
 from minicnn import plots
 from minicnn.extras import require
+from minicnn.files import replacing
 
 PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
@@ -148,6 +149,9 @@ def main():
         require("matplotlib.figure", "plot")
     except ImportError as error:
         parser.error(str(error))
+    folder = Path(args.model_dir) / "report"
+    if folder.is_symlink():
+        parser.error(f"{folder} is a symbolic link; remove it, for the report is written there")
     test = mc.datasets.load_dataset(args.data).test
     classifier = mc.Estimator(cnn_model_fn, args.model_dir, params={"learning_rate": 0.001})
     try:
@@ -155,24 +159,23 @@ def main():
     except mc.CheckpointError as error:
         parser.error(f"{error}; train with examples/mnist_cnn.py --model-dir {args.model_dir}")
 
-    folder = Path(args.model_dir) / "report"
     folder.mkdir(exist_ok=True)
     blocks = []
     for name, title, text, alt, figure in sections:
         picture = folder / f"{name}.png"
-        figure.savefig(picture, dpi=120)
+        with replacing(picture) as file:  # it may be a link, in a folder from somebody else
+            figure.savefig(file, dpi=120)
         data = base64.b64encode(picture.read_bytes()).decode()
         blocks.append(SECTION.substitute(title=title, text=text, alt=alt, data=data))
     page = folder / "report.html"
-    page.write_text(
-        PAGE.substitute(
-            name=html.escape(Path(args.model_dir).resolve().name),
-            facts="".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in facts.items()),
-            sections="\n".join(blocks),
-            network=html.escape(network),
-        ),
-        encoding="utf-8",
+    content = PAGE.substitute(
+        name=html.escape(Path(args.model_dir).resolve().name),
+        facts="".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in facts.items()),
+        sections="\n".join(blocks),
+        network=html.escape(network),
     )
+    with replacing(page) as file:
+        file.write(content.encode())
     print(", ".join(f"{name} {value}" for name, value in facts.items()))
     print(f"the page is {page}; its pictures are beside it as PNG")
 

@@ -437,6 +437,12 @@ HOSTILE = {
     "a momentum of NaN": with_array("optimizer/w/momentum", [np.nan, 1]),
     "a mean of squares of NaN": with_array("optimizer/w/adam_s", [np.nan, 1]),
     "a negative mean of squares": with_array("optimizer/w/adam_s", [1, -1e-3]),
+    "negative iterations": archive(
+        {"optimizer/iterations": member((), "<i8", np.int64(-1).tobytes())}
+    ),
+    "iterations that float cannot hold": archive(
+        {"optimizer/iterations": member((), "<u8", np.uint64(2**64 - 1).tobytes())}
+    ),
     "more batches taken than steps": other_meta(place={"batches": 6}),
     "more epochs than steps": other_meta(place={"epoch": 6, "row": 0, "rows": 9}),
 }

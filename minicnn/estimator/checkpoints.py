@@ -247,6 +247,9 @@ def _check(name: str, arrays: Mapping[str, np.ndarray], meta: dict[str, Any]) ->
         if is_weight and not np.isfinite(array).all():
             raise ValueError(f"{key} holds NaN or infinity")
     state = {key: array for key, array in arrays.items() if key.startswith("optimizer/")}
+    count = state.get("optimizer/iterations")
+    if count is not None and count.dtype.kind in "iu" and not count.ndim:
+        checks.integer(int(count), "optimizer/iterations", 0, _MOST_STEPS)
     if said := checks.optimizer_fault(state):
         raise ValueError(said)
 

@@ -305,8 +305,14 @@ def test_report_is_one_page_with_its_pictures_inside(run, tmp_path, monkeypatch)
     accuracy = mc.MetricSpec(mc.metrics.accuracy, prediction_key="classes")
     results = model.evaluate(few.images, few.labels, metrics={"accuracy": accuracy})
 
+    (folder / "report").mkdir()
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"important")
+    for name in ("report.html", "filters.png"):
+        (folder / "report" / name).symlink_to(victim)
     before = (folder / "evaluations.jsonl").read_bytes()
     output = run(folder)
+    assert victim.read_bytes() == b"important"  # replaced, not written through
     assert (folder / "evaluations.jsonl").read_bytes() == before  # looking changes nothing
     assert f"test accuracy {results['accuracy']:.2%}" in output
     page = Page((folder / "report" / "report.html").read_text("utf-8"))
@@ -327,3 +333,12 @@ def test_report_without_a_model_says_what_to_do(run, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(tmp_path / "nothing")
     assert "train with examples/mnist_cnn.py" in capsys.readouterr().err
+
+
+def test_report_is_not_written_through_a_link(run, tmp_path, capsys):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "report").symlink_to("elsewhere")
+    with pytest.raises(SystemExit):
+        run(tmp_path)
+    assert "report is a symbolic link; remove it" in capsys.readouterr().err
+    assert list((tmp_path / "elsewhere").iterdir()) == []

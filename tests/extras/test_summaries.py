@@ -2,8 +2,10 @@
 
 import io
 import math
+import os
 import struct
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -131,6 +133,18 @@ def test_a_file_is_a_version_a_graph_and_the_steps_that_are_due(written):
     assert [event.step for event in steps] == [1, 3, 5]
     times = [event.wall_time for event in written[0]]
     assert times == sorted(times)
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_a_link_in_the_place_of_an_event_file_is_not_written_through(tmp_path, monkeypatch, link):
+    monkeypatch.setattr(time, "time_ns", lambda: 1)
+    (tmp_path / "tb").mkdir()
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"important")
+    link(victim, tmp_path / "tb" / "events.out.tfevents.1.minicnn")
+    with pytest.raises(OSError, match=r"tfevents.1.minicnn .*link.*; remove it"):
+        fit(tmp_path, SummarySaverHook(tmp_path / "tb"))
+    assert victim.read_bytes() == b"important"
 
 
 def test_scalars_are_those_of_their_step(written):
