@@ -429,7 +429,6 @@ HOSTILE = {
     "an endless rate": other_meta(learning_rate=math.inf),
     "a negative rate": other_meta(learning_rate=-0.1),
     "a rate beyond float": other_meta(learning_rate=10**400),
-    "a step that float cannot hold": other_meta(global_step=2**53),
     "the step of another file": other_meta(global_step=6),
     "a huge row": other_meta(place={"epoch": 0, "row": 10**30, "rows": 9}),
     "a weight of NaN": with_array("parameters/w", [1, np.nan]),
@@ -462,6 +461,19 @@ def peak(call):
 def test_a_hostile_file_is_refused_in_little_memory(small, name):
     data = HOSTILE[name]
     assert peak(lambda: assert_refused(small[0], data)) < 6e6 + 5 * len(data)
+
+
+@pytest.mark.parametrize("step", [2**53, 2**63, 10**30])
+@pytest.mark.parametrize("place", [{}, {"global_step": 5}])
+def test_a_step_that_float_cannot_hold_is_refused(folder, step, place):
+    path = folder / f"model.ckpt-{step}.npz"
+    path.write_bytes(other_meta(global_step=step, place=place))
+    with pytest.raises(mc.CheckpointError, match="`global_step` must be at most 9007199254740991"):
+        checkpoints.load(path)
+    path.unlink()
+    path = folder / f"model.ckpt-{2**53 - 1}.npz"
+    path.write_bytes(other_meta(global_step=2**53 - 1, place=place))
+    assert checkpoints.load(path).meta["global_step"] == 2**53 - 1
 
 
 def test_values_that_a_run_may_leave_are_read(small):

@@ -218,40 +218,47 @@ def load(path: Path, follow: bool = True) -> Checkpoint:
     try:
         arrays = read_npz(path, sealed=True, follow=follow)
         meta = json.loads(str(arrays.pop(_META)))
-        _check(path.name, arrays, meta)
+        _check_meta(path.name, meta)
+        _check_arrays(arrays)
         return Checkpoint(path, arrays, meta)
     except FileNotFoundError:
         raise
     except Exception as error:  # whatever hostile bytes make of the readers
         reason = error.__cause__ or error
-        is_strange = isinstance(reason, StrangeFileError) or reason.args[:1] == (errno.EINVAL,)
         # EINVAL is a place outside the file, as damage makes it.
-        if isinstance(reason, OSError | MemoryError) and not is_strange:
+        is_damage = isinstance(reason, StrangeFileError) or reason.args[:1] == (errno.EINVAL,)
+        if isinstance(reason, OSError | MemoryError) and not is_damage:
             raise _UnreadableError(path, reason) from error
         raise CheckpointError(f"{path} is no whole checkpoint ({reason})") from error
 
 
-def _check(name: str, arrays: Mapping[str, np.ndarray], meta: dict[str, Any]) -> None:
-    """Raise where a file holds what no run writes, though its checksum is right."""
+def _check_meta(name: str, meta: dict[str, Any]) -> None:
+    """Raise where a file called `name` has other values than a run notes, whatever its checksum."""
     place, step = meta["place"], meta["global_step"]
     checks.number(meta["learning_rate"], "learning_rate", least=0)
-    for key, number in {"global_step": step, "seed": meta["seed"], **place}.items():
-        checks.integer(number, key, 0, _MOST_STEPS if key != "seed" else 2**63 - 1)
+    checks.integer(meta["seed"], "seed", 0)
+    checks.integer(step, "global_step", 0, _MOST_STEPS)
+    for key, number in place.items():
+        checks.integer(number, key, 0, _MOST_STEPS)
     # An epoch, and a batch, take a step or more.
     if max(place.get("epoch", 0), place.get("batches", 0)) > step:
         raise ValueError(f"more epochs or batches than the {step} steps")
-    if _PATTERN.fullmatch(name) and step != _step(name):  # a file may be renamed to another name
+    if _PATTERN.fullmatch(name) and step != _step(name):  # a user may choose another name
         raise ValueError(f"it is of step {step}, not of the step in its name")
-    for key, array in arrays.items():
-        is_weight = key.startswith("parameters/") and array.dtype.kind == "f"
+
+
+def _check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise where the arrays hold what no run saves."""
+    for name, array in arrays.items():
+        is_weight = name.startswith("parameters/") and array.dtype.kind == "f"
         if is_weight and not np.isfinite(array).all():
-            raise ValueError(f"{key} holds NaN or infinity")
-    state = {key: array for key, array in arrays.items() if key.startswith("optimizer/")}
-    count = state.get("optimizer/iterations")
-    if count is not None and count.dtype.kind in "iu" and not count.ndim:
-        checks.integer(int(count), "optimizer/iterations", 0, _MOST_STEPS)
+            raise ValueError(f"{name} holds NaN or infinity")
+    state = {name: array for name, array in arrays.items() if name.startswith("optimizer/")}
     if said := checks.optimizer_fault(state):
         raise ValueError(said)
+    count = state.get("optimizer/iterations", np.array(0))
+    if count.dtype.kind in "iu" and not count.ndim:
+        checks.integer(int(count), "optimizer/iterations", 0, _MOST_STEPS)
 
 
 def _files(folder: Path) -> list[Path]:
