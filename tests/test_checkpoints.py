@@ -527,21 +527,28 @@ def test_thousands_of_broken_checkpoints_are_read_once(folder, monkeypatch, capl
     monkeypatch.setattr(os, "scandir", lambda path: listings.append(path) or scandir(path))
     monkeypatch.setattr(checkpoints, "load", lambda *a, **b: loads.append(a) or load(*a, **b))
     damaged = {}
-    assert checkpoints.newest(folder, damaged).path.name == "model.ckpt-3.npz"
+    found = checkpoints.newest(folder, None, damaged)
+    assert found.path.name == "model.ckpt-3.npz"
     assert len(listings) == 1
     assert len(loads) == 2001
     (warning,) = warnings_in(caplog)
     assert warning.startswith(f"{folder / 'model.ckpt-2009.npz'} is no whole checkpoint")
     assert warning.endswith("using model.ckpt-3.npz instead (2000 checkpoints are damaged)")
 
-    assert checkpoints.newest(folder, damaged).path.name == "model.ckpt-3.npz"
+    assert checkpoints.newest(folder, found, damaged) is found
+    assert len(loads) == 2001
+    assert checkpoints.newest(folder, None, damaged).path == found.path
     assert len(loads) == 2002  # what is known to be damaged is not read again,
     assert len(warnings_in(caplog)) == 1
     (folder / "model.ckpt-7.npz").write_bytes(b"broken, too")
     (folder / "model.ckpt-500.npz").write_bytes(b"changed")
-    assert checkpoints.newest(folder, damaged).path.name == "model.ckpt-3.npz"
+    assert checkpoints.newest(folder, None, damaged).path == found.path
     assert len(loads) == 2005  # but what is new or has changed is
     assert warnings_in(caplog)[1].endswith("(2 checkpoints are damaged)")
+    for path in folder.glob("model.ckpt-*.npz"):
+        path.unlink()
+    assert checkpoints.newest(folder, found, damaged) is None
+    assert damaged == {}
 
 
 @pytest.mark.parametrize("link", [os.symlink, os.link])

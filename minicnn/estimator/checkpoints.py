@@ -59,15 +59,16 @@ class _UnreadableError(CheckpointError):
         )
 
 
-Identity = tuple[str, int, int, int]  # a file's name, inode, size and time of change
+Identity = tuple[int, int, int]  # inode, size and time of change
 
 
 class Checkpoint(NamedTuple):
-    """What a file holds: arrays by name, and plain values."""
+    """What a file holds: arrays by name, and plain values; and which file that was."""
 
     path: Path
     arrays: dict[str, np.ndarray]
     meta: dict[str, Any]
+    identity: Identity | None = None
 
 
 @contextlib.contextmanager
@@ -153,11 +154,23 @@ def latest_step(folder: Path) -> int:
     return max((_step(path.name) for path in _candidates(folder)[:1]), default=0)
 
 
-def newest(folder: Path, damaged: dict[Identity, str] | None = None) -> Checkpoint | None:
+def newest(
+    folder: Path,
+    known: Checkpoint | None = None,
+    damaged: dict[Path, tuple[Identity | None, str]] | None = None,
+) -> Checkpoint | None:
     """Read the checkpoint that counts; where it is damaged, the next older one that is good.
 
-    One warning names the damaged ones. `damaged` keeps them with the reasons: handed over at the
-    next call, they are neither read nor named again until they change.
+    One warning says which ones are damaged.
+
+    Parameters
+    ----------
+    folder : Path
+    known : Checkpoint, optional
+        Returned as it is, and not read again, if its file is the one that counts.
+    damaged : dict, optional
+        What earlier calls found damaged, by path: the file's identity, and the reason. Such a file
+        is neither read nor named again until it changes. This call adds to it.
 
     Raises
     ------
@@ -165,46 +178,57 @@ def newest(folder: Path, damaged: dict[Identity, str] | None = None) -> Checkpoi
         If there are checkpoints, and all are damaged; or the system refuses to read.
     """
     damaged = {} if damaged is None else damaged
-    known = len(damaged)
+    new: list[str] = []
     while True:
+        paths = _candidates(folder)
+        for path in damaged.keys() - set(paths):
+            del damaged[path]
         try:
-            found, reasons = _first_good(_candidates(folder), damaged)
+            found = _first_good(paths, known, damaged, new)
         except FileNotFoundError:
             continue  # a fit has just deleted it, and written a newer one
-        if reasons and found is None:
+        if paths and found is None:
             raise CheckpointError(
-                f"none of the {len(reasons)} checkpoints in {folder} can be used ({reasons[0]}); "
-                "put a good copy of one there (the file alone is enough), or delete them to start "
-                "again"
+                f"none of the {len(paths)} checkpoints in {folder} can be used "
+                f"({damaged[paths[0]][1]}); put a good copy of one there (the file alone is "
+                "enough), or delete them to start again"
             )
-        if found is not None and (new := list(damaged.values())[known:]):
+        if found is not None and new:
             more = f" ({len(new)} checkpoints are damaged)" if len(new) > 1 else ""
             logger.warning("%s; using %s instead%s", new[0], found.path.name, more)
         return found
 
 
 def _first_good(
-    paths: Sequence[Path], damaged: dict[Identity, str]
-) -> tuple[Checkpoint | None, list[str]]:
-    """Read the first file that is not damaged; return it, and what is wrong with those before."""
-    reasons: list[str] = []
+    paths: Sequence[Path],
+    known: Checkpoint | None,
+    damaged: dict[Path, tuple[Identity | None, str]],
+    new: list[str],
+) -> Checkpoint | None:
+    """Read the first file that is not damaged; add what is wrong with those before it to `new`."""
     for path in paths:
-        key = identity(path)
+        now = identity(path, follow=False)
+        if known is not None and now is not None and (known.path, known.identity) == (path, now):
+            return known
+        if path in damaged and damaged[path][0] == now:
+            continue
         try:
-            if key not in damaged:
-                return load(path, follow=False), reasons
+            return load(path, follow=False)._replace(identity=now)
         except _UnreadableError:
             raise  # an older one is not in its place: this one may be good
         except CheckpointError as error:
-            damaged[key] = str(error)
-        reasons.append(damaged[key])
-    return None, reasons
+            damaged[path] = now, str(error)
+            new.append(str(error))
+    return None
 
 
-def identity(path: Path) -> Identity:
-    """Return what tells a file from another one, or from what it was before a change."""
-    state = os.stat(path, follow_symlinks=False)
-    return path.name, state.st_ino, state.st_size, state.st_mtime_ns
+def identity(path: Path, follow: bool = True) -> Identity | None:
+    """Return what tells a file from another one and from its earlier state; None without one."""
+    try:
+        state = os.stat(path, follow_symlinks=follow)
+    except OSError:
+        return None
+    return state.st_ino, state.st_size, state.st_mtime_ns
 
 
 def load(path: Path, follow: bool = True) -> Checkpoint:
