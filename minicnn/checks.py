@@ -15,12 +15,13 @@ MOST = 2**31 - 1  # of any size: products of a few still fit into the kernels' 6
 
 
 def describe(value: Any) -> str:
-    """Return how an error names a value: short, with its type where the value does not tell."""
-    if isinstance(value, np.ndarray):
-        kind = "a masked array" if isinstance(value, np.ma.MaskedArray) else "an array"
-        return f"{kind} of shape {value.shape} and type {value.dtype}"
+    """Return how an error names a value: in one short line, arrays and tables by their form."""
     try:
-        text = repr(value)
+        if _has_form(value):
+            return _form(value)
+        if isinstance(value, list | tuple) and 0 < len(value) < 4 and any(map(_has_form, value)):
+            return f"a {type(value).__name__} of {', '.join(map(describe, value))}"
+        text = " ".join(repr(value).split())
     except Exception:  # an integer of too many digits, or a class whose repr fails
         text = object.__repr__(value)
     if len(text) > 80:
@@ -30,6 +31,22 @@ def describe(value: Any) -> str:
         if isinstance(value, str | int | float | tuple | list | None)
         else (f"{text} ({type(value).__name__})")
     )
+
+
+def _has_form(value: Any) -> bool:
+    """Return whether a value is an array or like one: of pandas, say, but no single number."""
+    is_array = isinstance(value, np.ndarray)
+    return is_array or (hasattr(value, "__array__") and bool(getattr(value, "shape", ())))
+
+
+def _form(value: Any) -> str:
+    """Return the kind, the shape and the type of an array, or the types of a table's columns."""
+    kind = f"a {type(value).__name__}"
+    if isinstance(value, np.ndarray):
+        kind = "a masked array" if isinstance(value, np.ma.MaskedArray) else "an array"
+    dtypes = [value.dtype] if hasattr(value, "dtype") else getattr(value, "dtypes", ["unknown"])
+    types = " and ".join(sorted({str(dtype) for dtype in dtypes}))
+    return f"{kind} of shape {tuple(value.shape)} and type {types}"
 
 
 def integer(value: Any, name: str, least: int = 1, most: int = 2**63 - 1) -> int:
@@ -133,6 +150,47 @@ def array(
     return result
 
 
+def labels(value: Any, name: str) -> np.ndarray:
+    """Return an array of labels; an error says how to make numbers of class names."""
+    try:
+        return array(value, name)
+    except TypeError as error:
+        remedy = _numbering(value, name)
+        if not remedy:
+            raise
+        raise TypeError(f"{error}; {remedy}") from None
+
+
+def _numbering(value: Any, name: str) -> str:
+    """Return how to make numbers of labels that are text or objects; nothing if unknown."""
+    try:
+        values = np.asarray(value)
+    except ValueError:  # a ragged list
+        return ""
+    if not values.ndim or values.dtype.kind not in "OSU":
+        return ""
+    try:
+        values.astype(np.int64)
+    except (TypeError, ValueError, OverflowError):
+        if not all(isinstance(item, str | bytes) for item in values.flat):
+            return ""
+        return (
+            f"number the classes: classes, {name} = np.unique({name}, return_inverse=True); other "
+            "data of the same classes: np.searchsorted(classes, names)"
+        )
+    return f"convert them: np.asarray({name}).astype(int)"
+
+
+def class_numbers(shape: tuple[int | None, ...], dtype: Any) -> str:
+    """Return the remedy for labels of a shape and type in place of integer class numbers (N,)."""
+    size = math.prod(number or 0 for number in shape[1:])
+    if size != 1:
+        return "labels in one-hot rows become class numbers by np.asarray(y).argmax(axis=1)"
+    column = ".reshape(-1)" if len(shape) > 1 else ""
+    integers = "" if np.dtype(dtype).kind in "iu" else ".astype(int)"
+    return f"give the labels as np.asarray(y){column}{integers}"
+
+
 def room(shape: tuple[int, ...], name: str) -> None:
     """Raise where there is no memory for an array of a shape: ask for it, and give it back."""
     try:
@@ -231,7 +289,7 @@ def gradient(dy: Any, shape: tuple[int, ...], dtype: Any, label: str) -> None:
     if dy.dtype != dtype:
         raise TypeError(
             f"{label}: the gradient `dy` must be {np.dtype(dtype)} like the output, got "
-            f"{dy.dtype}; convert it (dy.astype({np.dtype(dtype)}))"
+            f"{dy.dtype}; convert it (dy.astype(np.{np.dtype(dtype)}))"
         )
 
 

@@ -11,6 +11,7 @@ from minicnn.ops import OneHot, check_labels
 from minicnn.tensor import Op, Shape, Tensor, apply
 
 _SUM_TOLERANCE = 1e-3  # of a row of label probabilities
+_TWO_UNITS = "the last layer needs one unit for each class: two units for yes or no"
 
 
 class SoftmaxCrossEntropy(Op):
@@ -148,7 +149,7 @@ def softmax_cross_entropy_with_grad(
     """
     label = "softmax_cross_entropy_with_grad"
     smoothing = checks.number(label_smoothing, "label_smoothing", 0.0, 1.0)
-    labels, logits = checks.array(labels, "labels"), checks.array(logits, "logits")
+    labels, logits = checks.labels(labels, "labels"), checks.array(logits, "logits")
     if labels.ndim == 1 and logits.ndim == 2:
         labels = _rows_of(labels, logits, label)
     return _loss_and_gradient(label, labels, logits, weights, smoothing, True)
@@ -157,7 +158,10 @@ def softmax_cross_entropy_with_grad(
 def _rows_of(labels: np.ndarray, logits: np.ndarray, label: str) -> np.ndarray:
     """Return the one-hot rows of class numbers."""
     if labels.dtype.kind not in "iu":
-        raise TypeError(f"{label}: class numbers must be integers, got {describe(labels)}")
+        raise TypeError(
+            f"{label}: class numbers must be integers, got {describe(labels)}; "
+            f"{checks.class_numbers(labels.shape, labels.dtype)}"
+        )
     check_labels(labels, logits.shape[1], label)
     return (labels[:, None] == np.arange(logits.shape[1])).astype(logits.dtype)
 
@@ -165,7 +169,7 @@ def _rows_of(labels: np.ndarray, logits: np.ndarray, label: str) -> np.ndarray:
 def _loss_and_gradient(
     label: str, labels: Any, logits: Any, weights: Any, smoothing: float, gradient: bool
 ) -> tuple[float, Any]:
-    labels, logits = checks.array(labels, "labels"), checks.array(logits, "logits")
+    labels, logits = checks.labels(labels, "labels"), checks.array(logits, "logits")
     _check_shapes(label, labels.shape, logits.shape)
     if logits.dtype not in (np.float32, np.float64):
         raise TypeError(f"{label}: `logits` must be float32 or float64, got {describe(logits)}")
@@ -200,8 +204,24 @@ def _check_shapes(label: str, labels: Shape, logits: Shape) -> None:
     ):
         raise ValueError(
             f"{label}: `labels` and `logits` must have the same shape (N, classes), got labels "
-            f"{labels} and logits {logits}; make the labels with one_hot(labels, depth)"
+            f"{labels} and logits {logits}; {_shape_remedy(labels, logits)}"
         )
+
+
+def _shape_remedy(labels: Shape, logits: Shape) -> str:
+    """Return what to do about labels and logits of different shapes."""
+    if len(logits) != 2:
+        swapped = len(logits) < len(labels)
+        return "the labels come first" if swapped else "the logits need a row for each row of data"
+    if logits[1] == 1 and len(labels) <= 2:
+        return _TWO_UNITS
+    if len(labels) == 1:
+        return f"make the labels with one_hot(labels, depth={logits[1]})"
+    if labels[1] == 1 or len(labels) > 2:  # class numbers in a column, or rows made one-hot twice
+        return checks.class_numbers(labels[:2], np.int64)
+    if labels[1] != logits[1]:
+        return f"give the last layer {labels[1]} units, or make the labels with depth={logits[1]}"
+    return "take both from the same rows"
 
 
 def _check_rows(label: str, labels: np.ndarray) -> None:
@@ -209,10 +229,10 @@ def _check_rows(label: str, labels: np.ndarray) -> None:
     good = (labels >= 0).all(axis=1) & (np.abs(labels.sum(axis=1) - 1.0) < _SUM_TOLERANCE)
     if not good.all():
         row = int(np.flatnonzero(~good)[0])
+        remedy = "a row of zeros comes from a class number that one_hot does not reach"
         raise ValueError(
             f"{label}: row {row} of the labels is {labels[row].tolist()}; its entries must not be "
-            "negative and must sum to 1 (a row of zeros comes from a class number that one_hot "
-            "does not reach)"
+            f"negative and must sum to 1 ({_TWO_UNITS if labels.shape[1] == 1 else remedy})"
         )
 
 

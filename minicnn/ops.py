@@ -176,7 +176,7 @@ class OneHot(Op):
         self.strict = False  # a loss that is fed by these rows sets it: no label outside the range
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
-        _check_indices(self.label, dtype)
+        _check_indices(self.label, input_shape, dtype)
         rank = len(input_shape) + 1
         axis = self.axis + rank if self.axis < 0 else self.axis
         if not 0 < axis < rank:
@@ -187,7 +187,7 @@ class OneHot(Op):
 
     def forward(self, x: Any, ctx: Context) -> np.ndarray:
         indices = np.asarray(x)
-        _check_indices(self.label, indices.dtype)
+        _check_indices(self.label, indices.shape, indices.dtype)
         if self.strict:
             check_labels(indices, self.depth, self.label)
         checks.room((*indices.shape, self.depth), f"{self.label}: `depth`, the rows")
@@ -213,13 +213,16 @@ class Cast(Op):
 
 
 def check_labels(labels: np.ndarray, classes: int, label: str) -> None:
-    """Raise ValueError where a class number is outside [0, classes), naming the row."""
-    outside = np.flatnonzero((labels < 0) | (labels >= classes))
+    """Raise ValueError where a label is not an integer in [0, classes), naming the row."""
+    outside = np.flatnonzero((labels < 0) | (labels >= classes) | (labels % 1 != 0))
     if outside.size:
         row = int(outside[0])
+        remedy = "correct the labels or the number of classes"
+        if labels.min() == 1 and labels.max() == classes:
+            remedy = "labels that begin at 1 need y - 1"
         raise ValueError(
             f"{label}: the label of row {row} is {labels.reshape(-1)[row]}, outside the classes "
-            f"0 to {classes - 1}; correct the labels or the number of classes"
+            f"0 to {classes - 1}; {remedy}"
         )
 
 
@@ -229,19 +232,23 @@ def row_shape(input_shape: Shape, wanted: tuple[int, ...], label: str) -> tuple[
     known = abs(math.prod(wanted))
     shape = tuple(size // max(known, 1) if axis == -1 else axis for axis in wanted)
     if math.prod(shape) != size:
+        needs_batch = size < known and known % size == 0  # the first axis may be that of an image
+        single = "a single row needs a batch axis, x[None]; otherwise " if needs_batch else ""
         raise ValueError(
             f"{label}: a row of shape {input_shape[1:]} has {size} elements, which do not fit into "
-            f"the shape {list(wanted)}; the sizes behind the batch (the first one, -1) must "
-            f"multiply to {size}"
+            f"the shape {list(wanted)}; {single}the sizes after the batch must multiply to {size}"
         )
     return shape
 
 
-def _check_indices(label: str, dtype: Any) -> None:
-    if np.dtype(dtype) == object:
-        raise TypeError(f"{label}: there are no indices; give the labels `y` where you give `x`")
-    if np.dtype(dtype).kind not in "iu":
-        raise TypeError(f"{label}: the indices must be integers, got type {dtype}; use cast first")
+def _check_indices(label: str, shape: Shape, dtype: Any) -> None:
+    kind = np.dtype(dtype).kind
+    if kind not in "iu":
+        given = {"f": "floating-point numbers", "b": "booleans"}.get(kind, f"type {dtype}")
+        raise TypeError(
+            f"{label}: the indices must be integers, got {given} of shape {shape}; "
+            f"{checks.class_numbers(shape, dtype)}"
+        )
 
 
 def relu(inputs: Any, name: str | None = None) -> Any:
@@ -446,7 +453,7 @@ def one_hot(
     array([[0., 1., 0.],
            [0., 0., 0.]], dtype=float32)
     """
-    indices = indices if _symbolic(indices) else array(indices, "indices")
+    indices = indices if _symbolic(indices) else checks.labels(indices, "indices")
     op = OneHot(depth, on_value, off_value, _axis(axis, indices, 1), dtype, name)
     return apply(op, indices)
 

@@ -164,9 +164,10 @@ def apply(op: Op, *inputs: Any) -> Any:
         return forward(*inputs, Context(save=False))
     if len(tensors) < len(inputs):
         wrong = next(value for value in inputs if not isinstance(value, Tensor))
+        remedy = "" if wrong is None else "; give the array as a feature of input_fn"
         raise TypeError(
             f"{op.label}: arrays and Tensors do not mix, got {describe(wrong)} beside "
-            f"{tensors[0]!r}; give the array as a feature of input_fn"
+            f"{tensors[0]!r}{remedy}"
         )
     if any(tensor.graph is not tensors[0].graph for tensor in tensors):
         raise ValueError(

@@ -3,6 +3,7 @@
 import numpy as np
 
 from minicnn.checks import array, boolean, integer, optional
+from minicnn.checks import labels as check_labels
 
 
 class Dataset:
@@ -44,7 +45,8 @@ class Dataset:
     """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, seed: int | None = 0) -> None:
-        self.images, self.labels = array(images, "images"), array(labels, "labels")
+        self.images = array(images, "images")
+        self.labels = check_labels(labels, "labels")
         rows, others = (len(a) if a.ndim else 0 for a in (self.images, self.labels))
         if rows != others or not self.images.ndim:
             raise ValueError(

@@ -28,7 +28,8 @@ class ArrayFeed:
     """
 
     def __init__(self, x: Any, y: Any, batch_size: int, seed: int | None = None) -> None:
-        self.x, self.y = _arrays(x, "x"), None if y is None else _arrays(y, "y")
+        self.x = _arrays(x, "x", checks.array)
+        self.y = None if y is None else _arrays(y, "y", checks.labels)
         self.rows = _rows(self.x, self.y)
         self.batch_size = checks.integer(batch_size, "batch_size")
         self.seed = seed
@@ -162,13 +163,13 @@ def _map(function: Callable[[np.ndarray], Any], value: Any) -> Any:
     return None if value is None else function(value)
 
 
-def _arrays(value: Any, name: str) -> Any:
+def _arrays(value: Any, name: str, check: Callable[[Any, str], np.ndarray]) -> Any:
     """Return an array or a dict of arrays; float64 becomes float32."""
     if isinstance(value, dict):
         if not value:
             raise ValueError(f"`{name}` must not be an empty dict")
-        return {key: _arrays(item, f"{name}[{key!r}]") for key, item in value.items()}
-    array = checks.array(value, name)
+        return {key: _arrays(item, f"{name}[{key!r}]", check) for key, item in value.items()}
+    array = check(value, name)
     if array.ndim == 0:
         raise TypeError(f"`{name}` must be an array of rows, got {describe(value)}")
     return array.astype(np.float32, copy=False) if array.dtype.kind == "f" else array
@@ -192,10 +193,8 @@ def _rows(x: Any, y: Any) -> int:
 def _checked(batch: Any) -> Batch:
     """Return (features, labels) of what an input_fn yielded."""
     features, labels = batch if isinstance(batch, tuple) and len(batch) == 2 else (batch, None)
-    features, labels = (
-        _arrays(features, "features"),
-        None if labels is None else _arrays(labels, "labels"),
-    )
+    features = _arrays(features, "features", checks.array)
+    labels = None if labels is None else _arrays(labels, "labels", checks.labels)
     _rows(features, labels)
     return features, labels
 

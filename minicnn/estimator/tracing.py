@@ -1,11 +1,12 @@
 """A model_fn, traced once for a mode: its graph and where the data goes in."""
 
+import re
 from typing import Any
 
 import numpy as np
 
 from minicnn.checks import describe
-from minicnn.estimator.config import ModelFnOps, call_model_fn
+from minicnn.estimator.config import ModeKeys, ModelFnOps, call_model_fn
 from minicnn.estimator.feeding import Batch
 from minicnn.graph import Graph
 from minicnn.ops import Cast, OneHot, check_labels
@@ -45,9 +46,19 @@ class Trace:
             _placeholders(self.graph, name, part)
             for name, part in zip(("features", "labels"), batch, strict=True)
         )
-        self.ops: ModelFnOps = call_model_fn(
-            model_fn, features=self._features, labels=self._labels, mode=mode, **options
-        )
+        try:
+            self.ops: ModelFnOps = call_model_fn(
+                model_fn, features=self._features, labels=self._labels, mode=mode, **options
+            )
+        except (TypeError, AttributeError) as error:
+            if batch[1] is not None or not re.search("got None|NoneType", str(error)):
+                raise
+            remedy = (
+                "in mode 'infer': make the loss only where mode != ModeKeys.INFER"
+                if mode == ModeKeys.INFER
+                else "without `y`: give it beside `x`, or (features, labels) in input_fn"
+            )
+            raise TypeError(f"{error}; `labels` are None {remedy}") from error
         trained = self.ops.train_op and self.ops.train_op.loss
         outputs = (*self.ops.predictions.values(), self.ops.loss, trained)
         for tensor in outputs:

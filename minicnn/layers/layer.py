@@ -1,6 +1,7 @@
 """What every layer is: an op that is built for one shape and one type of input."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -134,24 +135,45 @@ class Layer(Op):
             )
         if not isinstance(x, np.ndarray) or isinstance(x, np.ma.MaskedArray):
             raise TypeError(
-                f"{self.label}: `inputs` must be a NumPy array, got {checks.describe(x)}"
+                f"{self.label}: `inputs` must be a NumPy array, got {checks.describe(x)}; convert "
+                f"it (np.asarray(x, np.{self.dtype}))"
             )
         if x.ndim != len(self.input_shape) or x.shape[1:] != self.input_shape[1:]:
             raise ValueError(
                 f"{self.label}: built for inputs of shape {self.input_shape}, got {x.shape}; "
-                "reshape the inputs, or build a model for this shape"
+                f"{_shape_advice(self.input_shape[1:], x.shape)}"
             )
         if x.dtype != self.dtype:
             raise TypeError(
                 f"{self.label}: built for {self.dtype}, got {x.dtype}; convert the inputs "
-                f"(x.astype({self.dtype}); images of bytes also / 255)"
+                f"(x.astype(np.{self.dtype}); images of bytes also / 255)"
             )
         return x
 
     def _rank_advice(self, rank: int) -> str:
-        if rank < (self.rank or 0):
-            return "reshape to (-1, height, width, channels) first, e.g. (-1, 28, 28, 1) for MNIST"
-        return "flatten the axes that are too many"
+        if rank > (self.rank or 0):
+            return "flatten the axes that are too many"
+        example = self.dims.replace("C", "1").replace("H", "28").replace("W", "28")
+        return (
+            f"give all of {self.dims}, with 1 for C if the images are grey: x.reshape"
+            f"{example.replace('N', '-1')} for MNIST; a single image needs a batch axis, x[None]"
+        )
+
+
+def _shape_advice(row: tuple[int | None, ...], got: tuple[int, ...]) -> str:
+    """Return how to turn inputs of the shape `got` into rows of the shape `row`."""
+    if got == row:
+        return "a single row needs a batch axis: x[None]"
+    if len(row) == 3 and len(got) == 4:
+        _, second, third, fourth = got
+        if row == (third, fourth, second):
+            return "exchange the axes (N, C, H, W): x.transpose(0, 2, 3, 1)"
+        if row == (fourth, second, third):
+            return "exchange the axes (N, H, W, C): x.transpose(0, 3, 1, 2)"
+    size = math.prod(number or 0 for number in row)
+    if size in (math.prod(got), math.prod(got[1:])):
+        return f"give the rows their shape: x.reshape{(-1, *row)}"
+    return "give inputs of that shape, or build a model for this one"
 
 
 def on_tensor(inputs: Any, layer: Op) -> Any:

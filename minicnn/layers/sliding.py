@@ -10,6 +10,8 @@ from minicnn.kernels.window import Window, slide
 from minicnn.layers.layer import Layer
 from minicnn.tensor import Shape
 
+_MOST_CHANNELS = 4  # of pictures: grey, red-green-blue, and with transparency
+
 
 class SlidingLayer(Layer):
     """A layer whose window slides over (N, H, W, C), or (N, C, H, W) with channels_first."""
@@ -44,10 +46,26 @@ class SlidingLayer(Layer):
         if window.out_h < 1 or window.out_w < 1:
             raise ValueError(
                 f"{self.label}: a window of {self.size} (dilated {self.dilation_rate}) does not "
-                f"fit into images of {(height, width)} with padding 'valid'; use padding='same', "
-                "a smaller window or larger images"
+                f"fit into images of {(height, width)} with padding 'valid'; "
+                f"{self._swapped_axes(shape)}use padding='same', a smaller window or larger images"
             )
         return window, channels
+
+    def _swapped_axes(self, shape: Shape) -> str:
+        """Return what to do if the shape looks like one of the other data format."""
+        first, *_, last = (size or 0 for size in shape[1:])
+        few, many = (last, first) if self.channels_first else (first, last)
+        if few > _MOST_CHANNELS or few >= min(many, shape[2] or 0):
+            return ""
+        if self.channels_first:
+            return (
+                f"if {shape} is (N, H, W, C), use data_format='channels_last' in every layer or "
+                "x.transpose(0, 3, 1, 2); otherwise "
+            )
+        return (
+            f"if {shape} is (N, C, H, W), use data_format='channels_first' in every layer or "
+            "x.transpose(0, 2, 3, 1); otherwise "
+        )
 
     def shape_of(self, batch: Any, window: Window, channels: int) -> Any:
         """Return the shape of the output in the layer's data format."""
