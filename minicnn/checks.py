@@ -35,8 +35,9 @@ def describe(value: Any) -> str:
 
 def _has_form(value: Any) -> bool:
     """Return whether a value is an array or like one: of pandas, say, but no single number."""
-    is_array = isinstance(value, np.ndarray)
-    return is_array or (hasattr(value, "__array__") and bool(getattr(value, "shape", ())))
+    if isinstance(value, np.ndarray | type):
+        return isinstance(value, np.ndarray)
+    return hasattr(value, "__array__") and bool(getattr(value, "shape", ()))
 
 
 def _form(value: Any) -> str:

@@ -46,24 +46,102 @@ def _run(main: Callable[..., Any] | None = None, argv: list[str] | None = None) 
     sys.exit(function(sys.argv if argv is None else argv))
 
 
-tf = SimpleNamespace(
+
+class _Names(SimpleNamespace):
+    """Some names of one module of the guide's; a missing name is an error with a replacement."""
+
+    def __init__(self, _path: str = "", **names: Any) -> None:
+        super().__init__(**names)
+        self._path = _path
+
+    def __getattr__(self, name: str) -> Any:
+        path = f"{self._path}.{name}"
+        there = ", ".join(key for key in vars(self) if not key.startswith("_"))
+        remedy = _REPLACEMENTS.get(path, f"{self._path} has {there}")
+        raise AttributeError(f"minicnn.compat has no {path}; {remedy}")
+
+
+_OPTIMIZER = "use tf.contrib.layers.optimize_loss(loss, None, learning_rate, optimizer="
+_LOSS = "use tf.losses.softmax_cross_entropy(tf.one_hot(labels, depth), logits)"
+_RUNNER = "no session is needed: learn.Estimator(model_fn, model_dir).fit(x, y, steps=...)"
+_SEED = "use learn.Estimator(model_fn, config=learn.RunConfig(seed=1))"
+
+_REPLACEMENTS = {
+    "tf.compat": "use tf itself; its names are those of TensorFlow 1.0",
+    "tf.concat": "no op joins tensors here; join the arrays before fit: np.concatenate",
+    "tf.contrib.layers.l2_regularizer": "use tf.contrib.layers.optimize_loss(loss, optimizer="
+    "minicnn.optimizers.SGD(rate, weight_decay=0.0001))",
+    "tf.contrib.layers.xavier_initializer": "use kernel_initializer='glorot_uniform'",
+    "tf.data": "write an input_fn, a generator of (features, labels): learn.Estimator(...)"
+    ".fit(input_fn=input_fn)",
+    "tf.estimator": "use learn.Estimator, learn.ModeKeys and model_fn.ModelFnOps, all of "
+    "minicnn.compat",
+    "tf.examples": "use learn.datasets.load_dataset('mnist')",
+    "tf.global_variables_initializer": _RUNNER,
+    "tf.keras": "use minicnn.Sequential and minicnn.layers",
+    "tf.losses.sparse_softmax_cross_entropy": _LOSS,
+    "tf.nn.conv2d": "use tf.layers.conv2d",
+    "tf.nn.dropout": "use tf.layers.dropout(inputs, rate, training=mode == learn.ModeKeys.TRAIN)",
+    "tf.nn.max_pool": "use tf.layers.max_pooling2d",
+    "tf.nn.softmax_cross_entropy_with_logits": _LOSS,
+    "tf.nn.softmax_cross_entropy_with_logits_v2": _LOSS,
+    "tf.nn.sparse_softmax_cross_entropy_with_logits": _LOSS,
+    "tf.placeholder": "features and labels are the arguments of model_fn",
+    "tf.random": _SEED,
+    "tf.Session": _RUNNER,
+    "tf.set_random_seed": _SEED,
+    "tf.summary": "use minicnn.summaries.SummarySaverHook as a monitor of fit",
+    "tf.train.AdamOptimizer": f"{_OPTIMIZER}'Adam')",
+    "tf.train.GradientDescentOptimizer": f"{_OPTIMIZER}'SGD')",
+    "tf.train.MomentumOptimizer": f"{_OPTIMIZER}'Momentum')",
+    "tf.train.Saver": "the Estimator keeps checkpoints: learn.Estimator(model_fn, model_dir)",
+    "tf.train.exponential_decay": "use tf.contrib.layers.optimize_loss(loss, optimizer="
+    "minicnn.optimizers.SGD(minicnn.optimizers.exponential_decay(rate, decay_steps, decay_rate)))",
+    "tf.truncated_normal_initializer": "use kernel_initializer='he_normal', or a function of "
+    "(shape, rng, dtype)",
+    "tf.Variable": "the layers make their own; write a minicnn.layers.Layer for another",
+    "learn.DNNClassifier": "use learn.Estimator with a model_fn of dense layers",
+    "model_fn.EstimatorSpec": "use model_fn.ModelFnOps",
+}
+
+learn = _Names(
+    "learn",
+    ModeKeys=ModeKeys,
+    Estimator=Estimator,
+    MetricSpec=MetricSpec,
+    RunConfig=RunConfig,
+    datasets=_Names("learn.datasets", load_dataset=load_dataset),
+    monitors=_Names("learn.monitors", ValidationMonitor=hooks.ValidationMonitor),
+)
+
+model_fn = _Names("model_fn", ModelFnOps=ModelFnOps)
+
+tf = _Names(
+    "tf",
     int32=np.int32,
     int64=np.int64,
     float32=np.float32,
+    float64=np.float64,
     reshape=ops.reshape,
     one_hot=ops.one_hot,
     argmax=ops.argmax,
     cast=ops.cast,
-    nn=SimpleNamespace(relu=ops.relu, softmax=ops.softmax, sigmoid=ops.sigmoid, tanh=ops.tanh),
-    layers=SimpleNamespace(
+    identity=ops.identity,
+    nn=_Names("tf.nn", relu=ops.relu, softmax=ops.softmax, sigmoid=ops.sigmoid, tanh=ops.tanh),
+    layers=_Names(
+        "tf.layers",
         conv2d=functools.partial(layers.conv2d, kernel_initializer=_INITIALIZER),
         max_pooling2d=layers.max_pooling2d,
         dense=functools.partial(layers.dense, kernel_initializer=_INITIALIZER),
         dropout=layers.dropout,
+        flatten=layers.flatten,
     ),
-    losses=SimpleNamespace(softmax_cross_entropy=losses.softmax_cross_entropy),
-    metrics=SimpleNamespace(accuracy=metrics.accuracy),
-    train=SimpleNamespace(
+    losses=_Names("tf.losses", softmax_cross_entropy=losses.softmax_cross_entropy),
+    metrics=_Names("tf.metrics", accuracy=metrics.accuracy),
+    train=_Names(
+        "tf.train",
+        get_global_step=_get_global_step,
+        get_or_create_global_step=_get_global_step,
         LoggingTensorHook=hooks.LoggingTensorHook,
         SessionRunHook=hooks.SessionRunHook,
         SessionRunArgs=hooks.SessionRunArgs,
@@ -73,27 +151,23 @@ tf = SimpleNamespace(
         NanTensorHook=hooks.NanTensorHook,
         SummarySaverHook=summaries.SummarySaverHook,
     ),
-    contrib=SimpleNamespace(
-        layers=SimpleNamespace(optimize_loss=optimize_loss),
-        framework=SimpleNamespace(get_global_step=_get_global_step),
+    contrib=_Names(
+        "tf.contrib",
+        layers=_Names("tf.contrib.layers", optimize_loss=optimize_loss),
+        framework=_Names("tf.contrib.framework", get_global_step=_get_global_step),
+        learn=learn,
     ),
-    logging=SimpleNamespace(
+    logging=_Names(
+        "tf.logging",
         set_verbosity=_set_verbosity,
         DEBUG=_logging.DEBUG,
         INFO=_logging.INFO,
         WARN=_logging.WARNING,
         ERROR=_logging.ERROR,
+        debug=_LOGGER.debug,
+        info=_LOGGER.info,
+        warn=_LOGGER.warning,
+        error=_LOGGER.error,
     ),
-    app=SimpleNamespace(run=_run),
+    app=_Names("tf.app", run=_run),
 )
-
-learn = SimpleNamespace(
-    ModeKeys=ModeKeys,
-    Estimator=Estimator,
-    MetricSpec=MetricSpec,
-    RunConfig=RunConfig,
-    datasets=SimpleNamespace(load_dataset=load_dataset),
-    monitors=SimpleNamespace(ValidationMonitor=hooks.ValidationMonitor),
-)
-
-model_fn = SimpleNamespace(ModelFnOps=ModelFnOps)

@@ -210,9 +210,9 @@ def _check_shapes(label: str, labels: Shape, logits: Shape) -> None:
 
 def _shape_remedy(labels: Shape, logits: Shape) -> str:
     """Return what to do about labels and logits of different shapes."""
-    if len(logits) != 2:
-        swapped = len(logits) < len(labels)
-        return "the labels come first" if swapped else "the logits need a row for each row of data"
+    if len(logits) != 2 or not labels:
+        swapped = len(labels) == 2
+        return "the labels come first" if swapped else "both need a row for each row of the data"
     if logits[1] == 1 and len(labels) <= 2:
         return _TWO_UNITS
     if len(labels) == 1:

@@ -19,6 +19,8 @@ from minicnn.parameter import Parameter
 _SEAL = 64  # bytes: a SHA-256 in hexadecimal
 _CHUNK = 1 << 20  # bytes
 _RECORD = 22  # bytes: the last record of a zip archive, without its comment
+_CHECKPOINT = "meta.json"  # what every checkpoint of an Estimator holds, and no file of weights
+_WEIGHTS = "parameters/"  # how the names of a checkpoint's weights begin
 
 
 def save_weights(model: Any, path: str | Path) -> None:
@@ -56,13 +58,15 @@ def save_weights(model: Any, path: str | Path) -> None:
 
 
 def load_weights(model: Any, path: str | Path) -> None:
-    """Read every parameter of a model from a file that `save_weights`, or `np.savez`, wrote.
+    """Read every parameter of a model from a file of weights, or from an Estimator's checkpoint.
 
     Parameters
     ----------
     model : Layer
         Built, with the same names and shapes as the file.
     path : str or Path
+        What `save_weights` or `np.savez` wrote, or ``model.ckpt-N.npz`` in an Estimator's
+        `model_dir`: of this the parameters are read, and the optimizer's state is ignored.
 
     Raises
     ------
@@ -83,7 +87,19 @@ def load_weights(model: Any, path: str | Path) -> None:
     >>> mc.load_weights(model, path)
     """
     parameters, path = parameters_of(model), checks.path(path, "path")
-    fill(parameters, read_npz(path, lambda members: _check(parameters, members, path)), path)
+    arrays = read_npz(path, lambda members: _check(parameters, _weights_in(members), path))
+    fill(parameters, _weights_in(arrays), path)
+
+
+def _weights_in(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the weights among the arrays of a file: a checkpoint has others beside them."""
+    if _CHECKPOINT not in arrays:
+        return dict(arrays)
+    return {
+        name.removeprefix(_WEIGHTS): array
+        for name, array in arrays.items()
+        if name.startswith(_WEIGHTS)
+    }
 
 
 def fill(parameters: dict[str, Parameter], arrays: dict[str, np.ndarray], path: Any) -> None:

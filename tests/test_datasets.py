@@ -399,9 +399,65 @@ def test_folder_does_not_need_the_other_splits_files(tmp_path):
 
 def test_missing_file_of_a_folder(tmp_path):
     write_folder(tmp_path)
-    (tmp_path / TEST_LABELS).rename(tmp_path / "t10k-labels.idx1-ubyte")
-    with pytest.raises(FileNotFoundError, match=f"{TEST_LABELS}.gz, got .*t10k-labels.idx1-ubyte"):
+    (tmp_path / TEST_LABELS).rename(tmp_path / "t10k-labels.ubyte")
+    with pytest.raises(FileNotFoundError, match=f"{TEST_LABELS}.gz, got .*t10k-labels.ubyte"):
         load_dataset(tmp_path).test  # noqa: B018
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize("layout", ["{dot}", "{file}/{file}", "{dot}/{dot}", "{file}/{dot}"])
+def test_layouts_of_kaggle(tmp_path, suffix, layout):
+    source, folder = tmp_path / "source", tmp_path / "folder"
+    source.mkdir()
+    arrays = write_folder(source, suffix=suffix)
+    for name in FILES:
+        names = {"file": name + suffix, "dot": name.replace("-idx", ".idx") + suffix}
+        place = folder / layout.format(**names)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        (source / (name + suffix)).rename(place)
+    data = load_dataset(folder, validation_size=0)
+    np.testing.assert_array_equal(data.train.labels, arrays[TRAIN_LABELS])
+    np.testing.assert_array_equal(data.test.labels, arrays[TEST_LABELS])
+
+
+def test_both_layouts_at_once(tmp_path):
+    """The archive of Kaggle holds each file twice, one of them in a folder."""
+    write_folder(tmp_path)
+    for name in FILES:
+        (tmp_path / name).rename(tmp_path / name.replace("-idx", ".idx"))
+        (tmp_path / name).mkdir()
+    assert load_dataset(tmp_path).test.num_examples == 6
+
+
+def test_folders_that_hold_no_file_are_told_from_files(tmp_path):
+    for name in FILES:
+        (tmp_path / name).mkdir()
+    with pytest.raises(FileNotFoundError, match=f"got .*{TEST_LABELS}/, .*; give the folder that"):
+        load_dataset(tmp_path).test  # noqa: B018
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    write_folder(raw)
+    with pytest.raises(FileNotFoundError, match=r"got MNIST/, .*; give the folder that holds"):
+        load_dataset(tmp_path).test  # noqa: B018
+    assert load_dataset(raw).test.num_examples == 6
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist", "cifar10", "MNIST"])
+def test_another_name_is_told_where_the_files_go(tmp_path, name, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"\(the only name\).*nothing is downloaded") as got:
+        load_dataset(name)
+    assert all(file in str(got.value) for file in FILES) and "spelling" not in str(got.value)
+    (tmp_path / name).mkdir()
+    write_folder(tmp_path / name)
+    assert load_dataset(name).test.num_examples == 6
+
+
+def test_a_file_in_the_place_of_the_folder(tmp_path):
+    write_folder(tmp_path)
+    with pytest.raises(ValueError, match="; give the folder that holds this file"):
+        load_dataset(tmp_path / TEST_LABELS)
+    assert load_dataset((tmp_path / TEST_LABELS).parent).test.num_examples == 6
 
 
 def test_images_and_labels_swapped(tmp_path):

@@ -407,7 +407,7 @@ BAD_DATA = [
     (3.0, Y, TypeError, ["`x` must be an array", "3.0"]),
     ({}, Y, ValueError, ["`x` must not be an empty dict"]),
     ({"a": X, "b": X[:4]}, Y, ValueError, ["x['a'] has 50", "x['b'] has 4"]),
-    (X, Y.astype(float), TypeError, ["one_hot", "integers", "float32"]),
+    (X, Y.astype(float), TypeError, ["one_hot", "integers", "floating-point"]),
     (X, Y[:, None], ValueError, ["softmax_cross_entropy", "(None, 1, 3)", "(None, 3)"]),
     ((X * 255).astype(np.uint8), Y, TypeError, ["hidden", "float32", "uint8", "/ 255"]),
 ]

@@ -231,7 +231,7 @@ def test_one_hot_of_an_index_outside_is_all_off():
 
 
 def test_one_hot_errors():
-    with pytest.raises(TypeError, match="one_hot: the indices must be integers, got type float64"):
+    with pytest.raises(TypeError, match=r"one_hot: .* integers, got floating-point.*astype"):
         mc.one_hot(np.array([1.0]), depth=3)
     with pytest.raises(ValueError, match="`depth` must be at least 1, got 0"):
         mc.one_hot([1], depth=0)

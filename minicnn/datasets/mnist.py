@@ -9,7 +9,7 @@ from importlib.resources.abc import Traversable
 
 import numpy as np
 
-from minicnn.checks import boolean, integer, optional, path
+from minicnn.checks import boolean, describe, integer, optional, path
 from minicnn.datasets.dataset import Dataset
 from minicnn.datasets.idx import IMAGES_MAGIC, LABELS_MAGIC, decode_file
 
@@ -40,6 +40,8 @@ def load_dataset(
         The string "mnist" for the files that ship with minicnn, their SHA-256 checked; else
         a folder that holds `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`,
         `t10k-images-idx3-ubyte` and `t10k-labels-idx1-ubyte`, each with or without `.gz`.
+        Kaggle's layouts are read too: `train-images.idx3-ubyte`, or a folder of the file's name
+        that holds the file. Nothing is downloaded.
         A folder of the name mnist is "./mnist".
     one_hot : bool, default False
         Whether labels are float32 rows (N, classes) instead of uint8 (N,). There are as many
@@ -82,12 +84,22 @@ def load_dataset(
     if not folder.is_dir():
         raise ValueError(
             'load_dataset: `name` must be "mnist" (the only name) or an existing folder of IDX '
-            f"files, got {name!r}; {_REINSTALL if shipped else 'check its spelling'}"
+            f"files, got {describe(name)}; {_REINSTALL if shipped else _no_folder(folder)}"
         )
     validation_size = integer(validation_size, "validation_size", 0)
     optional(integer, seed, "seed", 0)
     one_hot, reshape = boolean(one_hot, "one_hot"), boolean(reshape, "reshape")
     return Datasets(folder, shipped, one_hot, reshape, validation_size, seed)
+
+
+def _no_folder(place: Traversable) -> str:
+    """Return what to do about a name that is no folder."""
+    if place.is_file():
+        return "give the folder that holds this file"
+    return (
+        f"nothing is downloaded: put the four files of another data set, {', '.join(_SHA256)} "
+        "(with or without .gz), into a folder and give its path"
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,11 +201,19 @@ class Datasets:
             return decode_file(path, magic)
 
     def _find(self, name: str) -> Traversable:
-        for candidate in (self.folder / name, self.folder / f"{name}.gz"):
+        names = [f"{stem}{suffix}" for stem in (name, _dotted(name)) for suffix in ("", ".gz")]
+        plain = [self.folder / file for file in names]
+        for candidate in (*plain, *(folder / file for folder in plain for file in names)):
             if candidate.is_file():
                 return candidate
-        present = ", ".join(sorted(entry.name for entry in self.folder.iterdir())[:8]) or "nothing"
-        remedy = _REINSTALL if self.shipped else "add or rename the file"
+        entries = sorted(f"{e.name}/" if e.is_dir() else e.name for e in self.folder.iterdir())
+        remedy = _REINSTALL if self.shipped else "give the folder that holds the file, or add it"
         raise FileNotFoundError(
-            f"{self.folder}: expected a file {name} or {name}.gz, got {present}; {remedy}"
+            f"{self.folder}: expected a file {name} or {name}.gz, got "
+            f"{', '.join(entries[:8]) or 'nothing'}; {remedy}"
         )
+
+
+def _dotted(name: str) -> str:
+    """Return the name that Kaggle's copies give a file: train-images.idx3-ubyte."""
+    return name.replace("-idx", ".idx")

@@ -153,11 +153,11 @@ class Layer(Op):
     def _rank_advice(self, rank: int) -> str:
         if rank > (self.rank or 0):
             return "flatten the axes that are too many"
-        example = self.dims.replace("C", "1").replace("H", "28").replace("W", "28")
-        return (
-            f"give all of {self.dims}, with 1 for C if the images are grey: x.reshape"
-            f"{example.replace('N', '-1')} for MNIST; a single image needs a batch axis, x[None]"
-        )
+        axes, example = "height, width, channels", "28, 28, 1"
+        if self.dims == "(N, C, H, W)":
+            axes, example = "channels, height, width", "1, 28, 28"
+        single = "; a single image needs a batch axis, x[None]" if rank == 3 else ""
+        return f"reshape to (-1, {axes}) first, e.g. (-1, {example}) for MNIST{single}"
 
 
 def _shape_advice(row: tuple[int | None, ...], got: tuple[int, ...]) -> str:

@@ -96,6 +96,7 @@ class Sequential(Layer):
         x = np.atleast_1d(checks.array(x, "x"))
         if x.dtype.kind == "f" and self.dtype is not None:
             x = x.astype(self.dtype, copy=False)
+        self.check_inputs(x)  # all of it: an error tells the shape that the user has given
         starts = range(0, max(len(x), 1), batch_size)
         return np.concatenate(
             [self.forward(x[start : start + batch_size], Context(save=False)) for start in starts]
