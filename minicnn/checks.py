@@ -137,7 +137,11 @@ def path(value: Any, name: str) -> Path:
 
 
 def array(
-    value: Any, name: str, kinds: str = "fiub", what: str = "an array of numbers"
+    value: Any,
+    name: str,
+    kinds: str = "fiub",
+    what: str = "an array of numbers",
+    remedy: Callable[[np.ndarray, str], str] | None = None,
 ) -> np.ndarray:
     """Return an array whose type is of the kinds; one that lists make must not be ragged."""
     try:
@@ -147,49 +151,51 @@ def array(
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"`{name}` must not be masked: fill it first (array.filled(0))")
     if result.dtype.kind not in kinds:
-        raise TypeError(f"`{name}` must be {what}, got {describe(value)}")
+        advice = (remedy or _as_floats)(result, name)
+        raise TypeError(f"`{name}` must be {what}, got {describe(value)}{advice}")
     return result
 
 
 def labels(value: Any, name: str) -> np.ndarray:
     """Return an array of labels; an error says how to make numbers of class names."""
-    try:
-        return array(value, name)
-    except TypeError as error:
-        remedy = _numbering(value, name)
-        if not remedy:
-            raise
-        raise TypeError(f"{error}; {remedy}") from None
+    return array(value, name, remedy=_numbering)
 
 
-def _numbering(value: Any, name: str) -> str:
-    """Return how to make numbers of labels that are text or objects; nothing if unknown."""
+def _converted(values: np.ndarray, dtype: Any) -> np.ndarray | None:
+    """Return the numbers in an array of text or objects, or None if it has others than those."""
+    if not values.ndim or values.dtype.kind not in "OSU" or None in values:
+        return None
     try:
-        values = np.asarray(value)
-    except ValueError:  # a ragged list
-        return ""
-    if not values.ndim or values.dtype.kind not in "OSU":
-        return ""
-    try:
-        values.astype(np.int64)
+        return values.astype(dtype)
     except (TypeError, ValueError, OverflowError):
-        if not all(isinstance(item, str | bytes) for item in values.flat):
-            return ""
-        return (
-            f"number the classes: classes, {name} = np.unique({name}, return_inverse=True); other "
-            "data of the same classes: np.searchsorted(classes, names)"
-        )
-    return f"convert them: np.asarray({name}).astype(int)"
+        return None
 
 
-def class_numbers(shape: tuple[int | None, ...], dtype: Any) -> str:
-    """Return the remedy for labels of a shape and type in place of integer class numbers (N,)."""
-    size = math.prod(number or 0 for number in shape[1:])
-    if size != 1:
-        return "labels in one-hot rows become class numbers by np.asarray(y).argmax(axis=1)"
-    column = ".reshape(-1)" if len(shape) > 1 else ""
-    integers = "" if np.dtype(dtype).kind in "iu" else ".astype(int)"
-    return f"give the labels as np.asarray(y){column}{integers}"
+def _as_floats(values: np.ndarray, name: str) -> str:
+    is_numeric = _converted(values, np.float64) is not None
+    return f"; convert it: np.asarray({name}, np.float32)" if is_numeric else ""
+
+
+def _numbering(values: np.ndarray, name: str) -> str:
+    """Return how to make numbers of labels that are text or objects."""
+    if _converted(values, np.int64) is not None:
+        return f"; convert it: np.asarray({name}).astype(int)"
+    if not values.ndim or not all(isinstance(item, str | bytes) for item in values.flat):
+        return ""
+    return (
+        f"; number the classes: classes, {name} = np.unique({name}, return_inverse=True); other "
+        "data of the same classes: np.searchsorted(classes, names)"
+    )
+
+
+def class_numbers(name: str, shape: tuple[int | None, ...], dtype: Any) -> str:
+    """Return what makes integer class numbers (N,) of labels of another shape or type."""
+    expression = f"np.asarray({name})"
+    if math.prod(size or 0 for size in shape[1:]) != 1:
+        return f"{expression}.argmax(axis=1)"
+    if len(shape) != 1:
+        expression += ".reshape(-1)"
+    return expression if np.dtype(dtype).kind in "iu" else f"{expression}.astype(int)"
 
 
 def room(shape: tuple[int, ...], name: str) -> None:

@@ -159,8 +159,8 @@ def _rows_of(labels: np.ndarray, logits: np.ndarray, label: str) -> np.ndarray:
     """Return the one-hot rows of class numbers."""
     if labels.dtype.kind not in "iu":
         raise TypeError(
-            f"{label}: class numbers must be integers, got {describe(labels)}; "
-            f"{checks.class_numbers(labels.shape, labels.dtype)}"
+            f"{label}: class numbers must be integers, got {describe(labels)}; convert them: "
+            f"{checks.class_numbers('labels', labels.shape, labels.dtype)}"
         )
     check_labels(labels, logits.shape[1], label)
     return (labels[:, None] == np.arange(logits.shape[1])).astype(logits.dtype)
@@ -218,7 +218,7 @@ def _shape_remedy(labels: Shape, logits: Shape) -> str:
     if len(labels) == 1:
         return f"make the labels with one_hot(labels, depth={logits[1]})"
     if labels[1] == 1 or len(labels) > 2:  # class numbers in a column, or rows made one-hot twice
-        return checks.class_numbers(labels[:2], np.int64)
+        return f"give class numbers: {checks.class_numbers('y', labels[:2], np.int64)}"
     if labels[1] != logits[1]:
         return f"give the last layer {labels[1]} units, or make the labels with depth={logits[1]}"
     return "take both from the same rows"

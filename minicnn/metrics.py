@@ -5,7 +5,8 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-from minicnn.checks import MOST, array, integer, room
+from minicnn.checks import MOST, array, class_numbers, integer, room
+from minicnn.checks import labels as check_labels
 
 
 def accuracy(labels: ArrayLike, predictions: ArrayLike, weights: ArrayLike | None = None) -> float:
@@ -150,19 +151,18 @@ def _classes(labels: ArrayLike, predictions: ArrayLike) -> tuple[np.ndarray, np.
 
 
 def _class_numbers(values: ArrayLike, name: str) -> np.ndarray:
-    classes = array(values, name)
+    classes = check_labels(values, name)
     if classes.ndim != 1:
-        remedy = "reshape(-1)" if math.prod(classes.shape[1:]) == 1 else "argmax over axis 1"
         raise ValueError(
             f"`{name}` must be class numbers of shape (N,), got shape {classes.shape}; "
-            f"pass the class numbers: {remedy}"
+            f"give class numbers: {class_numbers(name, classes.shape, classes.dtype)}"
         )
     if not classes.size:
         raise ValueError(f"`{name}` must not be empty, got shape {classes.shape}; give it rows")
     if classes.dtype.kind not in "iub":
         raise TypeError(
-            f"`{name}` must be integers, got {classes.dtype}; pass the class numbers: argmax over "
-            "axis 1 of the probabilities, or astype(int)"
+            f"`{name}` must be integers, got {classes.dtype}; give class numbers: "
+            f"{class_numbers(name, classes.shape, classes.dtype)}, or probabilities.argmax(axis=1)"
         )
     integer(int(classes.max()), name, -(2**63), 2**63 - 1)  # a larger uint64 would wrap around
     return classes.astype(np.int64)

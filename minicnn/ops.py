@@ -246,8 +246,8 @@ def _check_indices(label: str, shape: Shape, dtype: Any) -> None:
     if kind not in "iu":
         given = {"f": "floating-point numbers", "b": "booleans"}.get(kind, f"type {dtype}")
         raise TypeError(
-            f"{label}: the indices must be integers, got {given} of shape {shape}; "
-            f"{checks.class_numbers(shape, dtype)}"
+            f"{label}: the indices must be integers, got {given} of shape {shape}; give class "
+            f"numbers: {checks.class_numbers('y', shape, dtype)}"
         )
 
 

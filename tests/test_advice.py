@@ -111,8 +111,7 @@ def test_labels_in_another_form_are_told_what_makes_class_numbers(form, function
 def test_labels_of_a_loop_of_ones_own(form):
     labels = FORMS[form]
     message = refused(mc.losses.softmax_cross_entropy_with_grad, labels, LOGITS)
-    name = "labels" if form in ("digits", "objects") else "y"
-    numbers = followed(message, name, labels)
+    numbers = followed(message, "y" if form == "column" else "labels", labels)
     mc.losses.softmax_cross_entropy_with_grad(numbers, LOGITS)
     if form != "column":
         message = refused(mc.one_hot, labels, 3)
@@ -203,6 +202,16 @@ def test_a_label_that_cast_would_change_is_an_error(value, tmp_path):
     assert f"the label of row 4 is {value}, outside the classes 0 to 2" in message
 
 
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "booleans"])
+def test_labels_of_a_metric(form):
+    labels = FORMS[form]
+    message = refused(mc.metrics.accuracy, labels, NUMBERS)
+    numbers = followed(message.replace(", or prob", "; or prob"), "labels", labels)
+    assert mc.metrics.accuracy(numbers, NUMBERS) == 1.0
+    message = refused(mc.metrics.confusion_matrix, NUMBERS, ROWS)
+    assert followed(message, "predictions", ROWS).tolist() == NUMBERS.tolist()
+
+
 def test_labels_and_logits_of_different_shapes():
     loss = mc.losses.softmax_cross_entropy
     with_grad = mc.losses.softmax_cross_entropy_with_grad
@@ -234,6 +243,16 @@ def test_a_table_is_described_not_printed(tmp_path):
     assert "a Table of shape (12, 64)" in message
     assert message.endswith("; convert it (np.asarray(x, np.float32))")
     assert layer.forward(np.asarray(Table(X), np.float32), mc.Context()).shape == (12, 3)
+
+
+@pytest.mark.parametrize("x", [X.astype(object), X.astype(str), Table(X.astype(object))])
+def test_numbers_that_are_objects_or_text(x, tmp_path):
+    message = refused(make(model, tmp_path).fit, x, NUMBERS, steps=1)
+    assert message.endswith("; convert it: np.asarray(x, np.float32)")
+    make(model, tmp_path).fit(np.asarray(x, np.float32), NUMBERS, steps=1)
+    gap = X.astype(object)
+    gap[3, 4] = None
+    assert "convert" not in refused(make(model, tmp_path).fit, gap, NUMBERS, steps=1)
 
 
 def test_lists_of_arrays_and_long_texts_take_one_line():
