@@ -37,7 +37,8 @@ def _has_form(value: Any) -> bool:
     """Return whether a value is an array or like one: of pandas, say, but no single number."""
     if isinstance(value, np.ndarray | type):
         return isinstance(value, np.ndarray)
-    return hasattr(value, "__array__") and bool(getattr(value, "shape", ()))
+    shape = getattr(value, "shape", ())
+    return hasattr(value, "__array__") and bool(shape) and None not in shape
 
 
 def _form(value: Any) -> str:

@@ -1,5 +1,6 @@
 """Losses: labels first, logits second."""
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -7,10 +8,13 @@ import numpy as np
 from minicnn import checks
 from minicnn.checks import describe
 from minicnn.context import Context
-from minicnn.ops import OneHot, check_labels
+from minicnn.ops import OneHot, Softmax, check_labels
 from minicnn.tensor import Op, Shape, Tensor, apply
 
+logger = logging.getLogger("minicnn")
+
 _SUM_TOLERANCE = 1e-3  # of a row of label probabilities
+_LABELS_FIRST = "the labels come first"
 _TWO_UNITS = "the last layer needs one unit for each class: two units for yes or no"
 
 
@@ -46,6 +50,16 @@ class SoftmaxCrossEntropy(Op):
     def build_pair(self, labels: Tensor, logits: Tensor) -> None:
         """Check the two inputs when the graph is traced."""
         _check_shapes(self.label, labels.shape, logits.shape)
+        if isinstance(logits.op, OneHot):
+            raise ValueError(
+                f"{self.label}: `logits` must be the outputs of the model, got {logits!r}; "
+                f"{_LABELS_FIRST}"
+            )
+        if isinstance(getattr(logits.op, "activation", logits.op), Softmax):
+            logger.warning(
+                "%s: the logits %r are probabilities already; the loss applies the softmax itself, "
+                "so give it the values before the softmax", self.label, logits.name,
+            )
         if isinstance(labels.op, OneHot):
             labels.op.strict = True  # a label outside the classes would silently have no loss
 
@@ -173,7 +187,7 @@ def _loss_and_gradient(
     _check_shapes(label, labels.shape, logits.shape)
     if logits.dtype not in (np.float32, np.float64):
         raise TypeError(f"{label}: `logits` must be float32 or float64, got {describe(logits)}")
-    _check_rows(label, labels)
+    _check_rows(label, labels, logits)
     classes = logits.shape[1]
     labels = labels.astype(logits.dtype, copy=False)
     if smoothing:
@@ -212,7 +226,7 @@ def _shape_remedy(labels: Shape, logits: Shape) -> str:
     """Return what to do about labels and logits of different shapes."""
     if len(logits) != 2 or not labels:
         swapped = len(labels) == 2
-        return "the labels come first" if swapped else "both need a row for each row of the data"
+        return _LABELS_FIRST if swapped else "both need a row for each row of the data"
     if logits[1] == 1 and len(labels) <= 2:
         return _TWO_UNITS
     if len(labels) == 1:
@@ -224,16 +238,25 @@ def _shape_remedy(labels: Shape, logits: Shape) -> str:
     return "take both from the same rows"
 
 
-def _check_rows(label: str, labels: np.ndarray) -> None:
+def _check_rows(label: str, labels: np.ndarray, logits: np.ndarray) -> None:
     """Raise where a row of labels is no distribution over the classes."""
-    good = (labels >= 0).all(axis=1) & (np.abs(labels.sum(axis=1) - 1.0) < _SUM_TOLERANCE)
+    good = _distributions(labels)
     if not good.all():
         row = int(np.flatnonzero(~good)[0])
         remedy = "a row of zeros comes from a class number that one_hot does not reach"
+        if labels.shape[1] == 1:
+            remedy = _TWO_UNITS
+        elif _distributions(logits).all():
+            remedy = _LABELS_FIRST
         raise ValueError(
             f"{label}: row {row} of the labels is {labels[row].tolist()}; its entries must not be "
-            f"negative and must sum to 1 ({_TWO_UNITS if labels.shape[1] == 1 else remedy})"
+            f"negative and must sum to 1 ({remedy})"
         )
+
+
+def _distributions(rows: np.ndarray) -> np.ndarray:
+    """Return which rows are probabilities of the classes."""
+    return (rows >= 0).all(axis=1) & (np.abs(rows.sum(axis=1) - 1.0) < _SUM_TOLERANCE)
 
 
 def _row_weights(label: str, weights: Any, logits: np.ndarray) -> np.ndarray:

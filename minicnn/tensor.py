@@ -155,6 +155,17 @@ class Tensor:
             "`params` instead."
         )
 
+    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(
+            f"{self!r} has no value yet, so NumPy's functions and arithmetic cannot use it; scale "
+            "arrays before they are given (x / 255), or use minicnn's functions (softmax, argmax, "
+            "cast, reshape, one_hot) or a Layer of your own"
+        )
+
+    __array__ = __array_ufunc__ = _refuse
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _refuse
+    __truediv__ = __rtruediv__ = __matmul__ = __rmatmul__ = __pow__ = __neg__ = _refuse
+
 
 def apply(op: Op, *inputs: Any) -> Any:
     """Run `op` on arrays, or note it in the graph of the Tensor among its inputs."""

@@ -244,7 +244,9 @@ def parameters_of(model: Any) -> dict[str, Parameter]:
     found = () if isinstance(model, type) else getattr(model, "parameters", ())
     parameters = {parameter.name: parameter for parameter in found}
     if not parameters:
-        raise ValueError(f"the model has no parameters, got {describe(model)}; call build first")
+        is_layer = hasattr(model, "build")
+        remedy = "call build first" if is_layer else "give a layer, such as a Sequential"
+        raise ValueError(f"the model has no parameters, got {describe(model)}; {remedy}")
     if len(parameters) < len(found):
         names = [parameter.name for parameter in found]
         raise ValueError(

@@ -342,6 +342,77 @@ def test_bytes_become_floats():
     network.predict(eval(remedy, {"x": x, "np": np}) / 255)
 
 
+# Arguments in another order or form ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("use", [
+    lambda x: x / 255, lambda x: 1 - x, lambda x: np.float32(2) * x, lambda x: -x, np.exp,
+    lambda x: np.argmax(x, axis=1), lambda x: np.ones(3, np.float32) + x, np.asarray,
+])
+def test_numpy_on_a_tensor(use):
+    x = mc.Graph().placeholder("x", (None, 3), np.float32)
+    message = refused(use, x)
+    assert message.startswith("Tensor('x', shape=(None, 3), dtype=float32) has no value yet, so ")
+    for name in ("softmax", "argmax", "cast", "reshape", "one_hot"):
+        assert name in message and hasattr(mc, name)
+    assert describe(x) == "Tensor('x', shape=(None, 3), dtype=float32) (Tensor)"
+
+
+def test_labels_and_logits_in_the_other_order(tmp_path):
+    loss = mc.losses.softmax_cross_entropy
+    graph = mc.Graph()
+    logits = mc.layers.dense(graph.placeholder("x", (None, 4), np.float32), 3)
+    labels = mc.one_hot(graph.placeholder("labels", (None,), np.int64), 3)
+    assert refused(loss, logits, labels).endswith("; the labels come first")
+    loss(labels, logits)
+    assert refused(loss, LOGITS, ROWS.astype(np.float32)).endswith("(the labels come first)")
+    loss(ROWS.astype(np.float32), LOGITS)
+
+
+@pytest.mark.parametrize("activation", ["softmax", None])
+def test_a_softmax_before_the_loss(activation, caplog):
+    graph = mc.Graph()
+    x = graph.placeholder("x", (None, 4), np.float32)
+    labels = mc.one_hot(graph.placeholder("labels", (None,), np.int64), 3)
+    logits = mc.layers.dense(x, 3, activation=activation)
+    mc.losses.softmax_cross_entropy(labels, logits)
+    assert ("give it the values before the softmax" in caplog.text) == bool(activation)
+    mc.losses.softmax_cross_entropy(labels, mc.softmax(mc.layers.dense(x, 3)))
+    assert "the logits 'softmax' are probabilities already" in caplog.text
+
+
+def test_layers_of_a_sequential_that_are_no_list_of_layers():
+    first, second = mc.layers.Flatten(), mc.layers.Dense(3)
+    assert "`layers` must be a list of layers" in refused(mc.Sequential, first, second)
+    for wrong in ("relu", mc.relu, mc.layers.Flatten):
+        message = refused(mc.Sequential, [first, wrong])
+        assert "layers such as Dense(10) or Activation('relu')" in message
+    mc.Sequential([first, second, mc.layers.Activation("relu")])
+
+
+@pytest.mark.parametrize("batch", [(X, NUMBERS, NUMBERS), (X,), [X, NUMBERS]])
+def test_batches_in_another_form(batch, tmp_path):
+    estimator = make(model, tmp_path)
+    message = refused(estimator.fit, input_fn=lambda: [batch], steps=1)
+    assert "`input_fn` must yield tuples (features, labels), or features alone, got a " in message
+    message = refused(estimator.fit, input_fn=lambda: zip(X, NUMBERS, strict=True), steps=1)
+    assert message.endswith("a single row needs a batch axis, np.asarray(labels)[None]")
+    rows = [(x[None], np.asarray(y)[None]) for x, y in zip(X, NUMBERS, strict=True)]
+    estimator.fit(input_fn=lambda: rows, steps=1)
+
+
+def test_steps_in_the_place_of_input_fn(tmp_path):
+    message = refused(make(model, tmp_path).fit, X, NUMBERS, 100)
+    assert message == "`input_fn` must be a function without arguments, got 100"
+
+
+def test_the_weights_of_what_is_no_layer(tmp_path):
+    path = tmp_path / "weights.npz"
+    assert "give a layer, such as a Sequential" in refused(
+        mc.save_weights, make(model, tmp_path), path)
+    assert "call build first" in refused(mc.save_weights, mc.layers.Dense(3), path)
+
+
 # The guide's names --------------------------------------------------------------------------------
 
 

@@ -140,12 +140,13 @@ def feed(
 ) -> ArrayFeed | FunctionFeed:
     """Return the feed for the arguments that fit, evaluate and predict share."""
     if input_fn is not None:
+        feed = FunctionFeed(input_fn)
         if x is not None or y is not None or batch_size is not None:
             raise ValueError(
                 "give either `input_fn`, which makes its own batches, or `x`, `y` and "
                 f"`batch_size`, got the `input_fn` {describe(input_fn)} and one of these"
             )
-        return FunctionFeed(input_fn)
+        return feed
     if x is None:
         raise ValueError("there is no data: give `x` (and `y`), or `input_fn`")
     return ArrayFeed(x, y, BATCH_SIZE if batch_size is None else batch_size, seed)
@@ -171,7 +172,10 @@ def _arrays(value: Any, name: str, check: Callable[[Any, str], np.ndarray]) -> A
         return {key: _arrays(item, f"{name}[{key!r}]", check) for key, item in value.items()}
     array = check(value, name)
     if array.ndim == 0:
-        raise TypeError(f"`{name}` must be an array of rows, got {describe(value)}")
+        raise TypeError(
+            f"`{name}` must be an array of rows, got {describe(value)}; a single row needs a batch "
+            f"axis, np.asarray({name})[None]"
+        )
     return array.astype(np.float32, copy=False) if array.dtype.kind == "f" else array
 
 
@@ -192,6 +196,12 @@ def _rows(x: Any, y: Any) -> int:
 
 def _checked(batch: Any) -> Batch:
     """Return (features, labels) of what an input_fn yielded."""
+    is_list = isinstance(batch, list) and len({getattr(part, "ndim", 0) for part in batch}) > 1
+    if is_list or (isinstance(batch, tuple) and len(batch) != 2):
+        raise TypeError(
+            "`input_fn` must yield tuples (features, labels), or features alone, got "
+            f"{describe(batch)}"
+        )
     features, labels = batch if isinstance(batch, tuple) and len(batch) == 2 else (batch, None)
     features = _arrays(features, "features", checks.array)
     labels = None if labels is None else _arrays(labels, "labels", checks.labels)

@@ -38,9 +38,10 @@ class Sequential(Layer):
     """
 
     def __init__(self, layers: Iterable[Op], name: str | None = None, fuse: bool = True) -> None:
-        super().__init__(name)
         layers = checks.sequence(layers, "layers", "layers")
-        self.layers: list[Op] = [checks.instance(layer, Op, "layers", "layers") for layer in layers]
+        super().__init__(name)
+        what = "layers such as Dense(10) or Activation('relu')"
+        self.layers: list[Op] = [checks.instance(layer, Op, "layers", what) for layer in layers]
         self.fuse = checks.boolean(fuse, "fuse")
         self._chain: list[Op] = []
         if not self.layers:
