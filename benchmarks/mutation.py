@@ -66,7 +66,7 @@ MUTATIONS = [
     ("missing gradient of the bias", "layers/conv2d.py",
      "if self.bias is None else self.bias.grad", "", CONV2D),
     ("swapped axes of the inputs", "layers/sliding.py",
-     "x.transpose(0, 2, 3, 1)", "x.transpose(0, 3, 2, 1)", CONV2D),
+     "(x.transpose(0, 2, 3, 1))", "(x.transpose(0, 3, 2, 1))", CONV2D),
     ("strides of 1 for those of the window", "layers/max_pooling2d.py",
      "strides = pool_size if", "strides = 1 if", MAX_POOLING),
     ("swapped axes of the gradient", "layers/max_pooling2d.py",

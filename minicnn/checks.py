@@ -164,7 +164,9 @@ def labels(value: Any, name: str) -> np.ndarray:
 
 def _converted(values: np.ndarray, dtype: Any) -> np.ndarray | None:
     """Return the numbers in an array of text or objects, or None if it has others than those."""
-    if not values.ndim or values.dtype.kind not in "OSU" or None in values:
+    if not values.ndim or values.dtype.kind not in "OSU":
+        return None
+    if any(item is None for item in values.flat):  # it would become NaN
         return None
     try:
         return values.astype(dtype)
@@ -172,7 +174,16 @@ def _converted(values: np.ndarray, dtype: Any) -> np.ndarray | None:
         return None
 
 
+def part_of(value: Any) -> str:
+    """Return how to take what is needed out of a dict or a Parameter; nothing for others."""
+    if isinstance(value, dict) and value:
+        return f"; take one of its values, such as that of {next(iter(value))!r}"
+    return "; take its array, `.value`" if hasattr(value, "value") else ""
+
+
 def _as_floats(values: np.ndarray, name: str) -> str:
+    if not values.ndim:
+        return part_of(values.item())
     is_numeric = _converted(values, np.float64) is not None
     return f"; convert it: np.asarray({name}, np.float32)" if is_numeric else ""
 
@@ -181,7 +192,9 @@ def _numbering(values: np.ndarray, name: str) -> str:
     """Return how to make numbers of labels that are text or objects."""
     if _converted(values, np.int64) is not None:
         return f"; convert it: np.asarray({name}).astype(int)"
-    if not values.ndim or not all(isinstance(item, str | bytes) for item in values.flat):
+    if not values.ndim:
+        return part_of(values.item())
+    if not all(isinstance(item, str | bytes) for item in values.flat):
         return ""
     return (
         f"; number the classes: classes, {name} = np.unique({name}, return_inverse=True); other "

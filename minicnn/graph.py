@@ -299,7 +299,7 @@ def _check_alike(own: Parameter, shared: Parameter) -> None:
         raise ValueError(
             f"{own.name}: this graph makes it {own.shape} {own.dtype}, but the model has "
             f"{shared.shape} {shared.dtype}; model_fn must build the same layers for every mode, "
-            "from `x` of the same shape"
+            "from `x` of the same shape (x[None] if it is a single row)"
         )
 
 

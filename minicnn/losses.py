@@ -224,7 +224,9 @@ def _check_shapes(label: str, labels: Shape, logits: Shape) -> None:
 
 def _shape_remedy(labels: Shape, logits: Shape) -> str:
     """Return what to do about labels and logits of different shapes."""
-    if len(logits) != 2 or not labels:
+    if len(logits) > 2:
+        return "flatten the features before the last layer (layers.Flatten)"
+    if len(logits) < 2 or not labels:
         swapped = len(labels) == 2
         return _LABELS_FIRST if swapped else "both need a row for each row of the data"
     if logits[1] == 1 and len(labels) <= 2:

@@ -236,7 +236,8 @@ def row_shape(input_shape: Shape, wanted: tuple[int, ...], label: str) -> tuple[
         single = "a single row needs a batch axis, x[None]; otherwise " if needs_batch else ""
         raise ValueError(
             f"{label}: a row of shape {input_shape[1:]} has {size} elements, which do not fit into "
-            f"the shape {list(wanted)}; {single}the sizes after the batch must multiply to {size}"
+            f"the shape {list(wanted)}; {single}the sizes after the batch "
+            f"(the first one, -1) must multiply to {size}"
         )
     return shape
 

@@ -133,7 +133,9 @@ def test_names_of_classes_are_told_how_to_number_them(names, tmp_path):
 
 
 def test_what_is_no_label_gets_no_advice(tmp_path):
-    for y in ([None] * 12, ["cat", None] * 6, [object()] * 12, "labels.csv", [[1, 2], [3]]):
+    ragged = np.array([np.zeros((2, 2)), np.zeros((3, 3))], object)
+    for y in ([None] * 12, ["cat", None] * 6, [object()] * 12, "labels.csv", [[1, 2], [3]], ragged):
+        assert "np." not in refused(make(model, tmp_path).fit, y, NUMBERS, steps=1)
         assert "np." not in refused(make(model, tmp_path).fit, X, y, steps=1)
 
 
@@ -223,6 +225,9 @@ def test_labels_and_logits_of_different_shapes():
         loss, ROWS, np.zeros((12, 5)))
     assert "take both from the same rows" in refused(loss, ROWS[:4], LOGITS)
     assert "the labels come first" in refused(with_grad, LOGITS, NUMBERS)
+    maps = np.zeros((12, 4, 4, 3), np.float32)
+    for labels in (NUMBERS, ROWS):
+        assert "flatten the features before the last layer" in refused(with_grad, labels, maps)
     for one in (NUMBERS, NUMBERS[:, None] % 2):
         assert "two units for yes or no" in refused(loss, one, LOGITS[:, :1])
 
@@ -379,6 +384,34 @@ def test_a_softmax_before_the_loss(activation, caplog):
     assert ("give it the values before the softmax" in caplog.text) == bool(activation)
     mc.losses.softmax_cross_entropy(labels, mc.softmax(mc.layers.dense(x, 3)))
     assert "the logits 'softmax' are probabilities already" in caplog.text
+
+
+def test_features_by_name_in_the_place_of_one_tensor():
+    features = {"x": mc.Graph().placeholder("x", (None, 64), np.float32)}
+    for function in (mc.layers.flatten, lambda x: mc.reshape(x, [-1, 8, 8, 1]), mc.relu):
+        message = refused(function, features)
+        assert message.endswith("; take one of its values, such as that of 'x'")
+        function(features["x"])
+    layer = mc.layers.Dense(3)
+    layer.build((None, 4), 0)
+    assert refused(mc.relu, layer.kernel).endswith("; take its array, `.value`")
+    mc.relu(layer.kernel.value)
+
+
+def test_rows_of_one_number(tmp_path):
+    layer = mc.layers.Dense(3)
+    message = refused(layer.build, (12,), 0)
+    assert message.endswith("a single row needs a batch axis, x[None], and rows of one number an "
+                            "axis for it, x[:, None]")
+    assert layer.build(np.zeros(12)[:, None].shape, 0) == (None, 3)
+    assert layer.build(np.zeros(12)[None].shape, 0) == (None, 3)
+
+    def trained(features, labels, mode):
+        return model(mc.layers.flatten(features), labels, mode)
+
+    estimator = make(trained, tmp_path).fit(X.reshape(12, 8, 8), NUMBERS, steps=1)
+    assert "x[None]" in refused(estimator.predict, X[0].reshape(8, 8))
+    assert len(list(estimator.predict(X[0].reshape(8, 8)[None]))) == 1
 
 
 def test_layers_of_a_sequential_that_are_no_list_of_layers():

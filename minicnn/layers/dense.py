@@ -71,7 +71,10 @@ class Dense(Layer):
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
         rng, shape = checks.generator(rng), super().build(input_shape, rng, dtype)
         if len(shape) < 2:
-            raise ValueError(f"{self.label}: `inputs` must be (N, ..., features), got {shape}")
+            raise ValueError(
+                f"{self.label}: `inputs` must be (N, ..., features), got {shape}; a single row "
+                "needs a batch axis, x[None], and rows of one number an axis for it, x[:, None]"
+            )
         self.kernel = self.initialize("kernel", (shape[-1] or 0, self.units), rng, self.trainable)
         self.bias = None
         if self.use_bias:

@@ -180,8 +180,9 @@ def on_tensor(inputs: Any, layer: Op) -> Any:
     """Apply a new layer, as the functions of the guide do, to a Tensor and to nothing else."""
     if not isinstance(inputs, Tensor):
         kind = type(layer).__name__
-        raise TypeError(
-            f"`inputs` must be a Tensor, got {checks.describe(inputs)}; for arrays use the class: "
-            f"layer = {kind}(...), layer.build(x.shape, rng=0), layer.forward(x, Context())"
+        remedy = checks.part_of(inputs) or (
+            f"; for arrays use the class: layer = {kind}(...), layer.build(x.shape, rng=0), "
+            "layer.forward(x, Context())"
         )
+        raise TypeError(f"`inputs` must be a Tensor, got {checks.describe(inputs)}{remedy}")
     return apply(layer, inputs)
