@@ -110,10 +110,16 @@ class Optimizer:
         Raises
         ------
         ValueError
-            If two parameters share a name, or a parameter does not fit the state that an earlier
-            step left under its name. No parameter has changed then.
+            If there is no parameter, if two share a name, or if one does not fit the state that an
+            earlier step left under its name. No parameter has changed then.
         """
         rate = self.rate()
+        parameters = _checked(parameters)
+        if not parameters:
+            raise ValueError(
+                "`parameters` must hold at least one Parameter, got none; build the model first, "
+                "and take model.parameters after that"
+            )
         trained = _trainable(parameters)
         states = [self._state_of(parameter) for parameter in trained]
         for parameter, state in zip(trained, states, strict=True):

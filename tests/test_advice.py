@@ -414,6 +414,16 @@ def test_rows_of_one_number(tmp_path):
     assert len(list(estimator.predict(X[0].reshape(8, 8)[None]))) == 1
 
 
+def test_parameters_that_are_taken_before_the_model_is_built():
+    network = mc.Sequential([mc.layers.Dense(3)])
+    before = network.parameters
+    network.build((None, 4), 0)
+    sgd = mc.optimizers.SGD(0.1)
+    assert "build the model first, and take model.parameters after" in refused(sgd.step, before)
+    assert sgd.iterations == 0
+    sgd.step(network.parameters)
+
+
 def test_layers_of_a_sequential_that_are_no_list_of_layers():
     first, second = mc.layers.Flatten(), mc.layers.Dense(3)
     assert "`layers` must be a list of layers" in refused(mc.Sequential, first, second)
