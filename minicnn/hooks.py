@@ -6,8 +6,10 @@ where no error stopped it.
 
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,6 +78,13 @@ class SessionRunContext:
     session : TrainingSession
         With `global_step`, `graph`, `parameters`, `save()` and `evaluate(...)`.
 
+    Attributes
+    ----------
+    stop_requested : bool
+    put_back : Path or None
+        A checkpoint whose values replace those of the last step when the run ends, unless Ctrl-C
+        ends it. Set it together with `request_stop`.
+
     Examples
     --------
     >>> import minicnn as mc
@@ -88,6 +97,7 @@ class SessionRunContext:
     def __init__(self, session: Any) -> None:
         self.session = session
         self.stop_requested = False
+        self.put_back: Path | None = None
 
     def request_stop(self) -> None:
         """End the run after this step."""
@@ -108,8 +118,28 @@ class SessionRunHook:
     ...             run_context.request_stop()
     """
 
+    name: str | None = None  # by which checkpoints know the hook; None is the name of its class
+
     def begin(self) -> None:
         """Do something before the first step."""
+
+    def resume(self, run_context: SessionRunContext, name: str, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned, after `begin`.
+
+        A hook that calls `run_context.request_stop` here ends the run before its first step.
+
+        Parameters
+        ----------
+        run_context : SessionRunContext
+        name : str
+            The name of this hook in checkpoints; unique among the hooks of the run.
+        state : dict
+            From the checkpoint that the run continues; empty if that holds none.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint is to keep of this hook, as plain values that JSON can hold."""
+        return {}
 
     def before_run(self, run_context: SessionRunContext) -> SessionRunArgs | None:
         """Say what to fetch in the step that follows, or None."""
@@ -306,7 +336,7 @@ class CheckpointSaverHook(SessionRunHook):
             self._save(run_context.session)
 
     def end(self, session: Any) -> None:
-        if session.global_step != self.timer.last_step:
+        if not session.is_saved():
             self._save(session)
 
     def _save(self, session: Any) -> None:
@@ -388,11 +418,12 @@ class NanTensorHook(SessionRunHook):
 
 
 class ValidationMonitor(SessionRunHook):
-    """Evaluate the weights in memory at intervals, and stop where they get no better.
+    """Evaluate the weights in memory at intervals, and stop when they stop getting better.
 
-    The intervals and the best value go on in a second run with the same monitor. They begin anew
-    where the steps do, and with a new monitor: a checkpoint does not hold them. NaN is worse than
-    any number.
+    The first interval begins with the first step. The last step of a run is evaluated too, unless
+    Ctrl-C ended it. The best value, its step and the schedule are part of each checkpoint, so an
+    interrupted run stops at the same step as an uninterrupted one. A value that is not finite is
+    never the best.
 
     Parameters
     ----------
@@ -401,17 +432,33 @@ class ValidationMonitor(SessionRunHook):
     every_n_steps : int
         Steps from one evaluation to the next.
     early_stopping_rounds : int, optional
-        Stop after so many steps without a better value; None never stops.
+        Stop after this many steps without a better value; None never stops. A later `fit` waits
+        for as many steps again.
     early_stopping_metric : str
-        Which of the results counts.
+        The result that is compared.
     early_stopping_metric_minimize : bool
         Whether less is better.
+    name : str, optional
+        The name of the evaluations in ``evaluations.jsonl``, and of the monitor in checkpoints:
+        letters, digits, ``_``, ``.``, ``-`` and spaces. The default is "validation"; a second
+        monitor of the same name is "validation_2".
+    restore_best_weights : bool
+        Whether the parameters and the optimizer's state of `best_step` are put back when the
+        monitor itself stops the run. The checkpoint keeps the step at which the run ended.
+    keep_best : bool
+        Whether the best values are kept in a file, `best_checkpoint`. With `early_stopping_rounds`
+        and `restore_best_weights` they always are.
 
     Attributes
     ----------
-    best_value, best_step
-        The best value so far, and its step.
+    best_value : float or None
+        The best value so far.
+    best_step : int
+        The step of the best value; 0 if there is none yet.
+    best_checkpoint : Path or None
+        The file with the best values, for ``evaluate(checkpoint_path=...)``.
     early_stopped : bool
+        Whether the monitor stopped the last run.
 
     Examples
     --------
@@ -431,6 +478,9 @@ class ValidationMonitor(SessionRunHook):
         early_stopping_rounds: int | None = None,
         early_stopping_metric: str = "loss",
         early_stopping_metric_minimize: bool = True,
+        name: str | None = None,
+        restore_best_weights: bool = True,
+        keep_best: bool = False,
     ) -> None:
         if x is None and input_fn is None:
             raise ValueError("there is no data: give `x` (and `y`), or `input_fn`, got neither")
@@ -449,42 +499,133 @@ class ValidationMonitor(SessionRunHook):
         self.minimize = checks.boolean(
             early_stopping_metric_minimize, "early_stopping_metric_minimize"
         )
-        self.best_value: float | None = None
-        self.best_step = 0
-        self.early_stopped = False
+        self.name = "validation" if name is None else checks.text(name, "name")
+        if not re.fullmatch(r"[A-Za-z0-9_. -]{1,100}", self.name):
+            raise ValueError(
+                "`name` must be at most 100 letters, digits, '_', '.', '-' and spaces, because a "
+                f"file is named after it, got {describe(name)}"
+            )
+        self.restores = checks.boolean(restore_best_weights, "restore_best_weights")
+        self.keeps = checks.boolean(keep_best, "keep_best") or (
+            self.restores and self.rounds is not None
+        )
+        self._label = self.name
+        self.begin()
 
     def begin(self) -> None:
         self.early_stopped = False
+        self._forget()
+
+    def _forget(self) -> None:
+        """Forget the schedule and the best value."""
+        self.timer.reset()
+        self.best_value: float | None = None
+        self.best_step = 0
+        self.best_checkpoint: Path | None = None
+        self._since = 0  # the step from which the patience counts; 0 before the first evaluation
+        self._measured = 0  # the last step that was evaluated
+        self._stops = False  # whether it has asked to stop, but Ctrl-C came in the same step
+
+    def resume(self, run_context: SessionRunContext, name: str, state: dict[str, Any]) -> None:
+        self._label = name
+        if not state:
+            return
+        try:
+            self._load(state, run_context.session.best_path(name))
+        except (KeyError, TypeError, ValueError) as error:
+            logger.warning("The state of monitor %r is unusable; it starts again: %r", name, error)
+            self._forget()
+        if self._stops and self.rounds is not None:
+            self._stop(run_context)
+
+    def _load(self, state: dict[str, Any], path: Path) -> None:
+        steps = {
+            key: checks.integer(state[key], key, 0)
+            for key in ("scheduled", "measured", "best_step", "since")
+        }
+        value = checks.optional(checks.number, state["best_value"], "best_value")
+        if not steps["best_step"] <= steps["since"] <= steps["measured"]:
+            raise ValueError(f"the order of its steps is impossible: {steps}")
+        if steps["scheduled"]:
+            self.timer.mark(steps["scheduled"])
+        self._measured = steps["measured"]
+        if state["compares"] != [self.metric, self.minimize]:
+            logger.info("%r compares something else now: no value is the best yet.", self._label)
+        elif value is not None and self.keeps and not path.is_file():
+            logger.info("%s does not exist: the next value is the best of %r.", path, self._label)
+        else:
+            self.best_value = value
+            self.best_step = steps["best_step"]
+            self.best_checkpoint = path if self.keeps and value is not None else None
+            self._since = steps["since"]
+            self._stops = checks.boolean(state["stops"], "stops")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "scheduled": self.timer.last_step or 0,
+            "measured": self._measured,
+            "best_step": self.best_step,
+            "best_value": self.best_value,
+            "since": self._since,
+            "stops": self._stops,
+            "compares": [self.metric, self.minimize],
+        }
 
     def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
         step = run_context.session.global_step
-        if self.timer.last_step is None or step <= self.timer.last_step:
+        if self.timer.last_step is None or step <= max(self.timer.last_step, self._measured):
+            self._forget()
             self.timer.mark(step)  # the first interval begins here
-            self.best_value, self.best_step = None, 0
         if not self.timer.due(step):
             return
         self.timer.mark(step)
-        results = run_context.session.evaluate(**self.data)
+        self._measure(run_context.session)
+        if self._is_over(step):
+            self._stop(run_context)
+
+    def end(self, session: Any) -> None:
+        if session.interrupted:
+            return
+        if self._measured != session.global_step:
+            self._measure(session)
+        if self._stops:
+            self._stops = False
+            self._since = session.global_step
+
+    def _measure(self, session: Any) -> None:
+        """Evaluate the weights of this step; if they are the best, note the step and keep them."""
+        results = session.evaluate(**self.data, name=self._label)
         numbers = {name: value for name, value in results.items() if np.ndim(value) == 0}
         if self.metric not in numbers:
             raise ValueError(
                 f"`early_stopping_metric` must be one of {', '.join(map(repr, numbers))}, got "
                 f"{self.metric!r}"
             )
-        value, best = numbers[self.metric], self.best_value
-        if best is None or (value < best if self.minimize else value > best) or (
-            math.isnan(best) and not math.isnan(value)
+        self._measured = session.global_step
+        self._since = self._since or self._measured
+        value = numbers[self.metric]
+        best = self.best_value
+        if not math.isfinite(value) or not (
+            best is None or (value < best if self.minimize else value > best)
         ):
-            self.best_value, self.best_step = value, step
-        elif self.rounds is not None and step - self.best_step >= self.rounds:
-            logger.info(
-                "Stopping: %s has not been better than %.6g since step %d.",
-                self.metric,
-                self.best_value,
-                self.best_step,
-            )
-            self.early_stopped = True
-            run_context.request_stop()
+            return
+        self.best_value = value
+        self.best_step = self._since = self._measured
+        if self.keeps:
+            self.best_checkpoint = session.save_best(self._label)
+
+    def _is_over(self, step: int) -> bool:
+        return self.rounds is not None and step - self._since >= self.rounds
+
+    def _stop(self, run_context: SessionRunContext) -> None:
+        best = "a number" if self.best_value is None else f"better than {self.best_value:.6g}"
+        logger.info(
+            "Stopping: %s has not been %s since step %d.", self.metric, best, self._since
+        )
+        self.early_stopped = self._stops = True
+        run_context.request_stop()
+        if self.restores:
+            run_context.put_back = self.best_checkpoint
 
 
 def _timer(steps: Any, steps_name: str, secs: Any, secs_name: str) -> Timer:

@@ -320,7 +320,8 @@ CALLS = {
         "x": images(4, 6, 6, 2), "y": np.array([0, 1, 2, 0]), "input_fn": None, "batch_size": 2,
         "metrics": {"accuracy": mc.MetricSpec(mc.metrics.accuracy, "classes")}, "every_n_steps": 1,
         "early_stopping_rounds": 5, "early_stopping_metric": "loss",
-        "early_stopping_metric_minimize": True,
+        "early_stopping_metric_minimize": True, "name": "validation", "restore_best_weights": True,
+        "keep_best": True,
     },
     "minicnn.datasets.Dataset": lambda: {
         "images": images(3, 4), "labels": np.array([0, 1, 2]), "seed": 0,
@@ -416,6 +417,7 @@ METHODS = {
     "Estimator.evaluate": lambda: (fitted().evaluate, {
         "x": images(4, 6, 6, 2), "y": np.array([0, 1, 2, 0]), "input_fn": None, "batch_size": 2,
         "steps": 1, "metrics": {"accuracy": mc.MetricSpec(mc.metrics.accuracy, "classes")},
+        "name": "test",
     }),
     "Estimator.predict": lambda: (fitted().predict, {
         "x": images(4, 6, 6, 2), "input_fn": None, "batch_size": 2, "as_iterable": False,
@@ -487,7 +489,8 @@ USES = {
 ARGUMENTS = {
     "name": "name", "trainable": "flag", "training": "flag", "save": "flag", "fuse": "flag",
     "progress": "flag", "use_bias": "flag", "nesterov": "flag", "staircase": "flag",
-    "at_end": "flag", "fail_on_nan_loss": "flag", "early_stopping_metric_minimize": "flag",
+    "at_end": "flag", "fail_on_nan_loss": "flag",
+    "restore_best_weights": "flag", "keep_best": "flag", "early_stopping_metric_minimize": "flag",
     "one_hot": "flag", "reshape": "flag", "shipped": "flag", "softmax": "flag", "ties": "flag",
     "shuffle": "flag", "as_iterable": "flag", "need_dx": "flag",
     "units": "size", "filters": "size", "kernel_size": "pair", "pool_size": "pair",

@@ -499,7 +499,7 @@ def results(*values):
     def evaluate(**data):
         return {"accuracy": values[session.global_step // 2 - 1], "loss": 1.0}
 
-    session = SimpleNamespace(global_step=1, evaluate=evaluate)
+    session = SimpleNamespace(global_step=1, evaluate=evaluate, save_best=lambda name: None)
     return session
 
 

@@ -65,7 +65,7 @@ SIGNATURES = {
     "Estimator.fit": "self, x=None, y=None, input_fn=None, steps=None, batch_size=None, "
         "monitors=None, max_steps=None",
     "Estimator.evaluate": "self, x=None, y=None, input_fn=None, batch_size=None, steps=None, "
-        "metrics=None",
+        "metrics=None, name=None, ...",
     "Estimator.predict": "self, x=None, input_fn=None, batch_size=None, as_iterable=True",
     "Estimator.get_variable_names": "self",
     "Estimator.get_variable_value": "self, name",
@@ -97,7 +97,8 @@ KEYWORDS = {
     "hooks.ValidationMonitor": {
         "x": None, "y": None, "input_fn": None, "batch_size": None, "metrics": None,
         "every_n_steps": 100, "early_stopping_rounds": None, "early_stopping_metric": "loss",
-        "early_stopping_metric_minimize": True,
+        "early_stopping_metric_minimize": True, "name": None, "restore_best_weights": True,
+        "keep_best": False,
     },
 }
 

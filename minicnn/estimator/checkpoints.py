@@ -70,6 +70,51 @@ class Checkpoint(NamedTuple):
     meta: dict[str, Any]
     identity: Identity | None = None
 
+    def part(self, prefix: str) -> dict[str, np.ndarray]:
+        """Return the arrays whose names begin with a prefix, without it."""
+        return {
+            name.removeprefix(prefix): array
+            for name, array in self.arrays.items()
+            if name.startswith(prefix)
+        }
+
+
+class BestFiles:
+    """The files of a folder with the best values that monitors have seen.
+
+    They are checkpoints that are never deleted, nor found by `newest`.
+
+    Parameters
+    ----------
+    folder : Path
+    is_held : callable
+        What `locked` yields.
+    """
+
+    def __init__(self, folder: Path, is_held: Callable[[], bool]) -> None:
+        self._folder = folder
+        self._is_held = is_held
+
+    def path(self, name: str) -> Path:
+        """Return the file of the monitor of a name."""
+        return self._folder / f"model.best-{name}.npz"
+
+    def save(
+        self, name: str, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]
+    ) -> Path:
+        """Write, or replace, the file of the monitor of a name; return its path."""
+        logger.info("Saving the best values, of step %d, for %r", meta["global_step"], name)
+        _write(self.path(name), arrays, meta, self._is_held)
+        return self.path(name)
+
+    def read(self, path: Path) -> Checkpoint | None:
+        """Read such a file; if that fails, warn and return None."""
+        try:
+            return load(path, follow=False)
+        except (CheckpointError, FileNotFoundError) as error:
+            logger.warning("%s; the values of the last step are kept", error)
+            return None
+
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[Callable[[], bool]]:
@@ -106,7 +151,7 @@ def locked(folder: Path) -> Iterator[Callable[[], bool]]:
 
             try:
                 with _writing(folder):
-                    old = *folder.glob(".model.ckpt-*.npz.*.tmp"), *folder.glob(f".{_INDEX}.*.tmp")
+                    old = *folder.glob(".model.*.npz.*.tmp"), *folder.glob(f".{_INDEX}.*.tmp")
                 for path in old:
                     with contextlib.suppress(OSError):
                         path.unlink()
@@ -132,13 +177,8 @@ def save(
         If it cannot be written. The checkpoints before it are as they were.
     """
     path = folder / f"model.ckpt-{step}.npz"
+    _write(path, arrays, meta, is_held)
     with _writing(folder):
-        if not is_held():
-            raise CheckpointError(
-                f"{folder} is not the folder any more that this fit began in (or this is a fork of "
-                f"its process). Step {step} is not saved; leave the folder as it is, and fit again"
-            )
-        write_npz(path, {_META: np.array(json.dumps(meta)), **arrays})
         paths = [other for other in _files(folder) if _step(other.name) <= step]
         with replacing(folder / _INDEX) as file:
             names = [kept.name for kept in paths[-min(keep, _MOST_LISTED) :]]
@@ -147,6 +187,21 @@ def save(
         for old in paths[:-keep]:
             old.unlink(missing_ok=True)
     return path
+
+
+def _write(
+    path: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any],
+    is_held: Callable[[], bool],
+) -> None:
+    """Write a checkpoint's file, unless the folder is another one than the fit began in."""
+    with _writing(path.parent):
+        if not is_held():
+            raise CheckpointError(
+                f"{path.parent} is not the folder any more that this fit began in (or this is a "
+                f"fork of its process). Step {meta['global_step']} is not saved; leave the folder "
+                "as it is, and fit again"
+            )
+        write_npz(path, {_META: np.array(json.dumps(meta)), **arrays})
 
 
 def latest_step(folder: Path) -> int:
@@ -264,6 +319,8 @@ def _check_meta(name: str, meta: dict[str, Any]) -> None:
     checks.integer(step, "global_step", 0, _MOST_STEPS)
     for key, number in place.items():
         checks.integer(number, key, 0, _MOST_STEPS)
+    for key, state in meta.get("hooks", {}).items():  # older files have none
+        checks.instance(state, dict, key)
     # An epoch, and a batch, take a step or more.
     if max(place.get("epoch", 0), place.get("batches", 0)) > step:
         raise ValueError(f"more epochs or batches than the {step} steps")

@@ -254,7 +254,7 @@ def checked_metrics(metrics: Any) -> dict[str, MetricSpec]:
     """Return the metrics of an evaluation by name."""
     metrics = checks.instance(metrics or {}, Mapping, "metrics", "a dict from names to MetricSpec")
     for name, spec in metrics.items():
-        if checks.text(name, "a name in metrics") in ("loss", "global_step"):
+        if checks.text(name, "a name in metrics") in ("loss", "global_step", "name", "rows"):
             raise ValueError(f"`metrics` must have other names than evaluate's own, got {name!r}")
         if not isinstance(spec, MetricSpec):
             raise TypeError(

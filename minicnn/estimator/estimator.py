@@ -166,8 +166,12 @@ class Estimator:
         batch_size: int | None = None,
         steps: int | None = None,
         metrics: Mapping[str, MetricSpec] | None = None,
+        name: str | None = None,
     ) -> dict[str, Any]:
         """Return the loss and the metrics on data; every row weighs the same.
+
+        The results are also added to ``evaluations.jsonl`` in `model_dir`, as a line of JSON with
+        `name` and the number of rows.
 
         Parameters
         ----------
@@ -176,6 +180,9 @@ class Estimator:
         steps : int, optional
             At most so many batches.
         metrics : dict from str to MetricSpec, optional
+        name : str, optional
+            What the data is, such as "test": `plots.learning_curve` draws a line for each name. The
+            default is "evaluation".
 
         Returns
         -------
@@ -192,7 +199,7 @@ class Estimator:
         logger.info(
             "Eval steps [0,%s) for training step %d.", "inf" if steps is None else steps, self._step
         )
-        return self._evaluate_now(self._step, x, y, input_fn, batch_size, metrics, steps)
+        return self._evaluate_now(self._step, x, y, input_fn, batch_size, metrics, steps, name)
 
     def predict(
         self,
@@ -266,6 +273,7 @@ class Estimator:
         self._ready = False
         self._step = 0
         self._place: dict[str, Any] = {}
+        self._hook_states: dict[str, dict[str, Any]] = {}
         self._seed = 0
 
     def _restore(self) -> None:
@@ -277,6 +285,7 @@ class Estimator:
             if self._checkpoint is not None:
                 meta = self._checkpoint.meta
                 self._step, self._place = meta["global_step"], meta["place"]
+                self._hook_states = meta.get("hooks", {})  # older files have none
                 self._seed = meta["seed"] if self.config.seed is None else self.config.seed
                 logger.info("Restored model from %s", self._checkpoint.path)
             elif self.config.seed is None:
@@ -347,6 +356,7 @@ class Estimator:
         session = TrainingSession(
             trace, feed, self._step, self._seed, self.config.fuse, self.config.distribute,
             partial(self._save, is_held), self._evaluate_now,
+            checkpoints.BestFiles(self.model_dir, is_held), self._hook_states,
         )
         try:
             with progress_bar(self.config.progress, "fit", end, self._step) as advance:
@@ -394,6 +404,7 @@ class Estimator:
             hooks.append(StopAtStepHook(num_steps=checks.integer(steps, "steps")))
         if max_steps is not None:
             hooks.append(StopAtStepHook(last_step=checks.integer(max_steps, "max_steps")))
+        hooks.sort(key=lambda hook: isinstance(hook, CheckpointSaverHook))  # after what they note
         if not config.distribute.is_chief:  # the others note the step and the place, no more
             return [hook for hook in hooks if isinstance(hook, CheckpointSaverHook)]
         return hooks
@@ -403,20 +414,12 @@ class Estimator:
         if said := _ruined(session):
             logger.warning("%s, so no checkpoint is written; lower the learning rate", said)
             return
-        train_op = session.trace.ops.train_op
-        self._step, self._place = session.global_step, session.feed.place()
+        arrays, meta = session.snapshot()
+        self._step, self._place = meta["global_step"], meta["place"]
+        self._hook_states = meta["hooks"]
         self._checkpoint = None  # older than what is in memory
         if not self.config.distribute.is_chief:
             return
-        meta = {
-            "global_step": self._step,
-            "seed": self._seed,
-            "place": self._place,
-            "learning_rate": session.rate,
-        }
-        arrays = {f"parameters/{p.name}": p.value for p in session.parameters.values()}
-        state = train_op.optimizer.state_dict()
-        arrays |= {f"optimizer/{name}": array for name, array in state.items()}
         logger.info("Saving checkpoints for %d into %s", self._step, self.model_dir)
         keep = self.config.keep_checkpoint_max
         checkpoints.save(self.model_dir, self._step, arrays, meta, keep, is_held)
@@ -430,8 +433,10 @@ class Estimator:
         batch_size: int | None = None,
         metrics: Mapping[str, MetricSpec] | None = None,
         steps: int | None = None,
+        name: str | None = None,
     ) -> dict[str, Any]:
         """Evaluate the weights in memory."""
+        name = "evaluation" if name is None else checks.text(name, "name")
         most = math.inf if steps is None else checks.integer(steps, "steps")
         metrics = checked_metrics(metrics)
         feed = feeding.feed(x, y, input_fn, batch_size)
@@ -466,10 +471,10 @@ class Estimator:
             whole, truth, given = map(feeding.concatenate, zip(*parts, strict=True))
             results = {k: spec.compute(whole, truth, given, k) for k, spec in metrics.items()}
         results |= {"loss": total / rows, "global_step": global_step}
-        self._report(results)
+        self._report(results, name, rows)
         return results
 
-    def _report(self, results: dict[str, Any]) -> None:
+    def _report(self, results: dict[str, Any], name: str, rows: int) -> None:
         """Log an evaluation and add it to evaluations.jsonl in the model's folder."""
         step = results["global_step"]
         numbers = {k: v for k, v in results.items() if k != "global_step" and np.ndim(v) == 0}
@@ -477,11 +482,12 @@ class Estimator:
         logger.info("Saving evaluation summary for step %d: %s", step, text)
         path = self.model_dir / "evaluations.jsonl"
         safe = {k: v if math.isfinite(v) else None for k, v in numbers.items()}  # JSON has no NaN
+        line = {"global_step": step, "name": name, "rows": rows} | safe
         try:
             with open_regular(path, "a+b") as file:
                 file.seek(max(0, file.tell() - 1))
                 half = file.read(1) not in (b"", b"\n")  # a line that a full disk has cut off
-                file.write(b"\n" * half + json.dumps({"global_step": step} | safe).encode() + b"\n")
+                file.write(b"\n" * half + json.dumps(line).encode() + b"\n")
         except OSError as error:
             logger.warning("%s cannot be written (%s)", path, error)
 

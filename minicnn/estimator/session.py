@@ -1,16 +1,19 @@
 """One training run: steps with hooks around them."""
 
 import contextlib
+import json
 import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from minicnn.checks import describe
+from minicnn.checks import describe, instance
 from minicnn.context import Context, Workspace
+from minicnn.estimator import checkpoints
 from minicnn.estimator.feeding import Batch
 from minicnn.estimator.tracing import Trace
 from minicnn.graph import Plan
@@ -39,6 +42,10 @@ class TrainingSession:
         Those that make the steps together.
     save, evaluate : callable
         The Estimator's; hooks call them.
+    best : BestFiles
+        Where `save_best` writes.
+    states : dict
+        What the hooks of earlier runs have left in the checkpoint, by name.
 
     Attributes
     ----------
@@ -47,6 +54,10 @@ class TrainingSession:
         The learning rate of the last step.
     graph : Graph
     parameters : dict from str to Parameter
+    interrupted : bool
+        Whether Ctrl-C has ended the run; known when `end` of the hooks is called.
+    best_step : int or None
+        The step whose values were put back when the run ended.
     """
 
     def __init__(
@@ -59,6 +70,8 @@ class TrainingSession:
         processes: Processes,
         save: Callable[["TrainingSession"], None],
         evaluate: Callable[..., dict[str, Any]],
+        best: checkpoints.BestFiles,
+        states: dict[str, dict[str, Any]],
     ) -> None:
         self.graph, self.parameters = trace.graph, trace.graph.parameters
         self.trace, self.feed, self.seed, self.fuse = trace, feed, seed, fuse
@@ -66,39 +79,108 @@ class TrainingSession:
         self.last_loss: float | None = None
         self.rate = trace.ops.train_op.rate()
         self._save, self._evaluate = save, evaluate
+        self._best = best
+        self._states = states
+        self._hooks: dict[str, SessionRunHook] = {}
+        self.interrupted = False
+        self.best_step: int | None = None
+        self._saved: tuple[Any, ...] = ()
         self._workspace = Workspace()
         self._plans: dict[frozenset[Tensor], Plan] = {}
 
     def save(self) -> None:
         """Write a checkpoint of this moment."""
         self._save(self)
+        self._saved = self._moment()
+
+    def is_saved(self) -> bool:
+        """Return whether a checkpoint holds this step, with what the hooks know by now."""
+        return self._saved == self._moment()
+
+    def _moment(self) -> tuple[Any, ...]:
+        states = {name: _state(name, hook) for name, hook in self._hooks.items()}
+        kept = self._states | {name: state for name, state in states.items() if state}
+        return self.global_step, self.best_step, kept
 
     def evaluate(self, **data: Any) -> dict[str, Any]:
         """Evaluate the weights of this moment on data, as `Estimator.evaluate` does."""
         return self._evaluate(self.global_step, **data)
 
+    def save_best(self, name: str) -> Path:
+        """Write the values of this moment to the file `best_path(name)`; return its path."""
+        return self._best.save(name, *self.snapshot())
+
+    def best_path(self, name: str) -> Path:
+        """Return where `save_best` writes."""
+        return self._best.path(name)
+
+    def snapshot(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Return the arrays and the plain values that a checkpoint of this moment holds."""
+        arrays = {f"parameters/{p.name}": p.value for p in self.parameters.values()}
+        optimizer = self.trace.ops.train_op.optimizer.state_dict()
+        arrays |= {f"optimizer/{name}": array for name, array in optimizer.items()}
+        step, best_step, states = self._moment()
+        meta = {
+            "global_step": step,
+            "seed": self.seed,
+            "place": self.feed.place(),
+            "learning_rate": self.rate,
+            "hooks": states,
+        }
+        return arrays, meta | ({} if best_step is None else {"best_step": best_step})
+
     def run(self, hooks: Sequence[SessionRunHook]) -> None:
         """Do steps until a hook stops the run, the data ends, or Ctrl-C is pressed."""
         context = SessionRunContext(self)
         self._processes.begin(tuple(self.parameters.values()))
-        for hook in hooks:
+        self._hooks = _by_name(hooks)
+        for name, hook in self._hooks.items():
             hook.begin()
+            hook.resume(context, name, self._states.get(name, {}))
         with _interrupt_stops(context) as interrupted:
-            for batch in self.feed:
-                wanted = [hook.before_run(context) for hook in hooks]
-                results = self._step(batch, [_fetches(args) for args in wanted])
-                for hook, result in zip(hooks, results, strict=True):
-                    hook.after_run(context, SessionRunValues(result))
-                if self._processes.any(context.stop_requested):
-                    break
-            else:
-                logger.info("Input iterator is exhausted.")
+            if not self._processes.any(context.stop_requested):
+                self._loop(context, hooks)
+            self.interrupted = self._processes.any(interrupted.is_set())
+            if not self.interrupted:
+                self._put_back(context.put_back)
             for hook in hooks:
                 hook.end(self)
         if self._processes.any(interrupted.is_set()):
             said = f"Interrupted after step {self.global_step}; run the same again to go on."
             logger.info(said)
             raise KeyboardInterrupt(said)
+
+    def _loop(self, context: SessionRunContext, hooks: Sequence[SessionRunHook]) -> None:
+        for batch in self.feed:
+            wanted = [hook.before_run(context) for hook in hooks]
+            results = self._step(batch, [_fetches(args) for args in wanted])
+            for hook, result in zip(hooks, results, strict=True):
+                hook.after_run(context, SessionRunValues(result))
+            if self._processes.any(context.stop_requested):
+                return
+        logger.info("Input iterator is exhausted.")
+
+    def _put_back(self, path: Path | None) -> None:
+        """Replace the values of the last step by those of the chief's file, in all processes."""
+        found = None if path is None else self._best.read(path)
+        found = self._processes.from_chief(found)
+        if found is None:
+            return
+        values, state = found.part("parameters/"), found.part("optimizer/")
+        owners = {name.rpartition("/")[0] for name in state}
+        known = [p for p in self.parameters.values() if p.name in owners]
+        try:
+            if _forms(values) != _forms(self.parameters):
+                raise ValueError(f"{found.path} is of another model")
+            self.trace.ops.train_op.optimizer.load_state_dict(state, known)
+        except ValueError as error:
+            logger.warning("%s; the values of the last step are kept", error)
+            return
+        for name, parameter in self.parameters.items():
+            parameter.value[...] = values[name]
+        self.rate = found.meta["learning_rate"]
+        self.best_step = found.meta["global_step"]
+        logger.info("The values of step %d are put back.", self.best_step)
 
     def _step(self, batch: Batch, fetches: list[Any]) -> list[Any]:
         """Do one step; return what was fetched from it."""
@@ -140,6 +222,35 @@ class TrainingSession:
         if tensor is not None:
             return np.copy(values[tensor]) if np.ndim(values[tensor]) else values[tensor]
         return extra[fetch] if fetch in extra else self.parameters[fetch].value.copy()
+
+
+def _by_name(hooks: Sequence[SessionRunHook]) -> dict[str, SessionRunHook]:
+    """Return the hooks of a run by the names under which checkpoints keep their states."""
+    named: dict[str, SessionRunHook] = {}
+    for hook in hooks:
+        name = first = str(hook.name or type(hook).__name__)
+        number = 1
+        while name in named:
+            number += 1
+            name = f"{first}_{number}"
+        named[name] = hook
+    return named
+
+
+def _forms(arrays: dict[str, Any]) -> dict[str, Any]:
+    return {name: (array.shape, array.dtype) for name, array in arrays.items()}
+
+
+def _state(name: str, hook: SessionRunHook) -> dict[str, Any]:
+    """Return a copy of the state of a hook, which must be a dict that JSON can hold."""
+    state = hook.state_dict()
+    try:
+        return json.loads(json.dumps(instance(state, dict, "state")))
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"`state_dict` of the hook {name!r} must return a dict of plain values, got "
+            f"{describe(state)} ({error}); convert NumPy's numbers and arrays: int(n), a.tolist()"
+        ) from error
 
 
 def _fetches(args: Any) -> Any:
