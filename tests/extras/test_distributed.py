@@ -89,6 +89,21 @@ def train_all(folder, last_step, rank, ranks):
         np.savez(folder / f"{name} {rank}.npz", losses=losses, **values)
 
 
+def stop_early(folder, rank, ranks):
+    """Train until validation gets no better; the others have no files to read."""
+    of_rank = folder / ("model" if rank == 0 else f"rank {rank}")
+    config = mc.RunConfig(seed=1, save_checkpoints_steps=4, distribute=ranks)
+    estimator = mc.Estimator(model_fn, of_rank, params={"optimizer": "momentum"}, config=config)
+    monitor = mc.hooks.ValidationMonitor(
+        X, (Y + 1) % 3, every_n_steps=2, early_stopping_rounds=4  # labels that it never learns
+    )
+    for _ in range(2):
+        estimator.fit(**DATA["arrays"], monitors=[monitor], max_steps=40)
+    names = estimator.get_variable_names()
+    values = {name: estimator.get_variable_value(name) for name in names}
+    np.savez(folder / f"{rank}.npz", step=monitor.best_step, **values)
+
+
 def spoilt(rank, how):
     """Return an input_fn that goes wrong with rank 1 at the tenth batch."""
     def input_fn():
@@ -123,6 +138,8 @@ def main():
     if "spoil" in task:
         data = {"input_fn": spoilt(rank, task["spoil"])}
         train(folder, STEPS, Ranks(check_every=1), data=data)
+    elif "early" in task:
+        stop_early(folder, rank, Ranks(check_every=1))
     else:
         for part, last_step in task["parts"]:
             train_all(folder / part, last_step, rank, Ranks())
@@ -230,6 +247,22 @@ def test_the_failure_of_a_rank_ends_all(tmp_path, how, said):
     ours, whole = arrays_in(tmp_path, STEPS), arrays_in(tmp_path / "whole", STEPS)
     for name in ours.keys() - {"meta.json"}:
         np.testing.assert_allclose(ours[name], whole[name], rtol=0, atol=1e-6)
+
+
+def test_all_ranks_take_the_best_values_where_rank_0_stops_early(tmp_path):
+    run = job(2, tmp_path, early=True)
+    assert run.returncode == 0, run.stderr
+    first, second = (dict(np.load(tmp_path / f"{rank}.npz")) for rank in (0, 1))
+    step = int(first.pop("step"))
+    assert second.pop("step") == 0  # it has run no monitor
+    steps = [int(path.stem.split("-")[1]) for path in (tmp_path / "model").glob("model.ckpt-*")]
+    best = dict(np.load(tmp_path / "model" / "model.best-validation.npz"))
+    last = arrays_in(tmp_path / "model", max(steps))
+    assert 0 < step < max(steps) < 40
+    assert json.loads(str(last["meta.json"]))["best_step"] == step
+    for name in first:
+        assert_same_bits(*(a[f"parameters/{name}"] for a in (best, last)), first[name],
+                         second[name])
 
 
 def test_the_example(tmp_path):
