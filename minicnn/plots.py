@@ -8,6 +8,7 @@ readers too.
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +21,34 @@ from minicnn.extras import require
 from minicnn.metrics import confusion_matrix as count_confusions
 from minicnn.ops import check_labels
 
-_BLUE = "#0072B2"  # of the palette by Okabe and Ito for all kinds of colour vision
+# The palette by Okabe and Ito for all kinds of colour vision.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MOST_CURVES = 16  # panels, and lines in a panel: more can neither be read nor drawn in seconds
+_MOST_BYTES = 1 << 23  # of evaluations.jsonl: some 80,000 evaluations
 _UNITS = {"loss": "loss (mean over the rows)", "accuracy": "accuracy (share of the rows)"}
 
 
 def learning_curve(source: str | Path | Sequence[Mapping[str, Any]]) -> Any:
-    """Draw each value of the evaluations over the training steps.
+    """Draw the values of the evaluations over the training steps, a line for each data set.
 
     Parameters
     ----------
     source : str, Path or list of dict
         The model_dir of an Estimator, whose ``evaluations.jsonl`` is read; or records as they
-        stand there: a "global_step" and numbers. What is None or NaN is left out, and so is a
-        last line that a killed run has left half-written.
+        stand there: a "global_step", numbers, and the "name" of the data ("evaluation" if it is
+        missing). Values that are None, not finite or beyond 1e100 are left out, and so is a last
+        line that a killed run has left half-written.
 
     Returns
     -------
     matplotlib.figure.Figure
-        A panel for each number.
+        A panel for each number, with a line for each name.
 
     Raises
     ------
     ValueError
-        If there is no evaluation, or a line of the file is none.
+        If there is no evaluation, a line of the file is not an evaluation, or there is more than a
+        picture can show.
 
     Examples
     --------
@@ -51,45 +57,99 @@ def learning_curve(source: str | Path | Sequence[Mapping[str, Any]]) -> Any:
     >>> mc.plots.learning_curve(records).savefig("learning_curve.png")
     """
     if isinstance(source, str | Path):
-        records = list(_read_lines(checks.path(source, "source") / "evaluations.jsonl"))
+        points = _points_of_file(checks.path(source, "source") / "evaluations.jsonl")
     else:
-        records = [("source", record) for record in checks.sequence(source, "source", "records")]
-    curves: dict[str, list[tuple[float, float]]] = {}
-    for place, record in records:
-        checks.instance(record, Mapping, place, "numbers by name")
-        step = checks.number(record.get("global_step"), f"{place}: global_step")
-        for name in record.keys() - {"global_step"}:
-            value = checks.instance(record[name], int | float | None, place, "numbers by name")
-            if value is not None and not math.isnan(value):
-                curves.setdefault(name, []).append((step, value))
-    if not curves:
+        records = checks.sequence(source, "source", "records")
+        points = chain.from_iterable(_points("source", record) for record in records)
+    panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    colours: dict[str, int] = {}  # by name, in the order in which they appear
+    for number, name, step, value in points:
+        panels.setdefault(number, {}).setdefault(name, []).append((step, value))
+        colours.setdefault(name, len(colours))
+    if not panels:
         raise ValueError(
             f"`source` must hold at least one evaluation, got none in {describe(source)}; call "
             "Estimator.evaluate, or fit with a ValidationMonitor"
         )
-    figure = _figure(4.6 * len(curves), 3.4)
-    panels = figure.subplots(1, len(curves), squeeze=False)[0]
-    for axes, (name, points) in zip(panels, sorted(curves.items()), strict=True):
-        points.sort(key=lambda point: point[0])
-        axes.plot(*zip(*points, strict=True), color=_BLUE, marker="o", markersize=4)
-        axes.set_title(f"{name} {points[-1][1]:.4f} after {points[-1][0]:,.0f} steps")
-        axes.set(xlabel="training (steps)", ylabel=_UNITS.get(name, name))
-        axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.locator_params(axis="x", nbins=5)  # so that long numbers do not meet
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(color="0.9")
+    if max(len(panels), len(colours)) > _MOST_CURVES:
+        raise ValueError(
+            f"`source` must hold at most {_MOST_CURVES} numbers under at most {_MOST_CURVES} "
+            f"names, got {len(panels)} and {len(colours)}; give a list of the records to be drawn"
+        )
+    figure = _figure(4.6 * len(panels), 3.4)
+    grid = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (number, curves) in zip(grid, sorted(panels.items()), strict=True):
+        _draw_curves(axes, number, curves, colours)
     return figure
 
 
-def _read_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield the records of a file, each with its place; the last line may be half-written."""
-    lines = path.read_bytes().split(b"\n") if path.is_file() else []
+def _draw_curves(
+    axes: Any, number: str, curves: dict[str, list[tuple[float, float]]], colours: dict[str, int]
+) -> None:
+    """Draw the values of a number, a line for each name."""
+    title = _shortened(number)
+    for name, points in curves.items():
+        points.sort(key=lambda point: point[0])
+        step, value = points[-1]
+        last = f"{value:.4f}" if abs(value) < 1e6 else f"{value:.4g}"
+        turn, index = divmod(colours[name], len(_COLOURS))
+        (line,) = axes.plot(
+            *zip(*points, strict=True), color=_COLOURS[index], marker="osD^v<>"[index],
+            linestyle=("-", "--", ":")[turn], markersize=4,
+        )
+        line.set_label(f"{last} {_shortened(name)}")  # a name with _ in front would be left out
+    if len(curves) == 1:
+        title = f"{title} {last} after {step:,.0f} steps"
+    else:
+        for text in axes.legend(fontsize=8).get_texts():
+            text.set_parse_math(False)
+    axes.set_title(title, parse_math=False)
+    axes.set_ylabel(_UNITS.get(number, _shortened(number)), parse_math=False)
+    axes.set_xlabel("training (steps)")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.locator_params(axis="x", nbins=5)  # so that long numbers do not meet
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="0.9")
+
+
+def _points(place: str, record: Any) -> Iterator[tuple[str, str, float, float]]:
+    """Yield (number, name of the data, step, value) for each number of an evaluation."""
+    checks.instance(record, Mapping, place, "numbers by name")
+    step = checks.number(record.get("global_step"), f"{place}: global_step", 0, 2**53)
+    name = checks.text(record.get("name", "evaluation"), f"{place}: name")
+    for number in record.keys() - {"global_step", "name", "rows"}:
+        value = checks.instance(record[number], int | float | None, place, "numbers by name")
+        if value is not None and abs(value) <= 1e100:
+            yield checks.text(number, f"{place}: the name of a number"), name, step, float(value)
+
+
+def _points_of_file(path: Path) -> Iterator[tuple[str, str, float, float]]:
+    """Yield the points of a file; its last line may be half-written."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        data = file.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise ValueError(
+            f"{path} has more than {_MOST_BYTES:,} bytes; give a list of the records to be drawn"
+        )
+    lines = data.split(b"\n")
     for n, line in enumerate(lines, 1):
+        place = f"{path}, line {n}"
         try:
-            yield f"{path}, line {n}", json.loads(line)
+            record = json.loads(line)
         except (ValueError, RecursionError) as error:
             if n < len(lines):
-                raise ValueError(f"{path}, line {n} is no JSON; delete {describe(line)}") from error
+                raise ValueError(f"{place} is no JSON; delete {describe(line)}") from error
+            return
+        try:
+            yield from _points(place, record)
+        except TypeError as error:
+            raise ValueError(f"{error}; delete the line") from error
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= 30 else f"{name[:27]}..."
 
 
 def confusion_matrix(labels: ArrayLike, predictions: ArrayLike) -> Any:

@@ -4,6 +4,7 @@ import base64
 import html.parser
 import io
 import json
+import math
 import re
 import runpy
 import sys
@@ -119,6 +120,72 @@ def test_learning_curve_leaves_out_what_is_no_number():
 
 def test_learning_curve_of_a_generator():
     assert len(plots.learning_curve(record for record in RECORDS).axes) == 2
+
+
+def write_lines(folder, *records):
+    lines = (record if isinstance(record, str) else json.dumps(record) for record in records)
+    (folder / "evaluations.jsonl").write_text("".join(f"{line}\n" for line in lines))
+
+
+def test_learning_curve_has_a_line_for_each_name(tmp_path):
+    of_validation = [{"name": "validation", "rows": 9, **record} for record in RECORDS]
+    write_lines(tmp_path, *of_validation, {"global_step": 300, "name": "test", "loss": 0.6},
+                {"global_step": 300, "loss": 0.7})  # from before there were names
+    accuracy, loss = plots.learning_curve(tmp_path).axes
+    assert accuracy.lines[0].get_xydata().tolist() == [[100, 0.25], [300, 0.75]]
+    assert accuracy.get_title() == "accuracy 0.7500 after 300 steps"
+    assert accuracy.get_legend() is None
+    curves = [line.get_xydata().tolist() for line in loss.lines]
+    assert curves == [[[100, 2.0], [200, 1.0], [300, 0.5]], [[300, 0.6]], [[300, 0.7]]]
+    said = [text.get_text() for text in loss.get_legend().get_texts()]
+    assert said == ["0.5000 validation", "0.6000 test", "0.7000 evaluation"]
+    assert loss.get_title() == "loss"
+    assert len({line.get_color() for line in loss.lines}) == 3
+    assert accuracy.lines[0].get_color() == loss.lines[0].get_color()
+
+
+HOSTILE = {
+    "many numbers": {"global_step": 1, **{f"n{i}": i for i in range(200)}},
+    "a step of 400 digits": f'{{"global_step": {"9" * 400}, "loss": 1}}',
+    "a step below 0": {"global_step": -1, "loss": 1},
+    "5000 digits": f'{{"global_step": 1, "loss": {"9" * 5000}}}',
+    "a long name": {"global_step": 1, "x" * 10**5: 1},
+    "a name with lines": {"global_step": 1, "a\n\n": 1},
+    "half a character": {"global_step": 1, "\ud800": 1},
+    "an empty name": {"global_step": 1, "": 1},
+    "data without a name": {"global_step": 1, "loss": 1, "name": None},
+    "data with a list for a name": {"global_step": 1, "loss": 1, "name": ["a"]},
+    "a nested number": {"global_step": 1, "loss": {"a": 1}},
+}
+
+
+@pytest.mark.parametrize("record", HOSTILE.values(), ids=HOSTILE)
+def test_learning_curve_refuses_what_no_evaluation_writes(tmp_path, record):
+    write_lines(tmp_path, RECORDS[0], record)
+    with pytest.raises(ValueError, match=r"line 2|at most 16 numbers"):
+        plots.learning_curve(tmp_path)
+
+
+def test_learning_curve_refuses_more_than_a_picture_can_show(tmp_path, monkeypatch):
+    write_lines(tmp_path, *({"global_step": 1, "loss": 1, "name": f"n{i}"} for i in range(17)))
+    with pytest.raises(ValueError, match="at most 16 names, got 1 and 17; give a list of the rec"):
+        plots.learning_curve(tmp_path)
+    monkeypatch.setattr(plots, "_MOST_BYTES", 99)
+    with pytest.raises(ValueError, match=r"more than 99 bytes; give a list of the records"):
+        plots.learning_curve(tmp_path)
+
+
+def test_learning_curve_draws_what_is_sound(tmp_path):
+    write_lines(
+        tmp_path, {"global_step": 2**53 - 1, "lo$s": 1e100, "name": "$x_{", "W" * 200: 1},
+        f'{{"global_step": 3, "lo$s": {"9" * 400}, "name": "_a"}}',
+        {"global_step": 4, "lo$s": -1e100, "name": "_a"}, {"global_step": 5, "lo$s": math.inf},
+    )
+    _, other = plots.learning_curve(tmp_path).axes  # the fixture draws it to the end
+    assert other.get_title() == other.get_ylabel() == "lo$s"
+    assert [line.get_ydata().tolist() for line in other.lines] == [[1e100], [-1e100]]
+    said = [text.get_text() for text in other.get_legend().get_texts()]
+    assert said == ["1e+100 $x_{", "-1e+100 _a"]
 
 
 # Confusion matrix ---------------------------------------------------------------------------------
