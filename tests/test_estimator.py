@@ -1268,3 +1268,45 @@ def test_a_run_that_nan_only_ends_leaves_the_last_good_weights(tmp_path):
     assert math.isfinite(estimator.evaluate(X, Y)["loss"])
     estimator.fit(X, Y, steps=1)
     assert estimator.evaluate(X, Y)["global_step"] == 4
+
+
+# Features of 0..255 -------------------------------------------------------------------------------
+
+
+def large(scale):
+    """Return batches of which the second and the third are scaled."""
+    return [(X * factor, Y) for factor in (1, scale, scale)]
+
+
+def as_named(features, labels, mode):
+    return network()(features["pixels"], labels, mode)
+
+
+@pytest.mark.parametrize("data, model_fn, name", [
+    ({"x": X * 90, "y": Y}, network(), "x"),
+    ({"x": {"pixels": X * 90, "n": Y}, "y": Y}, as_named, "pixels"),
+    ({"input_fn": lambda: large(1e20)}, network(rate=0.0), "x"),
+    ({"input_fn": lambda: large(90)}, network(), "x"),
+])
+def test_fit_warns_once_of_features_that_are_not_scaled(tmp_path, caplog, data, model_fn, name):
+    estimator = mc.Estimator(model_fn, tmp_path, config=mc.RunConfig(seed=1))
+    estimator.fit(**data, steps=3)
+    (said,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert f"root mean square of the features `{name}` is" in said
+    assert f"divide pixels by 255 ({name} / 255)" in said
+
+
+def test_fit_warns_of_bytes_that_the_model_casts(tmp_path, caplog):
+    def cast_fn(features, labels, mode):
+        return network()(mc.cast(features, np.float32), labels, mode)
+
+    x = np.full(X.shape, 200, np.uint8)
+    mc.Estimator(cast_fn, tmp_path, config=mc.RunConfig(seed=1)).fit(x, Y, steps=2)
+    (said,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert "is 200." in said
+
+
+@pytest.mark.parametrize("x", [X, X * 9 / np.sqrt(np.mean(X**2)), X * 0])
+def test_fit_does_not_warn_of_features_that_are(tmp_path, caplog, x):
+    mc.Estimator(network(), tmp_path, config=mc.RunConfig(seed=1)).fit(x, Y, steps=2)
+    assert [r for r in caplog.records if r.levelno == logging.WARNING] == []

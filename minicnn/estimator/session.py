@@ -13,7 +13,7 @@ import numpy as np
 
 from minicnn.checks import describe, instance
 from minicnn.context import Context, Workspace
-from minicnn.estimator import checkpoints
+from minicnn.estimator import checkpoints, feeding
 from minicnn.estimator.feeding import Batch
 from minicnn.estimator.tracing import Trace
 from minicnn.graph import Plan
@@ -151,7 +151,9 @@ class TrainingSession:
             raise KeyboardInterrupt(said)
 
     def _loop(self, context: SessionRunContext, hooks: Sequence[SessionRunHook]) -> None:
+        is_checked = not self._processes.is_chief
         for batch in self.feed:
+            is_checked = is_checked or feeding.warn_if_large(batch[0])
             wanted = [hook.before_run(context) for hook in hooks]
             results = self._step(batch, [_fetches(args) for args in wanted])
             for hook, result in zip(hooks, results, strict=True):
