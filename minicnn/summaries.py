@@ -1,11 +1,14 @@
 """Training runs in TensorBoard: a hook that writes event files with tensorboardX's formats."""
 
+import contextlib
+import logging
 import math
+import os
 import struct
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -27,6 +30,8 @@ from minicnn.parameter import Parameter
 from minicnn.plots import filter_grid
 from minicnn.tensor import Tensor
 
+logger = logging.getLogger("minicnn")
+
 
 class SummarySaverHook(SessionRunHook):
     """Write what TensorBoard shows: at the first step, and then at every n-th.
@@ -36,6 +41,8 @@ class SummarySaverHook(SessionRunHook):
     clipping. Histograms: every parameter, after the step. Images: the filters of the first
     convolution, where it has 1 or 3 channels. And once in a run the graph. Other steps cost
     nothing. Each write is whole on the disk when the step ends; ``tensorboard --logdir`` shows it.
+    A run that goes on in the same folder marks the step from which it writes, and warns if there
+    are events of later steps already.
     Of several processes, give it to the chief alone; loss and metrics are then of its rows.
 
     Parameters
@@ -100,10 +107,24 @@ class SummarySaverHook(SessionRunHook):
                 parts.append(self._summary.histogram(name, parameter.value, bins=64))
         parts += self._first_filters(session.graph)
         if first:
-            self._append(file_version="brain.Event:2")
-            self._append(graph_def=graph_def(session.graph).SerializeToString())
+            self._begin_file(session)
         values = [value for part in parts for value in part.value]
         self._append(step=session.global_step, summary={"value": values})
+
+    def _begin_file(self, session: Any) -> None:
+        """Write what stands before the first summary of a run."""
+        step, last = session.global_step, _last_step(self.output_dir)
+        if last >= step:
+            logger.warning(
+                "%s already has events up to step %d, and this run writes from step %d on. Where "
+                "they overlap TensorBoard shows the new ones alone; if this is not the same "
+                "training, stop, and use another output_dir.",
+                self.output_dir, last, step,
+            )
+        self._append(file_version="brain.Event:2")
+        self._append(graph_def=graph_def(session.graph).SerializeToString())
+        if last or step > 1:
+            self._append(step=step, session_log={"status": "START"})  # what is later is void
 
     def _scalars(self, session: Any, fetched: dict[str, Any]) -> dict[str, float]:
         """Return the numbers of a step by their tags, and note the time."""
@@ -139,6 +160,31 @@ class SummarySaverHook(SessionRunHook):
         self.output_dir.mkdir(parents=True, exist_ok=True)
         with open_regular(self._path, "ab") as file:
             file.write(length + head + data + tail)
+
+
+def _last_step(folder: Path) -> int:
+    """Return the largest step at the end of the event files in a folder; 0 without any."""
+    event, steps = require("tensorboardX.proto.event_pb2", "tensorboard").Event, [0]
+    for path in folder.glob("*tfevents*"):
+        # Damaged bytes may raise anything, and show nothing in TensorBoard either.
+        with contextlib.suppress(Exception), path.open("rb") as file:
+            steps.append(event.FromString(_last_record(file)).step)
+    return max(steps)
+
+
+def _last_record(file: IO[bytes]) -> bytes:
+    """Return the data of the last complete TFRecord of a file; nothing if there is none."""
+    size = file.seek(0, os.SEEK_END)
+    end, first, length = 0, 0, 0
+    while end + 16 <= size:
+        file.seek(end)
+        (announced,) = struct.unpack("<Q", file.read(8))
+        if end + 16 + announced > size:
+            break
+        first, length = end + 12, announced
+        end += 16 + length
+    file.seek(first)
+    return file.read(length)
 
 
 def graph_def(graph: Graph) -> Any:

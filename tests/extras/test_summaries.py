@@ -15,7 +15,7 @@ pytest.importorskip("tensorboardX", reason='pip install -e ".[tensorboard]"')
 pytest.importorskip("PIL", reason='pip install -e ".[tensorboard]"')
 
 from PIL import Image
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.graph_pb2 import GraphDef
 from tensorboardX.proto.types_pb2 import DT_FLOAT, DT_INT64
 from tolerances import assert_same_bits
@@ -248,8 +248,55 @@ def test_each_run_adds_a_file(tmp_path):
     model = fit(tmp_path, hook, steps=3)
     fit(tmp_path, hook, steps=2, model=model)
     steps = [[event.step for event in found if event.step] for found in events(tmp_path / "tb")]
-    assert steps == [[1, 3], [4]]
+    assert steps == [[1, 3], [4, 4]]
     assert all(found[1].graph_def for found in events(tmp_path / "tb"))
+
+
+def starts(folder):
+    """Return for each file the step that is marked as a start; None without."""
+    found = [[e.step for e in file if e.session_log.status == SessionLog.START] for file in folder]
+    return [steps[0] if steps else None for steps in found]
+
+
+@pytest.mark.parametrize("from_disk", [False, True])
+def test_a_restart_is_marked_with_its_step(tmp_path, caplog, from_disk):
+    hook, folder = SummarySaverHook(tmp_path / "tb", save_steps=2), tmp_path / "tb"
+    model = fit(tmp_path, hook, steps=3)
+    fit(tmp_path, hook, steps=2, model=None if from_disk else model)
+    assert starts(events(folder)) == [None, 4]
+    first_summary = next(event for event in events(folder)[1] if event.summary.value)
+    assert first_summary.step == 4
+    assert not [r for r in caplog.records if r.levelname == "WARNING"]
+
+
+def test_later_steps_in_the_folder_are_a_warning(tmp_path, caplog):
+    hook, folder = SummarySaverHook(tmp_path / "tb", save_steps=2), tmp_path / "tb"
+    fit(tmp_path / "a", hook, steps=5)
+    fit(tmp_path / "b", hook, steps=2)  # another training into the same folder
+    assert starts(events(folder)) == [None, 1]
+    (said,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert f"{folder} already has events up to step 5, and this run writes from step 1" in said
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "length", "noise", "folder", "half"])
+def test_a_damaged_event_file_is_read_as_far_as_it_goes(tmp_path, caplog, damage):
+    hook, folder = SummarySaverHook(tmp_path / "tb", save_steps=2), tmp_path / "tb"
+    fit(tmp_path / "a", hook, steps=5)
+    (path,) = folder.iterdir()
+    data = path.read_bytes()
+    if damage == "folder":
+        path.unlink()
+        path.mkdir()
+    else:
+        path.write_bytes({
+            "cut": data[:-9], "empty": b"", "length": b"\xff" * 8 + data,
+            "half": data + data[-50:-9],
+            "noise": struct.pack("<Q", 40) + b"\xff" * 48,
+        }[damage])
+    fit(tmp_path / "b", hook, steps=1)
+    said = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    last = {"cut": ["3"], "half": ["5"]}.get(damage, [])
+    assert [text.split("step ")[1].split(",")[0] for text in said] == last
 
 
 def test_what_was_written_before_an_error_is_whole(tmp_path):
