@@ -136,7 +136,8 @@ def main():
         return
 
     results = classifier.evaluate(
-        x=data.test.images, y=np.asarray(data.test.labels, dtype=np.int32), metrics=metrics
+        x=data.test.images, y=np.asarray(data.test.labels, dtype=np.int32), metrics=metrics,
+        name="test",
     )
     print(f"after {results['global_step']:,} steps, on the {data.test.num_examples:,} test images:")
     print(f"  accuracy {results['accuracy']:.4f}, loss {results['loss']:.4f}")

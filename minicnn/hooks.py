@@ -522,7 +522,10 @@ class ValidationMonitor(SessionRunHook):
         self.best_value: float | None = None
         self.best_step = 0
         self.best_checkpoint: Path | None = None
-        self._since = 0  # the step from which the patience counts; 0 before the first evaluation
+        # What the patience goes by. The evaluation at the end of a run is not on the schedule and
+        # has no part in it: a run in two parts stops at the same step as one in a single part.
+        self._mark: float | None = None  # the best value on the schedule
+        self._since = 0  # the step from which the patience counts
         self._measured = 0  # the last step that was evaluated
         self._stops = False  # whether it has asked to stop, but Ctrl-C came in the same step
 
@@ -543,8 +546,10 @@ class ValidationMonitor(SessionRunHook):
             key: checks.integer(state[key], key, 0)
             for key in ("scheduled", "measured", "best_step", "since")
         }
-        value = checks.optional(checks.number, state["best_value"], "best_value")
-        if not steps["best_step"] <= steps["since"] <= steps["measured"]:
+        value, mark = (
+            checks.optional(checks.number, state[key], key) for key in ("best_value", "mark")
+        )
+        if max(steps["best_step"], steps["since"]) > steps["measured"]:
             raise ValueError(f"the order of its steps is impossible: {steps}")
         if steps["scheduled"]:
             self.timer.mark(steps["scheduled"])
@@ -557,6 +562,7 @@ class ValidationMonitor(SessionRunHook):
             self.best_value = value
             self.best_step = steps["best_step"]
             self.best_checkpoint = path if self.keeps and value is not None else None
+            self._mark = mark
             self._since = steps["since"]
             self._stops = checks.boolean(state["stops"], "stops")
 
@@ -566,6 +572,7 @@ class ValidationMonitor(SessionRunHook):
             "measured": self._measured,
             "best_step": self.best_step,
             "best_value": self.best_value,
+            "mark": self._mark,
             "since": self._since,
             "stops": self._stops,
             "compares": [self.metric, self.minimize],
@@ -579,8 +586,12 @@ class ValidationMonitor(SessionRunHook):
         if not self.timer.due(step):
             return
         self.timer.mark(step)
-        self._measure(run_context.session)
-        if self._is_over(step):
+        value = self._measure(run_context.session)
+        if self._is_better(value, self._mark):
+            self._mark = value
+            self._since = step
+        self._since = self._since or step
+        if self.rounds is not None and step - self._since >= self.rounds:
             self._stop(run_context)
 
     def end(self, session: Any) -> None:
@@ -592,8 +603,8 @@ class ValidationMonitor(SessionRunHook):
             self._stops = False
             self._since = session.global_step
 
-    def _measure(self, session: Any) -> None:
-        """Evaluate the weights of this step; if they are the best, note the step and keep them."""
+    def _measure(self, session: Any) -> float:
+        """Evaluate the weights of this step, keep them if they are the best, return the value."""
         results = session.evaluate(**self.data, name=self._label)
         numbers = {name: value for name, value in results.items() if np.ndim(value) == 0}
         if self.metric not in numbers:
@@ -602,26 +613,23 @@ class ValidationMonitor(SessionRunHook):
                 f"{self.metric!r}"
             )
         self._measured = session.global_step
-        self._since = self._since or self._measured
         value = numbers[self.metric]
-        best = self.best_value
-        if not math.isfinite(value) or not (
-            best is None or (value < best if self.minimize else value > best)
-        ):
-            return
-        self.best_value = value
-        self.best_step = self._since = self._measured
-        if self.keeps:
-            self.best_checkpoint = session.save_best(self._label)
+        if self._is_better(value, self.best_value):
+            self.best_value = value
+            self.best_step = self._measured
+            if self.keeps:
+                self.best_checkpoint = session.save_best(self._label)
+        return value
 
-    def _is_over(self, step: int) -> bool:
-        return self.rounds is not None and step - self._since >= self.rounds
+    def _is_better(self, value: float, best: float | None) -> bool:
+        """Compare two values; one that is not finite is never better."""
+        if best is None or not math.isfinite(value):
+            return math.isfinite(value)
+        return value < best if self.minimize else value > best
 
     def _stop(self, run_context: SessionRunContext) -> None:
-        best = "a number" if self.best_value is None else f"better than {self.best_value:.6g}"
-        logger.info(
-            "Stopping: %s has not been %s since step %d.", self.metric, best, self._since
-        )
+        best = "a number" if self._mark is None else f"better than {self._mark:.6g}"
+        logger.info("Stopping: %s has not been %s since step %d.", self.metric, best, self._since)
         self.early_stopped = self._stops = True
         run_context.request_stop()
         if self.restores:

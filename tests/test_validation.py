@@ -312,7 +312,7 @@ def test_ctrl_c_in_the_step_of_the_stop_puts_nothing_back_yet(tmp_path):
 def test_a_monitor_of_the_same_estimator_goes_on(stopped, tmp_path):
     whole, _, expected, _ = stopped
     estimator = estimator_in(tmp_path, save_checkpoints_steps=5)
-    for step in (5, 9, 60):  # evaluated there in any case
+    for step in (4, 5, 9, 14, 60):
         monitor = stopper()
         estimator.fit(X, Y, batch_size=9, max_steps=step, monitors=[monitor])
         if step < 60:  # without a monitor nothing is forgotten, nor done
@@ -339,9 +339,26 @@ def test_a_checkpoint_of_before_there_were_states_is_continued(tmp_path):
     assert monitor.best_step in (11, 12)
 
 
+def test_the_validation_at_the_end_of_a_part_does_not_move_the_stop(tmp_path):
+    """The values fall until step 9 on the schedule, and that of step 7 is the best of all."""
+    values = {5: 0.5, 7: 0.1, 9: 0.4, 13: 0.6, 17: 0.6}
+
+    class Values(SessionRunHook):
+        def after_run(self, run_context, run_values):
+            self.step = run_context.session.global_step
+
+    now = Values()
+    metrics = {"v": mc.MetricSpec(lambda labels, predictions: values[now.step], "classes")}
+    for end in (7, 40):
+        monitor = stopper(metrics=metrics, early_stopping_metric="v")
+        fit(tmp_path, now, monitor, max_steps=end)
+    assert (now.step, monitor.best_step, monitor.best_value) == (17, 7, 0.1)
+    assert arrays_in(tmp_path / "model.ckpt-17.npz")[0]["best_step"] == 7
+
+
 WRONG = [
-    {"best_step": 10**9}, {"best_step": -1}, {"since": 0}, {"measured": "5"}, {"scheduled": 1.5},
-    {"best_value": "low"}, {"best_value": float("nan")}, {"stops": 1}, None,
+    {"best_step": 10**9}, {"best_step": -1}, {"since": 7}, {"measured": "5"}, {"scheduled": 1.5},
+    {"best_value": "low"}, {"best_value": float("nan")}, {"mark": "low"}, {"stops": 1}, None,
 ]
 
 
