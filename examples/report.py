@@ -100,8 +100,8 @@ def describe(classifier, test):
             "Each point is one evaluation recorded in the model's folder "
             "(<code>evaluations.jsonl</code>), and each line is a data set by its name there; the "
             "loss of the training steps is not kept. On the test images the loss is now "
-            f"{loss:.4f}: the mean of &minus;log p, where p is the probability given to the true digit. "
-            "Guessing makes log 10 = 2.3026.",
+            f"{loss:.4f}: the mean of &minus;log p, where p is the probability given to the true "
+            "digit. Guessing makes log 10 = 2.3026.",
             "Curves of the recorded evaluations over the training steps",
             plots.learning_curve(classifier.model_dir),
         ),
