@@ -9,7 +9,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 import minicnn as mc
-from minicnn.kernels import elementwise
+from minicnn.kernels import dense, elementwise
 
 by_type = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
@@ -76,10 +76,54 @@ def test_sigmoid_is_right_where_it_vanishes(dtype):
     assert_allclose(mc.sigmoid(x), expected, rtol=4 * np.finfo(dtype).eps)
 
 
-def test_the_gradient_of_a_bias_is_right_for_many_rows():
-    dy, db = np.full((1_000_000, 3), 0.1, np.float32), np.empty(3, np.float32)
+def rows_of(kind, n, columns, seed):
+    """Return n rows of float32: signed, positive, or all of them equal."""
+    rng = np.random.default_rng(seed)
+    if kind == "signed":
+        return rng.standard_normal((n, columns), np.float32)
+    return rng.random((1 if kind == "equal" else n, columns), np.float32).repeat(
+        n if kind == "equal" else 1, axis=0)
+
+
+def assert_within_rounding(actual, exact):
+    """Every element is right within 2e-6 of the largest: what a float32 sum should reach."""
+    assert_allclose(actual, exact, rtol=0, atol=2e-6 * np.abs(exact).max())
+
+
+by_kind = pytest.mark.parametrize("kind", ["signed", "positive", "equal"])
+
+
+@by_kind
+@pytest.mark.parametrize("n", [1000, 4096, 20_000])
+def test_the_gradients_of_a_dense_layer_are_right_for_many_rows(n, kind):
+    x, dy = rows_of(kind, n, 3, 0), rows_of(kind, n, 5, 1)
+    w, dw, db = np.ones((3, 5), np.float32), np.empty((3, 5), np.float32), np.empty(5, np.float32)
     elementwise.sum_rows(dy, db)
-    assert_allclose(db, 1e5, rtol=1e-4)  # in one sum it would be off by 1e-2
+    assert_within_rounding(db, dy.sum(axis=0, dtype=np.float64))
+    few = np.where(np.random.default_rng(2).random((n, 5)) < 0.5, dy, 0).astype(np.float32)
+    for gradient in (dy, few):  # the packed product, and lists of what is not zero
+        dense.gradients(x, gradient, w, dw, None, True)
+        assert_within_rounding(dw, x.T.astype(np.float64) @ gradient)
+
+
+def test_the_gradient_of_a_bias_is_right_for_a_million_rows():
+    dy, db = rows_of("equal", 1_000_000, 3, 0), np.empty(3, np.float32)
+    elementwise.sum_rows(dy, db)
+    assert_within_rounding(db, dy[0].astype(np.float64) * 1e6)
+
+
+@by_kind
+def test_relu_and_dropout_leave_the_gradients_of_many_rows_right(kind):
+    model = mc.Sequential([mc.layers.Dense(8, "relu"), mc.layers.Dropout(0.4)])
+    model.build((None, 3), rng=0)
+    ctx, x = mc.Context(training=True, rng=np.random.default_rng(1)), rows_of(kind, 4000, 3, 0)
+    y = model.forward(x, ctx)
+    dy = rows_of(kind, 4000, 8, 1)
+    model.backward(dy, ctx)
+    dz = np.where(y > 0, dy * np.float32(1 / 0.6), 0)
+    kernel, bias = model.layers[0].kernel, model.layers[0].bias
+    assert_within_rounding(kernel.grad, x.T.astype(np.float64) @ dz)
+    assert_within_rounding(bias.grad, dz.sum(axis=0, dtype=np.float64))
 
 
 def test_a_probability_that_vanishes_costs_its_logits():

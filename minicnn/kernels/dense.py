@@ -8,7 +8,7 @@ x (N, D), w (D, U), b (U,), y (N, U):
 import numpy as np
 
 from minicnn.kernels import sparse
-from minicnn.kernels.elementwise import drop, mask_of
+from minicnn.kernels.elementwise import BLOCK, add_waiting, drop, mask_of, waiting_sums
 from minicnn.kernels.gemm import DEPTH, EDGE, PANEL_BYTES, copy, multiply, pack
 from minicnn.kernels.jit import helper, kernel
 from minicnn.kernels.pool import check, parallel_for
@@ -40,15 +40,15 @@ def forward(
 def input_gradient(dy: np.ndarray, w: np.ndarray, dx: np.ndarray) -> None:
     """Write dx = dy w'."""
     u = dy.shape[1]
-    parallel_for(_multiply, _chunks(dx.shape[1]), (dy, w), (dx,), (u, 1), (1, u), u,
+    parallel_for(_multiply, _chunks(dx.shape[1]), (dy, w), (dx,), (u, 1), (1, u), u, max(u, 1),
                  scratch=_scratch(u))
 
 
 def kernel_gradient(x: np.ndarray, dy: np.ndarray, dw: np.ndarray) -> None:
-    """Write dw = x' dy."""
-    n, u = dy.shape
-    parallel_for(_multiply, _chunks(u), (x, dy), (dw,), (1, x.shape[1]), (u, 1), n,
-                 scratch=_scratch(n))
+    """Write dw = x' dy: the sums of blocks of rows, added in pairs, as a tree."""
+    (n, d), u = x.shape, dy.shape[1]
+    scratch = _scratch(min(n, BLOCK)) + waiting_sums(n) * d * _CHUNK
+    parallel_for(_multiply, _chunks(u), (x, dy), (dw,), (1, d), (u, 1), n, BLOCK, scratch=scratch)
 
 
 def gradients(
@@ -96,15 +96,28 @@ def _forward(chunk, scratch, x, w, b, y, width, relu, dropping, key, threshold, 
 
 
 @kernel
-def _multiply(chunk, scratch, a, b, c, a_strides, b_strides, k):
-    """Write C (m, n) = A (m, k) B (k, n), with A and B read through their strides."""
+def _multiply(chunk, scratch, a, b, c, a_strides, b_strides, k, block):
+    """Write C (m, n) = A (m, k) B (k, n), with A and B read through their strides.
+
+    `block` is k, or the BLOCK of `add_waiting`: then A and B are cut into blocks along k.
+    """
     (m, n), (a_row, a_col), (b_row, b_col) = c.shape, a_strides, b_strides
     j = chunk * _CHUNK
+    columns = min(_CHUNK, n - j)
     zeros = pointer(scratch, EDGE)
     for e in range(_ZEROS):
         zeros[e] = 0
-    _product(pointer(a, 0), a_row, a_col, pointer(b, j * b_col), b_row, b_col, zeros, 0,
-             pointer(c, j), n, m, min(_CHUNK, n - j), k, scratch)
+    sums = pointer(scratch, EDGE + _ZEROS + _CHUNK * min(block, DEPTH))
+    total, waiting = pointer(c, j), 0
+    for begin in range(0, max(k, 1), block):
+        target, target_row = total, n
+        if waiting:
+            target, target_row = pointer(sums, (waiting - 1) * m * _CHUNK), _CHUNK
+        end = min(begin + block, k)
+        _product(pointer(a, begin * a_col), a_row, a_col,
+                 pointer(b, begin * b_row + j * b_col), b_row, b_col, zeros, 0,
+                 target, target_row, m, columns, end - begin, scratch)
+        waiting = add_waiting(waiting + 1, end, k, total, n, sums, _CHUNK, m, columns)
 
 
 @helper

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from numba.extending import register_jitable
 
-from minicnn.kernels.elementwise import sum_rows
+from minicnn.kernels.elementwise import BLOCK, sum_rows
 from minicnn.kernels.gemm import copy, round_up
 from minicnn.kernels.jit import helper, kernel
 from minicnn.kernels.pool import aligned, parallel_for, share
@@ -337,9 +337,11 @@ def _dense(chunk, scratch, x, w, of_unit, of_row, lengths, dw, dx, need_dx):
         for e in range(_SIDE * _SIDE):
             square[e] = 0
         for j in range(count):
-            gather8(panel, _LANES, pointer(unit_offsets, (begin + j) * n),
-                    pointer(of_unit, (of_unit.shape[1] + begin + j) * n), np.int64(length[j]),
-                    pointer(square, j * _SIDE))
+            offsets = pointer(unit_offsets, (begin + j) * n)
+            values = pointer(of_unit, (of_unit.shape[1] + begin + j) * n)
+            for e in range(0, np.int64(length[j]), BLOCK):
+                gather8(panel, _LANES, pointer(offsets, e), pointer(values, e),
+                        min(BLOCK, np.int64(length[j]) - e), pointer(square, j * _SIDE))
         _turn(square, _SIDE, pointer(drows, begin), row)
         if need_dx:
             _turn(pointer(rows, begin), row, square, _SIDE)

@@ -221,7 +221,9 @@ def test_dropout_of_no_rows(dtype):
 
 
 @by_dtype
-@pytest.mark.parametrize("shape", [(0, 3), (1, 1), (5, 1), (1, 9), (200, 33)])
+@pytest.mark.parametrize(
+    "shape", [(0, 3), (1, 1), (5, 1), (1, 9), (200, 33), (1000, 1), (300, 9000)]
+)
 def test_sum_rows(shape, dtype):
     dy = normal(np.random.default_rng(0), shape, dtype)
     db = empty(shape[1:], dtype)

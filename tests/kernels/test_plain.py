@@ -122,7 +122,7 @@ def test_ties_and_nan_of_fused_pooling(both):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize(("n", "d", "u"), [(2, 7, 19), (5, 9, 67), (9, 18, 3)])
+@pytest.mark.parametrize(("n", "d", "u"), [(2, 7, 19), (5, 9, 67), (9, 18, 3), (400, 2, 2)])
 def test_dense(both, n, d, u, dtype):
     rng = np.random.default_rng(0)
     x, w, b, dy = (normal(rng, shape, dtype) for shape in ((n, d), (d, u), (u,), (n, u)))
@@ -149,7 +149,8 @@ def test_element_by_element(both):
     check(both, "elementwise", "relu", (x,), {"y": x.shape})
     check(both, "elementwise", "relu_gradient", (x, y), {"dx": x.shape}, 2.0)
     check(both, "elementwise", "dropout", (x,), {"y": x.shape}, 2**63 + 1, 0.5, 7)
-    check(both, "elementwise", "sum_rows", (x,), {"db": 4})
+    for rows in (2, 400):  # one block, and several
+        check(both, "elementwise", "sum_rows", (x[:1].repeat(rows, 0),), {"db": 4})
 
 
 @pytest.mark.parametrize(("rule", "states", "options"), [
