@@ -9,7 +9,8 @@ import pytest
 from numpy.testing import assert_allclose
 
 import minicnn as mc
-from minicnn.kernels import dense, elementwise
+from minicnn.kernels import conv, dense, elementwise
+from minicnn.kernels.window import slide
 
 by_type = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
@@ -110,6 +111,19 @@ def test_the_gradient_of_a_bias_is_right_for_a_million_rows():
     dy, db = rows_of("equal", 1_000_000, 3, 0), np.empty(3, np.float32)
     elementwise.sum_rows(dy, db)
     assert_within_rounding(db, dy[0].astype(np.float64) * 1e6)
+
+
+@by_kind
+@pytest.mark.parametrize("images", [20, 500])
+def test_the_bias_gradients_of_a_convolution_are_right_for_many_positions(images, kind):
+    window, db = slide((28, 28), (1, 1), (1, 1), "same"), np.empty(3, np.float32)
+    x, w = np.zeros((images, 28, 28, 1), np.float32), np.zeros((1, 1, 1, 3), np.float32)
+    dy = rows_of(kind, images * 784, 3, 1).reshape(images, 28, 28, 3)
+    conv.kernel_gradient(x, dy, w.copy(), db, window)
+    assert_within_rounding(db, dy.sum(axis=(0, 1, 2), dtype=np.float64))
+    pooled, code = np.ascontiguousarray(dy[:, ::2, ::2]), np.zeros((images, 14, 14, 3), np.uint8)
+    conv.pooled_gradients(x, pooled, code, w, w.copy(), db, None, window)
+    assert_within_rounding(db, pooled.sum(axis=(0, 1, 2), dtype=np.float64))
 
 
 @by_kind

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from minicnn.kernels import direct, pooling, sparse, winograd
-from minicnn.kernels.elementwise import sum_rows
+from minicnn.kernels.elementwise import BLOCK, blocks_of, sum_sums
 from minicnn.kernels.gemm import EDGE, PANEL_BYTES, ROWS, multiply, pack, round_up
 from minicnn.kernels.im2col import add_columns, columns_of
 from minicnn.kernels.jit import kernel
@@ -68,15 +68,16 @@ def kernel_gradient(
     length = max(share(positions, _CHUNKS), _LEAST_POSITIONS)
     chunks = -(-positions // length)
     block = _block(max(depth, _padded(filters, x.itemsize)), x.itemsize)  # dy is packed beside it
-    # One partial sum a chunk, added in order; its last row is db.
-    partial = np.empty((chunks, depth + 1, filters), dw.dtype)
+    # One partial sum of dw a chunk, and one of db a block of its positions.
+    partial = np.empty((chunks, depth, filters), dw.dtype)
+    biases = np.empty((chunks, blocks_of(length), filters), dw.dtype)
     scratch = EDGE + block * _padded(filters, x.itemsize) + block * depth
-    parallel_for(_kernel_gradient, chunks, (x, dy), (partial,), tuple(window), length, block,
+    parallel_for(_kernel_gradient, chunks, (x, dy), (partial, biases), tuple(window), length, block,
                  scratch=scratch)
-    total = np.empty(dw.size + db.size, dw.dtype)
-    sum_rows(partial.reshape(chunks, total.size), total)
-    dw[...] = total[: dw.size].reshape(dw.shape)
-    db[...] = total[dw.size :]
+    total = np.empty(dw.size, dw.dtype)
+    sum_sums(partial, total)
+    dw[...] = total.reshape(dw.shape)
+    sum_sums(biases, db)
 
 
 def fused_forward(
@@ -216,16 +217,17 @@ def _input_gradient(chunk, scratch, dy, w, dx, window, images, block):
 
 
 @kernel
-def _kernel_gradient(chunk, scratch, x, dy, partial, window, length, block):
+def _kernel_gradient(chunk, scratch, x, dy, partial, biases, window, length, block):
     channels, filters = x.shape[3], dy.shape[3]
-    depth, positions = partial.shape[1] - 1, dy.size // filters
+    depth, positions = partial.shape[1], dy.size // filters
     edge, packed = pointer(scratch, 0), pointer(scratch, EDGE)
     width = 2 * lanes(packed)
     space = pointer(packed, block * round_up(filters, width))
     partial[chunk] = 0
-    dw, db = pointer(partial, chunk * (depth + 1) * filters), partial[chunk, depth]
-    last = min(positions, (chunk + 1) * length)
-    for first in range(chunk * length, last, block):
+    biases[chunk] = 0
+    dw, sums = pointer(partial, chunk * depth * filters), pointer(biases, chunk * biases[0].size)
+    begin, last = chunk * length, min(positions, (chunk + 1) * length)
+    for first in range(begin, last, block):
         count = min(block, last - first)
         columns = columns_of(pointer(x, 0), channels, window, first, count, space)
         gradient = pointer(dy, first * filters)
@@ -233,5 +235,6 @@ def _kernel_gradient(chunk, scratch, x, dy, partial, window, length, block):
         multiply(columns, 1, depth, packed, dw, filters, 1, dw, filters,
                  depth, filters, count, edge)
         for p in range(count):
+            db = pointer(sums, (first + p - begin) // BLOCK * filters)
             for f in range(filters):
                 db[f] += gradient[p * filters + f]

@@ -117,7 +117,8 @@ def _multiply(chunk, scratch, a, b, c, a_strides, b_strides, k, block):
         _product(pointer(a, begin * a_col), a_row, a_col,
                  pointer(b, begin * b_row + j * b_col), b_row, b_col, zeros, 0,
                  target, target_row, m, columns, end - begin, scratch)
-        waiting = add_waiting(waiting + 1, end, k, total, n, sums, _CHUNK, m, columns)
+        waiting = add_waiting(waiting + 1, begin // block + 1, end == k, total, n, sums, _CHUNK, m,
+                              columns)
 
 
 @helper

@@ -12,6 +12,7 @@ from minicnn.kernels.simd import pointer
 SPAN = 1 << 15  # elements of a chunk: far above the cost of handing it to a thread
 _COLUMNS = 1 << 13  # whose sums a chunk makes
 BLOCK = 128  # terms of one sum: in a longer one the rounding errors of float32 pass 2e-6
+_FEW = 16  # terms that are sums of blocks themselves
 
 
 def spans(size: int) -> int:
@@ -55,18 +56,28 @@ def mask_of(key: int, rate: float, dtype: Any) -> tuple[np.uint64, np.uint64, An
     return np.uint64(key), np.uint64(rate * 2.0**32), np.dtype(dtype).type(1.0 / (1.0 - rate))
 
 
-def sum_rows(dy: np.ndarray, db: np.ndarray) -> None:
+def blocks_of(terms: int) -> int:
+    """Return into how many blocks a sum is cut."""
+    return -(-terms // BLOCK)
+
+
+def sum_rows(dy: np.ndarray, db: np.ndarray, block: int = BLOCK) -> None:
     """Write db (U,) = the sum of the rows of dy (N, U).
 
     A block of rows is added in order, the sums of the blocks in pairs, as a tree.
     """
-    scratch = waiting_sums(len(dy)) * min(db.size, _COLUMNS)
-    parallel_for(_sum_rows, -(-db.size // _COLUMNS), (dy,), (db,), scratch=scratch)
+    scratch = waiting_sums(len(dy), block) * min(db.size, _COLUMNS)
+    parallel_for(_sum_rows, -(-db.size // _COLUMNS), (dy,), (db,), block, scratch=scratch)
 
 
-def waiting_sums(terms: int) -> int:
+def sum_sums(partial: np.ndarray, total: np.ndarray) -> None:
+    """Write total (U,) = the sum of the sums of blocks in `partial` (..., U)."""
+    sum_rows(partial.reshape(-1, total.size), total, _FEW)
+
+
+def waiting_sums(terms: int, block: int = BLOCK) -> int:
     """Return for how many sums of blocks `add_waiting` needs space beside the result."""
-    return max(-(-terms // BLOCK), 1).bit_length() - 1
+    return max(-(-terms // block), 1).bit_length() - 1
 
 
 @kernel
@@ -111,32 +122,31 @@ def _mix(z):
 
 
 @kernel
-def _sum_rows(chunk, scratch, dy, db):
+def _sum_rows(chunk, scratch, dy, db, block):
     first = chunk * _COLUMNS
     count = min(_COLUMNS, db.size - first)
     total, waiting = pointer(db, first), 0
-    for begin in range(0, max(dy.shape[0], 1), BLOCK):
+    for begin in range(0, max(dy.shape[0], 1), block):
         part = pointer(scratch, (waiting - 1) * count) if waiting else total
-        end = min(begin + BLOCK, dy.shape[0])
+        end = min(begin + block, dy.shape[0])
         for u in range(count):
             part[u] = 0
         for r in range(begin, end):
             row = pointer(dy, r * db.size + first)
             for u in range(count):
                 part[u] += row[u]
-        waiting = add_waiting(waiting + 1, end, dy.shape[0], total, count, pointer(scratch, 0),
-                              count, 1, count)
+        waiting = add_waiting(waiting + 1, begin // block + 1, end == dy.shape[0], total, count,
+                              pointer(scratch, 0), count, 1, count)
 
 
 @helper
-def add_waiting(waiting, end, terms, total, total_row, sums, sums_row, rows, columns):
+def add_waiting(waiting, blocks, last, total, total_row, sums, sums_row, rows, columns):
     """Add sums of blocks in pairs, as a tree; return how many still wait for their partner.
 
-    The sums are matrices. The first one is `total`, the others lie in `sums`, the last one is that
-    of the block before `end`. After the last block all of them are added up.
+    The sums are matrices: the first is `total`, the others lie in `sums`, and the newest is that of
+    the last of `blocks` so far. After the last block of all they are all added up.
     """
-    blocks = (end + BLOCK - 1) // BLOCK
-    while waiting > 1 and (blocks % 2 == 0 or end == terms):
+    while waiting > 1 and (blocks % 2 == 0 or last):
         waiting -= 1
         source = pointer(sums, (waiting - 1) * rows * sums_row)
         target, target_row = total, total_row

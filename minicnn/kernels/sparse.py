@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from numba.extending import register_jitable
 
-from minicnn.kernels.elementwise import BLOCK, sum_rows
+from minicnn.kernels.elementwise import BLOCK, blocks_of, sum_sums
 from minicnn.kernels.gemm import copy, round_up
 from minicnn.kernels.jit import helper, kernel
 from minicnn.kernels.pool import aligned, parallel_for, share
@@ -85,19 +85,20 @@ def convolution(
     images = share(n, chunks)
     chunks = -(-n // images)
     size = blocks * filters * kh * run
-    partial = aligned((chunks, size + filters), np.float32)
+    partial = aligned((chunks, size), np.float32)
+    biases = np.empty((n, blocks_of(ph * pw), filters), np.float32)
     plane = blocks * high * wide * depth + run
     positions = ph * pw
     scratch = 2 * plane + filters * (2 * positions + 3) + 4 * positions * (2 * filters + 1)
     target = np.empty((0, 0, 0, 0), np.float32) if dx is None else dx
-    parallel_for(_convolution, chunks, (x, dy, code, lines), (partial, target), tuple(layout),
-                 tuple(window), images, need_dx, scratch=scratch)
-    total = np.empty(size + filters, np.float32)
-    sum_rows(partial, total)
-    sums = total[:size].reshape(blocks, filters, kh, run)[..., : kw * depth]
+    parallel_for(_convolution, chunks, (x, dy, code, lines), (partial, biases, target),
+                 tuple(layout), tuple(window), images, need_dx, scratch=scratch)
+    total = np.empty(size, np.float32)
+    sum_sums(partial, total)
+    sums = total.reshape(blocks, filters, kh, run)[..., : kw * depth]
     sums = sums.reshape(blocks, filters, kh, kw, depth).transpose(2, 3, 0, 4, 1)
     dw[...] = sums.reshape(kh, kw, blocks * depth, filters)[:, :, :channels]
-    db[...] = total[size:]
+    sum_sums(biases, db)
 
 
 def _lines(w: np.ndarray, layout: _Layout) -> np.ndarray:
@@ -138,7 +139,8 @@ def dense(
 
 
 @kernel
-def _convolution(chunk, scratch, x, dy, code, lines, partial, dx, layout, window, images, need_dx):
+def _convolution(chunk, scratch, x, dy, code, lines, partial, biases, dx, layout, window, images,
+                 need_dx):
     blocks, depth, high, wide, run = layout
     kh, top, left = window[2], window[8], window[9]
     filters, rows, columns = dy.shape[3], dy.shape[1], dy.shape[2]
@@ -159,7 +161,6 @@ def _convolution(chunk, scratch, x, dy, code, lines, partial, dx, layout, window
     p_length = pointer(integers, begin + 8 * positions * filters)
     partial[chunk] = 0
     dw = pointer(partial, chunk * partial.shape[1])
-    db = pointer(dw, partial.shape[1] - filters)
     for e in range(blocks * size + run):
         plane[e] = 0
     for n in range(chunk * images, min(x.shape[0], (chunk + 1) * images)):
@@ -188,9 +189,10 @@ def _convolution(chunk, scratch, x, dy, code, lines, partial, dx, layout, window
                     p_values[end] = gradient[f]
                     p_offsets[end] = f * run
                     p_length[q] += living[f]
+        biases[n] = 0
         for f in range(filters):
-            for e in range(f * positions, f * positions + np.int64(f_length[f])):
-                db[f] += f_values[e]
+            for e in range(np.int64(f_length[f])):
+                biases[n, e // BLOCK, f] += f_values[f * positions + e]
         for block in range(blocks):  # outermost: its plane stays in the first-level cache
             for f in range(filters):
                 _gather_window(pointer(plane, block * size), wide * depth,
