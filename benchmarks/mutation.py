@@ -25,6 +25,7 @@ DEADLINE = 600  # seconds that the tests of one change may take; one that hangs 
 # What pytest gets; the fewest tests that should notice.
 ACTIVATION = "tests/layers/test_activation.py"
 BAD_INPUT = "tests/test_bad_input.py"
+CACHE = "tests/kernels/test_cache.py"
 CONFORMANCE = "tests/layers/test_conformance.py"
 CONV = "tests/kernels/test_conv.py"
 CONV2D = "tests/layers/test_conv2d.py"
@@ -159,8 +160,14 @@ MUTATIONS = [
     ("a list of gradients in one sum", "kernels/sparse.py",
      "range(0, np.int64(length[j]), BLOCK)", "range(0, min(1, np.int64(length[j])))",
      f"{NUMBERS} -k many_rows"),
-    ("two processes write code to one name", "kernels/jit.py",
-     "{name}.{number}.nbc", "{number}.nbc", f"{JIT} -k at_once"),
+    ("code of every element type under one name", "kernels/cache.py",
+     "kind = repr((sig, codegen.magic_tuple())).encode()", 'kind = b""', f"{JIT} -k at_once"),
+    ("damaged code is loaded", "kernels/cache.py",
+     "if seal == self._seal(name, body):", "if True:", CACHE),
+    ("code that others can write is loaded", "kernels/cache.py",
+     "by_others = status.st_mode & stat.S_IWOTH", "by_others = 0", CACHE),
+    ("code of another user is loaded", "kernels/cache.py",
+     "status.st_uid in (*owners, os.geteuid())", "True", CACHE),
     ("SGD without decay", "kernels/update.py",
      "rate * (g_[e] + decay * w_[e])", "rate * g_[e]", UPDATE),
     ("Nesterov: velocity not scaled", "kernels/update.py",

@@ -121,7 +121,6 @@ def main():
         data.validation.images, np.asarray(data.validation.labels, dtype=np.int32),
         metrics=metrics, every_n_steps=1000,
     )
-    logging.info("A machine's first run compiles the kernels, which takes some ten seconds.")
     try:
         classifier.fit(
             x=data.train.images,

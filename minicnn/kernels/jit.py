@@ -5,12 +5,11 @@
 * No fastmath: a sum is added in the order in which it is written, and NaN stays NaN. Where a
   multiply-add should be one instruction, the kernel says `simd.fma`.
 
-Numba's cache looks at the file of the cached function alone; a change in a helper of another file
-would leave stale machine code behind. Here every cache entry carries a digest of all the files of
-this folder, so any edit recompiles.
+The disk cache is `cache.DiskCache`. Numba's own looks at the file of the cached function alone; a
+change in a helper of another file would leave stale machine code behind. Here every entry carries a
+digest of all the files of this folder, so any edit recompiles.
 """
 
-import contextlib
 import functools
 import hashlib
 import logging
@@ -21,11 +20,20 @@ from pathlib import Path
 from typing import Any
 
 from numba import njit, types
+from numba.core import config
 from numba.core.compiler_lock import global_compiler_lock
+
+from minicnn.kernels.cache import DiskCache
 
 logger = logging.getLogger("minicnn")
 
 _OPTIONS = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
+
+
+if config.DISABLE_JIT:
+    raise ImportError(
+        "NUMBA_DISABLE_JIT is set, but minicnn's kernels work only when they are compiled; unset it"
+    )
 
 
 def helper(function: Callable[..., Any]) -> Any:
@@ -54,47 +62,9 @@ def kernel(function: Callable[..., Any]) -> Any:
     the cache again.
     """
     dispatcher = njit(**_OPTIONS)(function)
-    try:
-        dispatcher.enable_caching()
-    except RuntimeError:  # Numba found no folder that it may write into
-        _say_once_that_nothing_is_cached()
-    else:
-        _make_robust(dispatcher._cache)
+    dispatcher._cache = DiskCache(function, source_digest())
     _say_what_is_compiled(dispatcher)
     return dispatcher
-
-
-def _make_robust(cache: Any) -> None:
-    """Let the disk cache see every edit, bear two processes at once, and never end a call.
-
-    What it uses is private to Numba, therefore pinned by tests/kernels/test_jit.py.
-    """
-    file, load, save = cache._cache_file, cache.load_overload, cache.save_overload
-    file._source_stamp, save_entry = source_digest(), file.save
-
-    def save_by_key(key: Any, data: Any) -> None:
-        # Numba counts: two processes that compile at once could give different code one name.
-        name = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
-        file._data_name = lambda number: f"{file._index_name}.{name}.{number}.nbc"
-        save_entry(key, data)
-
-    def load_if_whole(*key: Any) -> Any:
-        try:
-            return load(*key)
-        except Exception:  # a file that a loss of power cut short, say
-            with contextlib.suppress(OSError):
-                cache.flush()
-            return None
-
-    def save_if_possible(*entry: Any) -> None:
-        try:
-            save(*entry)
-        except Exception as error:  # a full disk, say
-            reason = getattr(error, "strerror", None) or error  # without the name of the file
-            _say_once_that_nothing_is_cached(f" ({reason})")
-
-    file.save, cache.save_overload = save_by_key, save_if_possible
-    cache.load_overload = load_if_whole
 
 
 def _say_what_is_compiled(dispatcher: Any) -> None:
@@ -122,14 +92,6 @@ def source_digest() -> str:
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
-
-
-@functools.cache
-def _say_once_that_nothing_is_cached(reason: str = "") -> None:
-    logger.warning(
-        "No folder for compiled kernels is writable%s, so every run compiles them anew (some "
-        "seconds). Set NUMBA_CACHE_DIR to a folder that you may write into.", reason
-    )
 
 
 if hasattr(os, "register_at_fork"):  # a child would wait for ever for a thread that is not there
