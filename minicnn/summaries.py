@@ -32,6 +32,8 @@ from minicnn.tensor import Tensor
 
 logger = logging.getLogger("minicnn")
 
+_MOST_EVENT = 1 << 24  # bytes of an event that is read back
+
 
 class SummarySaverHook(SessionRunHook):
     """Write what TensorBoard shows: at the first step, and then at every n-th.
@@ -167,7 +169,7 @@ def _last_step(folder: Path) -> int:
     event, steps = require("tensorboardX.proto.event_pb2", "tensorboard").Event, [0]
     for path in folder.glob("*tfevents*"):
         # Damaged bytes may raise anything, and show nothing in TensorBoard either.
-        with contextlib.suppress(Exception), path.open("rb") as file:
+        with contextlib.suppress(Exception), open_regular(path, follow=True) as file:
             steps.append(event.FromString(_last_record(file)).step)
     return max(steps)
 
@@ -179,12 +181,12 @@ def _last_record(file: IO[bytes]) -> bytes:
     while end + 16 <= size:
         file.seek(end)
         (announced,) = struct.unpack("<Q", file.read(8))
-        if end + 16 + announced > size:
+        if not announced or end + 16 + announced > size:  # an event has a byte or more
             break
         first, length = end + 12, announced
         end += 16 + length
     file.seek(first)
-    return file.read(length)
+    return file.read(length if length <= _MOST_EVENT else 0)
 
 
 def graph_def(graph: Graph) -> Any:

@@ -6,6 +6,7 @@ import os
 import struct
 import sys
 import time
+import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
@@ -276,6 +277,30 @@ def test_later_steps_in_the_folder_are_a_warning(tmp_path, caplog):
     assert starts(events(folder)) == [None, 1]
     (said,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert f"{folder} already has events up to step 5, and this run writes from step 1" in said
+
+
+def make_large(path, head=b""):
+    """Make a file of 100 GB, which takes no room on the disk."""
+    path.write_bytes(head)
+    os.truncate(path, 10**11)
+
+
+@pytest.mark.parametrize("make", [
+    os.mkfifo, lambda path: path.symlink_to("/dev/zero"), make_large,
+    lambda path: make_large(path, struct.pack("<Q", 10**11 - 16)),
+], ids=["pipe", "/dev/zero", "zeros", "one large event"])
+def test_what_a_stranger_put_among_the_event_files_hangs_nothing(tmp_path, make):
+    hook, folder = SummarySaverHook(tmp_path / "tb"), tmp_path / "tb"
+    folder.mkdir()
+    make(folder / "events.out.tfevents.1.x")
+    tracemalloc.start()
+    try:
+        fit(tmp_path, hook, steps=1)
+        assert tracemalloc.get_traced_memory()[1] < 2e7
+    finally:
+        tracemalloc.stop()
+    (ours,) = folder.glob("*.minicnn")
+    assert [event.step for event in read(ours)][-1] == 1
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "length", "noise", "folder", "half"])
