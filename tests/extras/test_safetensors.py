@@ -175,8 +175,8 @@ def test_one_array_is_read_at_a_time(path):
 
 
 def test_a_model_that_is_not_built_has_no_weights(path):
-    for model in (mc.layers.Dense(3), None):
-        with pytest.raises(ValueError, match=r"no parameters.*call build first"):
+    for model, remedy in ((mc.layers.Dense(3), "call build first"), (None, "give a layer")):
+        with pytest.raises(ValueError, match=rf"no parameters.*{remedy}"):
             mc.export.save_safetensors(model, path)
     assert not path.exists()
 

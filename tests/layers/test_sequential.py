@@ -198,10 +198,10 @@ def test_parameters_of_models_in_models_never_share_a_name():
     ("layers", "error", "message"),
     [
         ([], ValueError, "at least one layer, got none"),
-        ([Dense], TypeError, "`layers` must be layers, got <class 'minicnn.layers.dense.Dense'>"),
-        (["dense"], TypeError, "`layers` must be layers, got 'dense'"),
-        ([Dense(2), None], TypeError, "`layers` must be layers, got None"),
-        ([mc.relu], TypeError, "`layers` must be layers, got <function relu"),
+        ([Dense], TypeError, "Activation('relu'), got <class 'minicnn.layers.dense.Dense'>"),
+        (["dense"], TypeError, "Activation('relu'), got 'dense'"),
+        ([Dense(2), None], TypeError, "Activation('relu'), got None"),
+        ([mc.relu], TypeError, "Activation('relu'), got <function relu"),
         (Dense(2), TypeError, "`layers` must"),
     ],
 )
