@@ -59,23 +59,25 @@ def open_regular(
     except FileNotFoundError:
         raise
     except OSError:
-        _check(path, os.stat(path, follow_symlinks=follow), mode)  # says more than the system does
+        _check(path, os.stat(path, follow_symlinks=follow), mode, follow)  # says more
         raise
     try:
-        _check(path, os.fstat(file.fileno()), mode)
+        _check(path, os.fstat(file.fileno()), mode, follow)
     except BaseException:
         file.close()
         raise
     return file
 
 
-def _check(path: Path, state: os.stat_result, mode: str) -> None:
+def _check(path: Path, state: os.stat_result, mode: str, is_users: bool) -> None:
     """Raise where a path is not what `open_regular` opens."""
     kind = stat.S_IFMT(state.st_mode)
     if kind != stat.S_IFREG:
+        remedy = "remove it, or put a regular file in its place"
+        if is_users:  # a folder that is given by mistake must stay
+            remedy = "give the path of a regular file"
         raise StrangeFileError(
-            f"{path} is {_KINDS.get(kind, 'a device or a socket')}, not a regular file; remove it, "
-            "or put a regular file in its place"
+            f"{path} is {_KINDS.get(kind, 'a device or a socket')}, not a regular file; {remedy}"
         )
     if mode != "rb" and state.st_nlink > 1:
         raise StrangeFileError(

@@ -73,8 +73,8 @@ def load_weights(model: Any, path: str | Path) -> None:
     ValueError
         If the file is damaged, or no .npz of plain arrays, or a name or a shape differs; the error
         names it, and nothing has been changed then.
-    FileNotFoundError
-        If there is no such file.
+    FileNotFoundError, IsADirectoryError
+        If there is no such file, or a folder instead.
 
     Examples
     --------
@@ -87,6 +87,11 @@ def load_weights(model: Any, path: str | Path) -> None:
     >>> mc.load_weights(model, path)
     """
     parameters, path = parameters_of(model), checks.path(path, "path")
+    if path.is_dir():
+        raise IsADirectoryError(
+            f"{path} is a folder; give the path of a file of weights, or of a checkpoint "
+            "(model.ckpt-N.npz) in it"
+        )
     arrays = read_npz(path, lambda members: _check(parameters, _weights_in(members), path))
     fill(parameters, _weights_in(arrays), path)
 

@@ -45,8 +45,9 @@ def make_socket(path):
 def test_what_is_no_regular_file_is_named(path, monkeypatch, mode, make, words):
     monkeypatch.chdir(path.parent)  # the name of a socket is short
     make(path.relative_to(path.parent))
-    for follow in (False, True):
-        with pytest.raises(StrangeFileError, match=f"name is {words}, not a regular file; remove"):
+    for follow, remedy in ((False, "remove it"), (True, "give the path of")):
+        expected = f"name is {words}, not a regular file; {remedy}"
+        with pytest.raises(StrangeFileError, match=expected):
             open_regular(path, mode, follow)
 
 
