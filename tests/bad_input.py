@@ -349,6 +349,7 @@ CALLS = {
     },
     "minicnn.export.to_onnx": lambda: {
         "model": built(sequential()), "path": "new.onnx", "x": None, "softmax": True,
+        "checkpoint_path": None,
     },
     "minicnn.images.read": lambda: {"path": picture_file()},
     "minicnn.images.digit": lambda: {"pixels": digit_on_paper()},
@@ -417,10 +418,11 @@ METHODS = {
     "Estimator.evaluate": lambda: (fitted().evaluate, {
         "x": images(4, 6, 6, 2), "y": np.array([0, 1, 2, 0]), "input_fn": None, "batch_size": 2,
         "steps": 1, "metrics": {"accuracy": mc.MetricSpec(mc.metrics.accuracy, "classes")},
-        "name": "test",
+        "name": "test", "checkpoint_path": "model/model.ckpt-1.npz",
     }),
     "Estimator.predict": lambda: (fitted().predict, {
         "x": images(4, 6, 6, 2), "input_fn": None, "batch_size": 2, "as_iterable": False,
+        "checkpoint_path": "model/model.ckpt-1.npz",
     }),
     "Estimator.get_variable_value": lambda: (
         fitted().get_variable_value, {"name": "dense/kernel"},
@@ -498,7 +500,8 @@ ARGUMENTS = {
     "activation": "activation", "kernel_initializer": "initializer",
     "bias_initializer": "initializer", "kernel_regularizer": "regularizer",
     "bias_regularizer": "regularizer", "seed": "seed", "rng": "rng", "dtype": "float type",
-    "axis": "axis", "depth": "size", "path": "path", "rate": "at least 0", "factor": "at least 0",
+    "axis": "axis", "depth": "size", "path": "path",
+    "checkpoint_path": "path", "rate": "at least 0", "factor": "at least 0",
     "decay_rate": "at least 0", "end": "at least 0", "learning_rate": "rate", "momentum": "share",
     "beta1": "share", "beta2": "share", "epsilon": "above 0", "weight_decay": "at least 0",
     "label_smoothing": "share", "weights": "weights", "every": "count", "decay_steps": "count",

@@ -315,19 +315,21 @@ def test_model_fn_gets_the_arguments_that_it_names(tmp_path):
         estimator_in(tmp_path / "c", without_labels).fit(X, Y, steps=1)
 
 
-def test_model_fn_is_traced_once_for_a_mode(tmp_path):
+def test_model_fn_is_traced_once_for_a_mode_of_a_run_and_of_a_checkpoint(tmp_path):
     calls = []
     estimator = estimator_in(tmp_path, network(calls=calls))
-    monitor = mc.hooks.ValidationMonitor(X, Y, every_n_steps=1)
     for _ in range(2):
+        calls.clear()
+        monitor = mc.hooks.ValidationMonitor(X, Y, every_n_steps=1)
         estimator.fit(X, Y, steps=3, batch_size=20, monitors=[monitor])
+        assert calls == [TRAIN, EVAL]
         estimator.evaluate(X, Y, batch_size=15)
         estimator.evaluate(input_fn=batches(0, 1))
         list(estimator.predict(X, batch_size=7))
         estimator.predict(X[:1], as_iterable=False)
-    assert sorted(calls) == [EVAL, INFER, TRAIN]
+        assert calls == [TRAIN, EVAL, EVAL, INFER]
     estimator.predict(np.repeat(X, 2, axis=0)[::2])
-    assert len(calls) == 3
+    assert len(calls) == 4
 
 
 def test_predict_does_not_read_the_checkpoint_again(tmp_path, lines):
@@ -822,14 +824,14 @@ def test_a_checkpoint_that_comes_later_is_seen(tmp_path):
 
 def test_two_threads_that_make_the_first_call_read_one_checkpoint(trained, tmp_path, monkeypatch):
     """While a fit goes on elsewhere, the second would read a later one than it calls it."""
-    newest, waiting, calls = checkpoints.newest, threading.Event(), []
+    load, waiting, calls = checkpoints.load, threading.Event(), []
 
-    def slow(folder):
-        calls.append(newest(folder))
+    def slow(path):
+        calls.append(load(path))
         waiting.wait(0.3)
         return calls[-1]
 
-    monkeypatch.setattr(checkpoints, "newest", slow)
+    monkeypatch.setattr(checkpoints, "load", slow)
     estimator = estimator_in(tmp_path)
     threads = [threading.Thread(target=estimator.evaluate, args=(X, Y)) for _ in range(2)]
     for thread in threads:

@@ -66,7 +66,7 @@ SIGNATURES = {
         "monitors=None, max_steps=None",
     "Estimator.evaluate": "self, x=None, y=None, input_fn=None, batch_size=None, steps=None, "
         "metrics=None, name=None, ...",
-    "Estimator.predict": "self, x=None, input_fn=None, batch_size=None, as_iterable=True",
+    "Estimator.predict": "self, x=None, input_fn=None, batch_size=None, as_iterable=True, ...",
     "Estimator.get_variable_names": "self",
     "Estimator.get_variable_value": "self, name",
     "ModelFnOps": "mode, predictions=None, loss=None, train_op=None",

@@ -182,8 +182,8 @@ def save(
         paths = [other for other in _files(folder) if _step(other.name) <= step]
         with replacing(folder / _INDEX) as file:
             names = [kept.name for kept in paths[-min(keep, _MOST_LISTED) :]]
-            index = {"latest": path.name, "all": names}
-            file.write(json.dumps(index, indent=2).encode())
+            latest = {"latest": path.name, "all": names}
+            file.write(json.dumps(latest, indent=2).encode())
         for old in paths[:-keep]:
             old.unlink(missing_ok=True)
     return path
@@ -284,6 +284,11 @@ def identity(path: Path, follow: bool = True) -> Identity | None:
     except OSError:
         return None
     return state.st_ino, state.st_size, state.st_mtime_ns
+
+
+def index(folder: Path) -> Path:
+    """Return the path of the file that says which checkpoint counts."""
+    return folder / _INDEX
 
 
 def load(path: Path, follow: bool = True) -> Checkpoint:

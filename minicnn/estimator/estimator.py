@@ -6,7 +6,6 @@ import logging
 import math
 import secrets
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -19,11 +18,12 @@ from minicnn import checks
 from minicnn.checks import describe
 from minicnn.context import Context
 from minicnn.estimator import checkpoints, feeding
-from minicnn.estimator.checkpoints import Checkpoint, CheckpointError
+from minicnn.estimator.checkpoints import Checkpoint
 from minicnn.estimator.config import MetricSpec, ModeKeys, RunConfig, checked_metrics
+from minicnn.estimator.model import Model, Models
 from minicnn.estimator.progress import ProgressHook, progress_bar
 from minicnn.estimator.session import TrainingSession
-from minicnn.estimator.tracing import Trace, form
+from minicnn.estimator.tracing import Trace
 from minicnn.files import open_regular
 from minicnn.hooks import (
     CheckpointSaverHook,
@@ -35,11 +35,8 @@ from minicnn.hooks import (
     StopAtStepHook,
     step_logger,
 )
-from minicnn.parameter import Parameter
 
 logger = logging.getLogger("minicnn")
-
-_START_STREAM = 0  # tells the seed of the start values from the other uses of the run's seed
 
 
 class Estimator:
@@ -49,7 +46,7 @@ class Estimator:
     ----------
     model_fn : callable
         Called with those of (features, labels, mode, params, config) that it names, on symbolic
-        Tensors, once for each mode. Returns `ModelFnOps`.
+        Tensors, once for each mode of a run and of a checkpoint. Returns `ModelFnOps`.
     model_dir : str or Path, optional
         Where checkpoints are kept; training goes on from the latest one there. None makes a
         temporary folder.
@@ -98,9 +95,8 @@ class Estimator:
         # Absolute, for the program may go to another folder.
         self.model_dir = checks.path(model_dir, "model_dir").absolute()
         self._model_fn, self._params = model_fn, params
-        self._parameters: dict[str, Parameter] = {}
-        self._lock = threading.Lock()
-        self._forget()
+        options = {"params": params, "config": self.config}
+        self._models = Models(self.model_dir, model_fn, options)
 
     def __reduce__(self) -> tuple[Any, ...]:  # a copy begins with the latest checkpoint
         return type(self), (self._model_fn, self.model_dir, self._params, self.config)
@@ -167,8 +163,14 @@ class Estimator:
         steps: int | None = None,
         metrics: Mapping[str, MetricSpec] | None = None,
         name: str | None = None,
+        checkpoint_path: str | Path | None = None,
     ) -> dict[str, Any]:
         """Return the loss and the metrics on data; every row weighs the same.
+
+        The weights are those of the newest checkpoint in `model_dir` at the moment of the call,
+        also while another process, another Estimator or another thread trains there. If the folder
+        is gone, those in memory are used, with a warning. (Inside a run, `ValidationMonitor` and
+        ``session.evaluate`` measure the weights of that step.)
 
         The results are also added to ``evaluations.jsonl`` in `model_dir`, as a line of JSON with
         `name` and the number of rows.
@@ -183,6 +185,8 @@ class Estimator:
         name : str, optional
             What the data is, such as "test": `plots.learning_curve` draws a line for each name. The
             default is "evaluation".
+        checkpoint_path : str or Path, optional
+            The file of another checkpoint, such as ``"my_model/model.ckpt-100.npz"``.
 
         Returns
         -------
@@ -193,13 +197,16 @@ class Estimator:
         Raises
         ------
         CheckpointError
-            Where nothing has been trained yet; the error names the folder.
+            If nothing has been trained yet, or the checkpoint is of another model; the error names
+            the folder.
         """
-        self._need_weights()
+        model = self._model(checkpoint_path)
         logger.info(
-            "Eval steps [0,%s) for training step %d.", "inf" if steps is None else steps, self._step
+            "Eval steps [0,%s) for training step %d.", "inf" if steps is None else steps, model.step
         )
-        return self._evaluate_now(self._step, x, y, input_fn, batch_size, metrics, steps, name)
+        return self._evaluate_now(
+            model, model.step, x, y, input_fn, batch_size, metrics, steps, name
+        )
 
     def predict(
         self,
@@ -207,8 +214,12 @@ class Estimator:
         input_fn: Callable[[], Any] | None = None,
         batch_size: int | None = None,
         as_iterable: bool = True,
+        checkpoint_path: str | Path | None = None,
     ) -> Any:
         """Return the predictions for every row.
+
+        The weights are those of the newest checkpoint in `model_dir` at the moment of the call, as
+        for `evaluate`; an iterator keeps them to its end.
 
         Parameters
         ----------
@@ -219,6 +230,8 @@ class Estimator:
         as_iterable : bool
             True gives an iterator of one dict for each row (of one value, where model_fn's
             predictions are one Tensor); False a dict of whole arrays.
+        checkpoint_path : str or Path, optional
+            The file of another checkpoint.
 
         Returns
         -------
@@ -227,12 +240,13 @@ class Estimator:
         Raises
         ------
         CheckpointError
-            Where nothing has been trained yet; the error names the folder.
+            If nothing has been trained yet, or the checkpoint is of another model; the error names
+            the folder.
         """
-        self._need_weights()
+        model = self._model(checkpoint_path)
         feed = feeding.feed(x, None, input_fn, batch_size)
-        trace = self._trace(ModeKeys.INFER, (feed.peek()[0], None))
-        batches = self._predictions(trace, feed)
+        trace = model.trace(ModeKeys.INFER, (feed.peek()[0], None))
+        batches = _predictions(trace, feed, self.config.fuse)
         if checks.boolean(as_iterable, "as_iterable"):
             return _rows(batches, trace.ops.single)
         whole = feeding.concatenate(list(batches))
@@ -240,7 +254,7 @@ class Estimator:
 
     def get_variable_names(self) -> list[str]:
         """Return the names of the parameters of the trained model, sorted."""
-        return sorted(self._weights())
+        return sorted(self._models.latest().weights())
 
     def get_variable_value(self, name: str) -> np.ndarray:
         """Return a copy of a parameter.
@@ -255,123 +269,68 @@ class Estimator:
         ValueError
             If there is none of this name; the error lists the names.
         """
-        weights = self._weights()
+        weights = self._models.latest().weights()
         if name not in list(weights):
             raise ValueError(
                 f"no variable has the `name` {name!r}; there are {', '.join(sorted(weights))}"
             )
         return weights[name].copy()
 
-    # What is in memory: the parameters, the traces that share them, the step and the place in the
-    # data. `_checkpoint` is what was read from the folder and not yet asked for by every trace.
-
-    def _forget(self) -> None:
-        """Drop what is in memory, so that the next call begins with the latest checkpoint."""
-        self._parameters.clear()
-        self._traces: dict[str, Trace] = {}
-        self._checkpoint: Checkpoint | None = None
-        self._ready = False
-        self._step = 0
-        self._place: dict[str, Any] = {}
-        self._hook_states: dict[str, dict[str, Any]] = {}
-        self._seed = 0
-
-    def _restore(self) -> None:
-        """Read the latest checkpoint, or begin anew, unless that was done before."""
-        with self._lock:
-            if self._ready:
-                return
-            self._checkpoint = checkpoints.newest(self.model_dir)
-            if self._checkpoint is not None:
-                meta = self._checkpoint.meta
-                self._step, self._place = meta["global_step"], meta["place"]
-                self._hook_states = meta.get("hooks", {})  # older files have none
-                self._seed = meta["seed"] if self.config.seed is None else self.config.seed
-                logger.info("Restored model from %s", self._checkpoint.path)
-            elif self.config.seed is None:
-                self._seed = secrets.randbits(32)
-                logger.info("The seed of this run is %d.", self._seed)
-            else:
-                self._seed = self.config.seed
-            self._ready = True
-
-    def _need_weights(self) -> None:
-        self._restore()
-        if self._checkpoint is None and not self._parameters:
-            self._ready = False  # it may come
-            raise CheckpointError(f"there is no checkpoint in {self.model_dir} yet; call fit first")
-
-    def _trace(self, mode: str, batch: feeding.Batch) -> Trace:
-        """Return the trace of a mode, made at the first call; its parameters hold the weights."""
-        with self._lock:
-            trace = self._traces.get(mode)
-            if trace is None or trace.form != form(batch):
-                options = {"params": self._params, "config": self.config}
-                seed = (self._seed, _START_STREAM)
-                before, known = trace, set(self._parameters)
-                try:
-                    trace = Trace(self._model_fn, mode, batch, self._parameters, seed, options)
-                    self._fill(trace, known, before)
-                except BaseException:
-                    for name in set(self._parameters) - known:
-                        del self._parameters[name]  # of a model that did not come to be
-                    raise
-                self._traces[mode] = trace
-            return trace
-
-    def _fill(self, trace: Trace, known: set[str], before: Trace | None) -> None:
-        """Give what a trace has added its values from the checkpoint, or the trace before it."""
-        if self._checkpoint is not None:
-            _load_weights(trace, known, self._checkpoint, self.model_dir)
-            _load_optimizer(trace, _part(self._checkpoint, "optimizer/"), self._checkpoint.meta)
-        elif before is not None and before.ops.train_op is not None:
-            _load_optimizer(trace, before.ops.train_op.optimizer.state_dict(), {})
-        if self._checkpoint is None and known and (new := set(trace.graph.parameters) - known):
-            raise ValueError(
-                f"mode {trace.ops.mode!r} has parameters that training does not have: "
-                f"{', '.join(sorted(new))}; model_fn must build the same layers for every mode"
-            )
+    def _model(self, checkpoint_path: Any) -> Model:
+        """Return the model of a file, or of the checkpoint that counts."""
+        if checkpoint_path is None:
+            return self._models.latest()
+        return self._models.chosen(checks.path(checkpoint_path, "checkpoint_path"))
 
     def _fit(
         self, hooks: list[SessionRunHook], data: Callable[[int], Any], is_held: Callable[[], bool]
     ) -> "Estimator":
         """Train with these hooks on the feed that `data` makes of a seed."""
-        changed = checkpoints.latest_step(self.model_dir) != self._step
-        if self.config.distribute.from_chief(changed):
-            self._forget()  # another Estimator has trained there since
-        self._restore()
-        ends = [hook.end_from(self._step) for hook in hooks if isinstance(hook, StopAtStepHook)]
-        end = min(ends, default=math.inf)
-        chiefs = self._step, self._place, self._seed, self._checkpoint, end
-        chiefs = self.config.distribute.from_chief(chiefs)
-        self._step, self._place, self._seed, self._checkpoint, end = chiefs
-        feed = data(self._seed)
-        trace = self._trace(ModeKeys.TRAIN, feed.peek())
-        if self._step >= end:
-            logger.info("Already at step %d of %d; nothing to do.", self._step, end)
+        processes = self.config.distribute
+        start = self._start() if processes.is_chief else None
+        found, seed = processes.from_chief(start)
+        meta: dict[str, Any] = found.meta if found else {"global_step": 0, "place": {}}
+        step, states = meta["global_step"], meta.get("hooks", {})  # older files have none
+        ends = [hook.end_from(step) for hook in hooks if isinstance(hook, StopAtStepHook)]
+        end = processes.from_chief(min(ends, default=math.inf))
+        feed = data(seed)
+        model = self._models.run(found, seed)
+        trace = model.trace(ModeKeys.TRAIN, feed.peek())
+        if found is not None:
+            _load_optimizer(trace, found.part("optimizer/"), found.meta)
+        del found, start  # training needs the memory
+        if step >= end:
+            logger.info("Already at step %d of %d; nothing to do.", step, end)
             return self
         if isinstance(feed, feeding.ArrayFeed):
             trace.check_labels(feed.y)
-        feed.seek(self._place)
+        feed.seek(meta["place"])
         session = TrainingSession(
-            trace, feed, self._step, self._seed, self.config.fuse, self.config.distribute,
-            partial(self._save, is_held), self._evaluate_now,
-            checkpoints.BestFiles(self.model_dir, is_held), self._hook_states,
+            trace, feed, step, seed, self.config.fuse, processes,
+            partial(self._save, model, is_held), partial(self._evaluate_now, model),
+            checkpoints.BestFiles(self.model_dir, is_held), states,
         )
-        try:
-            with progress_bar(self.config.progress, "fit", end, self._step) as advance:
-                session.run([ProgressHook(advance), *hooks])
-            if session.global_step != self._step:
-                self._forget()  # what could not be saved: the checkpoint counts
-                strict = [h for h in hooks if isinstance(h, NanTensorHook) and h.fail_on_nan_loss]
-                if strict and (said := _ruined(session)):
-                    raise NanLossError(f"{said}; lower the learning rate. No checkpoint holds it")
-        except BaseException:
-            self._forget()  # what is in memory may be half a step, or NaN: the checkpoint counts
-            raise
+        with progress_bar(self.config.progress, "fit", end, step) as advance:
+            session.run([ProgressHook(advance), *hooks])
+        if model.step == session.global_step and session.is_saved():
+            self._models.keep(model)
+        elif model.step != session.global_step:
+            strict = [h for h in hooks if isinstance(h, NanTensorHook) and h.fail_on_nan_loss]
+            if strict and (said := _ruined(session)):
+                raise NanLossError(f"{said}; lower the learning rate. No checkpoint holds it")
         if session.last_loss is not None:
             logger.info("Loss for final step: %.6g.", session.last_loss)
         return self
+
+    def _start(self) -> tuple[Checkpoint | None, int]:
+        """Return the checkpoint to go on from, and the seed of the run."""
+        found, seed = self._models.read(), self.config.seed
+        if seed is None and found is not None:
+            seed = found.meta["seed"]
+        if seed is None:
+            seed = secrets.randbits(32)
+            logger.info("The seed of this run is %d.", seed)
+        return found, seed
 
     def _hooks(
         self, steps: int | None, max_steps: int | None, monitors: Sequence[SessionRunHook] | None
@@ -409,23 +368,25 @@ class Estimator:
             return [hook for hook in hooks if isinstance(hook, CheckpointSaverHook)]
         return hooks
 
-    def _save(self, is_held: Callable[[], bool], session: TrainingSession) -> None:
-        """Write a checkpoint of a session; it is also what this Estimator goes on from."""
+    def _save(
+        self, model: Model, is_held: Callable[[], bool], session: TrainingSession
+    ) -> None:
+        """Write a checkpoint of a session, whose weights `model` holds."""
         if said := _ruined(session):
             logger.warning("%s, so no checkpoint is written; lower the learning rate", said)
             return
         arrays, meta = session.snapshot()
-        self._step, self._place = meta["global_step"], meta["place"]
-        self._hook_states = meta["hooks"]
-        self._checkpoint = None  # older than what is in memory
-        if not self.config.distribute.is_chief:
-            return
-        logger.info("Saving checkpoints for %d into %s", self._step, self.model_dir)
-        keep = self.config.keep_checkpoint_max
-        checkpoints.save(self.model_dir, self._step, arrays, meta, keep, is_held)
+        step = meta["global_step"]
+        path = self.model_dir / f"model.ckpt-{step}.npz"
+        if self.config.distribute.is_chief:
+            logger.info("Saving checkpoints for %d into %s", step, self.model_dir)
+            keep = self.config.keep_checkpoint_max
+            path = checkpoints.save(self.model_dir, step, arrays, meta, keep, is_held)
+        model.saved_as(Checkpoint(path, {}, meta, checkpoints.identity(path, follow=False)))
 
     def _evaluate_now(
         self,
+        model: Model,
         global_step: int,
         x: Any = None,
         y: Any = None,
@@ -435,12 +396,12 @@ class Estimator:
         steps: int | None = None,
         name: str | None = None,
     ) -> dict[str, Any]:
-        """Evaluate the weights in memory."""
+        """Evaluate the weights of a model."""
         name = "evaluation" if name is None else checks.text(name, "name")
         most = math.inf if steps is None else checks.integer(steps, "steps")
         metrics = checked_metrics(metrics)
         feed = feeding.feed(x, y, input_fn, batch_size)
-        trace = self._trace(ModeKeys.EVAL, feed.peek())
+        trace = model.trace(ModeKeys.EVAL, feed.peek())
         end = most
         if isinstance(feed, feeding.ArrayFeed):
             trace.check_labels(feed.y)
@@ -491,20 +452,6 @@ class Estimator:
         except OSError as error:
             logger.warning("%s cannot be written (%s)", path, error)
 
-    def _predictions(self, trace: Trace, feed: Any) -> Iterator[dict[str, np.ndarray]]:
-        """Yield the predictions of each batch."""
-        predictions = trace.ops.predictions
-        plan = trace.graph.plan(predictions.values(), self.config.fuse)
-        for features, _ in feed:
-            values = plan.forward(trace.feeds((features, None)), Context(save=False))
-            yield {name: values[tensor] for name, tensor in predictions.items()}
-
-    def _weights(self) -> dict[str, np.ndarray]:
-        self._need_weights()
-        if self._checkpoint is not None:
-            return _part(self._checkpoint, "parameters/")
-        return {name: parameter.value for name, parameter in self._parameters.items()}
-
 
 def _ruined(session: TrainingSession) -> str:
     """Return what is wrong with the weights; nothing where all are finite."""
@@ -514,44 +461,20 @@ def _ruined(session: TrainingSession) -> str:
     return checks.optimizer_fault(session.trace.ops.train_op.optimizer.state_dict())
 
 
+def _predictions(trace: Trace, feed: Any, fuse: bool) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the predictions of each batch."""
+    predictions = trace.ops.predictions
+    plan = trace.graph.plan(predictions.values(), fuse)
+    for features, _ in feed:
+        values = plan.forward(trace.feeds((features, None)), Context(save=False))
+        yield {name: values[tensor] for name, tensor in predictions.items()}
+
+
 def _rows(batches: Iterator[dict[str, np.ndarray]], single: bool) -> Iterator[Any]:
     """Yield a dict for each row of each batch."""
     for batch in batches:
         for row in zip(*batch.values(), strict=True):
             yield row[0] if single else dict(zip(batch, row, strict=True))
-
-
-def _part(checkpoint: Checkpoint, prefix: str) -> dict[str, np.ndarray]:
-    """Return the arrays whose names begin with a prefix, without it."""
-    return {
-        name.removeprefix(prefix): array
-        for name, array in checkpoint.arrays.items()
-        if name.startswith(prefix)
-    }
-
-
-def _load_weights(trace: Trace, known: set[str], checkpoint: Checkpoint, folder: Path) -> None:
-    """Copy a checkpoint's values into the parameters of a trace."""
-    saved, graph = _part(checkpoint, "parameters/"), trace.graph
-    remedy = (
-        f"the model has changed since {checkpoint.path} was written: undo the change, or use "
-        f"another model_dir, or clear {folder}"
-    )
-    for name, parameter in graph.parameters.items():
-        if name not in saved:
-            raise CheckpointError(f"{name} {parameter.shape} is not in the checkpoint; {remedy}")
-        array = saved[name]
-        if array.shape != parameter.shape or array.dtype.kind != "f":
-            raise CheckpointError(
-                f"{name} is {parameter.shape} in the model and {array.dtype} {array.shape} in the "
-                f"checkpoint; {remedy}"
-            )
-        if name not in known:
-            parameter.value[...] = array
-    unused = set(saved) - set(graph.parameters)
-    if trace.ops.mode == ModeKeys.TRAIN and unused:
-        name = min(unused)
-        raise CheckpointError(f"{name} {saved[name].shape} is not in the model any more; {remedy}")
 
 
 def _load_optimizer(trace: Trace, state: dict[str, np.ndarray], meta: dict[str, Any]) -> None:

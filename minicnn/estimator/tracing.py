@@ -1,5 +1,6 @@
 """A model_fn, traced once for a mode: its graph and where the data goes in."""
 
+import copy
 import re
 from typing import Any
 
@@ -11,7 +12,22 @@ from minicnn.estimator.feeding import Batch
 from minicnn.graph import Graph
 from minicnn.ops import Cast, OneHot, check_labels
 from minicnn.parameter import Parameter
-from minicnn.tensor import Tensor
+from minicnn.tensor import Op, Tensor
+
+
+class _Copies(Graph):
+    """A graph of copies of the ops that are applied in it.
+
+    A layer that was made outside of model_fn belongs to the graph of training, and a run may be
+    under way: it stays as it is.
+    """
+
+    def __init__(self, rng: Any, parameters: dict[str, Parameter]) -> None:
+        super().__init__(rng, parameters)
+        self._copied: dict[int, Any] = {}  # one for the graph: ops may refer to each other
+
+    def add(self, op: Op, inputs: tuple[Tensor, ...]) -> Tensor:
+        return super().add(copy.deepcopy(op, self._copied), inputs)
 
 
 class Trace:
@@ -41,7 +57,8 @@ class Trace:
         options: dict[str, Any],
     ) -> None:
         self.form = form(batch)
-        self.graph = Graph(np.random.default_rng(seed), parameters)
+        kind = Graph if mode == ModeKeys.TRAIN else _Copies
+        self.graph = kind(np.random.default_rng(seed), parameters)
         self._features, self._labels = (
             _placeholders(self.graph, name, part)
             for name, part in zip(("features", "labels"), batch, strict=True)

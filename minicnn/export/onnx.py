@@ -27,7 +27,13 @@ from minicnn.tensor import Op, Shape, Tensor, parts
 _OPSET, _IR_VERSION = 17, 8  # of 2022; newer ones would only shut out older programs
 
 
-def to_onnx(model: Any, path: str | Path, x: Any = None, softmax: bool = False) -> None:
+def to_onnx(
+    model: Any,
+    path: str | Path,
+    x: Any = None,
+    softmax: bool = False,
+    checkpoint_path: str | Path | None = None,
+) -> None:
     """Write what a model computes in prediction as an ONNX file.
 
     Of a layer or a Sequential the file has the input ``inputs`` and the output ``outputs``. Of an
@@ -38,7 +44,7 @@ def to_onnx(model: Any, path: str | Path, x: Any = None, softmax: bool = False) 
     Parameters
     ----------
     model : Layer or Estimator
-        Built; or an Estimator, whose latest checkpoint counts.
+        Built; or an Estimator, whose newest checkpoint at the moment of the call is written.
     path : str or Path
     x : ndarray or dict of str to ndarray, optional
         For an Estimator, and only for one: rows as for `predict`, to tell their shape and type;
@@ -46,6 +52,8 @@ def to_onnx(model: Any, path: str | Path, x: Any = None, softmax: bool = False) 
     softmax : bool
         Whether to put a softmax behind a model that ends in logits. An Estimator's predictions
         have their own.
+    checkpoint_path : str or Path, optional
+        For an Estimator, and only for one: the file of another checkpoint.
 
     Raises
     ------
@@ -71,7 +79,7 @@ def to_onnx(model: Any, path: str | Path, x: Any = None, softmax: bool = False) 
     path, softmax = checks.path(path, "path"), checks.boolean(softmax, "softmax")
     onnx = require("onnx", "onnx")
     trace = _trace_estimator if isinstance(model, Estimator) else _trace_layer
-    graph, outputs = trace(model, x, softmax)
+    graph, outputs = trace(model, x, softmax, checkpoint_path)
     size = sum(parameter.value.nbytes for parameter in graph.parameters.values())
     if size > onnx.checker.MAXIMUM_PROTOBUF - 2**20:  # all else needs less
         raise ValueError(
@@ -104,7 +112,9 @@ def to_onnx(model: Any, path: str | Path, x: Any = None, softmax: bool = False) 
         target.write(contents.SerializeToString())
 
 
-def _trace_estimator(model: Any, x: Any, softmax: bool) -> tuple[Graph, dict[str, Tensor]]:
+def _trace_estimator(
+    model: Any, x: Any, softmax: bool, checkpoint_path: Any
+) -> tuple[Graph, dict[str, Tensor]]:
     """Return the graph of a model_fn in mode INFER, and its predictions."""
     if softmax:
         raise ValueError(
@@ -112,16 +122,23 @@ def _trace_estimator(model: Any, x: Any, softmax: bool) -> tuple[Graph, dict[str
         )
     if x is None:
         raise ValueError("`x` is missing; an Estimator needs rows as for predict, such as x[:1]")
-    model._need_weights()
-    trace = model._trace(ModeKeys.INFER, (feed(x, None, None, None).peek()[0], None))
+    batch = feed(x, None, None, None).peek()[0], None
+    trace = model._model(checkpoint_path).trace(ModeKeys.INFER, batch)
     return trace.graph, trace.ops.predictions
 
 
-def _trace_layer(model: Any, x: Any, softmax: bool) -> tuple[Graph, dict[str, Tensor]]:
+def _trace_layer(
+    model: Any, x: Any, softmax: bool, checkpoint_path: Any
+) -> tuple[Graph, dict[str, Tensor]]:
     """Return the graph of a layer or a Sequential, and its output."""
     if x is not None:
         raise ValueError(
             f"`x` is for an Estimator, got {describe(x)}; a layer knows what it was built for"
+        )
+    if checkpoint_path is not None:
+        raise ValueError(
+            f"`checkpoint_path` is for an Estimator, got {describe(checkpoint_path)}; load weights "
+            "into a layer with load_weights"
         )
     if getattr(model, "input_shape", None) is None:
         raise ValueError(

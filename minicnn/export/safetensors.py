@@ -26,7 +26,7 @@ def save_safetensors(model: Any, path: str | Path) -> None:
     Parameters
     ----------
     model : Layer or Estimator
-        Built; or an Estimator, whose latest checkpoint counts.
+        Built; or an Estimator, whose newest checkpoint at the moment of the call is written.
     path : str or Path
 
     Examples
@@ -41,7 +41,7 @@ def save_safetensors(model: Any, path: str | Path) -> None:
     """
     path = checks.path(path, "path")
     if isinstance(model, Estimator):
-        arrays = {name: model.get_variable_value(name) for name in model.get_variable_names()}
+        arrays = model._model(None).weights()  # of one checkpoint, whatever is saved meanwhile
     else:
         arrays = {name: parameter.value for name, parameter in parameters_of(model).items()}
     metadata = {"format": "minicnn", "minicnn_version": minicnn.__version__, "layout": _LAYOUT}

@@ -342,6 +342,26 @@ def test_mnist_estimator(path, mnist, tmp_path):
     assert (classes == mnist.test.labels[:1000]).mean() > 0.6
 
 
+def test_a_chosen_checkpoint_of_an_estimator(path, tmp_path):
+    def predict(features):
+        logits = mc.layers.dense(features, 3)
+        return {"p": mc.softmax(logits)}, logits
+
+    made, x = estimator(predict, tmp_path), np.random.default_rng(0).random((5, 4), np.float32)
+    for _ in range(2):
+        made.fit(x, LABELS, steps=2)
+    chosen = tmp_path / "model.ckpt-2.npz"
+    mc.export.to_onnx(made, path, x, checkpoint_path=chosen)
+    expected = made.predict(x, as_iterable=False, checkpoint_path=str(chosen))["p"]
+    (got,) = session(path).run(["p"], {"features": x})
+    assert_near(got, expected)
+    assert np.abs(got - made.predict(x, as_iterable=False)["p"]).max() > 1e-3
+    layer = mc.layers.Dense(2)
+    layer.build((None, 4), rng=0)
+    with pytest.raises(ValueError, match="`checkpoint_path` is for an Estimator"):
+        mc.export.to_onnx(layer, path, checkpoint_path=chosen)
+
+
 # What cannot be ----------------------------------------------------------------------------------
 
 
