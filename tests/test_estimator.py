@@ -138,6 +138,69 @@ def test_steps_are_in_addition_and_max_steps_is_the_total(tmp_path, lines):
     assert fresh.evaluate(X, Y)["global_step"] == 8
 
 
+def test_arrays_without_a_last_step_are_refused(tmp_path, lines):
+    estimator = estimator_in(tmp_path)
+    for batch_size, one_pass in ((None, 1), (7, 8)):
+        with pytest.raises(ValueError, match="`steps` or `max_steps`") as caught:
+            estimator.fit(X, Y, batch_size=batch_size)
+        assert f"steps={one_pass}, which is one pass over {ROWS} rows" in str(caught.value)
+    assert saved_steps(tmp_path) == []
+    estimator.fit(X, Y, batch_size=7, steps=8)  # what it says
+    one_pass = checkpoints.load(tmp_path / "model.ckpt-8.npz").meta["place"]
+    assert one_pass == {"epoch": 0, "row": ROWS, "rows": ROWS}
+    assert not [line for line in lines() if "monitor" in line]
+    estimator.fit(X, Y, monitors=[mc.hooks.StopAtStepHook(num_steps=1)])  # which has a last step
+    assert not [line for line in lines() if "monitor" in line]
+
+    class Stop(mc.hooks.SessionRunHook):
+        def after_run(self, run_context, run_values):
+            run_context.request_stop()
+
+    estimator.fit(X, Y, monitors=[Stop()])
+    estimator.fit(input_fn=batches(0))
+    assert [line for line in lines() if "monitor" in line] == [
+        "Only a monitor ends this run: neither `steps` nor `max_steps` is given.",
+        "The run ends with the batches of `input_fn`, or when a monitor ends it.",
+    ]
+
+
+@pytest.mark.parametrize("now, words", [
+    ({}, []),
+    ({"seed": None}, []),
+    ({"seed": 2}, ["the seed 1, now 2"]),
+    ({"rows": 20}, ["50 rows, now 20"]),
+    ({"seed": 2, "rows": 20}, ["the seed 1, now 2", "50 rows, now 20"]),
+    ({"input_fn": batches(0, 1)}, ["arrays, now an `input_fn`"]),
+])
+def test_a_run_that_goes_on_with_other_settings_says_so(tmp_path, caplog, now, words):
+    estimator_in(tmp_path).fit(X, Y, steps=1)
+    config = mc.RunConfig(seed=now.get("seed", 1))
+    rows = now.get("rows", ROWS)
+    data = {"x": X[:rows], "y": Y[:rows]} if "input_fn" not in now else {"input_fn": now["input_fn"]}
+    for steps in (1, 1):  # the second time it is the run's own
+        mc.Estimator(network(), tmp_path, config=config).fit(**data, steps=steps)
+    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(warnings) == bool(words)
+    for word in [*words, str(tmp_path / "model.ckpt-1.npz")] if words else []:
+        assert word in warnings[0]
+
+
+def test_from_an_input_fn_to_arrays_is_said(tmp_path, caplog):
+    estimator_in(tmp_path).fit(input_fn=batches(0, 1))
+    estimator_in(tmp_path).fit(X, Y, steps=1)
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert "an `input_fn`, now arrays" in warning
+
+
+def test_a_run_that_has_nothing_to_do_says_so(tmp_path, caplog):
+    estimator_in(tmp_path).fit(X, Y, steps=3)
+    mc.Estimator(network(), tmp_path, config=mc.RunConfig(seed=2)).fit(X, Y, max_steps=2)
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert warning.startswith("Already at step 3 of 2; nothing to do.")
+    assert "`max_steps`" in warning
+    assert str(tmp_path) in warning
+
+
 def test_one_step_is_one_update_by_the_gradient(tmp_path):
     estimator = estimator_in(tmp_path, network(rate=0.5))
     estimator.fit(X, Y, steps=1, batch_size=ROWS)

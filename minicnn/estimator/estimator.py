@@ -127,8 +127,8 @@ class Estimator:
             Rows a step; 100 where nothing is said. The last batch of an epoch holds what is left.
         monitors : sequence of SessionRunHook, optional
         max_steps : int, optional
-            The global step to end at. Not together with `steps`; with neither, training goes on
-            until a hook or the data ends it.
+            The global step to end at. Not together with `steps`. Without either, only `monitors`
+            or the end of the batches of `input_fn` end the run; arrays without monitors need one.
 
         Returns
         -------
@@ -152,7 +152,8 @@ class Estimator:
             chief = self.config.distribute.is_chief
             lock = checkpoints.locked(self.model_dir) if chief else nullcontext(lambda: True)
             with lock as is_held:
-                return self._fit(hooks, partial(feeding.feed, x, y, input_fn, batch_size), is_held)
+                data = partial(feeding.feed, x, y, input_fn, batch_size)
+                return self._fit(hooks, data, bool(monitors), is_held)
 
     def evaluate(
         self,
@@ -283,7 +284,11 @@ class Estimator:
         return self._models.chosen(checks.path(checkpoint_path, "checkpoint_path"))
 
     def _fit(
-        self, hooks: list[SessionRunHook], data: Callable[[int], Any], is_held: Callable[[], bool]
+        self,
+        hooks: list[SessionRunHook],
+        data: Callable[[int], Any],
+        has_monitors: bool,
+        is_held: Callable[[], bool],
     ) -> "Estimator":
         """Train with these hooks on the feed that `data` makes of a seed."""
         processes = self.config.distribute
@@ -294,14 +299,22 @@ class Estimator:
         ends = [hook.end_from(step) for hook in hooks if isinstance(hook, StopAtStepHook)]
         end = processes.from_chief(min(ends, default=math.inf))
         feed = data(seed)
+        if end == math.inf:
+            _check_end(feed, has_monitors)
         model = self._models.run(found, seed)
         trace = model.trace(ModeKeys.TRAIN, feed.peek())
         if found is not None:
             _load_optimizer(trace, found.part("optimizer/"), found.meta)
         del found, start  # training needs the memory
         if step >= end:
-            logger.info("Already at step %d of %d; nothing to do.", step, end)
+            logger.warning(
+                "Already at step %d of %d; nothing to do. To train on, let the run end at a later "
+                "step (`max_steps`, or `steps` from here); to begin again, use another folder than "
+                "%s", step, end, self.model_dir,
+            )
             return self
+        if model.checkpoint is not None and processes.is_chief:
+            _compare(model.checkpoint, self.config.seed, feed)
         if isinstance(feed, feeding.ArrayFeed):
             trace.check_labels(feed.y)
         feed.seek(meta["place"])
@@ -451,6 +464,38 @@ class Estimator:
                 file.write(b"\n" * half + json.dumps(line).encode() + b"\n")
         except OSError as error:
             logger.warning("%s cannot be written (%s)", path, error)
+
+
+def _check_end(feed: Any, has_monitors: bool) -> None:
+    """Raise where nothing ends a run for which no last step is given; else say what does."""
+    if isinstance(feed, feeding.FunctionFeed):
+        logger.info("The run ends with the batches of `input_fn`, or when a monitor ends it.")
+    elif has_monitors:
+        logger.info("Only a monitor ends this run: neither `steps` nor `max_steps` is given.")
+    else:
+        raise ValueError(
+            "`fit` on arrays repeats them until a last step: give `steps` or `max_steps`, such as "
+            f"steps={math.ceil(feed.rows / feed.batch_size)}, which is one pass over {feed.rows} "
+            f"rows in batches of {feed.batch_size}; or `monitors` that end the run"
+        )
+
+
+def _compare(checkpoint: Checkpoint, seed: int | None, feed: Any) -> None:
+    """Warn where a run goes on from a checkpoint with another seed, or on other data."""
+    before, now, differences = checkpoint.meta["place"], feed.place(), []
+    if seed not in (None, checkpoint.meta["seed"]):
+        differences.append(f"the seed {checkpoint.meta['seed']}, now {seed}")
+    if before.keys() != now.keys():
+        kinds = ("an `input_fn`", "arrays") if "batches" in before else ("arrays", "an `input_fn`")
+        differences.append("{}, now {}".format(*kinds))
+    elif before.get("rows") != now.get("rows"):
+        differences.append(f"{before['rows']} rows, now {now['rows']}")
+    if differences:
+        logger.warning(
+            "Training goes on from %s, which was written with %s; so it does not go on as an "
+            "uninterrupted run would. To train from the beginning, use another model_dir",
+            checkpoint.path, "; and with ".join(differences),
+        )
 
 
 def _ruined(session: TrainingSession) -> str:

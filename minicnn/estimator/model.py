@@ -215,6 +215,7 @@ class Models:
             saved = run.checkpoint
             if saved is not None and (known != saved or saved.identity is None):
                 self._latest = run.copy(self._lock)
+                self._is_gone = saved.identity is None  # it is on the disk of another process
             self._seen = None
 
     def _new(self, checkpoint: Checkpoint) -> Model:
