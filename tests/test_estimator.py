@@ -1,14 +1,18 @@
 """Tests of minicnn.estimator: fit, evaluate, predict, what they log and what they keep."""
 
 import copy
+import gc
 import itertools
 import json
 import logging
 import math
+import os
 import pickle
 import re
-import shutil
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import naive
 import numpy as np
@@ -176,7 +180,9 @@ def test_a_run_that_goes_on_with_other_settings_says_so(tmp_path, caplog, now, w
     estimator_in(tmp_path).fit(X, Y, steps=1)
     config = mc.RunConfig(seed=now.get("seed", 1))
     rows = now.get("rows", ROWS)
-    data = {"x": X[:rows], "y": Y[:rows]} if "input_fn" not in now else {"input_fn": now["input_fn"]}
+    data = {"x": X[:rows], "y": Y[:rows]}
+    if "input_fn" in now:
+        data = {"input_fn": now["input_fn"]}
     for steps in (1, 1):  # the second time it is the run's own
         mc.Estimator(network(), tmp_path, config=config).fit(**data, steps=steps)
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
@@ -942,15 +948,47 @@ def test_every_line_of_the_evaluations_is_json(trained, tmp_path):
     assert [json.loads(line)["global_step"] for line in rest] == [3, 3]
 
 
-def test_without_model_dir_a_temporary_folder_is_named_in_a_warning(caplog):
+def temporary_folder(caplog):
+    """Return the folder that the warning names."""
+    (text,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    return Path(re.search(r"the temporary folder (\S+),", text)[1])
+
+
+def test_without_model_dir_a_temporary_folder_goes_with_its_estimator(caplog):
     estimator = mc.Estimator(network())
-    (record,) = caplog.records
-    folder = estimator.model_dir
-    assert record.levelno == logging.WARNING
-    assert str(folder) in record.getMessage()
-    estimator.fit(X, Y, steps=1)
+    folder = temporary_folder(caplog)
+    estimator.fit(X, Y, steps=1).evaluate(X, Y)
+    assert len(list(estimator.predict(X))) == ROWS
     assert saved_steps(folder) == [1]
-    shutil.rmtree(folder)
+    process = os.fork()
+    if not process:
+        estimator = None
+        gc.collect()
+        os._exit(not folder.exists())  # it is the parent's
+    assert os.waitpid(process, 0)[1] == 0
+    del estimator
+    gc.collect()
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("use", [
+    lambda estimator: estimator.model_dir, pickle.dumps, copy.copy, copy.deepcopy,
+])
+def test_a_temporary_folder_that_somebody_knows_is_kept(caplog, use):
+    estimator = mc.Estimator(two_columns)
+    folder = temporary_folder(caplog)
+    use(estimator)
+    del estimator
+    gc.collect()
+    assert folder.exists()
+    folder.rmdir()
+
+
+def test_a_temporary_folder_goes_at_the_end_of_the_program():
+    program = "import minicnn as mc; e = mc.Estimator(print); print(e._models.folder)"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert not Path(run.stdout.strip()).exists()
 
 
 def test_what_an_estimator_cannot_be_made_of(tmp_path):

@@ -4,8 +4,11 @@ import copy
 import json
 import logging
 import math
+import os
 import secrets
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -49,10 +52,15 @@ class Estimator:
         Tensors, once for each mode of a run and of a checkpoint. Returns `ModelFnOps`.
     model_dir : str or Path, optional
         Where checkpoints are kept; training goes on from the latest one there. None makes a
-        temporary folder.
+        temporary folder, which is removed with the Estimator, or at the end of the program. It is
+        kept if the Estimator is copied or pickled, or if the attribute `model_dir` is read.
     params : dict, optional
         Handed to model_fn.
     config : RunConfig, optional
+
+    Attributes
+    ----------
+    model_dir : Path
 
     Raises
     ------
@@ -89,14 +97,25 @@ class Estimator:
         checks.function(model_fn, "model_fn")
         self.config = RunConfig() if config is None else config
         checks.instance(self.config, RunConfig, "config")
+        self._removal: Any = None
         if model_dir is None:
             model_dir = tempfile.mkdtemp(prefix="minicnn-")
-            logger.warning("No model_dir is given; using the temporary folder %s", model_dir)
+            self._removal = weakref.finalize(self, _remove, model_dir, os.getpid())
+            logger.warning(
+                "No model_dir is given; using the temporary folder %s, which is removed with the "
+                "Estimator. To keep it, give a model_dir, or read the attribute model_dir",
+                model_dir,
+            )
         # Absolute, for the program may go to another folder.
-        self.model_dir = checks.path(model_dir, "model_dir").absolute()
+        folder = checks.path(model_dir, "model_dir").absolute()
         self._model_fn, self._params = model_fn, params
-        options = {"params": params, "config": self.config}
-        self._models = Models(self.model_dir, model_fn, options)
+        self._models = Models(folder, model_fn, {"params": params, "config": self.config})
+
+    @property
+    def model_dir(self) -> Path:
+        if self._removal is not None:
+            self._removal.detach()
+        return self._models.folder
 
     def __reduce__(self) -> tuple[Any, ...]:  # a copy begins with the latest checkpoint
         return type(self), (self._model_fn, self.model_dir, self._params, self.config)
@@ -150,7 +169,7 @@ class Estimator:
         with self.config.distribute.run():
             hooks = self._hooks(steps, max_steps, monitors)
             chief = self.config.distribute.is_chief
-            lock = checkpoints.locked(self.model_dir) if chief else nullcontext(lambda: True)
+            lock = checkpoints.locked(self._models.folder) if chief else nullcontext(lambda: True)
             with lock as is_held:
                 data = partial(feeding.feed, x, y, input_fn, batch_size)
                 return self._fit(hooks, data, bool(monitors), is_held)
@@ -310,7 +329,7 @@ class Estimator:
             logger.warning(
                 "Already at step %d of %d; nothing to do. To train on, let the run end at a later "
                 "step (`max_steps`, or `steps` from here); to begin again, use another folder than "
-                "%s", step, end, self.model_dir,
+                "%s", step, end, self._models.folder,
             )
             return self
         if model.checkpoint is not None and processes.is_chief:
@@ -321,7 +340,7 @@ class Estimator:
         session = TrainingSession(
             trace, feed, step, seed, self.config.fuse, processes,
             partial(self._save, model, is_held), partial(self._evaluate_now, model),
-            checkpoints.BestFiles(self.model_dir, is_held), states,
+            checkpoints.BestFiles(self._models.folder, is_held), states,
         )
         with progress_bar(self.config.progress, "fit", end, step) as advance:
             session.run([ProgressHook(advance), *hooks])
@@ -390,11 +409,11 @@ class Estimator:
             return
         arrays, meta = session.snapshot()
         step = meta["global_step"]
-        path = self.model_dir / f"model.ckpt-{step}.npz"
+        path = self._models.folder / f"model.ckpt-{step}.npz"
         if self.config.distribute.is_chief:
-            logger.info("Saving checkpoints for %d into %s", step, self.model_dir)
+            logger.info("Saving checkpoints for %d into %s", step, self._models.folder)
             keep = self.config.keep_checkpoint_max
-            path = checkpoints.save(self.model_dir, step, arrays, meta, keep, is_held)
+            path = checkpoints.save(self._models.folder, step, arrays, meta, keep, is_held)
         model.saved_as(Checkpoint(path, {}, meta, checkpoints.identity(path, follow=False)))
 
     def _evaluate_now(
@@ -454,7 +473,7 @@ class Estimator:
         numbers = {k: v for k, v in results.items() if k != "global_step" and np.ndim(v) == 0}
         text = ", ".join(f"{name} = {value:.6g}" for name, value in sorted(numbers.items()))
         logger.info("Saving evaluation summary for step %d: %s", step, text)
-        path = self.model_dir / "evaluations.jsonl"
+        path = self._models.folder / "evaluations.jsonl"
         safe = {k: v if math.isfinite(v) else None for k, v in numbers.items()}  # JSON has no NaN
         line = {"global_step": step, "name": name, "rows": rows} | safe
         try:
@@ -464,6 +483,12 @@ class Estimator:
                 file.write(b"\n" * half + json.dumps(line).encode() + b"\n")
         except OSError as error:
             logger.warning("%s cannot be written (%s)", path, error)
+
+
+def _remove(folder: str, process: int) -> None:
+    """Remove a temporary folder, in the process that has made it."""
+    if os.getpid() == process:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_end(feed: Any, has_monitors: bool) -> None:
