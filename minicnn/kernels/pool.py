@@ -14,6 +14,7 @@ import contextlib
 import itertools
 import math
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -243,7 +244,8 @@ class _Workers:
             inbox.put(None)
 
     def _start(self) -> None:
-        while len(self._inboxes) < self.count:
+        # At the end of the program, in a __del__, none begins: the caller would wait for it.
+        while len(self._inboxes) < self.count and not sys.is_finalizing():
             inbox: SimpleQueue[_Job | None] = SimpleQueue()
             name = f"minicnn-{len(self._inboxes) + 1}"
             threading.Thread(target=_serve, args=(inbox,), name=name, daemon=True).start()

@@ -540,3 +540,24 @@ def test_scratch_is_kept_between_calls(set_threads):
     for elements in (5000, 5000, 100):
         parallel_for(kernel, 1, (), (np.empty(1),), scratch=elements)
     assert len(set(places)) == 1
+
+
+def test_at_the_end_of_the_program_no_thread_is_started():
+    """Nor waited for: in a __del__ that runs as the last thing the caller does all."""
+    run = python("""
+import numpy as np
+from minicnn.kernels import pool
+
+def count(chunk, scratch, y):
+    y[chunk] += 1
+
+class Last:
+    def __del__(self, pool=pool, count=count, y=np.zeros(9)):
+        pool.parallel_for(count, 9, (), [y])
+        print(y.tolist())
+
+pool.aligned((1,), np.float32)  # NumPy imports something for it
+pool.set_num_threads(3)
+last = Last()
+""")
+    assert (run.returncode, run.stdout, run.stderr) == (0, f"{[1.0] * 9}\n", "")
