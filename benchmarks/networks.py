@@ -181,7 +181,9 @@ def build(layers, network):
         relu = "relu" if options and options[-1] is True else None
         if kind == "conv":
             size, filters, stride, _ = options
-            built.append(layers.Conv2D(filters, size, stride, "same", activation=relu))
+            built.append(
+                layers.Conv2D(filters, size, strides=stride, padding="same", activation=relu)
+            )
         elif kind == "dense":
             built.append(layers.Dense(options[0], activation=relu))
         elif kind == "dropout":

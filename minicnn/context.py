@@ -102,7 +102,9 @@ class Context:
 class Workspace:
     """Buffers that a training loop lends to every step, so that memory is not asked for anew.
 
-    An array that comes out of a pass with a workspace is valid until the next pass with it.
+    An array that comes out of a pass with a workspace is valid until the next pass with it. A
+    workspace belongs to one thread: passes in several threads that share one overwrite each
+    other's buffers, and the results are wrong without an error. Give each thread its own.
 
     Examples
     --------

@@ -72,6 +72,9 @@ class DataParallel(Processes):
         self._thread = ThreadPoolExecutor(1, "minicnn-mpi")
         self._early: Future[None] | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:  # MPI's objects and threads stay where they are
+        return type(self), (self.check_every,)
+
     @contextlib.contextmanager
     def run(self) -> Iterator[None]:
         """End all ranks where this one fails: the others would wait for it for ever."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from minicnn import checks
 from minicnn.context import Context
-from minicnn.tensor import Op
+from minicnn.tensor import Op, forget
 
 _STEPS = (1e-5, 1e-7)  # the second where the first seems wrong: it may have crossed a kink
 _GAP = 1e-3  # between two inputs at least; far above a step, so that none makes two of them equal
@@ -182,6 +182,7 @@ class _Check:
 
     def build(self, shape: tuple[int, ...]) -> None:
         """Build the layer, and compare its output with what it declares."""
+        forget(self.layer)  # a copy: its values may be drawn again
         declared = tuple(self.layer.build((None, *shape[1:]), self.rng, np.float64))
         for parameter in self.layer.parameters:
             parameter.value[...] += self.rng.uniform(-0.25, 0.25, parameter.shape)

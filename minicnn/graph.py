@@ -5,17 +5,15 @@ order in which they can be computed. A `Plan` is the part of it that some fetche
 the chains of single consumers fused.
 """
 
-import copy
 import difflib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from minicnn import checks, tables
 from minicnn.context import Context
 from minicnn.layers.fusion import fuse, fusing
+from minicnn.layers.layer import build_once
 from minicnn.parameter import Parameter
 from minicnn.tensor import Op, Shape, Tensor, give_names, parts
 
@@ -73,12 +71,13 @@ class Graph:
             raise ValueError(
                 f"{op.label}: this layer was applied before in this graph; make a second layer"
             )
-        name = op.name or _renamed(op, checks.unique(op.kind, self.tensors))
+        name = op.name or checks.unique(op.kind, self.tensors)
         if name in self.tensors:
             raise ValueError(f"{name}: the name is taken in this graph; give another `name`")
+        op.name = name
         give_names(list(parts(op)), f"{name}/")
-        shape, dtype = inputs[0].shape, inputs[-1].dtype
-        output_shape = _build(op, shape, self.rng, dtype)
+        dtype = inputs[-1].dtype
+        output_shape = build_once(op, inputs[0].shape, self.rng, dtype)
         self._ops.update(parts(op))
         self._share(op)
         return self._note(Tensor(self, name, output_shape, op.output_dtype or dtype, op, inputs))
@@ -301,24 +300,3 @@ def _check_alike(own: Parameter, shared: Parameter) -> None:
             f"{shared.shape} {shared.dtype}; model_fn must build the same layers for every mode, "
             "from `x` of the same shape (x[None] if it is a single row)"
         )
-
-
-def _renamed(op: Op, name: str) -> str:
-    """Name an op, and the parameters of one that was built when it had no name."""
-    for parameter in op.parameters:
-        parameter.name = f"{name}/{parameter.name.removeprefix(f'{op.label}/')}"
-    op.name = name
-    return name
-
-
-def _build(op: Op, shape: Shape, rng: np.random.Generator, dtype: Any) -> Shape:
-    """Build `op` and return the shape of its output; a layer built before keeps its parameters."""
-    built_for = getattr(op, "input_shape", None)
-    if built_for is None:
-        return op.build(shape, rng, dtype)
-    if built_for[1:] != shape[1:]:
-        raise ValueError(
-            f"{op.label}: built for inputs of shape {built_for}, now applied to {shape}; make a "
-            "second layer"
-        )
-    return copy.deepcopy(op).build(shape, np.random.default_rng(0), dtype)  # for the shape alone

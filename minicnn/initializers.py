@@ -154,23 +154,20 @@ def zeros(shape: tuple[int, ...], rng: Any = None, dtype: Any = np.float32) -> n
     return np.zeros(_shape(shape), float_type(dtype))
 
 
-def constant(value: ArrayLike) -> Initializer:
-    """Return the initializer that gives `value`.
+class constant:  # noqa: N801
+    """The initializer that gives `value`.
 
     Parameters
     ----------
     value : float or array
         A number for every element, or an array of the parameter's shape; it is copied.
 
-    Returns
-    -------
-    initializer
-        It raises ValueError where `value` is an array of another shape.
-
     Raises
     ------
     TypeError
         If `value` is not made of real numbers.
+    ValueError
+        If it is not finite; when called, if `value` is an array of another shape.
 
     Examples
     --------
@@ -178,19 +175,25 @@ def constant(value: ArrayLike) -> Initializer:
     >>> mc.initializers.constant(0.1)((2,), rng=0)
     array([0.1, 0.1], dtype=float32)
     """
-    values = np.array(array(value, "value", "iuf", "a number or an array"))
-    if not np.isfinite(values).all() or not values.size:
-        raise ValueError(f"constant: `value` must be finite numbers, got {describe(value)}")
 
-    def initializer(shape: tuple[int, ...], rng: Any = None, dtype: Any = np.float32) -> np.ndarray:
-        if values.ndim and values.shape != tuple(shape):
+    def __init__(self, value: ArrayLike) -> None:
+        self.value = np.array(array(value, "value", "iuf", "a number or an array"))
+        if not np.isfinite(self.value).all() or not self.value.size:
+            raise ValueError(f"constant: `value` must be finite numbers, got {describe(value)}")
+
+    def __repr__(self) -> str:
+        value = describe(self.value) if self.value.ndim else self.value.item()
+        return f"constant({value})"
+
+    def __call__(
+        self, shape: tuple[int, ...], rng: Any = None, dtype: Any = np.float32
+    ) -> np.ndarray:
+        if self.value.ndim and self.value.shape != tuple(shape):
             raise ValueError(
                 f"constant: `value` must be a number or an array of the parameter's shape "
-                f"{tuple(shape)}, got an array of shape {values.shape}; reshape it"
+                f"{tuple(shape)}, got an array of shape {self.value.shape}; reshape it"
             )
-        return np.full(shape, values, dtype)
-
-    return initializer
+        return np.full(shape, self.value, dtype)
 
 
 def get(spec: Spec | None, default: Spec, name: str = "initializer") -> Initializer:

@@ -110,8 +110,9 @@ class Optimizer:
         Raises
         ------
         ValueError
-            If there is no parameter, if two share a name, or if one does not fit the state that an
-            earlier step left under its name. No parameter has changed then.
+            If there is no parameter, if two share a name, if the array of one is read-only, or if
+            one does not fit the state that an earlier step left under its name. No parameter has
+            changed then.
         """
         rate = self.rate()
         parameters = _checked(parameters)
@@ -121,9 +122,10 @@ class Optimizer:
                 "and take model.parameters after that"
             )
         trained = _trainable(parameters)
+        values = [parameter.writable("value") for parameter in trained]
         states = [self._state_of(parameter) for parameter in trained]
-        for parameter, state in zip(trained, states, strict=True):
-            self.update(parameter.value, parameter.grad, state, rate)
+        for parameter, value, state in zip(trained, values, states, strict=True):
+            self.update(value, parameter.grad, state, rate)
         self.iterations += 1
 
     def state_dict(self) -> dict[str, Array]:
@@ -314,17 +316,21 @@ class Adam(Optimizer):
                      self.beta1, self.beta2, root * self.epsilon)
 
 
-def constant(rate: float) -> Schedule:
-    """Return the schedule that always gives `rate`.
+class _Schedule:
+    """A learning rate for each step: an object that is called with the step and can be pickled."""
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({arguments})"
+
+
+class constant(_Schedule):  # noqa: N801
+    """The schedule that always gives `rate`.
 
     Parameters
     ----------
     rate : float
         At least 0.
-
-    Returns
-    -------
-    callable step -> rate
 
     Examples
     --------
@@ -332,12 +338,16 @@ def constant(rate: float) -> Schedule:
     >>> mc.optimizers.constant(0.1)(1000)
     0.1
     """
-    rate = number(rate, "rate", least=0)
-    return lambda step: rate
+
+    def __init__(self, rate: float) -> None:
+        self.rate = number(rate, "rate", least=0)
+
+    def __call__(self, step: int) -> float:
+        return self.rate
 
 
-def step_decay(rate: float, every: int, factor: float) -> Schedule:
-    """Return the schedule rate factor^floor(step / every).
+class step_decay(_Schedule):  # noqa: N801
+    """The schedule rate factor^floor(step / every).
 
     Parameters
     ----------
@@ -348,10 +358,6 @@ def step_decay(rate: float, every: int, factor: float) -> Schedule:
     factor : float
         What each change multiplies the rate by, at least 0.
 
-    Returns
-    -------
-    callable step -> rate
-
     Examples
     --------
     >>> import minicnn as mc
@@ -359,15 +365,18 @@ def step_decay(rate: float, every: int, factor: float) -> Schedule:
     >>> schedule(99), schedule(100), schedule(200)
     (0.5, 0.25, 0.125)
     """
-    rate, factor = number(rate, "rate", least=0), number(factor, "factor", least=0)
-    every = integer(every, "every")
-    return lambda step: rate * factor ** (step // every)
+
+    def __init__(self, rate: float, every: int, factor: float) -> None:
+        self.rate = number(rate, "rate", least=0)
+        self.every = integer(every, "every")
+        self.factor = number(factor, "factor", least=0)
+
+    def __call__(self, step: int) -> float:
+        return self.rate * self.factor ** (step // self.every)
 
 
-def exponential_decay(
-    rate: float, decay_steps: int, decay_rate: float, staircase: bool = False
-) -> Schedule:
-    """Return the schedule rate decay_rate^(step / decay_steps).
+class exponential_decay(_Schedule):  # noqa: N801
+    """The schedule rate decay_rate^(step / decay_steps).
 
     Parameters
     ----------
@@ -380,10 +389,6 @@ def exponential_decay(
     staircase : bool
         Whether the exponent is rounded down, so that the rate changes every `decay_steps` only.
 
-    Returns
-    -------
-    callable step -> rate
-
     Examples
     --------
     >>> import minicnn as mc
@@ -391,15 +396,22 @@ def exponential_decay(
     >>> schedule(0), schedule(50), schedule(100)
     (0.5, 0.25, 0.125)
     """
-    rate, decay_rate = number(rate, "rate", least=0), number(decay_rate, "decay_rate", least=0)
-    decay_steps = integer(decay_steps, "decay_steps")
-    if boolean(staircase, "staircase"):
-        return step_decay(rate, decay_steps, decay_rate)
-    return lambda step: rate * decay_rate ** (step / decay_steps)
+
+    def __init__(
+        self, rate: float, decay_steps: int, decay_rate: float, staircase: bool = False
+    ) -> None:
+        self.rate = number(rate, "rate", least=0)
+        self.decay_steps = integer(decay_steps, "decay_steps")
+        self.decay_rate = number(decay_rate, "decay_rate", least=0)
+        self.staircase = boolean(staircase, "staircase")
+
+    def __call__(self, step: int) -> float:
+        steps = self.decay_steps
+        return self.rate * self.decay_rate ** (step // steps if self.staircase else step / steps)
 
 
-def cosine_decay(rate: float, decay_steps: int, end: float = 0.0) -> Schedule:
-    """Return the schedule end + (rate - end) (1 + cos(pi step / decay_steps)) / 2.
+class cosine_decay(_Schedule):  # noqa: N801
+    """The schedule end + (rate - end) (1 + cos(pi step / decay_steps)) / 2.
 
     Parameters
     ----------
@@ -409,10 +421,6 @@ def cosine_decay(rate: float, decay_steps: int, end: float = 0.0) -> Schedule:
         Steps until the rate is `end`, where it stays.
     end : float
         The last rate, at least 0.
-
-    Returns
-    -------
-    callable step -> rate
 
     References
     ----------
@@ -426,11 +434,15 @@ def cosine_decay(rate: float, decay_steps: int, end: float = 0.0) -> Schedule:
     >>> schedule(0), round(schedule(50), 6), schedule(100)
     (0.5, 0.25, 0.0)
     """
-    rate, end = number(rate, "rate", least=0), number(end, "end", least=0)
-    decay_steps = integer(decay_steps, "decay_steps")
-    return lambda step: (
-        end + (rate - end) * (1 + math.cos(math.pi * min(step / decay_steps, 1))) / 2
-    )
+
+    def __init__(self, rate: float, decay_steps: int, end: float = 0.0) -> None:
+        self.rate = number(rate, "rate", least=0)
+        self.decay_steps = integer(decay_steps, "decay_steps")
+        self.end = number(end, "end", least=0)
+
+    def __call__(self, step: int) -> float:
+        done = min(step / self.decay_steps, 1)
+        return self.end + (self.rate - self.end) * (1 + math.cos(math.pi * done)) / 2
 
 
 def clip_by_global_norm(parameters: Iterable[Parameter], max_norm: float) -> float:
@@ -472,7 +484,7 @@ def clip_by_global_norm(parameters: Iterable[Parameter], max_norm: float) -> flo
     array([1.5, 2. ], dtype=float32)
     """
     max_norm = _positive(max_norm, "max_norm")
-    gradients = [parameter.grad.reshape(-1) for parameter in _trainable(parameters)]  # views
+    gradients = [p.writable("grad").reshape(-1) for p in _trainable(parameters)]  # views
     # einsum, unlike a dot product, does not call BLAS, whose threads may change the last bits.
     norm = math.sqrt(sum(float(np.einsum("i,i->", g, g, dtype=np.float64)) for g in gradients))
     if max_norm < norm < math.inf:
@@ -521,9 +533,10 @@ def get(
         optimizer = _BY_NAME[choice(optimizer, "optimizer", _BY_NAME)]
     made = optimizer(learning_rate) if callable(optimizer) else optimizer
     if not isinstance(made, Optimizer):
+        result = "" if made is optimizer else f", which returns {describe(made)}"
         raise TypeError(
             "`optimizer` must be a name, an Optimizer, or a class or function that makes one from "
-            f"the learning rate, got {describe(made)}"
+            f"the learning rate, got {describe(optimizer)}{result}"
         )
     return made
 

@@ -24,6 +24,9 @@ class Parameter:
     ----------
     grad : ndarray
         Of the shape of `value`. A backward pass overwrites it, so there is nothing to reset.
+    frozen : bool
+        Set by a layer's `trainable`: while it is True, the parameter is not trainable. Setting
+        the parameter's own `trainable` sets it to False.
 
     Examples
     --------
@@ -35,10 +38,19 @@ class Parameter:
 
     def __init__(self, name: str, value: np.ndarray, trainable: bool = True) -> None:
         self.name = checks.text(name, "name")
-        self.trainable = checks.boolean(trainable, "trainable")
+        self.trainable = trainable
         checks.float_type(checks.array(value, "value").dtype, "value")
         self._value = np.require(value, requirements=["C", "W"])
         self._grad: np.ndarray | None = None
+
+    @property
+    def trainable(self) -> bool:
+        return self._trainable and not self.frozen
+
+    @trainable.setter
+    def trainable(self, trainable: bool) -> None:
+        self._trainable = checks.boolean(trainable, "trainable")
+        self.frozen = False
 
     @property
     def value(self) -> np.ndarray:
@@ -65,6 +77,20 @@ class Parameter:
                 f"{self.name}: `{attribute}` is one array for good; write into it: "
                 f"parameter.{attribute}[...] = ..."
             )
+
+    def writable(self, attribute: str) -> np.ndarray:
+        """Return `value` or `grad` for a kernel to write into; raise where it is read-only.
+
+        Kernels go by addresses: NumPy does not stop them.
+        """
+        array: np.ndarray = getattr(self, attribute)
+        if not array.flags.writeable:
+            raise ValueError(
+                f"{self.name}: the array `{attribute}` is read-only; to train the parameter, set "
+                f"parameter.{attribute}.flags.writeable = True; to leave it alone, set "
+                "parameter.trainable = False"
+            )
+        return array
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -77,10 +77,11 @@ class SummarySaverHook(SessionRunHook):
         self.output_dir = checks.path(output_dir, "output_dir")
         self.timer = Timer(every_steps=checks.integer(save_steps, "save_steps"))
         self.metrics = checked_metrics(metrics)
-        self._summary = require("tensorboardX.summary", "tensorboard")
+        require("tensorboardX.summary", "tensorboard")
         require("PIL", "tensorboard")  # tensorboardX needs it for images
 
     def begin(self) -> None:
+        self._summary = require("tensorboardX.summary", "tensorboard")  # a module: not pickled
         self.timer.reset()
         # TensorBoard looks for such names, and reads a folder's files in their order.
         self._path = self.output_dir / f"events.out.tfevents.{time.time_ns()}.minicnn"

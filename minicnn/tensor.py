@@ -5,9 +5,11 @@ inputs. `apply(op, ...)` is the one door: given arrays it runs the op, given a `
 op in that tensor's graph and returns the tensor that will come out.
 """
 
+import contextlib
+import functools
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -17,6 +19,14 @@ from minicnn.context import Context
 from minicnn.parameter import Parameter
 
 Shape = tuple[int | None, ...]
+
+
+class Built(NamedTuple):
+    """What an op was built for, and the shape of its output."""
+
+    input_shape: Shape
+    dtype: Any
+    output_shape: Shape
 
 
 class Op:
@@ -40,11 +50,48 @@ class Op:
     array([2., 2.], dtype=float32)
     """
 
-    name: str | None = None
     output_dtype: Any = None  # None: that of the input
+    _built: Built | None = None  # set by `build`
+    _name: str | None = None
+    _trainable = True
 
     def __init__(self, name: str | None = None) -> None:
-        self.name = checks.optional(checks.text, name, "name")
+        self.name = name
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "build" in vars(cls):
+            cls.build = _recorded(cls.build)  # type: ignore[method-assign]
+
+    @property
+    def name(self) -> str | None:
+        """What errors, summaries and checkpoints call it; its own parameters follow a change."""
+        return self._name
+
+    @name.setter
+    def name(self, name: str | None) -> None:
+        before = f"{self.label}/"
+        self._name = checks.optional(checks.text, name, "name")
+        for parameter in own_parameters(self):
+            if parameter.name.startswith(before):
+                parameter.name = f"{self.label}/{parameter.name.removeprefix(before)}"
+
+    @property
+    def trainable(self) -> bool:
+        """Whether optimizers change its parameters; it may be set before and after `build`.
+
+        Setting it sets it for the ops inside, too. A parameter that is not trainable by itself
+        stays so.
+        """
+        return self._trainable
+
+    @trainable.setter
+    def trainable(self, trainable: bool) -> None:
+        trainable = checks.boolean(trainable, "trainable")
+        for op in parts(self):
+            op._trainable = trainable
+        for parameter in self.parameters:
+            parameter.frozen = not trainable
 
     @property
     def kind(self) -> str:
@@ -59,8 +106,7 @@ class Op:
     @property
     def parameters(self) -> tuple[Parameter, ...]:
         """The parameters among the attributes, and those of the ops among them, in their order."""
-        values = (value for op in parts(self) for value in vars(op).values())
-        return tuple(value for value in values if isinstance(value, Parameter))
+        return tuple(parameter for op in parts(self) for parameter in own_parameters(op))
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
         """Check the shape of the input, make the parameters, return the shape of the output."""
@@ -92,6 +138,47 @@ def parts(op: Op, above: tuple[Op, ...] = ()) -> Iterator[Op]:
             for member in members:
                 if isinstance(member, Op):
                     yield from parts(member, (*above, op))
+
+
+def own_parameters(op: Op) -> list[Parameter]:
+    """Return the parameters among the attributes of an op, without those of the ops inside."""
+    return [value for value in vars(op).values() if isinstance(value, Parameter)]
+
+
+def forget(op: Op) -> None:
+    """Mark an op and the ops inside as not built, so that they may be built again."""
+    for part in parts(op):
+        part._built = None
+
+
+@contextlib.contextmanager
+def all_or_nothing(op: Op) -> Iterator[None]:
+    """Restore an op and the ops inside where the block raises."""
+    before = [(op, vars(op).copy()) for op in parts(op)]
+    names = [(parameter, parameter.name) for parameter in op.parameters]
+    try:
+        yield
+    except BaseException:
+        for part, attributes in before:
+            part.__dict__ = attributes
+        for parameter, name in names:
+            parameter.name = name
+        raise
+
+
+def _recorded(build: Callable[..., Shape]) -> Callable[..., Shape]:
+    """Return a `build` that records what it built; where it fails, the op stays as it was."""
+
+    @functools.wraps(build)
+    def build_and_record(self: Op, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
+        with all_or_nothing(self):
+            shape = build(self, input_shape, rng, dtype)
+            self._built = Built(tuple(input_shape), dtype, shape)
+            for parameter in own_parameters(self):
+                parameter.frozen = not self.trainable
+        return shape
+
+    return build_and_record
 
 
 def give_names(ops: list[Op], prefix: str) -> None:

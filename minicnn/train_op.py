@@ -1,6 +1,7 @@
 """What a training step does with the gradient: `optimize_loss` of the guide."""
 
 import copy
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -154,6 +155,12 @@ def optimize_loss(
             f"optimize_loss: `loss` must be a scalar Tensor such as softmax_cross_entropy returns, "
             f"got {describe(loss)}"
         )
+    if global_step is not None:
+        raise TypeError(
+            "optimize_loss: the second argument is `global_step`, which must be None (the "
+            f"Estimator counts the steps), got {describe(global_step)}; give the rate as "
+            "learning_rate=0.1, the optimizer as optimizer='SGD'"
+        )
     if learning_rate is not None:
         learning_rate = number(learning_rate, "learning_rate", least=0.0)
     if clip_gradients is not None and number(clip_gradients, "clip_gradients", least=0.0) == 0:
@@ -162,13 +169,14 @@ def optimize_loss(
     if learning_rate_decay_fn is not None:
         if learning_rate is None:
             raise ValueError("optimize_loss: `learning_rate_decay_fn` needs a `learning_rate`")
-        decay, start = function(learning_rate_decay_fn, "learning_rate_decay_fn"), learning_rate
-
-        def rate(step: int) -> float:
-            return float(decay(start, step))
-
+        decay = function(learning_rate_decay_fn, "learning_rate_decay_fn")
+        rate = functools.partial(_decayed, decay, learning_rate)
     if isinstance(optimizer, optimizers.Optimizer):
         optimizer = copy.copy(optimizer)
         optimizer.load_state_dict({"iterations": 0}, ())
     variables = optional(sequence, variables, "variables", "names of parameters")
     return TrainOp(loss, optimizers.get(optimizer, rate), clip_gradients, variables)
+
+
+def _decayed(decay: Callable[[float, int], float], rate: float, step: int) -> float:
+    return float(decay(rate, step))

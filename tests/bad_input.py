@@ -5,6 +5,7 @@ of here fails a test. `problem` says of a bad value what is wrong with the answe
 """
 
 import contextlib
+import copy
 import faulthandler
 import inspect
 import math
@@ -86,7 +87,7 @@ KINDS = {
     "initializer": [
         "glorot", "", NAN, INF, 1j, True, [0.0], THING, np.zeros(3), *_INITIALIZERS,
     ],
-    "regularizer": [0.1, "l2", THING],
+    "regularizer": [0.1, "l2", THING], "nothing": [0.1, 1, "SGD", THING],
     "tensor": _NO_TENSOR,
     "layer inputs": _NO_LAYER_INPUTS,
     "function": [3, "f", [], THING],
@@ -377,23 +378,30 @@ _LAYERS = {
     mc.layers.Reshape: [(-1,)], mc.Sequential: [[mc.layers.Flatten()]],
 }
 
+new = copy.deepcopy  # of arguments: a layer among them is not built yet
+
 METHODS = {
     **{
         f"{layer.__name__}.build": lambda layer=layer, args=args: (
-            layer(*args).build, {"input_shape": (None, 6, 6, 2), "rng": 0, "dtype": np.float32},
+            layer(*new(args)).build,
+            {"input_shape": (None, 6, 6, 2), "rng": 0, "dtype": np.float32},
         )
         for layer, args in _LAYERS.items()
     },
     **{
         f"{layer.__name__}.forward": lambda layer=layer, args=args: (
-            built(layer(*args)).forward, {"x": images(2, 6, 6, 2), "ctx": mc.Context()},
+            built(layer(*new(args))).forward,
+            {"x": images(2, 6, 6, 2), "ctx": mc.Context()},
         )
         for layer, args in _LAYERS.items()
     },
     **{
-        f"{layer.__name__}.backward": lambda layer=layer, args=args: backward_of(layer(*args))
+        f"{layer.__name__}.backward": lambda layer=layer, args=args: backward_of(layer(*new(args)))
         for layer, args in _LAYERS.items()
     },
+    "Sequential.reset_parameters": lambda: (built(sequential()).reset_parameters, {
+        "rng": 0, "input_shape": (None, 6, 6, 2), "dtype": np.float32,
+    }),
     "Sequential.predict": lambda: (
         built(sequential()).predict, {"x": images(2, 6, 6, 2), "batch_size": 2},
     ),
@@ -432,6 +440,8 @@ METHODS = {
 # Methods that no user calls, and who does, with arguments that are right by then.
 INTERNAL = {
     r"(Op|SoftmaxCrossEntropy)\.\w+|Graph\.add": "a graph, which has checked what is applied",
+    r"(step|exponential|cosine)_decay\.__call__|constant\.__call__": "an optimizer or a layer",
+    r"Parameter\.writable|Sequential\.check_inputs": "a layer or an optimizer",
     r"(Layer|SlidingLayer|Conv2D|Dense|Dropout)\.(?!build$|forward$|backward$)\w+": "a layer",
     r"Layer\.build": "the layers' own, which are called here",
     r"(Context|Workspace)\.\w+": "a layer",
@@ -561,6 +571,8 @@ ARGUMENTS = {
     "minicnn.summaries.SummarySaverHook.output_dir": "folder",
     "minicnn.summaries.graph_def.graph": "graph",
     **{f"{layer.__name__}.build.input_shape": "shape" for layer in _LAYERS},
+    "Sequential.reset_parameters.input_shape": "shape",
+    "minicnn.optimize_loss.global_step": "nothing",
     "Sequential.__call__.inputs": "layer inputs", "Optimizer.load_state_dict.state": "state",
     "Graph.plan.fetches": "fetched", "Estimator.fit.x": "rows", "Estimator.fit.y": "row labels",
     "Estimator.evaluate.x": "rows", "Estimator.evaluate.y": "row labels",
@@ -640,7 +652,6 @@ ACCEPTED = {
     "minicnn.hooks.SessionRunContext": "a run makes it",
     "minicnn.Estimator.params": "the user's own, handed on to model_fn",
     "minicnn.MetricSpec.prediction_key": [([None], "where there is one prediction")],
-    "minicnn.optimize_loss.global_step": "kept for the guide's signature, and not looked at",
     "minicnn.optimize_loss.name": "kept for the guide's signature, and not looked at",
     "minicnn.initializers.zeros.rng": "not looked at: nothing is drawn",
     "minicnn.initializers.zeros.shape": [([(3,), ()], "the shape of a bias, of a number")],
@@ -666,6 +677,8 @@ ACCEPTED = {
          "looked at in the first step"),
     ],
     "Graph.placeholder.shape": [([(), (3,), (None, None)], "what is fed may have any shape")],
+    "Sequential.build.rng": [([None], "nothing is drawn: no layer has parameters")],
+    "Sequential.reset_parameters.input_shape": [([(3,)], "rows of one number each")],
     "Optimizer.load_state_dict.parameters": [([[_PARAMETER] * 2], "the same state twice")],
     **{f"{layer}.build.rng": "nothing is drawn" for layer in (
         "Activation", "Dropout", "Flatten", "MaxPooling2D", "Reshape")},

@@ -169,9 +169,13 @@ def test_parameters_of_one_name(tmp_path):
     two.build((None, 3), 0)
     with pytest.raises(ValueError, match="two parameters are called 'dense/kernel'; give"):
         mc.save_weights(two, tmp_path / "two.npz")
-    x = mc.Graph().placeholder("x", (None, 3), np.float32)
-    with pytest.raises(ValueError, match="'two/dense/kernel' is the name of a parameter already"):
-        two(x)
+    two(mc.Graph().placeholder("x", (None, 3), np.float32))  # a graph gives names of their own
+    assert [parameter.name for parameter in two.parameters] == [
+        "two/dense/kernel", "two/dense/bias", "two/dense_1/kernel", "two/dense_1/bias",
+    ]
+    two.first.name = two.second.name = "same"
+    with pytest.raises(ValueError, match="'same/kernel' is the name of a parameter already"):
+        two(mc.Graph().placeholder("x", (None, 3), np.float32))
 
 
 def test_an_initializer_keeps_its_array():

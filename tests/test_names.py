@@ -11,8 +11,7 @@ import minicnn as mc
 # which all have defaults.
 SIGNATURES = {
     # Layers
-    "layers.Conv2D": "filters, kernel_size, strides=1, padding='valid', "
-        "data_format='channels_last', dilation_rate=1, activation=None, use_bias=True, ...",
+    "layers.Conv2D": "filters, kernel_size, ...",
     "layers.MaxPooling2D": "pool_size, strides=None, padding='valid', "
         "data_format='channels_last', ...",
     "layers.Dense": "units, activation=None, use_bias=True, ...",
@@ -27,6 +26,7 @@ SIGNATURES = {
     "Sequential": "layers, ...",
     "Sequential.summary": "self",
     "Sequential.predict": "self, x, batch_size=100",
+    "Sequential.reset_parameters": "self, rng, ...",
     "Sequential.build": "self, input_shape, rng, dtype=np.float32",
     "Sequential.forward": "self, x, ctx",
     "Sequential.backward": "self, dy, ctx, need_dx=True",
@@ -88,6 +88,11 @@ SIGNATURES = {
 
 # Parameters that are given by keyword alone, in any order.
 KEYWORDS = {
+    "layers.Conv2D": {
+        "strides": 1, "padding": "valid", "data_format": "channels_last", "dilation_rate": 1,
+        "activation": None, "use_bias": True, "kernel_initializer": None,
+        "bias_initializer": "zeros", "trainable": True, "name": None,
+    },
     "RunConfig": {"seed": None, "save_checkpoints_steps": None, "keep_checkpoint_max": 5,
                   "fuse": True},
     "hooks.StopAtStepHook": {"num_steps": None, "last_step": None},
@@ -169,6 +174,14 @@ def test_keywords(path):
 @pytest.mark.parametrize("path", ATTRIBUTES)
 def test_attribute(path):
     find(path)
+
+
+def test_a_convolution_in_the_order_of_another_library_is_an_error():
+    with pytest.raises(TypeError, match="positional arguments"):
+        mc.layers.Conv2D(1, 16, 3)  # there: channels of the input, filters, size of a filter
+    x = mc.Graph().placeholder("x", (None, 6, 6, 1), np.float32)
+    assert mc.layers.conv2d(x, 16, 3, 2, "same").shape == (None, 3, 3, 16)
+    assert mc.layers.MaxPooling2D(3, 2).build((None, 7, 7, 1), rng=0) == (None, 3, 3, 1)
 
 
 def test_the_guide_needs_strides():

@@ -554,7 +554,7 @@ def test_get_from_classes_functions_and_instances():
         (Adam, None, ValueError, "`learning_rate` must be given with"),
         ("SGD", -1, ValueError, "`learning_rate`"),
         (3, 0.1, TypeError, "`optimizer` must be a name, .*, got 3"),
-        (lambda rate: None, 0.1, TypeError, "`optimizer` must be a name, .*, got None"),
+        (lambda rate: None, 0.1, TypeError, "`optimizer` must be a name, .*, which returns None"),
     ],
 )
 def test_get_refuses(optimizer, rate, error, message):

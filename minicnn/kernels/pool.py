@@ -52,6 +52,8 @@ def parallel_for(
         Elements of scratch, of the type of ``writes[0]``, that the running thread lends to
         the chunk; they hold arbitrary values.
     """
+    if not all(array.flags.writeable for array in writes):  # a kernel goes by its address
+        raise ValueError("output array is read-only; set array.flags.writeable = True")
     arrays = (*(_frozen(array) for array in reads), *writes)
     job = _Job(kernel, chunks, (*arrays, *sizes), scratch, writes[0].dtype)
     workers = _workers

@@ -38,7 +38,7 @@ class Activation(Layer):
         self.op = op
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
-        return self.op.build(super().build(input_shape, rng, dtype), rng, dtype)
+        return self.build_part(self.op, super().build(input_shape, rng, dtype), rng)
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
         return self.op.forward(self.check_inputs(x), ctx)

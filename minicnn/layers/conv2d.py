@@ -74,6 +74,7 @@ class Conv2D(SlidingLayer):
         self,
         filters: int,
         kernel_size: Any,
+        *,
         strides: Any = 1,
         padding: str = "valid",
         data_format: str = "channels_last",
@@ -95,16 +96,16 @@ class Conv2D(SlidingLayer):
             kernel_initializer, "glorot_uniform", "kernel_initializer"
         )
         self.bias_initializer = initializers.get(bias_initializer, "zeros", "bias_initializer")
-        self.trainable = checks.boolean(trainable, "trainable")
+        self._trainable = checks.boolean(trainable, "trainable")
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
         rng, shape = checks.generator(rng), super().build(input_shape, rng, dtype)
         self.window, channels = self.build_window(shape)
         shape = (*self.size, channels, self.filters)
-        self.kernel = self.initialize("kernel", shape, rng, self.trainable)
+        self.kernel = self.initialize("kernel", shape, rng)
         self.bias = None
         if self.use_bias:
-            self.bias = self.initialize("bias", (self.filters,), rng, self.trainable)
+            self.bias = self.initialize("bias", (self.filters,), rng)
         return self.build_activation(self.shape_of(None, self.window, self.filters), rng)
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
@@ -132,7 +133,7 @@ class Conv2D(SlidingLayer):
         shape = self.shape_of(len(x), self.window, self.filters)
         checks.gradient(dy, shape, self.dtype, self.label)
         dy = self.to_nhwc(dy)
-        conv.kernel_gradient(x, dy, self.kernel.grad, self.bias_grad(), self.window)
+        conv.kernel_gradient(x, dy, self.kernel.writable("grad"), self.bias_grad(), self.window)
         if not need_dx:
             return None
         dx = ctx.empty(self, "dx", x.shape, x.dtype)
@@ -145,7 +146,9 @@ class Conv2D(SlidingLayer):
 
     def bias_grad(self) -> np.ndarray:
         """Return where the bias' gradient goes; nowhere that is kept without a bias."""
-        return np.empty(self.filters, self.dtype) if self.bias is None else self.bias.grad
+        if self.bias is None:
+            return np.empty(self.filters, self.dtype)
+        return self.bias.writable("grad")
 
 
 def conv2d(
@@ -192,6 +195,8 @@ def conv2d(
     """
     checks.no_regularizer(kernel_regularizer, bias_regularizer)
     return on_tensor(inputs, Conv2D(
-        filters, kernel_size, strides, padding, data_format, dilation_rate, activation, use_bias,
-        kernel_initializer, bias_initializer, trainable, name
+        filters, kernel_size, strides=strides, padding=padding, data_format=data_format,
+        dilation_rate=dilation_rate, activation=activation, use_bias=use_bias,
+        kernel_initializer=kernel_initializer, bias_initializer=bias_initializer,
+        trainable=trainable, name=name,
     ))

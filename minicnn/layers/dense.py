@@ -66,7 +66,7 @@ class Dense(Layer):
             kernel_initializer, "glorot_uniform", "kernel_initializer"
         )
         self.bias_initializer = initializers.get(bias_initializer, "zeros", "bias_initializer")
-        self.trainable = checks.boolean(trainable, "trainable")
+        self._trainable = checks.boolean(trainable, "trainable")
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
         rng, shape = checks.generator(rng), super().build(input_shape, rng, dtype)
@@ -75,10 +75,10 @@ class Dense(Layer):
                 f"{self.label}: `inputs` must be (N, ..., features), got {shape}; a single row "
                 "needs a batch axis, x[None], and rows of one number an axis for it, x[:, None]"
             )
-        self.kernel = self.initialize("kernel", (shape[-1] or 0, self.units), rng, self.trainable)
+        self.kernel = self.initialize("kernel", (shape[-1] or 0, self.units), rng)
         self.bias = None
         if self.use_bias:
-            self.bias = self.initialize("bias", (self.units,), rng, self.trainable)
+            self.bias = self.initialize("bias", (self.units,), rng)
         return self.build_activation((*shape[:-1], self.units), rng)
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
@@ -116,10 +116,10 @@ class Dense(Layer):
         x = ctx[self]
         checks.gradient(dy, (*x.shape[:-1], self.units), self.dtype, self.label)
         if self.bias is not None:
-            elementwise.sum_rows(_rows(dy), self.bias.grad)
+            elementwise.sum_rows(_rows(dy), self.bias.writable("grad"))
         dx = ctx.empty(self, "dx", x.shape, x.dtype) if need_dx else None
         kernels.gradients(
-            _rows(x), _rows(dy), self.kernel.value, self.kernel.grad,
+            _rows(x), _rows(dy), self.kernel.value, self.kernel.writable("grad"),
             None if dx is None else _rows(dx), sparse,
         )
         return dx

@@ -53,7 +53,7 @@ class FusedConv(Op):
         window = conv.window if self.pool is None else self.pool.window
         checks.gradient(dy, conv.shape_of(len(x), window, conv.filters), x.dtype, conv.label)
         dy = conv.to_nhwc(dy)
-        w, dw, db = conv.kernel.value, conv.kernel.grad, conv.bias_grad()
+        w, dw, db = conv.kernel.value, conv.kernel.writable("grad"), conv.bias_grad()
         dx = ctx.empty(self, "dx", x.shape, x.dtype) if need_dx else None
         if self.pool is not None:
             kernels.pooled_gradients(x, dy, code, w, dw, db, dx, conv.window)

@@ -1,29 +1,13 @@
 """What every layer is: an op that is built for one shape and one type of input."""
 
-import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from minicnn import checks, initializers
 from minicnn.parameter import Parameter
-from minicnn.tensor import Op, Shape, Tensor, apply, parts
-
-
-def _whole_or_not_at_all(build: Callable[..., Shape]) -> Callable[..., Shape]:
-    @functools.wraps(build)
-    def build_or_stay(self: Any, *args: Any, **kwargs: Any) -> Shape:
-        before = [(op, vars(op).copy()) for op in parts(self)]
-        try:
-            return build(self, *args, **kwargs)
-        except BaseException:
-            for op, attributes in before:
-                op.__dict__ = attributes
-            raise
-
-    return build_or_stay
+from minicnn.tensor import Op, Shape, Tensor, all_or_nothing, apply, forget, parts
 
 
 class Layer(Op):
@@ -32,6 +16,10 @@ class Layer(Op):
     A layer of one's own defines `forward` and `backward`, and `build` where its output has another
     shape or it has parameters: each attribute that is a `Parameter` is one of its `parameters`.
     A `build` that fails leaves the layer, and those that it is made of, as they were.
+
+    Calling `build` of a layer again draws new start values for its own parameters. Models and
+    graphs do not do that to their layers: one that was built before keeps its values. A layer that
+    is made of other layers does the same if its `build` builds them with `build_part`.
 
     Parameters
     ----------
@@ -60,11 +48,6 @@ class Layer(Op):
     input_shape: Shape | None = None  # these two `build` sets
     dtype: np.dtype[Any] | None = None
 
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        if "build" in vars(cls):
-            cls.build = _whole_or_not_at_all(cls.build)  # type: ignore[method-assign]
-
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
         """Note the shape and the type of the inputs, and check them.
 
@@ -81,6 +64,13 @@ class Layer(Op):
         tuple
             The shape of the output.
         """
+        shape = self.check_build(input_shape, dtype)
+        self.input_shape = shape
+        self.dtype = np.dtype(dtype)
+        return shape
+
+    def check_build(self, input_shape: Shape, dtype: Any) -> Shape:
+        """Return the shape of the inputs, with None for the batch, or raise where it is unfit."""
         shape = checks.shape(input_shape, "input_shape")
         if self.rank is not None and len(shape) != self.rank:
             raise ValueError(
@@ -96,16 +86,84 @@ class Layer(Op):
             raise ValueError(
                 f"{self.label}: only the batch may be unknown in `inputs`, got {shape}"
             )
-        self.dtype = checks.float_type(dtype)
-        self.input_shape = (None, *shape[1:])
-        return self.input_shape
+        checks.float_type(dtype)
+        return (None, *shape[1:])
+
+    def reset_parameters(self, rng: Any, input_shape: Any = None, dtype: Any = None) -> None:
+        """Draw new start values for all parameters of a layer or model.
+
+        For the inputs that it was built for, the new values are written into the same arrays. For
+        inputs of another shape or type, the layers are built again with new parameters; other
+        models that share these layers must be built again, too. An optimizer's state is not
+        changed: use a new optimizer.
+
+        Parameters
+        ----------
+        rng : numpy.random.Generator or int
+            Where the start values are drawn from.
+        input_shape : tuple, optional
+            With None for the batch. Default: the shape that the layer was built for.
+        dtype : float32 or float64, optional
+            Default: the type that the layer was built for; float32 if it was not built.
+
+        Raises
+        ------
+        RuntimeError
+            If the layer was not built and no `input_shape` is given.
+
+        Examples
+        --------
+        >>> import minicnn as mc
+        >>> model = mc.Sequential([mc.layers.Dense(2)])
+        >>> model.build((None, 3), rng=0)
+        (None, 2)
+        >>> before = model.parameters[0].value.copy()
+        >>> model.reset_parameters(rng=1)
+        >>> bool((model.parameters[0].value == before).any())
+        False
+        """
+        if input_shape is None and self.input_shape is None:
+            raise RuntimeError(f"{self.label}: not built yet; call build(input_shape, rng)")
+        rng = checks.generator(rng)
+        for parameter in self.parameters:
+            parameter.writable("value")
+        input_shape = self.input_shape if input_shape is None else input_shape
+        dtype = (self.dtype or np.float32) if dtype is None else dtype
+        before = [(op, vars(op).copy()) for op in parts(self)]
+        with all_or_nothing(self):
+            forget(self)
+            self.build(input_shape, rng, dtype)
+            for op, attributes in before:
+                for name, old in attributes.items():
+                    new = vars(op).get(name)
+                    if isinstance(old, Parameter) and isinstance(new, Parameter):
+                        setattr(op, name, _refilled(old, new))
+
+    def build_part(self, op: Op, input_shape: Shape, rng: Any) -> Shape:
+        """Build an op inside this layer, unless it was built before; return its output's shape.
+
+        Parameters
+        ----------
+        op : Op
+            A layer, say, that is an attribute of this one.
+        input_shape : tuple
+            The shape of its inputs.
+        rng : numpy.random.Generator or int
+            Where the start values of a new one are drawn from.
+
+        Raises
+        ------
+        ValueError
+            If the op was built for inputs of another shape or type.
+        """
+        return build_once(op, input_shape, rng, self.dtype)
 
     def add_parameter(self, name: str, value: np.ndarray, trainable: bool = True) -> Parameter:
         """Return a new parameter that carries the layer's name and has its type."""
         return Parameter(f"{self.label}/{name}", np.asarray(value, self.dtype), trainable)
 
     def initialize(
-        self, name: str, shape: tuple[int, ...], rng: np.random.Generator, trainable: bool
+        self, name: str, shape: tuple[int, ...], rng: np.random.Generator
     ) -> Parameter:
         """Return a new parameter with the values that the layer's initializer for it draws."""
         checks.room(shape, f"{self.label}: `{name}`")
@@ -119,12 +177,12 @@ class Layer(Op):
             )
         if getattr(initializer, "__module__", None) != initializers.__name__:
             value = value.copy()  # a user's may keep its array, or give it to two layers
-        return self.add_parameter(name, value, trainable)
+        return self.add_parameter(name, value)
 
     def build_activation(self, shape: Shape, rng: Any) -> Shape:
         """Return the shape that the layer's `activation` makes of `shape`."""
         activation: Op | None = vars(self).get("activation")
-        return shape if activation is None else activation.build(shape, rng, self.dtype)
+        return shape if activation is None else self.build_part(activation, shape, rng)
 
     def check_inputs(self, x: Any) -> np.ndarray:
         """Return the inputs, or raise where they are not what the layer was built for."""
@@ -174,6 +232,41 @@ def _shape_advice(row: tuple[int | None, ...], got: tuple[int, ...]) -> str:
     if size in (math.prod(got), math.prod(got[1:])):
         return f"give the rows their shape: x.reshape{(-1, *row)}"
     return "give inputs of that shape, or build a model for this one"
+
+
+def build_once(
+    op: Op,
+    input_shape: Shape,
+    rng: Any,
+    dtype: Any,
+    remedy: str | None = None,
+) -> Shape:
+    """Build an op for a model or a graph; return the shape of its output.
+
+    A layer that was built before, and any op with parameters, keeps what it has: whoever builds it
+    for something else must not destroy trained values. `remedy` is what the error tells the user
+    to do.
+    """
+    built = op._built
+    if built is None or not (isinstance(op, Layer) or op.parameters):
+        return op.build(input_shape, rng, dtype)
+    before, now = np.dtype(built.dtype), np.dtype(dtype)
+    if built.input_shape[1:] == tuple(input_shape[1:]) and before == now:
+        return built.output_shape
+    shape = (None, *input_shape[1:])
+    own = f"make a second layer, or draw new values: reset_parameters(rng, {shape}, '{now}')"
+    raise ValueError(
+        f"{op.label}: built for inputs of shape {(None, *built.input_shape[1:])} and type {before},"
+        f" got {shape} and {now}; {remedy or own}"
+    )
+
+
+def _refilled(old: Parameter, new: Parameter) -> Parameter:
+    """Return `old` with the values of `new`, or `new` where it has another shape or type."""
+    if (old.shape, old.dtype) != (new.shape, new.dtype):
+        return new
+    old.value[...] = new.value
+    return old
 
 
 def on_tensor(inputs: Any, layer: Op) -> Any:

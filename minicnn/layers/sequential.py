@@ -1,5 +1,7 @@
 """A chain of layers that is a layer itself."""
 
+import contextlib
+import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -8,12 +10,17 @@ import numpy as np
 from minicnn import checks, tables
 from minicnn.context import Context
 from minicnn.layers.fusion import fuse, fusing
-from minicnn.layers.layer import Layer
+from minicnn.layers.layer import Layer, build_once
 from minicnn.tensor import Op, Shape, Tensor, give_names, parts
+
+logger = logging.getLogger("minicnn")
 
 
 class Sequential(Layer):
     """Layers one after the other.
+
+    Layers may be shared with other models. A model keeps the parameters of layers that were built
+    before; if all were, and their shapes fit, it can be used without `build`.
 
     Parameters
     ----------
@@ -47,23 +54,58 @@ class Sequential(Layer):
         if not self.layers:
             raise ValueError("`layers` must hold at least one layer, got none")
         _check_once(self.layers)
+        with contextlib.suppress(ValueError):  # the first use says what does not fit
+            self._take_over()
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
-        rng, shape = checks.generator(rng), super().build(input_shape, rng, dtype)
+        """Build the layers that were not built before; the others keep their values.
+
+        Parameters
+        ----------
+        input_shape : tuple
+            With None for the batch.
+        rng : numpy.random.Generator or int
+            Where the start values are drawn from; None where every layer was built before.
+        dtype : float32 or float64
+
+        Returns
+        -------
+        tuple
+            The shape of the output.
+
+        Raises
+        ------
+        ValueError
+            If a layer was built for inputs of another shape or type.
+        """
+        rng = checks.optional(checks.generator, rng)
+        shape = self.check_build(input_shape, dtype)
         _check_once(list(parts(self)))  # also in models and activations inside the layers
         self._name_layers()
-        self._shapes: list[Shape] = []
+        kept = [op.label for op in self.layers if op._built is not None and op.parameters]
+        remedy = (
+            f"make new layers, or draw new values for all of {self.label} with "
+            f"reset_parameters(rng, {shape}, '{np.dtype(dtype)}')"
+        )
+        shapes = [shape]
         for layer in self.layers:
-            shape = layer.build(shape, rng, dtype)
-            self._shapes.append(shape)
-        self._chain = [op for op, _ in fuse(self.layers)] if fusing(self.fuse) else self.layers
+            shapes.append(build_once(layer, shapes[-1], rng, dtype, remedy))
         names = [parameter.name for parameter in self.parameters]
         if len(set(names)) < len(names):
             raise ValueError(
-                f"{self.label}: the name {max(names, key=names.count)!r} is there twice; give the "
-                "models inside it names of their own"
+                f"{self.label}: the name {max(names, key=names.count)!r} is there twice; set the "
+                "`name` of one of the two layers"
             )
-        return shape
+        self._shapes = shapes[1:]
+        self._chain = [op for op, _ in fuse(self.layers)] if fusing(self.fuse) else self.layers
+        self.dtype = np.dtype(dtype)
+        self.input_shape = shape  # last: from here on the model is used, also by other threads
+        if kept and rng is not None:
+            logger.warning(
+                "%s: %s, built before, keep their values; reset_parameters(rng) draws new ones",
+                self.label, ", ".join(kept),
+            )
+        return shapes[-1]
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
         x, ctx = self.check_inputs(x), checks.instance(ctx, Context, "ctx")
@@ -93,6 +135,7 @@ class Sequential(Layer):
         ndarray
             (N, ...)
         """
+        self._take_over()
         batch_size = checks.integer(batch_size, "batch_size")
         x = np.atleast_1d(checks.array(x, "x"))
         if x.dtype.kind == "f" and self.dtype is not None:
@@ -105,6 +148,7 @@ class Sequential(Layer):
 
     def summary(self) -> str:
         """Return a table of the layers, their output shapes and numbers of parameters."""
+        self._take_over()
         if self.input_shape is None:
             raise RuntimeError("call build(input_shape, rng) before summary()")
         rows = [
@@ -123,14 +167,33 @@ class Sequential(Layer):
             inputs = layer(inputs)
         return inputs
 
+    def check_inputs(self, x: Any) -> np.ndarray:
+        self._take_over()
+        return super().check_inputs(x)
+
+    def _take_over(self) -> None:
+        """Build the model without new values, where all of its layers were built before."""
+        first = self.layers[0]._built
+        is_plain = type(self).build is Sequential.build
+        if self.input_shape is None and first is not None and is_plain and _ready(self.layers):
+            self.build(first.input_shape, None, first.dtype)
+
     def _name_layers(self) -> None:
         prefix = f"{self.name}/" if self.name else ""
         names = [layer.name for layer in self.layers if layer.name]
         if len(set(names)) < len(names):
-            raise ValueError(f"{self.label}: two layers have the same name; names must differ")
+            raise ValueError(
+                f"{self.label}: two layers have the same name; names must differ: "
+                "set the `name` of one of them"
+            )
         give_names(self.layers, prefix)
 
 
 def _check_once(ops: list[Op]) -> None:
     if len(set(map(id, ops))) < len(ops):
         raise ValueError("`layers` holds the same layer twice; make a second one")
+
+
+def _ready(ops: list[Op]) -> bool:
+    """Return whether every op was built, or has nothing to build."""
+    return all(op._built is not None or type(op).build is Op.build for op in ops)

@@ -5,6 +5,7 @@ To start processes takes seconds, so one job trains all the cases, each in a fol
 
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -292,3 +293,9 @@ def test_backward_tells_of_a_gradient_when_it_is_written():
 def test_what_does_not_distribute_is_refused():
     with pytest.raises(TypeError, match="`distribute` must be a minicnn"):
         mc.RunConfig(distribute="mpi")
+
+
+def test_a_run_config_can_be_pickled():
+    config = mc.RunConfig(seed=1, distribute=mc.distributed.DataParallel(check_every=7))
+    copy = pickle.loads(pickle.dumps(config))
+    assert (copy.seed, copy.distribute.check_every, copy.distribute.is_chief) == (1, 7, True)

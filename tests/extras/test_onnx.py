@@ -96,8 +96,9 @@ def sliding_layers(draw):
     else:
         dilation = draw(PAIRS)
         layer = Conv2D(
-            draw(st.integers(1, 3)), size, strides, padding, data_format, dilation,
-            draw(ACTIVATIONS), use_bias=draw(st.booleans()),
+            draw(st.integers(1, 3)), size, strides=strides, padding=padding,
+            data_format=data_format, dilation_rate=dilation, activation=draw(ACTIVATIONS),
+            use_bias=draw(st.booleans()),
         )
     extents = [(k - 1) * d + 1 for k, d in zip(size, dilation, strict=True)]
     least = [1, 1] if padding == "same" else extents

@@ -3,6 +3,7 @@
 import io
 import math
 import os
+import pickle
 import struct
 import sys
 import time
@@ -392,3 +393,8 @@ def test_a_missing_package_is_named_before_the_run(tmp_path, monkeypatch, packag
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=rf'{package} .*pip install -e "\.\[tensorboard\]"'):
         SummarySaverHook(tmp_path)
+
+
+def test_a_hook_can_be_pickled_before_a_run(tmp_path):
+    hook = pickle.loads(pickle.dumps(SummarySaverHook(tmp_path / "events", save_steps=3)))
+    assert (hook.output_dir, hook.timer.every_steps) == (tmp_path / "events", 3)

@@ -88,13 +88,14 @@ def test_same_padding_has_its_larger_half_after():
     assert_array_equal(run(Conv2D(1, 2, padding="same"), ones), [[4, 4, 2], [4, 4, 2], [2, 2, 1]])
     row = np.arange(1, 6)[None]  # of 4 taps: one place before, two after
     assert_array_equal(run(Conv2D(1, (1, 4), padding="same"), row), [[6, 10, 14, 12, 9]])
-    assert_array_equal(run(Conv2D(1, (1, 3), 2, padding="same"), row), [[3, 9, 9]])
-    assert_array_equal(run(Conv2D(1, (1, 2), 3, padding="same"), row), [[3, 9]])  # needs no padding
+    assert_array_equal(run(Conv2D(1, (1, 3), strides=2, padding="same"), row), [[3, 9, 9]])
+    no_padding = Conv2D(1, (1, 2), strides=3, padding="same")  # needs none
+    assert_array_equal(run(no_padding, row), [[3, 9]])
 
 
 def test_valid_padding_leaves_out_what_does_not_fill_a_window():
     row = np.arange(1, 7)[None]
-    assert_array_equal(run(Conv2D(1, (1, 3), 2), row), [[6, 12]])
+    assert_array_equal(run(Conv2D(1, (1, 3), strides=2), row), [[6, 12]])
 
 
 def test_the_kernel_is_not_flipped():

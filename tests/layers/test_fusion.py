@@ -181,7 +181,10 @@ def test_fused_convolutions_of_any_kind(
 
     def layers():
         activation = "relu" if relu else None
-        conv = Conv2D(filters, kernel, strides, padding, data_format, 1, activation, bias)
+        conv = Conv2D(
+            filters, kernel, strides=strides, padding=padding, data_format=data_format,
+            activation=activation, use_bias=bias,
+        )
         return [conv, MaxPooling2D(2, data_format=data_format)] if pool else [conv]
 
     fused, plain = both(layers, shape)

@@ -132,18 +132,6 @@ def test_models_in_models_have_names_too():
     ]
 
 
-def test_a_second_build_starts_anew_under_the_same_names():
-    model = built(small_cnn(), (6, 6, 2))
-    before = names(model)
-    model.layers[0].kernel.value[...] = 0
-    built(model, (8, 8, 1))
-    assert names(model) == before
-    assert model.layers[0].kernel.shape == (3, 3, 1, 4)
-    fresh = built(small_cnn(), (8, 8, 1))
-    for one, other in zip(model.parameters, fresh.parameters, strict=True):
-        assert_array_equal(one.value, other.value)
-
-
 # What cannot be a model
 
 
