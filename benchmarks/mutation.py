@@ -25,6 +25,7 @@ DEADLINE = 600  # seconds that the tests of one change may take; one that hangs 
 # What pytest gets; the fewest tests that should notice.
 ACTIVATION = "tests/layers/test_activation.py"
 BAD_INPUT = "tests/test_bad_input.py"
+BUILT_BEFORE = "tests/layers/test_built_before.py"
 CACHE = "tests/kernels/test_cache.py"
 CONFORMANCE = "tests/layers/test_conformance.py"
 CONV = "tests/kernels/test_conv.py"
@@ -46,10 +47,12 @@ METRICS = "tests/test_metrics.py"
 NUMBERS = "tests/test_numbers.py"
 OPS = "tests/test_ops.py"
 OPTIMIZERS = "tests/test_optimizers.py"
+PARAMETER = "tests/test_parameter.py"
 POOL = "tests/kernels/test_pool.py"
 POOLING = "tests/kernels/test_pooling.py"
 SEQUENTIAL = "tests/layers/test_sequential.py"
 SHAPE = "tests/layers/test_shape.py"
+TRAINABLE = "tests/layers/test_trainable.py"
 UPDATE = "tests/kernels/test_update.py"
 WINDOW = "tests/kernels/test_window.py"
 
@@ -83,6 +86,13 @@ MUTATIONS = [
      "value = value.copy()", "pass", f"{BAD_INPUT} -k initializer_keeps"),
     ("a build that fails leaves what is inside built", "tensor.py",
      "for op in parts(op)]", "for op in [op]]", f"{CONFORMANCE} -k fails_to_build"),
+    ("a built layer is built again", "layers/layer.py",
+     "if built is None or not (isinstance(op, Layer) or op.parameters):", "if True:",
+     BUILT_BEFORE),
+    ("a frozen layer is trained", "parameter.py",
+     "self._trainable and not self.frozen", "self._trainable", TRAINABLE),
+    ("a read-only array is written into", "parameter.py",
+     "if not array.flags.writeable:", "if False:", PARAMETER),
     ("gradient past the activation", "layers/activation.py",
      "return self.op.backward(dy, ctx, need_dx)", "return dy", ACTIVATION),
     ("swapped axes", "layers/shape.py",

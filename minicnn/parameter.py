@@ -79,16 +79,15 @@ class Parameter:
             )
 
     def writable(self, attribute: str) -> np.ndarray:
-        """Return `value` or `grad` for a kernel to write into; raise where it is read-only.
+        """Return `value` or `grad`, to be written into, or raise if it is read-only.
 
         Kernels go by addresses: NumPy does not stop them.
         """
         array: np.ndarray = getattr(self, attribute)
         if not array.flags.writeable:
             raise ValueError(
-                f"{self.name}: the array `{attribute}` is read-only; to train the parameter, set "
-                f"parameter.{attribute}.flags.writeable = True; to leave it alone, set "
-                "parameter.trainable = False"
+                f"{self.name}: the array `{attribute}` is read-only; make it writable with "
+                f"parameter.{attribute}.flags.writeable = True"
             )
         return array
 

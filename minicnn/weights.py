@@ -110,8 +110,9 @@ def _weights_in(arrays: Mapping[str, Any]) -> dict[str, Any]:
 def fill(parameters: dict[str, Parameter], arrays: dict[str, np.ndarray], path: Any) -> None:
     """Write the arrays of a file into the parameters of a model; where one does not fit, none."""
     _check(parameters, arrays, path)
-    for name, parameter in parameters.items():
-        parameter.value[...] = arrays[name]
+    values = {name: parameter.writable("value") for name, parameter in parameters.items()}
+    for name, value in values.items():
+        value[...] = arrays[name]
 
 
 def _check(parameters: dict[str, Parameter], arrays: Mapping[str, Any], path: Any) -> None:

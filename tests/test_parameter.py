@@ -33,16 +33,16 @@ def test_another_array_is_refused_with_the_way_to_do_it(attribute):
 def test_a_read_only_value_is_not_trained(optimizer):
     first, second = (mc.Parameter(name, np.ones(3, np.float32)) for name in ("first", "second"))
     second.value.flags.writeable = False
-    with pytest.raises(ValueError, match="second: the array `value` is read-only; to train"):
+    with pytest.raises(ValueError, match="second: the array `value` is read-only; make it writ"):
         optimizer.step([first, second])
     assert first.value.tolist() == second.value.tolist() == [1, 1, 1]
     assert optimizer.iterations == 0
     second.trainable = False
-    optimizer.step([first, second])  # as the error says
+    optimizer.step([first, second])
     second.trainable = True
     second.value.flags.writeable = True
     second.grad[...] = 1
-    optimizer.step([first, second])  # as well
+    optimizer.step([first, second])
     assert (second.value < 1).all()
 
 
@@ -86,3 +86,16 @@ def test_no_kernel_writes_into_a_read_only_array():
     with pytest.raises(ValueError, match=r"read-only; set array\.flags\.writeable = True"):
         elementwise.relu(np.zeros(3, np.float32), y)
     assert y.tolist() == [1, 1, 1]
+
+
+def test_a_file_is_not_read_into_a_read_only_parameter(tmp_path):
+    model = mc.Sequential([mc.layers.Dense(3)])
+    model.build((None, 2), rng=0)
+    mc.save_weights(model, tmp_path / "weights.npz")
+    model.reset_parameters(rng=1)
+    before = [parameter.value.copy() for parameter in model.parameters]
+    model.layers[0].bias.value.flags.writeable = False
+    with pytest.raises(ValueError, match="dense/bias: the array `value` is read-only"):
+        mc.load_weights(model, tmp_path / "weights.npz")
+    for parameter, value in zip(model.parameters, before, strict=True):
+        assert np.array_equal(parameter.value, value)

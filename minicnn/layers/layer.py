@@ -7,7 +7,7 @@ import numpy as np
 
 from minicnn import checks, initializers
 from minicnn.parameter import Parameter
-from minicnn.tensor import Op, Shape, Tensor, all_or_nothing, apply, forget, parts
+from minicnn.tensor import Built, Op, Shape, Tensor, all_or_nothing, apply, forget, parts
 
 
 class Layer(Op):
@@ -122,13 +122,15 @@ class Layer(Op):
         >>> bool((model.parameters[0].value == before).any())
         False
         """
-        if input_shape is None and self.input_shape is None:
+        built = self._built
+        if built is None and input_shape is None:
             raise RuntimeError(f"{self.label}: not built yet; call build(input_shape, rng)")
         rng = checks.generator(rng)
         for parameter in self.parameters:
             parameter.writable("value")
-        input_shape = self.input_shape if input_shape is None else input_shape
-        dtype = (self.dtype or np.float32) if dtype is None else dtype
+        last = Built((), np.float32, ()) if built is None else built
+        input_shape = last.input_shape if input_shape is None else input_shape
+        dtype = last.dtype if dtype is None else dtype
         before = [(op, vars(op).copy()) for op in parts(self)]
         with all_or_nothing(self):
             forget(self)
@@ -253,6 +255,8 @@ def build_once(
     before, now = np.dtype(built.dtype), np.dtype(dtype)
     if built.input_shape[1:] == tuple(input_shape[1:]) and before == now:
         return built.output_shape
+    if isinstance(op, Layer) and op.input_shape is not None:
+        op.check_build(input_shape, dtype)  # no layer of this kind takes them
     shape = (None, *input_shape[1:])
     own = f"make a second layer, or draw new values: reset_parameters(rng, {shape}, '{now}')"
     raise ValueError(

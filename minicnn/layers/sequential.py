@@ -174,8 +174,9 @@ class Sequential(Layer):
     def _take_over(self) -> None:
         """Build the model without new values, where all of its layers were built before."""
         first = self.layers[0]._built
-        is_plain = type(self).build is Sequential.build
-        if self.input_shape is None and first is not None and is_plain and _ready(self.layers):
+        if self.input_shape is not None or first is None or not _ready(self.layers):
+            return
+        if type(self).build is Sequential.build:  # another `build` may need new values
             self.build(first.input_shape, None, first.dtype)
 
     def _name_layers(self) -> None:

@@ -256,6 +256,16 @@ def test_a_graph_for_other_inputs_is_an_error_whose_remedy_works():
         assert layer(x).shape == (None, 3)
 
 
+def test_what_no_layer_takes_is_told_as_ever():
+    model = small_cnn()
+    x = mc.Graph().placeholder("x", SHAPE, np.uint8)
+    with pytest.raises(TypeError, match=r"conv2d: `inputs` must be float32 or float64, got uint8"):
+        model(x)
+    x = mc.Graph().placeholder("x", (None, 72), np.float32)
+    with pytest.raises(ValueError, match=r"conv2d: `inputs` must have 4 dimensions.*reshape to"):
+        model(x)
+
+
 def test_layers_without_parameters_are_kept_as_well():
     model = small_cnn()
     y = model.predict(images())
