@@ -54,7 +54,8 @@ def train(model_dir, steps=550):
     classifier = mc.Estimator(model_fn, model_dir, config=mc.RunConfig(seed=0))
     classifier.fit(mnist.train.images, mnist.train.labels, batch_size=100, max_steps=steps)
     metrics = {"accuracy": mc.MetricSpec(mc.metrics.accuracy, prediction_key="classes")}
-    results = classifier.evaluate(mnist.test.images, mnist.test.labels, metrics=metrics)
+    test = mnist.test
+    results = classifier.evaluate(test.images, test.labels, metrics=metrics, name="test")
     print(f"accuracy on the {mnist.test.num_examples:,} test images: {results['accuracy']:.4f}")
 
 

@@ -534,14 +534,14 @@ class ValidationMonitor(SessionRunHook):
         if not state:
             return
         try:
-            self._load(state, run_context.session.best_path(name))
+            self._load(state, run_context.session)
         except (KeyError, TypeError, ValueError) as error:
             logger.warning("The state of monitor %r is unusable; it starts again: %r", name, error)
             self._forget()
         if self._stops and self.rounds is not None:
             self._stop(run_context)
 
-    def _load(self, state: dict[str, Any], path: Path) -> None:
+    def _load(self, state: dict[str, Any], session: Any) -> None:
         steps = {
             key: checks.integer(state[key], key, 0)
             for key in ("scheduled", "measured", "best_step", "since")
@@ -549,8 +549,9 @@ class ValidationMonitor(SessionRunHook):
         value, mark = (
             checks.optional(checks.number, state[key], key) for key in ("best_value", "mark")
         )
-        if max(steps["best_step"], steps["since"]) > steps["measured"]:
-            raise ValueError(f"the order of its steps is impossible: {steps}")
+        if max(steps.values()) > session.global_step:
+            raise ValueError(f"a step in it is later than step {session.global_step}: {steps}")
+        path = session.best_path(self._label)
         if steps["scheduled"]:
             self.timer.mark(steps["scheduled"])
         self._measured = steps["measured"]
@@ -580,8 +581,7 @@ class ValidationMonitor(SessionRunHook):
 
     def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
         step = run_context.session.global_step
-        if self.timer.last_step is None or step <= max(self.timer.last_step, self._measured):
-            self._forget()
+        if self.timer.last_step is None:
             self.timer.mark(step)  # the first interval begins here
         if not self.timer.due(step):
             return

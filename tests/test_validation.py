@@ -357,7 +357,8 @@ def test_the_validation_at_the_end_of_a_part_does_not_move_the_stop(tmp_path):
 
 
 WRONG = [
-    {"best_step": 10**9}, {"best_step": -1}, {"since": 7}, {"measured": "5"}, {"scheduled": 1.5},
+    {"best_step": 10**9}, {"best_step": -1}, {"since": 7}, {"measured": "5"}, {"measured": 7},
+    {"scheduled": 1.5}, {"scheduled": 7},
     {"best_value": "low"}, {"best_value": float("nan")}, {"mark": "low"}, {"stops": 1}, None,
 ]
 
