@@ -414,6 +414,23 @@ def test_rows_of_one_number(tmp_path):
     assert len(list(estimator.predict(X[0].reshape(8, 8)[None]))) == 1
 
 
+def test_arguments_of_a_model_fn_with_other_names(tmp_path):
+    def wrong(x, y, mode):
+        return model(x, y, mode)
+
+    network = mc.Sequential([mc.layers.Dense(3)])
+    for function, name in ((wrong, "x, y"), (network, "inputs")):
+        message = refused(make(function, tmp_path).fit, X, NUMBERS, steps=1)
+        assert f"called features, labels, mode, params, config, or some of these, got one that " \
+               f"needs {name}; rename it" in message
+
+    def right(features, labels, mode, *args, size=3, **others):
+        assert sorted(others) == ["config", "params"]
+        return model(features, labels, mode)
+
+    make(right, tmp_path).fit(X, NUMBERS, steps=1)
+
+
 def test_parameters_that_are_taken_before_the_model_is_built():
     network = mc.Sequential([mc.layers.Dense(3)])
     before = network.parameters
