@@ -144,8 +144,8 @@ claim("one row a position: the last holds the lower right corner",
 
 # %% [markdown]
 # An inner element stands in as many rows as there are weights in a filter, so the matrix is far
-# larger than the image. That is why `minicnn/kernels/im2col.py` makes it a block of positions at a
-# time, and `minicnn/kernels/gemm.py` multiplies the block while it lies in the cache.
+# larger than the image. That is why `minicnn/kernels/conv/im2col.py` makes it a block of positions
+# at a time, and `minicnn/kernels/gemm.py` multiplies the block while it lies in the cache.
 
 # %%
 filters = mc.layers.Conv2D(filters=4, kernel_size=5)
@@ -168,7 +168,7 @@ claim(f"columns {columns.shape} times kernel {matrix.shape}, plus bias, is the c
 #     dw = columns' dy        db = 1' dy        dcolumns = dy w'
 #
 # An element of x that was copied into several rows gets the sum of what those rows get: columns to
-# image. These are the three lines at the top of `minicnn/kernels/conv.py`.
+# image. These are the three lines at the top of `minicnn/kernels/conv/conv.py`.
 
 # %%
 dy = np.random.default_rng(0).normal(size=y.shape).astype(np.float32)
@@ -623,8 +623,8 @@ print(f"\nAll {len(claims)} claims hold. What to read next stands at the end of 
 # |---|---|
 # | the shortest layer with parameters | `minicnn/layers/dense.py` |
 # | steps 2 and 3 as a layer | `minicnn/layers/conv2d.py` |
-# | the three products, block by block | `minicnn/kernels/conv.py` |
-# | the columns and the way back | `minicnn/kernels/im2col.py` |
+# | the three products, block by block | `minicnn/kernels/conv/conv.py` |
+# | the columns and the way back | `minicnn/kernels/conv/im2col.py` |
 # | a matrix product at the speed of the machine | `minicnn/kernels/gemm.py` |
 # | step 4, with winners and overlaps | `minicnn/kernels/pooling.py` |
 # | step 5, with weights and label smoothing | `minicnn/losses.py` |

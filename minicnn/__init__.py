@@ -33,7 +33,7 @@ from minicnn.estimator import (
 from minicnn.gradcheck import check_gradients
 from minicnn.graph import Graph
 from minicnn.hooks import NanLossError
-from minicnn.kernels.pool import get_num_threads, set_num_threads
+from minicnn.kernels.threads import get_num_threads, set_num_threads
 from minicnn.layers import Sequential
 from minicnn.ops import argmax, cast, identity, one_hot, relu, reshape, sigmoid, softmax, tanh
 from minicnn.parameter import Parameter

@@ -6,7 +6,7 @@ import signal
 import pytest
 from hypothesis import settings
 
-from minicnn.kernels import pool
+import minicnn as mc
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job in a shell's background
     signal.signal(signal.SIGINT, signal.default_int_handler)  # some tests press Ctrl-C
@@ -44,7 +44,7 @@ def _not_run(config):
 @pytest.fixture(params=[1, 2])
 def threads(request):
     """The number of threads: the test runs once with each."""
-    before = pool.get_num_threads()
-    pool.set_num_threads(request.param)
+    before = mc.get_num_threads()
+    mc.set_num_threads(request.param)
     yield request.param
-    pool.set_num_threads(before)
+    mc.set_num_threads(before)

@@ -18,7 +18,7 @@ import pytest
 from tolerances import assert_same_bits
 
 import minicnn as mc
-from minicnn.kernels import dense
+from minicnn.kernels.dense import dense
 
 SECONDS = 60  # after which a test calls it a deadlock
 STEPS = 2000

@@ -9,7 +9,9 @@ import pytest
 from numpy.testing import assert_allclose
 
 import minicnn as mc
-from minicnn.kernels import conv, dense, elementwise
+from minicnn.kernels import elementwise
+from minicnn.kernels.conv import conv
+from minicnn.kernels.dense import dense
 from minicnn.kernels.window import slide
 
 by_type = pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from minicnn.kernels import pool
+from minicnn.kernels.threads import get_num_threads, set_num_threads
 from minicnn.optimizers import (
     SGD,
     Adam,
@@ -129,14 +129,14 @@ def test_frozen_parameters_and_gradients_stay(rule):
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("dtype", TYPES)
 def test_threads_do_not_change_bits(rule, dtype):
-    before = pool.get_num_threads()
+    before = get_num_threads()
     results = []
     try:
         for threads in (1, 2):
-            pool.set_num_threads(threads)
+            set_num_threads(threads)
             results.append(run(RULES[rule](0.01), make_parameters(dtype), steps=3))
     finally:
-        pool.set_num_threads(before)
+        set_num_threads(before)
     for one, two in zip(*results, strict=True):
         assert one.tobytes() == two.tobytes()
 

@@ -19,7 +19,6 @@ import pytest
 from tolerances import assert_same_bits
 
 import minicnn as mc
-from minicnn.kernels import pool
 
 ROOT = Path(__file__).parents[1]
 ROWS = 50
@@ -245,7 +244,7 @@ def test_hooks_and_checkpoints_do_not_change_the_bits(tmp_path, uninterrupted):
 
 
 def test_the_number_of_threads_does_not_change_the_bits(tmp_path, uninterrupted):
-    before = pool.get_num_threads()
+    before = mc.get_num_threads()
     try:
         for total, threads in ((20, 2), (40, 1), (60, 3)):
             mc.set_num_threads(threads)

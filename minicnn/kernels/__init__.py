@@ -2,18 +2,14 @@
 
 ==============  ==========================================================================
 `jit`           the one way a kernel is compiled and cached
-`pool`          the threads that run a kernel's chunks
-`simd`          the vector type: load, store, broadcast, fma
+`threads`       the threads that run a kernel's chunks
+`simd`          the vector type, as wide as this CPU's; products and sums in registers
 `gemm`          the packed matrix product
-`plane`         the padded image that the fused convolutions read, and what they write
-`direct`        convolution of few channels, with ReLU and pooling
-`winograd`      convolution with fewer multiplications, with ReLU and pooling
-`sparse`        gradients from the few elements that live
+`gather`        sums over lists of (offset, value)
 `window`        where a sliding window stands: sizes, strides, padding
-`im2col`        images to columns and back
 `conv`          convolution: forward, gradient of the input, gradient of the kernel
-`pooling`       max pooling
 `dense`         the three products of a dense layer
+`pooling`       max pooling
 `elementwise`   bias sums, ReLU, dropout
 `update`        the optimizers' steps
 ==============  ==========================================================================

@@ -1,4 +1,4 @@
-"""Compiled kernels on disk: one file for each kernel, element type and kind of processor.
+"""Compiled kernels on disk: one file for each kernel, element type, processor and width of vectors.
 
 A file is a SHA-256 and a pickle. Machine code with one flipped bit crashes the process, and a
 pickle runs what its author wants, so a file is used only if its checksum is right and nobody but
@@ -27,6 +27,8 @@ from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 from numba.misc.appdirs import AppDirs
+
+from minicnn.kernels.simd import VECTOR_BYTES
 
 logger = logging.getLogger("minicnn")
 
@@ -78,7 +80,7 @@ class DiskCache(NullCache):
         _say_once_that_nothing_is_kept(reason)
 
     def _file(self, sig: Any, codegen: Any) -> str:
-        kind = repr((sig, codegen.magic_tuple())).encode()
+        kind = repr((sig, codegen.magic_tuple(), VECTOR_BYTES)).encode()
         digest = hashlib.sha256(kind).hexdigest()[:16]
         return f"{self._name}-{sys.implementation.cache_tag}-{digest}.nbc"
 

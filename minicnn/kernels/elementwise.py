@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from minicnn.kernels.jit import helper, kernel
-from minicnn.kernels.pool import parallel_for, share
 from minicnn.kernels.simd import pointer
+from minicnn.kernels.threads import parallel_for, share
 
 SPAN = 1 << 15  # elements of a chunk: far above the cost of handing it to a thread
 _COLUMNS = 1 << 13  # whose sums a chunk makes
@@ -66,8 +66,9 @@ def sum_rows(dy: np.ndarray, db: np.ndarray, block: int = BLOCK) -> None:
 
     A block of rows is added in order, the sums of the blocks in pairs, as a tree.
     """
-    scratch = waiting_sums(len(dy), block) * min(db.size, _COLUMNS)
-    parallel_for(_sum_rows, -(-db.size // _COLUMNS), (dy,), (db,), block, scratch=scratch)
+    shape = waiting_sums(len(dy), block), min(db.size, _COLUMNS)
+    parallel_for(_sum_rows, -(-db.size // _COLUMNS), (dy,), (db,), block,
+                 scratch={"sums": (shape, db.dtype)})
 
 
 def sum_sums(partial: np.ndarray, total: np.ndarray) -> None:
@@ -123,11 +124,12 @@ def _mix(z):
 
 @kernel
 def _sum_rows(chunk, scratch, dy, db, block):
+    (sums,) = scratch
     first = chunk * _COLUMNS
     count = min(_COLUMNS, db.size - first)
     total, waiting = pointer(db, first), 0
     for begin in range(0, max(dy.shape[0], 1), block):
-        part = pointer(scratch, (waiting - 1) * count) if waiting else total
+        part = pointer(sums, (waiting - 1) * count) if waiting else total
         end = min(begin + block, dy.shape[0])
         for u in range(count):
             part[u] = 0
@@ -136,7 +138,7 @@ def _sum_rows(chunk, scratch, dy, db, block):
             for u in range(count):
                 part[u] += row[u]
         waiting = add_waiting(waiting + 1, begin // block + 1, end == dy.shape[0], total, count,
-                              pointer(scratch, 0), count, 1, count)
+                              pointer(sums, 0), count, 1, count)
 
 
 @helper

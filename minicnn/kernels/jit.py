@@ -7,7 +7,7 @@
 
 The disk cache is `cache.DiskCache`. Numba's own looks at the file of the cached function alone; a
 change in a helper of another file would leave stale machine code behind. Here every entry carries a
-digest of all the files of this folder, so any edit recompiles.
+digest of all the files of this folder and those below, so any edit recompiles.
 """
 
 import functools
@@ -88,9 +88,9 @@ def _say_what_is_compiled(dispatcher: Any) -> None:
 @functools.cache
 def source_digest() -> str:
     """Return a digest of the sources of all kernels: the stamp of the disk cache."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.name.encode() + path.read_bytes())
+    folder, digest = Path(__file__).parent, hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()
 
 

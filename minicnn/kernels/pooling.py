@@ -10,8 +10,8 @@ is seen.
 import numpy as np
 
 from minicnn.kernels.jit import helper, kernel
-from minicnn.kernels.pool import check, parallel_for, share
 from minicnn.kernels.simd import pointer
+from minicnn.kernels.threads import check, parallel_for, share
 from minicnn.kernels.window import Window
 
 _CHUNKS = 16  # at most

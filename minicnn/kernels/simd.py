@@ -1,24 +1,69 @@
-"""A vector type for Numba: 32 bytes, eight float32 or four float64, one machine register on AVX.
+"""Vectors for Numba kernels, as wide as a register of this CPU; the one place that knows the width.
 
-A vector is an opaque value whose representation is an LLVM vector. LLVM legalises it on any
-processor: two registers with SSE or NEON, one with AVX. The operations are named functions, so
-Numba's own operators stay as they were.
+``VECTOR_BYTES`` and ``REGISTERS`` are what the instructions that Numba compiles for have: 64 bytes
+and 32 registers with AVX-512, 32 and 16 with AVX2, 16 and 32 on AArch64, 16 and 16 otherwise. The
+environment variable ``MINICNN_VECTOR_BYTES`` sets another width, for tests: LLVM splits vectors
+that the CPU lacks. Everything else derives from these two numbers, and no sum is cut by them, so
+the width never changes a bit of a result.
 
-Vectors are read and written through pointers, as in C: ``p = pointer(array, i)`` points at element
-`i` of an array, counted from its start whatever its rank; ``p[3]`` is the third element behind it,
-and ``pointer(p, n)`` lies `n` elements further. No bounds are checked, and the array must outlive
-the pointer. A helper that takes pointers compiles once for any rank, read-only or not. Addresses
-are formed from the array's own data pointer by LLVM's `getelementptr` alone: arithmetic on integer
-addresses can be miscompiled once Numba links the kernel again from its cache.
+A vector is an opaque value whose representation is an LLVM vector. The operations are named
+functions, so Numba's own operators stay as they were.
+
+Vectors are read and written through pointers, as in C: ``p = pointer(array, i)`` points to element
+`i` of an array, counted from its start whatever its rank; ``p[3]`` is the element three positions
+further, and ``pointer(p, n)`` lies `n` elements further. No bounds are checked, and the array must
+outlive the pointer. A helper that takes pointers compiles once for any rank, read-only or not.
+Addresses are formed from the array's own data pointer by LLVM's `getelementptr` alone: arithmetic
+on integer addresses can be miscompiled once Numba links the kernel again from its cache.
+
+=====================================  ============================================================
+`pointer`, `lanes`                     places in arrays; how many elements a vector has
+`load`, `store`, `broadcast`           whole vectors, one element in every lane
+`load_some`, `store_some`              the first lanes alone, at the end of a row
+`splat`, `fma`, `add`, `sub`, `relu`   arithmetic
+`largest_of_four`                      2x2 max pooling with ReLU, and where the maximum was
+`transpose`                            a square of vectors
+`tile`                                 a block of a matrix product, in registers
+`block_2x2`                            four neighbouring outputs of a convolution, in registers
+`gather`, `gather_pair`                sums over lists of (offset, value), in registers
+=====================================  ============================================================
+
+`tile` and the gathers are generated for the literal sizes in their call: ``tile(6, 2, ...)`` has
+twelve accumulators.
 """
 
+import os
+import platform
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numba
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import cgutils, codegen, types
 from numba.extending import intrinsic, models, register_model
 
-VECTOR_BYTES = 32
+
+def _width() -> int:
+    """Return how many bytes a vector has, on this CPU or as the environment asks."""
+    text = os.environ.get("MINICNN_VECTOR_BYTES")
+    if text is not None:
+        if text not in ("16", "32", "64"):
+            raise ValueError(f"MINICNN_VECTOR_BYTES must be 16, 32 or 64, got {text!r}")
+        return int(text)
+    features = numba.config.CPU_FEATURES
+    names = (codegen.get_host_cpu_features() if features is None else features).split(",")
+    return 64 if "+avx512f" in names else 32 if "+avx2" in names else 16
+
+
+VECTOR_BYTES = _width()
+REGISTERS = 32 if VECTOR_BYTES == 64 or platform.machine() in ("aarch64", "arm64") else 16
+LANES = VECTOR_BYTES // 4  # of float32
+VECTORS = 2  # side by side in a tile of a matrix product
+PANEL = VECTORS * LANES  # columns of float32 in a tile
+ROWS = (REGISTERS - VECTORS - 1) // VECTORS  # of a tile: sums, a row of B, one element of A
+ZEROED = 4  # what `largest_of_four` writes where ReLU is zero, in place of 0 to 3
+
+_INDEX = ir.IntType(64)
 
 
 class Vector(types.Type):
@@ -36,16 +81,120 @@ class _VectorModel(models.PrimitiveModel):
         super().__init__(manager, vector, _llvm_type(vector))
 
 
+# What the operations emit -------------------------------------------------------------------------
+
+
 def _llvm_type(vector: Vector) -> ir.VectorType:
     element = ir.FloatType() if vector.dtype.bitwidth == 32 else ir.DoubleType()
     return ir.VectorType(element, vector.lanes)
 
 
-def _splat(builder: Any, vector: Vector, scalar: Any) -> Any:
-    undefined = ir.Constant(_llvm_type(vector), ir.Undefined)
+def _index(number: int) -> ir.Constant:
+    return ir.Constant(_INDEX, number)
+
+
+def _same(type_: ir.VectorType, number: float) -> ir.Constant:
+    """Return a constant vector with a number in every lane."""
+    return ir.Constant(type_, [number] * type_.count)
+
+
+def _splat(builder: Any, scalar: Any, lanes: int) -> Any:
+    undefined = ir.Constant(ir.VectorType(scalar.type, lanes), ir.Undefined)
     first = builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
-    lanes = ir.Constant(ir.VectorType(ir.IntType(32), vector.lanes), [0] * vector.lanes)
-    return builder.shuffle_vector(first, undefined, lanes)
+    return builder.shuffle_vector(first, undefined, _same(ir.VectorType(ir.IntType(32), lanes), 0))
+
+
+def _at(builder: Any, base: Any, index: Any, type_: Any) -> Any:
+    """Return ``base + index`` as a pointer to a vector of this type."""
+    return builder.bitcast(builder.gep(base, [index]), type_.as_pointer())
+
+
+def _load(builder: Any, vector: Vector, base: Any, index: Any) -> Any:
+    place = _at(builder, base, index, _llvm_type(vector))
+    return builder.load(place, align=vector.dtype.bitwidth // 8)
+
+
+def _store(builder: Any, value: Any, base: Any, index: Any) -> None:
+    place = _at(builder, base, index, value.type)
+    builder.store(value, place, align=_align(value.type))
+
+
+def _align(type_: ir.VectorType) -> int:
+    bits = {"float": 32, "double": 64}.get(str(type_.element))
+    return (bits or type_.element.width) // 8
+
+
+def _fma(builder: Any, x: Any, y: Any, z: Any) -> Any:
+    """Emit x * y + z in one rounding."""
+    return _call(builder, "llvm.fma", x.type, x.type, [x, y, z])
+
+
+def _call(builder: Any, name: str, vector: Any, result: Any, arguments: Sequence[Any]) -> Any:
+    """Emit a call of one of LLVM's own functions on vectors of a type."""
+    kind = {"float": "f32", "double": "f64"}.get(str(vector.element)) or str(vector.element)
+    masked = ".p0" if name.startswith("llvm.masked") else ""
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(result, [argument.type for argument in arguments]),
+        f"{name}.v{vector.count}{kind}{masked}",
+    )
+    return builder.call(function, arguments)
+
+
+def _mask(builder: Any, lanes: int, count: Any) -> Any:
+    """Emit a mask of the first `count` lanes; of all where there are not so many."""
+    numbers = ir.Constant(ir.VectorType(_INDEX, lanes), list(range(lanes)))
+    return builder.icmp_signed("<", numbers, _splat(builder, count, lanes))
+
+
+def _load_some(builder: Any, vector: Vector, base: Any, index: Any, count: Any) -> Any:
+    """Emit a load of the first `count` lanes, with zero in the others."""
+    type_ = _llvm_type(vector)
+    align = ir.Constant(ir.IntType(32), _align(type_))
+    mask, zero = _mask(builder, vector.lanes, count), _same(type_, 0.0)
+    place = _at(builder, base, index, type_)
+    return _call(builder, "llvm.masked.load", type_, type_, [place, align, mask, zero])
+
+
+def _store_masked(builder: Any, value: Any, base: Any, index: Any, count: Any) -> None:
+    """Emit a store of the first `count` lanes."""
+    align = ir.Constant(ir.IntType(32), _align(value.type))
+    place, mask = _at(builder, base, index, value.type), _mask(builder, value.type.count, count)
+    arguments = [value, place, align, mask]
+    _call(builder, "llvm.masked.store", value.type, ir.VoidType(), arguments)
+
+
+def _store_some(builder: Any, value: Any, base: Any, index: Any, count: Any) -> None:
+    """Emit a store of the first `count` lanes; an ordinary one where that is all of them."""
+    full = builder.icmp_signed(">=", count, _index(value.type.count))
+    with builder.if_else(full) as (whole, part):
+        with whole:
+            _store(builder, value, base, index)
+        with part:
+            _store_masked(builder, value, base, index, count)
+
+
+def _loop(builder: Any, count: Any, values: Sequence[Any], body: Callable[..., Any]) -> list[Any]:
+    """Emit a loop of `count` rounds; ``body(i, values)`` emits a round and returns the new values.
+
+    Values stay in registers (as phis); those after the last round are returned.
+    """
+    before = builder.block
+    head, inside, end = (builder.append_basic_block() for _ in range(3))
+    builder.branch(head)
+    builder.position_at_end(head)
+    i, current = builder.phi(_INDEX), [builder.phi(value.type) for value in values]
+    builder.cbranch(builder.icmp_signed("<", i, count), inside, end)
+    builder.position_at_end(inside)
+    following = [*body(i, current), builder.add(i, _index(1))]
+    for phi, first, next_ in zip([*current, i], [*values, _index(0)], following, strict=True):
+        phi.add_incoming(first, before)
+        phi.add_incoming(next_, builder.block)
+    builder.branch(head)
+    builder.position_at_end(end)
+    return current
+
+
+# Places and whole vectors -------------------------------------------------------------------------
 
 
 @intrinsic
@@ -64,33 +213,30 @@ def pointer(typingctx, base, index):
 @intrinsic
 def lanes(typingctx, place):
     """Return how many elements of a pointer's type make a vector: a constant to the compiler."""
-
-    def generate(context, builder, signature, arguments):
-        return ir.Constant(ir.IntType(64), Vector(place.dtype).lanes)
-
-    return types.int64(place), generate
-
-
-@intrinsic
-def as_integers(typingctx, place):
-    """Return a pointer to float32 as one to int32: lists of both lie in one scratch."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.bitcast(arguments[0], ir.IntType(32).as_pointer())
-
-    return types.CPointer(types.int32)(place), generate
+    lanes = Vector(place.dtype).lanes
+    return types.int64(place), lambda context, builder, signature, arguments: _index(lanes)
 
 
 @intrinsic
 def load(typingctx, source, index):
     """Return the vector at ``source[index]`` and behind."""
+    vector = Vector(source.dtype)
 
     def generate(context, builder, signature, arguments):
-        vector = _llvm_type(signature.return_type).as_pointer()
-        at = builder.bitcast(builder.gep(arguments[0], [arguments[1]]), vector)
-        return builder.load(at, align=source.dtype.bitwidth // 8)
+        return _load(builder, vector, *arguments)
 
-    return Vector(source.dtype)(source, types.int64), generate
+    return vector(source, types.int64), generate
+
+
+@intrinsic
+def load_some(typingctx, source, index, count):
+    """Return the first `count` elements at ``source[index]``, with zeros behind them."""
+    vector = Vector(source.dtype)
+
+    def generate(context, builder, signature, arguments):
+        return _load_some(builder, vector, *arguments)
+
+    return vector(source, types.int64, types.int64), generate
 
 
 @intrinsic
@@ -98,49 +244,53 @@ def store(typingctx, vector, target, index):
     """Write the vector to ``target[index]`` and behind."""
 
     def generate(context, builder, signature, arguments):
-        value, base, offset = arguments
-        at = builder.bitcast(builder.gep(base, [offset]), value.type.as_pointer())
-        builder.store(value, at, align=target.dtype.bitwidth // 8)
+        _store(builder, *arguments)
         return context.get_dummy_value()
 
     return types.void(vector, target, types.int64), generate
 
 
 @intrinsic
+def store_some(typingctx, vector, target, index, count):
+    """Write the first `count` lanes, or all that there are, to ``target[index]`` and behind."""
+
+    def generate(context, builder, signature, arguments):
+        _store_some(builder, *arguments)
+        return context.get_dummy_value()
+
+    return types.void(vector, target, types.int64, types.int64), generate
+
+
+@intrinsic
 def broadcast(typingctx, source, index):
     """Return a vector with ``source[index]`` in every lane."""
+    vector = Vector(source.dtype)
 
     def generate(context, builder, signature, arguments):
         scalar = builder.load(builder.gep(arguments[0], [arguments[1]]))
-        return _splat(builder, signature.return_type, scalar)
+        return _splat(builder, scalar, vector.lanes)
 
-    return Vector(source.dtype)(source, types.int64), generate
+    return vector(source, types.int64), generate
+
+
+@intrinsic
+def splat(typingctx, x):
+    """Return a vector with the number x in every lane."""
+    vector = Vector(x)
+
+    def generate(context, builder, signature, arguments):
+        return _splat(builder, arguments[0], vector.lanes)
+
+    return vector(x), generate
+
+
+# Arithmetic ---------------------------------------------------------------------------------------
 
 
 @intrinsic
 def fma(typingctx, x, y, z):
     """Return ``x * y + z`` in one rounding."""
-
-    def generate(context, builder, signature, arguments):
-        vector = arguments[0].type
-        bits = signature.return_type.dtype.bitwidth
-        name = f"llvm.fma.v{signature.return_type.lanes}f{bits}"
-        function = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(vector, [vector] * 3), name
-        )
-        return builder.call(function, arguments)
-
-    return x(x, x, x), generate
-
-
-@intrinsic
-def spread(typingctx, x):
-    """Return a vector with the number x in every lane."""
-
-    def generate(context, builder, signature, arguments):
-        return _splat(builder, signature.return_type, arguments[0])
-
-    return Vector(x)(x), generate
+    return x(x, x, x), lambda context, builder, signature, arguments: _fma(builder, *arguments)
 
 
 @intrinsic
@@ -160,27 +310,24 @@ def relu(typingctx, x):
     """Return ``max(x, 0)``; NaN stays NaN."""
 
     def generate(context, builder, signature, arguments):
-        zero = ir.Constant(arguments[0].type, [0.0] * signature.return_type.lanes)
-        dead = builder.fcmp_ordered("<=", arguments[0], zero)
-        return builder.select(dead, zero, arguments[0])
+        zero = _same(arguments[0].type, 0.0)
+        negative = builder.fcmp_ordered("<=", arguments[0], zero)
+        return builder.select(negative, zero, arguments[0])
 
     return x(x), generate
 
 
 @intrinsic
-def pool_relu(typingctx, x0, x1, x2, x3, bias, y, code):
-    """Write max(x0, x1, x2, x3) + bias through ReLU to y, and where it came from to code.
+def largest_of_four(typingctx, x0, x1, x2, x3, bias, y, code, count):
+    """Write max(x0, x1, x2, x3) + bias through ReLU to y, and where it was to code, in some lanes.
 
-    The code is the number of the first largest, or 4 where ReLU is zero; one byte a lane. NaN
-    counts as the largest.
+    The code is the number of the first largest, or `ZEROED` where ReLU is zero; one byte a lane.
+    NaN counts as the largest. The first `count` lanes are written.
     """
 
     def generate(context, builder, signature, arguments):
-        *values, shift, target, codes = arguments
-        lanes = x0.lanes
-
-        def constant(number):
-            return ir.Constant(ir.VectorType(ir.IntType(8), lanes), [number] * lanes)
+        *values, shift, target, codes, some = arguments
+        code_type = ir.VectorType(ir.IntType(8), x0.lanes)
 
         def larger(x, y):  # y where it is larger or NaN, else x
             better = builder.or_(
@@ -188,115 +335,18 @@ def pool_relu(typingctx, x0, x1, x2, x3, bias, y, code):
             )
             return tuple(builder.select(better, b, a) for a, b in zip(x, y, strict=True))
 
-        first, second, third, last = ((v, constant(i)) for i, v in enumerate(values))
+        first, second, third, last = ((v, _same(code_type, i)) for i, v in enumerate(values))
         value, winner = larger(larger(first, second), larger(third, last))
         value = builder.fadd(value, shift)
-        zero = ir.Constant(value.type, [0.0] * lanes)
-        dead = builder.fcmp_ordered("<=", value, zero)
-        for result, pointer_, align in (
-            (builder.select(dead, zero, value), target, 4),
-            (builder.select(dead, constant(4), winner), codes, 1),
-        ):
-            at = builder.bitcast(pointer_, result.type.as_pointer())
-            builder.store(result, at, align=align)
+        zero = _same(value.type, 0.0)
+        negative = builder.fcmp_ordered("<=", value, zero)
+        value = builder.select(negative, zero, value)
+        winner = builder.select(negative, _same(code_type, ZEROED), winner)
+        _store_some(builder, value, target, _index(0), some)
+        _store_some(builder, winner, codes, _index(0), some)
         return context.get_dummy_value()
 
-    return types.void(x0, x0, x0, x0, x0, y, code), generate
-
-
-def _sum_list(builder: Any, vector: Vector, source: Any, step: Any, items: Any, sums: Any) -> Any:
-    """Emit a loop over a list that adds value[e] * source[offset[e] + v step] to sum v."""
-    offsets, values, length = items
-    llvm, index = _llvm_type(vector), ir.IntType(64)
-    name = f"llvm.fma.v{vector.lanes}f{vector.dtype.bitwidth}"
-    fma_type = ir.FunctionType(llvm, [llvm] * 3)
-    multiply_add = cgutils.get_or_insert_function(builder.module, fma_type, name)
-
-    before = builder.block
-    head, body, end = (builder.append_basic_block() for _ in range(3))
-    builder.branch(head)
-    builder.position_at_end(head)
-    e = builder.phi(index)
-    e.add_incoming(ir.Constant(index, 0), before)
-    totals = [builder.phi(llvm) for _ in sums]
-    builder.cbranch(builder.icmp_signed("<", e, length), body, end)
-    builder.position_at_end(body)
-    offset = builder.sext(builder.load(builder.gep(offsets, [e])), index)
-    value = _splat(builder, vector, builder.load(builder.gep(values, [e])))
-    base = builder.gep(source, [offset])
-    for v, (start, total) in enumerate(zip(sums, totals, strict=True)):
-        line = _load_vector(builder, base, builder.mul(step, ir.Constant(index, v)), vector)
-        total.add_incoming(start, before)
-        total.add_incoming(builder.call(multiply_add, [value, line, total]), body)
-    e.add_incoming(builder.add(e, ir.Constant(index, 1)), body)
-    builder.branch(head)
-    builder.position_at_end(end)
-    return totals
-
-
-def _load_vector(builder: Any, base: Any, index: Any, vector: Vector) -> Any:
-    at = builder.bitcast(builder.gep(base, [index]), _llvm_type(vector).as_pointer())
-    return builder.load(at, align=vector.dtype.bitwidth // 8)
-
-
-def _add_to(builder: Any, vector: Vector, target: Any, sums: Any) -> None:
-    """Emit target[v] += sum v, vectors side by side."""
-    for v, total in enumerate(sums):
-        index = ir.Constant(ir.IntType(64), v * vector.lanes)
-        place = builder.bitcast(builder.gep(target, [index]), _llvm_type(vector).as_pointer())
-        result = builder.fadd(_load_vector(builder, target, index, vector), total)
-        builder.store(result, place, align=vector.dtype.bitwidth // 8)
-
-
-def _make_gather(count: int) -> Any:
-    @intrinsic
-    def gather(typingctx, source, step, offsets, values, length, target):
-        """Add to vector v of target the sum over e of value[e] * source[offset[e] + v step]."""
-        vector = Vector(source.dtype)
-
-        def generate(context, builder, signature, arguments):
-            source_, step_, *items, target_ = arguments
-            zeros = [ir.Constant(_llvm_type(vector), [0.0] * vector.lanes)] * count
-            sums = _sum_list(builder, vector, source_, step_, items, zeros)
-            _add_to(builder, vector, target_, sums)
-            return context.get_dummy_value()
-
-        return types.void(source, types.int64, offsets, values, types.int64, target), generate
-
-    return gather
-
-
-def _make_gather_pair(count: int) -> Any:
-    @intrinsic
-    def gather_pair(typingctx, source, offsets, values, length, offsets2, values2, length2, target):
-        """Gather twice, side by side: the second list adds to a target two vectors further.
-
-        The two targets overlap, and what they share is read and written once.
-        """
-        vector = Vector(source.dtype)
-
-        def generate(context, builder, signature, arguments):
-            source_, *lists, target_ = arguments
-            step = ir.Constant(ir.IntType(64), vector.lanes)
-            sums = [ir.Constant(_llvm_type(vector), [0.0] * vector.lanes)] * (count + 2)
-            for shift, items in ((0, lists[:3]), (2, lists[3:])):
-                sums[shift : shift + count] = _sum_list(
-                    builder, vector, source_, step, items, sums[shift : shift + count]
-                )
-            _add_to(builder, vector, target_, sums)
-            return context.get_dummy_value()
-
-        lists = (offsets, values, types.int64)
-        return types.void(source, *lists, *lists, target), generate
-
-    return gather_pair
-
-
-# How many sums are kept in registers while a list is walked through; `sparse` picks one.
-gather10, gather8, gather6, gather5, gather3, gather2, gather1 = map(
-    _make_gather, (10, 8, 6, 5, 3, 2, 1)
-)
-gather_pair10, gather_pair6 = map(_make_gather_pair, (10, 6))
+    return types.void(x0, x0, x0, x0, x0, y, code, types.int64), generate
 
 
 @intrinsic
@@ -309,14 +359,13 @@ def transpose(typingctx, source, source_row, target, target_row):
 
     def generate(context, builder, signature, arguments):
         source_, source_row_, target_, target_row_ = arguments
-        lanes, align = vector.lanes, vector.dtype.bitwidth // 8
+        lanes = vector.lanes
 
-        def row(pointer_, stride, number):
-            index = builder.mul(stride, ir.Constant(ir.IntType(64), number))
-            return builder.bitcast(builder.gep(pointer_, [index]), _llvm_type(vector).as_pointer())
+        def row(stride, number):
+            return builder.mul(stride, _index(number))
 
-        rows = [builder.load(row(source_, source_row_, i), align=align) for i in range(lanes)]
-        # Rounds of exchanges between rows 1, 2 (and 4) apart, of blocks of 1, 2 (and 4) lanes.
+        rows = [_load(builder, vector, source_, row(source_row_, i)) for i in range(lanes)]
+        # Rounds of exchanges between rows 1, 2, 4, ... apart, of blocks of as many lanes.
         size = 1
         while size < lanes:
             low = [i + (lanes - size if i & size else 0) for i in range(lanes)]
@@ -332,7 +381,195 @@ def transpose(typingctx, source, source_row, target, target_row):
                     )
             size *= 2
         for i, value in enumerate(rows):
-            builder.store(value, row(target_, target_row_, i), align=align)
+            _store(builder, value, target_, row(target_row_, i))
         return context.get_dummy_value()
 
     return types.void(source, types.int64, target, types.int64), generate
+
+
+# Products in registers ----------------------------------------------------------------------------
+
+
+def _products(
+    builder: Any, vector: Vector, rows: Sequence[Any], a: Any, a_step: Any, b: Any, depth: Any,
+    sums: Sequence[Any],
+) -> tuple[Any, list[Any]]:
+    """Emit sum[r][v] += a[rows[r] + k a_step] * B[k][v] for all k; return B's end and the sums.
+
+    B has as many vectors side by side as there are sums for each row.
+    """
+    vectors = len(sums) // len(rows)
+
+    def step(k, values):
+        place, line, *totals = values
+        b_ = [_load(builder, vector, line, _index(v * vector.lanes)) for v in range(vectors)]
+        for r, row in enumerate(rows):
+            x = _splat(builder, builder.load(builder.gep(place, [row])), vector.lanes)
+            for v in range(vectors):
+                totals[r * vectors + v] = _fma(builder, x, b_[v], totals[r * vectors + v])
+        return [builder.gep(place, [a_step]), builder.gep(line, [_index(vectors * vector.lanes)]),
+                *totals]
+
+    _, end, *totals = _loop(builder, depth, [a, b, *sums], step)
+    return end, totals
+
+
+@intrinsic(prefer_literal=True)
+def tile(typingctx, rows, vectors, a, a_row, a_col, b, s, s_row, c, c_row, height, width, depth):
+    """Write C = S + A B for a block of `rows` x `vectors` vectors of C, both literal.
+
+    A is read through its two strides; B (depth, vectors) is one panel; S and C have contiguous
+    rows. Of the block, C has `height` rows and `width` columns, and nothing beyond them is read or
+    written: A's last row stands for those below it.
+    """
+    count, across = rows.literal_value, vectors.literal_value
+    vector = Vector(c.dtype)
+
+    def generate(context, builder, signature, arguments):
+        _, _, a_, a_row_, a_col_, b_, s_, s_row_, c_, c_row_, height_, width_, depth_ = arguments
+        last = builder.sub(height_, _index(1))
+        numbers = [_index(0)]
+        for r in range(1, count):
+            below = builder.icmp_signed("<", _index(r), last)
+            numbers.append(builder.select(below, _index(r), last))
+
+        def places(stride):
+            for number in numbers:
+                start = builder.mul(stride, number)
+                for v in range(across):
+                    yield builder.add(start, _index(v * vector.lanes)), v
+
+        def each(whole, part):
+            """Emit both, for a block of the full width and for a narrower one."""
+            full = builder.icmp_signed(">=", width_, _index(across * vector.lanes))
+            results = []
+            with builder.if_else(full) as ways:
+                for way, emit in zip(ways, (whole, part), strict=True):
+                    with way:
+                        results.append((emit(), builder.block))
+            return results
+
+        def left(v):
+            return builder.sub(width_, _index(v * vector.lanes))
+
+        (whole, block), (part, block2) = each(
+            lambda: [_load(builder, vector, s_, at) for at, _ in places(s_row_)],
+            lambda: [_load_some(builder, vector, s_, at, left(v)) for at, v in places(s_row_)],
+        )
+        sums = []
+        for x, y in zip(whole, part, strict=True):
+            phi = builder.phi(x.type)
+            phi.add_incoming(x, block)
+            phi.add_incoming(y, block2)
+            sums.append(phi)
+        lines = [builder.mul(a_row_, number) for number in numbers]
+        _, sums = _products(builder, vector, lines, a_, a_col_, b_, depth_, sums)
+        targets = list(zip(sums, places(c_row_), strict=True))
+        each(
+            lambda: [_store(builder, x, c_, at) for x, (at, _) in targets],
+            lambda: [_store_masked(builder, x, c_, at, left(v)) for x, (at, v) in targets],
+        )
+        return context.get_dummy_value()
+
+    i = types.int64
+    return types.void(rows, vectors, a, i, i, b, s, i, c, i, i, i, i), generate
+
+
+@intrinsic(prefer_literal=True)
+def block_2x2(typingctx, vectors, x, down, right, row, w, kh, run, target):
+    """Write four neighbouring outputs of a convolution for a panel of `vectors` vectors of filters.
+
+    Their patches lie `right` and `down` apart in x. A window has `kh` rows of `run` elements; w has
+    the panel's filters for each element. The outputs are written by vectors: (vectors, 4, lanes).
+    """
+    across = vectors.literal_value
+    vector = Vector(x.dtype)
+
+    def generate(context, builder, signature, arguments):
+        _, x_, down_, right_, row_, w_, kh_, run_, target_ = arguments
+        corners = [_index(0), right_, down_, builder.add(down_, right_)]
+        zeros = [_same(_llvm_type(vector), 0.0)] * (4 * across)
+
+        def window_row(u, values):
+            place, line, *sums = values
+            line, sums = _products(builder, vector, corners, place, _index(1), line, run_, sums)
+            return [builder.gep(place, [row_]), line, *sums]
+
+        _, _, *sums = _loop(builder, kh_, [x_, w_, *zeros], window_row)
+        for n, value in enumerate(sums):
+            q, v = divmod(n, across)
+            _store(builder, value, target_, _index((4 * v + q) * vector.lanes))
+        return context.get_dummy_value()
+
+    i = types.int64
+    return types.void(vectors, x, i, i, i, w, i, i, target), generate
+
+
+# Sums over lists in registers ---------------------------------------------------------------------
+
+
+def _sum_list(builder: Any, vector: Vector, source: Any, step: Any, items: Any, sums: Any) -> Any:
+    """Emit sum[v] += value[e] * source[offset[e] + v step] for all e of a list."""
+    offsets, values, length = items
+
+    def add_item(e, totals):
+        offset = builder.sext(builder.load(builder.gep(offsets, [e])), _INDEX)
+        value = _splat(builder, builder.load(builder.gep(values, [e])), vector.lanes)
+        base = builder.gep(source, [offset])
+        lines = [_load(builder, vector, base, builder.mul(step, _index(v)))
+                 for v in range(len(totals))]
+        return [_fma(builder, value, *pair) for pair in zip(lines, totals, strict=True)]
+
+    return _loop(builder, length, sums, add_item)
+
+
+def _add_to(builder: Any, vector: Vector, target: Any, sums: Any) -> None:
+    """Emit target[v] += sum[v], vectors side by side."""
+    for v, total in enumerate(sums):
+        index = _index(v * vector.lanes)
+        before = _load(builder, vector, target, index)
+        _store(builder, builder.fadd(before, total), target, index)
+
+
+@intrinsic(prefer_literal=True)
+def gather(typingctx, count, source, step, offsets, values, length, target):
+    """Add to vector v of target the sum over e of value[e] * source[offset[e] + v step].
+
+    The `count` of vectors is a literal.
+    """
+    vectors, vector = count.literal_value, Vector(source.dtype)
+
+    def generate(context, builder, signature, arguments):
+        _, source_, step_, *items, target_ = arguments
+        zeros = [_same(_llvm_type(vector), 0.0)] * vectors
+        _add_to(builder, vector, target_, _sum_list(builder, vector, source_, step_, items, zeros))
+        return context.get_dummy_value()
+
+    i = types.int64
+    return types.void(count, source, i, offsets, values, i, target), generate
+
+
+@intrinsic(prefer_literal=True)
+def gather_pair(
+    typingctx, count, shift, source, offsets, values, length, offsets2, values2, length2, target
+):
+    """Gather twice, side by side: the second list adds to a target `shift` vectors further.
+
+    The two targets overlap, and what they share is read and written once. Both numbers of vectors,
+    `count` and `shift`, are literal.
+    """
+    vectors, further, vector = count.literal_value, shift.literal_value, Vector(source.dtype)
+
+    def generate(context, builder, signature, arguments):
+        _, _, source_, *lists, target_ = arguments
+        sums = [_same(_llvm_type(vector), 0.0)] * (vectors + further)
+        for first, items in ((0, lists[:3]), (further, lists[3:])):
+            part = slice(first, first + vectors)
+            sums[part] = _sum_list(
+                builder, vector, source_, _index(vector.lanes), items, sums[part]
+            )
+        _add_to(builder, vector, target_, sums)
+        return context.get_dummy_value()
+
+    items = (offsets, values, types.int64)
+    return types.void(count, shift, source, *items, *items, target), generate

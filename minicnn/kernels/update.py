@@ -7,8 +7,8 @@ import numpy as np
 
 from minicnn.kernels.elementwise import span, spans
 from minicnn.kernels.jit import kernel
-from minicnn.kernels.pool import parallel_for
 from minicnn.kernels.simd import pointer
+from minicnn.kernels.threads import parallel_for
 
 
 def sgd(w: np.ndarray, g: np.ndarray, rate: float, decay: float) -> None:

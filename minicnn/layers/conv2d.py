@@ -6,7 +6,7 @@ import numpy as np
 
 from minicnn import checks, initializers, ops
 from minicnn.context import Context
-from minicnn.kernels import conv
+from minicnn.kernels.conv import conv
 from minicnn.layers.layer import on_tensor
 from minicnn.layers.sliding import SlidingLayer
 from minicnn.tensor import Shape

@@ -7,8 +7,8 @@ import numpy as np
 
 from minicnn import checks, initializers, ops
 from minicnn.context import Context
-from minicnn.kernels import dense as kernels
 from minicnn.kernels import elementwise
+from minicnn.kernels.dense import dense as kernels
 from minicnn.layers.layer import Layer, on_tensor
 from minicnn.tensor import Shape
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from minicnn import checks
 from minicnn.context import Context
-from minicnn.kernels import conv as kernels
 from minicnn.kernels import elementwise
+from minicnn.kernels.conv import conv as kernels
 from minicnn.layers.activation import Activation
 from minicnn.layers.conv2d import Conv2D
 from minicnn.layers.dense import Dense

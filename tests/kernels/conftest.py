@@ -1,42 +1,49 @@
 """What every test of a kernel shares: poisoned scratch, fences, and runs by 1, 2 and 4 threads."""
 
+import math
 import threading
 
 import numpy as np
 import pytest
 from kernels.arrays import FENCE, FENCE_BYTES, GARBAGE, assert_stands, check_fences
 
-from minicnn.kernels import pool
+from minicnn.kernels import threads
 
 
 @pytest.fixture(autouse=True)
 def fences(monkeypatch):
-    """Lend scratch that is full of garbage and ends at a fence; see that all fences stand."""
-    lend = pool._scratch
-    behind = {}  # by thread: the fence behind the scratch that it was lent last
+    """Lend scratch arrays that are full of garbage and end at fences; see that all fences stand."""
+    lend = threads._scratch
+    behind = {}  # by thread: the fences behind the arrays that it was lent last
 
-    def lend_fenced(elements, dtype):
-        assert_stands(behind.pop(threading.get_ident(), np.array([FENCE])))
-        scratch = lend(elements + FENCE_BYTES // dtype.itemsize, dtype)
-        assert scratch.nbytes == elements * dtype.itemsize + FENCE_BYTES
-        scratch.view(np.uint8)[...] = GARBAGE
-        behind[threading.get_ident()] = fence = scratch[elements:].view(np.uint8)
-        fence[...] = FENCE
-        return scratch[:elements]
+    def lend_fenced(layout):
+        for fence in behind.pop(threading.get_ident(), ()):
+            assert_stands(fence)
+        sizes = [np.empty(0, dtype).itemsize * math.prod(shape) for shape, dtype in layout.values()]
+        rooms = lend({n: ((size + FENCE_BYTES,), np.uint8) for n, size in enumerate(sizes)})
+        for room, size in zip(rooms, sizes, strict=True):
+            assert room.ctypes.data % 64 == 0
+            room[:size], room[size:] = GARBAGE, FENCE
+        behind[threading.get_ident()] = [room[n:] for room, n in zip(rooms, sizes, strict=True)]
+        return tuple(
+            room[:size].view(dtype).reshape(shape)
+            for room, size, (shape, dtype) in zip(rooms, sizes, layout.values(), strict=True)
+        )
 
-    monkeypatch.setattr(pool, "_scratch", lend_fenced)
+    monkeypatch.setattr(threads, "_scratch", lend_fenced)
     yield
-    for fence in behind.values():
-        assert_stands(fence)
+    for fences_ in behind.values():
+        for fence in fences_:
+            assert_stands(fence)
     check_fences()
 
 
 @pytest.fixture
 def set_threads():
     """Set the number of threads for one test."""
-    before = pool.get_num_threads()
-    yield pool.set_num_threads
-    pool.set_num_threads(before)
+    before = threads.get_num_threads()
+    yield threads.set_num_threads
+    threads.set_num_threads(before)
 
 
 @pytest.fixture

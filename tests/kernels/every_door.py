@@ -10,23 +10,14 @@ import numba
 import numpy as np
 from numba.core import event
 
-from minicnn.kernels import (
-    conv,
-    dense,
-    direct,
-    elementwise,
-    gemm,
-    im2col,
-    plane,
-    pooling,
-    sparse,
-    update,
-    winograd,
-)
+from minicnn.kernels import elementwise, gather, gemm, pooling, update
+from minicnn.kernels.conv import conv, direct, im2col, padded, pooled, winograd
+from minicnn.kernels.dense import dense, lists
 from minicnn.kernels.window import slide
 
 MODULES = [
-    conv, dense, direct, elementwise, gemm, im2col, plane, pooling, sparse, update, winograd,
+    conv, dense, direct, elementwise, gather, gemm, im2col, lists, padded, pooled, pooling, update,
+    winograd,
 ]
 
 rng = np.random.default_rng(0)

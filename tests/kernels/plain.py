@@ -13,10 +13,14 @@ from unittest import mock
 import numpy as np
 
 import minicnn
-from minicnn.kernels import pool, window
+from minicnn.kernels import simd as compiled_simd
+from minicnn.kernels import threads, window
 
-NAMES = ("conv", "dense", "direct", "elementwise", "gemm", "im2col", "plane", "pooling", "sparse",
-         "update", "winograd")
+NAMES = (
+    "conv.conv", "conv.direct", "conv.im2col", "conv.padded", "conv.pooled", "conv.winograd",
+    "dense.dense", "dense.lists", "elementwise", "gather", "gemm", "pooling", "update",
+)
+CONSTANTS = ("VECTOR_BYTES", "REGISTERS", "LANES", "VECTORS", "PANEL", "ROWS", "ZEROED")
 
 
 def kernels():
@@ -26,7 +30,7 @@ def kernels():
     fresh = {name: module for name, module in sys.modules.items()
              if not name.startswith("minicnn.kernels")}
     fresh |= {"minicnn.kernels.jit": jit, "minicnn.kernels.simd": simd(),
-              "minicnn.kernels.pool": pool, "minicnn.kernels.window": window}
+              "minicnn.kernels.threads": threads, "minicnn.kernels.window": window}
     with (
         mock.patch.dict(sys.modules, fresh, clear=True),
         mock.patch.object(minicnn, "kernels", None),
@@ -37,14 +41,12 @@ def kernels():
 def simd():
     """Return what stands in for the module `simd`; a vector is an array of its lanes."""
     module = types.ModuleType("simd")
-    module.VECTOR_BYTES = 32
-    functions = (pointer, lanes, as_integers, load, store, broadcast, spread, fma, add, sub, relu,
-                 pool_relu, transpose)
+    vars(module).update({name: getattr(compiled_simd, name) for name in CONSTANTS})
+    functions = (
+        pointer, lanes, load, load_some, store, store_some, broadcast, splat, fma, add, sub, relu,
+        largest_of_four, transpose, tile, block_2x2, gather, gather_pair,
+    )
     vars(module).update({function.__name__: function for function in functions})
-    for count in (1, 2, 3, 5, 6, 8, 10):
-        setattr(module, f"gather{count}", make_gather(count))
-    for count in (6, 10):
-        setattr(module, f"gather_pair{count}", make_gather_pair(count))
     return module
 
 
@@ -53,7 +55,7 @@ class Pointer:
 
     def __init__(self, flat, start):
         self.flat, self.start = flat, int(start)
-        self.lanes = 32 // flat.itemsize
+        self.lanes = compiled_simd.VECTOR_BYTES // flat.itemsize
 
     def at(self, index, count=1):
         first = self.start + int(index)
@@ -77,24 +79,32 @@ def lanes(place):
     return place.lanes
 
 
-def as_integers(place):
-    return Pointer(place.flat.view(np.int32), place.start)
-
-
 def load(source, index):
     return source.flat[source.at(index, source.lanes)].copy()
 
 
+def load_some(source, index, count):
+    vector = np.zeros(source.lanes, source.flat.dtype)
+    count = max(0, min(count, source.lanes))
+    vector[:count] = source.flat[source.at(index, count)] if count else 0
+    return vector
+
+
 def store(vector, target, index):
-    target.flat[target.at(index, target.lanes)] = vector
+    target.flat[target.at(index, len(vector))] = vector
+
+
+def store_some(vector, target, index, count):
+    if count > 0:
+        store(vector[:count], target, index)
 
 
 def broadcast(source, index):
     return np.full(source.lanes, source[index])
 
 
-def spread(x):
-    return np.full(32 // x.itemsize, x)
+def splat(x):
+    return np.full(compiled_simd.VECTOR_BYTES // x.itemsize, x)
 
 
 def fma(x, y, z):
@@ -113,33 +123,61 @@ def relu(x):
     return np.where(x <= 0, x.dtype.type(0), x)
 
 
-def pool_relu(x0, x1, x2, x3, bias, y, code):
+def largest_of_four(x0, x1, x2, x3, bias, y, code, count):
     values = np.stack([x0, x1, x2, x3])
     winner = values.argmax(axis=0)  # the first of the largest; NaN is the largest
     value = values.max(axis=0) + bias
-    store(relu(value), y, 0)
-    code.flat[code.at(0, len(value))] = np.where(value <= 0, 4, winner)
+    store_some(relu(value), y, 0, count)
+    store_some(np.where(value <= 0, compiled_simd.ZEROED, winner), code, 0, count)
 
 
-def make_gather(count):
-    def gather(source, step, offsets, values, length, target):
-        for v in range(count):
-            total = np.zeros(source.lanes, source.flat.dtype)
-            for e in range(length):
-                line = load(source, int(offsets[e]) + v * step)
-                total = fma(broadcast(values, e), line, total)
-            store(load(target, v * source.lanes) + total, target, v * source.lanes)
+def products(rows, vectors, a, a_step, b, depth, sums):
+    """Add the products of A and a panel of B to a list of sums; return the end of the panel."""
+    for k in range(depth):
+        line = [load(b, v * b.lanes) for v in range(vectors)]
+        for r, row in enumerate(rows):
+            for v in range(vectors):
+                x = broadcast(a, k * a_step + row)
+                sums[r * vectors + v] = fma(x, line[v], sums[r * vectors + v])
+        b = pointer(b, vectors * b.lanes)
+    return b
 
-    return gather
+
+def tile(rows, vectors, a, a_row, a_col, b, s, s_row, c, c_row, height, width, depth):
+    assert 0 < height <= rows <= 14
+    assert width > 0
+    numbers = [min(r, height - 1) for r in range(rows)]
+    places = [(r, v * c.lanes) for r in numbers for v in range(vectors)]
+    sums = [load_some(s, r * s_row + at, width - at) for r, at in places]
+    products([r * a_row for r in numbers], vectors, a, a_col, b, depth, sums)
+    for (r, at), total in zip(places, sums, strict=True):
+        store_some(total, c, r * c_row + at, width - at)
 
 
-def make_gather_pair(count):
-    def gather_pair(source, offsets, values, length, offsets2, values2, length2, target):
-        gather, lanes = make_gather(count), source.lanes
-        gather(source, lanes, offsets, values, length, target)
-        gather(source, lanes, offsets2, values2, length2, pointer(target, 2 * lanes))
+def block_2x2(vectors, x, down, right, row, w, kh, run, target):
+    sums = [np.zeros(x.lanes, x.flat.dtype)] * (4 * vectors)
+    corners = (0, right, down, down + right)
+    for u in range(kh):
+        w = products(corners, vectors, pointer(x, u * row), 1, w, run, sums)
+    for n, total in enumerate(sums):
+        store(total, target, (n % vectors * 4 + n // vectors) * x.lanes)
 
-    return gather_pair
+
+def gather(count, source, step, offsets, values, length, target):
+    for v in range(count):
+        total = np.zeros(source.lanes, source.flat.dtype)
+        for e in range(length):
+            line = load(source, int(offsets[e]) + v * step)
+            total = fma(broadcast(values, e), line, total)
+        store(load(target, v * source.lanes) + total, target, v * source.lanes)
+
+
+def gather_pair(
+    count, shift, source, offsets, values, length, offsets2, values2, length2, target
+):
+    lanes = source.lanes
+    gather(count, source, lanes, offsets, values, length, target)
+    gather(count, source, lanes, offsets2, values2, length2, pointer(target, shift * lanes))
 
 
 def transpose(source, source_row, target, target_row):

@@ -11,7 +11,7 @@ from kernels.arrays import DTYPES, empty, normal
 from numpy.testing import assert_array_equal
 from tolerances import RELATIVE, assert_close, assert_same_bits
 
-from minicnn.kernels import conv
+from minicnn.kernels.conv import conv
 from minicnn.kernels.window import slide
 
 

@@ -9,7 +9,10 @@ from kernels.arrays import DTYPES, empty, normal
 from numpy.testing import assert_array_equal
 from tolerances import RELATIVE, assert_close, assert_same_bits
 
-from minicnn.kernels import conv, dense, direct, elementwise, pooling, sparse, winograd
+from minicnn.kernels import elementwise, pooling
+from minicnn.kernels.conv import conv, direct, winograd
+from minicnn.kernels.dense import dense, lists
+from minicnn.kernels.simd import ZEROED
 from minicnn.kernels.window import slide
 
 # (images, channels, filters), size, kernel, strides, padding
@@ -88,10 +91,10 @@ def assert_agrees_with_the_definition(case, seed=0, dtype="float32"):
     y, code = forward(x, w, b, window, pool=True)
     taps = taps_of_pool(exact)
     assert_close(y, np.maximum(taps.max(axis=0), 0), scale)
-    assert_array_equal(y == 0, code == sparse.DEAD)
+    assert_array_equal(y == 0, code == ZEROED)
     winner = np.take_along_axis(taps, np.minimum(code, 3)[None], axis=0)[0]
     limit = RELATIVE[dtype] * scale
-    assert np.all((code == sparse.DEAD) | (winner >= taps.max(axis=0) - limit))
+    assert np.all((code == ZEROED) | (winner >= taps.max(axis=0) - limit))
 
     dy = dy[:, : y.shape[1], : y.shape[2]]
     exact = naive.conv2d_backward(x, w, unpooled(dy, code, window), *where)
@@ -108,6 +111,15 @@ def assert_agrees_with_the_definition(case, seed=0, dtype="float32"):
 @by_case
 def test_table(case):
     assert_agrees_with_the_definition(case)
+
+
+# Around the lanes of vectors of 16, 32 and 64 bytes, a panel of two, and two panels.
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 7, 9, 15, 16, 17, 31, 33, 65])
+@pytest.mark.parametrize("kernel", [(3, 3), (2, 3)])
+def test_any_number_of_filters_and_channels(kernel, count):
+    for channels, filters in [(2, count), (9, count), (count, 3)]:
+        case = (1, channels, filters), (4, 5), kernel, (1, 1), "same"
+        assert_agrees_with_the_definition(case)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -172,7 +184,7 @@ def test_nan_is_seen_and_stays_in_its_image(case, pool):
         seen = taps_of_pool(seen).any(axis=0)
     assert np.isnan(y[seen]).all()
     assert np.isfinite(np.delete(y, 1, axis=0)).all()
-    assert not pool or np.all(code[seen] != sparse.DEAD)
+    assert not pool or np.all(code[seen] != ZEROED)
 
 
 @by_case
@@ -217,7 +229,7 @@ def test_outputs_of_exactly_zero_are_dead(case, dtype):
     x, w, b, _, window = draw(case, dtype=dtype)
     y, code = forward(np.zeros_like(x), w, np.zeros_like(b), window, pool=True)
     assert (y == 0).all()
-    assert (code == sparse.DEAD).all()
+    assert (code == ZEROED).all()
 
 
 def test_ties_go_to_the_first():
@@ -272,8 +284,8 @@ def test_threads_do_not_change_bits_of_dense_gradients(by_threads):
 
 def test_lists_of_very_many_rows_would_take_too_much_memory():
     (x, dy), w = (np.zeros((5000, n), np.float32) for n in (2, 3)), np.zeros((2, 3), np.float32)
-    assert not sparse.dense(x, dy, w, w.copy(), None)
-    assert sparse.dense(x[:4000], dy[:4000], w, w.copy(), None)
+    assert not lists.gradients(x, dy, w, w.copy(), None)
+    assert lists.gradients(x[:4000], dy[:4000], w, w.copy(), None)
 
 
 @pytest.mark.parametrize("relu", [False, True])

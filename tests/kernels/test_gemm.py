@@ -10,10 +10,10 @@ from kernels.arrays import DTYPES, empty, integers, normal
 from numpy.testing import assert_array_equal
 from tolerances import assert_close, assert_same_bits
 
-from minicnn.kernels import dense
+from minicnn.kernels.dense import dense
 
 # At and around a tile's rows and columns, a chunk's columns, and the depth of a panel.
-EDGES = [1, 5, 6, 7, 8, 9, 15, 16, 17, 64, 65, 256, 257, 512, 513]
+EDGES = [1, 3, 5, 6, 7, 8, 9, 14, 15, 16, 17, 31, 33, 64, 65, 128, 129, 257, 513]
 SIZES = st.integers(1, 40) | st.sampled_from([*EDGES, 130, 600])
 
 

@@ -21,8 +21,8 @@ FOLDER = Path(minicnn.kernels.__file__).parent
 EVERY_DOOR = Path(__file__).with_name("every_door.py")
 
 MODULES = [
-    importlib.import_module(f"minicnn.kernels.{module.name}")
-    for module in pkgutil.iter_modules([str(FOLDER)])
+    importlib.import_module(module.name)
+    for module in pkgutil.walk_packages([str(FOLDER)], "minicnn.kernels.")
 ]
 FUNCTIONS = {
     f"{function.py_func.__module__}.{function.__name__}": function
@@ -93,7 +93,11 @@ def test_the_digest_sees_names_and_contents(tmp_path, monkeypatch):
         digests.append(digest())
     (tmp_path / "b.py").rename(tmp_path / "d.py")
     digests.append(digest())
-    assert len(set(digests)) == 5
+    (tmp_path / "folder").mkdir()
+    for text in ("1", "2"):
+        (tmp_path / "folder" / "a.py").write_text(text)
+        digests.append(digest())
+    assert len(set(digests)) == 7
     assert digests[3] == digests[4]  # other files do not count
 
 
@@ -130,6 +134,31 @@ def test_an_edited_helper_is_seen_by_cached_kernels_of_other_files(package):
     assert size in source
     file.write_text(source.replace(size, size + " - 1"), "utf-8")
     assert python(package, "-c", SGD)[0].split() == ["0.0", "0.0", "1.0", "0", "1"]
+
+
+LISTS = """
+import numpy as np
+from minicnn.kernels.dense import lists
+x, w, dw = (np.ones((2, 2), np.float32) for _ in range(3))
+lists.gradients(x, np.eye(2, dtype=np.float32), w, dw, None)
+stats = lists._gradients.stats
+print(dw.sum(), sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
+"""
+
+
+def test_an_edited_file_in_a_folder_below_is_seen_by_cached_kernels_of_others(package):
+    assert python(package, "-c", LISTS)[0].split() == ["4.0", "0", "1"]
+    assert python(package, "-c", LISTS)[0].split() == ["4.0", "1", "0"]
+    file = package / "minicnn" / "kernels" / "conv" / "padded.py"
+    file.write_text(file.read_text("utf-8") + "# edited\n", "utf-8")
+    assert python(package, "-c", LISTS)[0].split() == ["4.0", "0", "1"]
+
+
+def test_each_width_of_vectors_has_its_place_in_the_cache(package):
+    for hits in ("0", "1"):
+        for width in ("16", "32"):
+            printed, _ = python(package, "-c", SGD, MINICNN_VECTOR_BYTES=width)
+            assert printed.split()[3] == hits
 
 
 def test_without_a_writable_folder_kernels_compile_and_say_so_once(package):

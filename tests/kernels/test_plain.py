@@ -11,6 +11,8 @@ from tolerances import assert_close
 
 from minicnn.kernels.window import slide
 
+CONV, DENSE = "conv.conv", "dense.dense"
+
 # The hash of dropout does, on any thread: NumPy's own errstate would reach the caller's alone.
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 
@@ -24,8 +26,8 @@ def both():
 
 def test_plain_kernels_are_modules_of_their_own(both):
     compiled, python = both
-    assert python["dense"].sparse is python["sparse"] is not compiled["sparse"]
-    assert importlib.import_module("minicnn.kernels.dense") is compiled["dense"]
+    assert python["dense.dense"].lists is python["dense.lists"] is not compiled["dense.lists"]
+    assert importlib.import_module("minicnn.kernels.dense.dense") is compiled["dense.dense"]
 
 
 def check(both, module, door, reads, shapes, *options, dtype="float32"):
@@ -66,9 +68,9 @@ def test_convolution(both, case, dtype):
     sizes, *options = case
     x, w, b, dy, window = convolution(*sizes, *options, dtype=dtype)
     for relu in (False, True):
-        check(both, "conv", "forward", (x, w, b), {"y": dy.shape}, window, relu, dtype=dtype)
-    check(both, "conv", "input_gradient", (dy, w), {"dx": x.shape}, window, dtype=dtype)
-    check(both, "conv", "kernel_gradient", (x, dy), {"dw": w.shape, "db": b.shape}, window,
+        check(both, CONV, "forward", (x, w, b), {"y": dy.shape}, window, relu, dtype=dtype)
+    check(both, CONV, "input_gradient", (dy, w), {"dx": x.shape}, window, dtype=dtype)
+    check(both, CONV, "kernel_gradient", (x, dy), {"dw": w.shape, "db": b.shape}, window,
           dtype=dtype)
 
 
@@ -87,14 +89,14 @@ def test_fused_convolution(both, case, dtype):
     x[0, :4, :3] = 0  # some patches are blank
     pooled = (len(x), window.out_h // 2, window.out_w // 2, len(b))
     for relu in (False, True):
-        check(both, "conv", "fused_forward", (x, w, b), {"y": dy.shape, "code": None}, window, relu,
+        check(both, CONV, "fused_forward", (x, w, b), {"y": dy.shape, "code": None}, window, relu,
               dtype=dtype)
-    _, code = check(both, "conv", "fused_forward", (x, w, b), {"y": pooled, "code": pooled}, window,
+    _, code = check(both, CONV, "fused_forward", (x, w, b), {"y": pooled, "code": pooled}, window,
                     True, dtype=dtype)
-    check(both, "conv", "fused_input_gradient", (dy, w), {"dx": x.shape}, window, dtype=dtype)
+    check(both, CONV, "fused_input_gradient", (dy, w), {"dx": x.shape}, window, dtype=dtype)
     gradient = normal(np.random.default_rng(1), pooled, dtype)
     for dx in (x.shape, None):
-        check(both, "conv", "pooled_gradients", (x, gradient, read_only(code), w),
+        check(both, CONV, "pooled_gradients", (x, gradient, read_only(code), w),
               {"dw": w.shape, "db": b.shape, "dx": dx}, window, dtype=dtype)
 
 
@@ -105,7 +107,7 @@ def test_lists_of_every_length(both, channels, kernel):
     x, w, b, _, window = convolution(1, channels, 3, (4, 4), kernel)
     rng = np.random.default_rng(1)
     dy, code = normal(rng, (1, 2, 2, 3), "float32"), rng.integers(0, 5, (1, 2, 2, 3), np.uint8)
-    check(both, "conv", "pooled_gradients", (x, dy, code, w),
+    check(both, CONV, "pooled_gradients", (x, dy, code, w),
           {"dw": w.shape, "db": b.shape, "dx": x.shape}, window)
 
 
@@ -115,7 +117,7 @@ def test_ties_and_nan_of_fused_pooling(both):
         x[0, 3, 3] = np.nan
         w, b = np.ones((1, 1, 1, filters), np.float32), np.zeros(filters, np.float32)
         shape = (1, 2, 2, filters)
-        y, code = check(both, "conv", "fused_forward", (x, w, b), {"y": shape, "code": shape},
+        y, code = check(both, CONV, "fused_forward", (x, w, b), {"y": shape, "code": shape},
                         slide((4, 4), (1, 1), (1, 1), "same"), True)
         assert code[0, :, :, 0].tolist() == [[0, 0], [0, 3]]
         assert np.isnan(y[0, 1, 1]).all()
@@ -127,10 +129,10 @@ def test_dense(both, n, d, u, dtype):
     rng = np.random.default_rng(0)
     x, w, b, dy = (normal(rng, shape, dtype) for shape in ((n, d), (d, u), (u,), (n, u)))
     for relu, dropout in ((False, None), (True, None), (True, (5, 0.4, 3, 1))):
-        check(both, "dense", "forward", (x, w, b), {"y": dy.shape}, relu, dropout, dtype=dtype)
+        check(both, DENSE, "forward", (x, w, b), {"y": dy.shape}, relu, dropout, dtype=dtype)
     few = np.where(dy < 0.3, 0, dy)
     for gradient, dx in ((dy, x.shape), (few, x.shape), (few, None)):
-        check(both, "dense", "gradients", (x, gradient, w), {"dw": w.shape, "dx": dx}, True,
+        check(both, DENSE, "gradients", (x, gradient, w), {"dw": w.shape, "dx": dx}, True,
               dtype=dtype)
 
 

@@ -2,7 +2,7 @@
 
 `forward`, `input_gradient` and `kernel_gradient` are the general path: every configuration, float32
 and float64. `fused_forward`, `fused_input_gradient` and `pooled_gradients` take a fast path
-(`direct`, `winograd`, `sparse`) where there is one for the configuration, else the general one.
+(`direct`, `winograd`, `pooled`) where there is one for the configuration, else the general one.
 
 In mathematics, with the patch of x under the window at output position p written as row p of
 `columns` (`im2col`), a convolution and its gradients are three matrix products:
@@ -19,17 +19,19 @@ from typing import Any
 
 import numpy as np
 
-from minicnn.kernels import direct, pooling, sparse, winograd
+from minicnn.kernels import pooling
+from minicnn.kernels.conv import direct, pooled, winograd
+from minicnn.kernels.conv.im2col import add_columns, columns_of
 from minicnn.kernels.elementwise import BLOCK, blocks_of, sum_sums
-from minicnn.kernels.gemm import EDGE, PANEL_BYTES, ROWS, multiply, pack, round_up
-from minicnn.kernels.im2col import add_columns, columns_of
+from minicnn.kernels.gemm import clear, multiply, pack, packed_shape
 from minicnn.kernels.jit import kernel
-from minicnn.kernels.pool import check, parallel_for, share
-from minicnn.kernels.simd import lanes, pointer
+from minicnn.kernels.simd import ZEROED, pointer
+from minicnn.kernels.threads import check, parallel_for, share
 from minicnn.kernels.window import Window, slide
 
 _CHUNKS = 16  # at most; enough to keep the threads of a small machine evenly busy
 _COLUMN_BYTES = 1 << 20
+_LEAST_BLOCK = 8  # positions whose columns are made at a time
 _LEAST_POSITIONS = 60  # of a chunk: below that, packing w again costs more than a thread gains
 
 
@@ -40,11 +42,14 @@ def forward(
     _check(x, w, b, y, window)
     depth, filters = w.size // w.shape[3], w.shape[3]
     positions = y.size // filters
-    length = round_up(max(share(positions, _CHUNKS), _LEAST_POSITIONS), ROWS)
-    block = _block(depth, x.itemsize)
-    scratch = EDGE + depth * _padded(filters, x.itemsize) + block * depth
-    parallel_for(_forward, -(-positions // length), (x, w, b), (y,), tuple(window), length, block,
-                 relu, scratch=scratch)
+    length = max(share(positions, _CHUNKS), _LEAST_POSITIONS)
+    parallel_for(
+        _forward, -(-positions // length), (x, w, b), (y,), tuple(window), length, relu,
+        scratch={
+            "columns": ((_block(depth, x.itemsize), depth), x.dtype),
+            "packed": (packed_shape(depth, filters, x.dtype), x.dtype),
+        },
+    )
 
 
 def input_gradient(dy: np.ndarray, w: np.ndarray, dx: np.ndarray, window: Window) -> None:
@@ -52,10 +57,15 @@ def input_gradient(dy: np.ndarray, w: np.ndarray, dx: np.ndarray, window: Window
     _check(dx, w, None, dy, window)
     depth, filters = w.size // w.shape[3], w.shape[3]
     images = share(dx.shape[0], _CHUNKS)
-    block = _block(depth, dx.itemsize)
-    scratch = EDGE + PANEL_BYTES + filters * _padded(depth, dx.itemsize) + block * depth
-    parallel_for(_input_gradient, -(-dx.shape[0] // images), (dy, w), (dx,), tuple(window), images,
-                 block, scratch=scratch)
+    panels = packed_shape(filters, depth, dx.dtype)
+    parallel_for(
+        _input_gradient, -(-dx.shape[0] // images), (dy, w), (dx,), tuple(window), images,
+        scratch={
+            "columns": ((_block(depth, dx.itemsize), depth), dx.dtype),
+            "packed": (panels, dx.dtype),
+            "zeros": (panels[2:], dx.dtype),
+        },
+    )
 
 
 def kernel_gradient(
@@ -67,13 +77,17 @@ def kernel_gradient(
     depth, positions = dw.size // filters, dy.size // filters
     length = max(share(positions, _CHUNKS), _LEAST_POSITIONS)
     chunks = -(-positions // length)
-    block = _block(max(depth, _padded(filters, x.itemsize)), x.itemsize)  # dy is packed beside it
+    block = _block(max(depth, filters), x.itemsize)  # dy is packed beside it
     # One partial sum of dw a chunk, and one of db a block of its positions.
     partial = np.empty((chunks, depth, filters), dw.dtype)
     biases = np.empty((chunks, blocks_of(length), filters), dw.dtype)
-    scratch = EDGE + block * _padded(filters, x.itemsize) + block * depth
-    parallel_for(_kernel_gradient, chunks, (x, dy), (partial, biases), tuple(window), length, block,
-                 scratch=scratch)
+    parallel_for(
+        _kernel_gradient, chunks, (x, dy), (partial, biases), tuple(window), length,
+        scratch={
+            "columns": ((block, depth), x.dtype),
+            "packed": (packed_shape(block, filters, x.dtype), x.dtype),
+        },
+    )
     total = np.empty(dw.size, dw.dtype)
     sum_sums(partial, total)
     dw[...] = total.reshape(dw.shape)
@@ -100,7 +114,7 @@ def fused_forward(
         whole = np.empty((len(x), window.out_h, window.out_w, w.shape[3]), x.dtype)
         forward(x, w, b, whole, window, relu=True)
         pooling.forward(whole, y, code, _pool_window(window))
-        code[y <= 0] = sparse.DEAD
+        code[y <= 0] = ZEROED
 
 
 def fused_input_gradient(dy: np.ndarray, w: np.ndarray, dx: np.ndarray, window: Window) -> None:
@@ -127,12 +141,12 @@ def pooled_gradients(
     """Write the gradients of `fused_forward` with a code; dx is None where it is not asked."""
     _check(x, w, db, dy, window, code)
     _check(x if dx is None else dx, dw, db, dy, window, code)
-    if x.dtype == np.float32 and sparse.fits(window):
-        sparse.convolution(x, dy, code, w, dw, db, dx, window, _CHUNKS)
+    if x.dtype == np.float32 and pooled.fits(window):
+        pooled.gradients(x, dy, code, w, dw, db, dx, window, _CHUNKS)
         return
     whole = np.empty((len(x), window.out_h, window.out_w, w.shape[3]), x.dtype)
-    living = np.where(code == sparse.DEAD, x.dtype.type(0), dy)
-    pooling.backward(living, code % sparse.DEAD, whole, _pool_window(window))
+    living = np.where(code == ZEROED, x.dtype.type(0), dy)
+    pooling.backward(living, code % ZEROED, whole, _pool_window(window))
     kernel_gradient(x, whole, dw, db, window)
     if dx is not None:
         input_gradient(whole, w, dx, window)
@@ -169,71 +183,62 @@ def _pool_window(window: Window) -> Window:
 
 def _block(depth: int, itemsize: int) -> int:
     """Return how many positions' columns are made at a time."""
-    return max(ROWS, _COLUMN_BYTES // (depth * itemsize) // ROWS * ROWS)
-
-
-def _padded(columns: int, itemsize: int) -> int:
-    return round_up(columns, PANEL_BYTES // itemsize)
+    return max(_LEAST_BLOCK, _COLUMN_BYTES // (depth * itemsize))
 
 
 @kernel
-def _forward(chunk, scratch, x, w, b, y, window, length, block, relu):
+def _forward(chunk, scratch, x, w, b, y, window, length, relu):
+    """Y = columns w + b for a chunk of positions."""
+    space, packed = scratch
     channels, filters = w.shape[2], w.shape[3]
-    depth, positions = w.size // filters, y.size // filters
-    edge, packed = pointer(scratch, 0), pointer(scratch, EDGE)
-    width = 2 * lanes(packed)
-    space = pointer(packed, depth * round_up(filters, width))
-    pack(pointer(w, 0), filters, 1, depth, filters, packed)
+    block, depth, positions = len(space), w.size // filters, y.size // filters
+    pack(pointer(w, 0), filters, 1, depth, filters, pointer(packed, 0))
     last = min(positions, (chunk + 1) * length)
     for first in range(chunk * length, last, block):
         count = min(block, last - first)
-        columns = columns_of(pointer(x, 0), channels, window, first, count, space)
+        columns = columns_of(pointer(x, 0), channels, window, first, count, pointer(space, 0))
         out = pointer(y, first * filters)
-        multiply(columns, depth, 1, packed, pointer(b, 0), 0, 1, out, filters,
-                 count, filters, depth, edge)
+        multiply(columns, depth, 1, pointer(packed, 0), pointer(b, 0), 0, 1, out, filters,
+                 count, filters, depth)
         if relu:
             for e in range(count * filters):
                 out[e] = 0 if out[e] < 0 else out[e]
 
 
 @kernel
-def _input_gradient(chunk, scratch, dy, w, dx, window, images, block):
+def _input_gradient(chunk, scratch, dy, w, dx, window, images):
+    """Write dx for a chunk of images: dcolumns = dy w', added up where patches overlap."""
+    columns, packed, zeros = scratch
     channels, filters = w.shape[2], w.shape[3]
-    depth, positions = w.size // filters, window[10] * window[11]
-    edge, zeros = pointer(scratch, 0), pointer(scratch, EDGE)
-    width = 2 * lanes(zeros)
-    packed = pointer(zeros, PANEL_BYTES)
-    columns = pointer(packed, filters * round_up(depth, width))
-    for e in range(width):
-        zeros[e] = 0
-    pack(pointer(w, 0), 1, filters, filters, depth, packed)
+    block, depth, positions = len(columns), w.size // filters, window[10] * window[11]
+    clear(pointer(zeros, 0), zeros.size)
+    pack(pointer(w, 0), 1, filters, filters, depth, pointer(packed, 0))
     begin, end = chunk * images, min(dx.shape[0], (chunk + 1) * images)
     dx[begin:end] = 0
     for first in range(begin * positions, end * positions, block):
         count = min(block, end * positions - first)
-        multiply(pointer(dy, first * filters), filters, 1, packed, zeros, 0, 0, columns, depth,
-                 count, depth, filters, edge)
-        add_columns(columns, channels, window, first, count, pointer(dx, 0))
+        multiply(pointer(dy, first * filters), filters, 1, pointer(packed, 0), pointer(zeros, 0), 0,
+                 0, pointer(columns, 0), depth, count, depth, filters)
+        add_columns(pointer(columns, 0), channels, window, first, count, pointer(dx, 0))
 
 
 @kernel
-def _kernel_gradient(chunk, scratch, x, dy, partial, biases, window, length, block):
+def _kernel_gradient(chunk, scratch, x, dy, partial, biases, window, length):
+    """Sum dw = columns' dy and db = 1' dy over a chunk of positions."""
+    space, packed = scratch
     channels, filters = x.shape[3], dy.shape[3]
-    depth, positions = partial.shape[1], dy.size // filters
-    edge, packed = pointer(scratch, 0), pointer(scratch, EDGE)
-    width = 2 * lanes(packed)
-    space = pointer(packed, block * round_up(filters, width))
+    block, depth, positions = len(space), partial.shape[1], dy.size // filters
     partial[chunk] = 0
     biases[chunk] = 0
     dw, sums = pointer(partial, chunk * depth * filters), pointer(biases, chunk * biases[0].size)
     begin, last = chunk * length, min(positions, (chunk + 1) * length)
     for first in range(begin, last, block):
         count = min(block, last - first)
-        columns = columns_of(pointer(x, 0), channels, window, first, count, space)
+        columns = columns_of(pointer(x, 0), channels, window, first, count, pointer(space, 0))
         gradient = pointer(dy, first * filters)
-        pack(gradient, filters, 1, count, filters, packed)
-        multiply(columns, 1, depth, packed, dw, filters, 1, dw, filters,
-                 depth, filters, count, edge)
+        pack(gradient, filters, 1, count, filters, pointer(packed, 0))
+        multiply(columns, 1, depth, pointer(packed, 0), dw, filters, 1, dw, filters,
+                 depth, filters, count)
         for p in range(count):
             db = pointer(sums, (first + p - begin) // BLOCK * filters)
             for f in range(filters):

@@ -17,7 +17,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from queue import SimpleQueue
 from typing import Any
 
@@ -33,7 +34,7 @@ def parallel_for(
     reads: Sequence[np.ndarray],
     writes: Sequence[np.ndarray],
     *sizes: Any,
-    scratch: int = 0,
+    scratch: Mapping[str, tuple[tuple[int, ...], Any]] = types.MappingProxyType({}),
 ) -> None:
     """Call ``kernel(chunk, scratch, *reads, *writes, *sizes)`` for every chunk.
 
@@ -48,14 +49,15 @@ def parallel_for(
     writes : sequence of C-contiguous arrays
         Outputs. Two chunks never write the same element.
     *sizes : numbers or tuples of numbers
-    scratch : int
-        Elements of scratch, of the type of ``writes[0]``, that the running thread lends to
-        the chunk; they hold arbitrary values.
+    scratch : mapping of names to (shape, dtype)
+        Arrays of arbitrary values that the running thread lends to the chunk. The kernel gets
+        them as one tuple in this order, which it unpacks to the same names; each begins at a
+        cache line.
     """
     if not all(array.flags.writeable for array in writes):  # a kernel goes by its address
         raise ValueError("output array is read-only; set array.flags.writeable = True")
     arrays = (*(_frozen(array) for array in reads), *writes)
-    job = _Job(kernel, chunks, (*arrays, *sizes), scratch, writes[0].dtype)
+    job = _Job(kernel, chunks, (*arrays, *sizes), scratch)
     workers = _workers
     if chunks <= 1 or not workers.count:
         job.work()
@@ -156,13 +158,19 @@ def _frozen(array: np.ndarray) -> np.ndarray:
     return frozen
 
 
-def _scratch(elements: int, dtype: np.dtype[Any]) -> np.ndarray:
-    """Return this thread's scratch, which is kept between calls."""
-    size = elements * dtype.itemsize
+def _scratch(layout: Mapping[str, tuple[tuple[int, ...], Any]]) -> tuple[np.ndarray, ...]:
+    """Return this thread's scratch arrays; their memory is kept between calls."""
+    places, size = [], 0
+    for shape, dtype in layout.values():
+        places.append(size)
+        size += -(-math.prod(shape) * np.dtype(dtype).itemsize // _CACHE_LINE) * _CACHE_LINE
     arena = getattr(_local, "arena", None)
     if arena is None or arena.size < size:
         arena = _local.arena = aligned((size,), np.uint8)
-    return arena[:size].view(dtype)
+    return tuple(
+        np.ndarray(shape, dtype, arena, place)
+        for (shape, dtype), place in zip(layout.values(), places, strict=True)
+    )
 
 
 class _Job:
@@ -173,18 +181,17 @@ class _Job:
         kernel: Callable[..., Any],
         chunks: int,
         arguments: tuple[Any, ...],
-        scratch: int,
-        dtype: np.dtype[Any],
+        scratch: Mapping[str, tuple[tuple[int, ...], Any]],
     ) -> None:
         self.kernel, self.chunks, self.arguments = kernel, chunks, arguments
-        self.scratch, self.dtype = scratch, dtype
+        self.scratch = scratch
         self.next = itertools.count().__next__  # one bytecode, so atomic between threads
         self.begun: list[None] = []  # an entry for each worker that has
         self.ended: list[BaseException | None] = []
         self.bell: SimpleQueue[None] = SimpleQueue()  # rings when a worker has ended
 
     def work(self) -> None:
-        scratch = _scratch(self.scratch, self.dtype)
+        scratch = _scratch(self.scratch)
         while (chunk := self.next()) < self.chunks:
             self.kernel(chunk, scratch, *self.arguments)
 

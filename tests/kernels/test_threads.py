@@ -15,8 +15,9 @@ from kernels.arrays import normal
 from numpy.testing import assert_array_equal
 from tolerances import assert_same_bits
 
-from minicnn.kernels import dense, pool
-from minicnn.kernels.pool import parallel_for
+from minicnn.kernels import threads as pool
+from minicnn.kernels.dense import dense
+from minicnn.kernels.threads import parallel_for
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 30  # after which a test calls it a deadlock
@@ -356,7 +357,8 @@ def test_the_number_of_threads_may_change_while_kernels_run(set_threads):
 FORK = """
 import os, signal, threading, time
 import numpy as np
-from minicnn.kernels import elementwise, pool
+from minicnn.kernels import elementwise
+from minicnn.kernels import threads as pool
 
 x = np.linspace(-1, 1, 200_000, dtype=np.float32)  # seven chunks
 
@@ -454,7 +456,7 @@ def test_threads_that_are_not_needed_end(set_threads):
     assert workers() == []
 
 
-REPORT = "from minicnn.kernels import pool; print(pool.get_num_threads())"
+REPORT = "from minicnn.kernels import threads; print(threads.get_num_threads())"
 
 
 def test_the_environment_sets_the_number_of_threads():
@@ -495,25 +497,30 @@ def test_sleeping_workers_keep_no_arrays_alive(set_threads):
     assert [array() for array in alive] == [None, None]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("elements", [1, 1000, 100_003])
-def test_scratch_is_private_to_a_thread_and_aligned(set_threads, elements, dtype):
+LAYOUT = {
+    "numbers": ((3, 7), np.float64), "codes": ((5,), np.uint8), "nothing": ((0, 2), np.float32),
+    "offsets": ((100_003,), np.int32),
+}
+
+
+def test_scratch_is_private_to_a_thread_and_aligned(set_threads):
     set_threads(4)
     meet, lent = threading.Barrier(4), []
 
     def kernel(chunk, scratch, y):
         lent.append(scratch)
         meet.wait(SECONDS)
-        scratch[:] = chunk
+        for i, array in enumerate(scratch):
+            array[...] = 4 * chunk + i
         meet.wait(SECONDS)
-        y[chunk] = np.all(scratch == chunk)
+        y[chunk] = all(np.all(array == 4 * chunk + i) for i, array in enumerate(scratch))
 
-    y = np.zeros(4, dtype)
-    parallel_for(kernel, 4, (), (y,), scratch=elements)
+    y = np.zeros(4)
+    parallel_for(kernel, 4, (), (y,), scratch=LAYOUT)
     assert_array_equal(y, np.ones(4))
     for scratch in lent:
-        assert (scratch.dtype, scratch.shape) == (y.dtype, (elements,))
-        assert scratch.ctypes.data % 64 == 0
+        assert [(array.shape, array.dtype) for array in scratch] == list(LAYOUT.values())
+        assert all(array.ctypes.data % 64 == 0 and array.flags.c_contiguous for array in scratch)
 
 
 def test_scratch_grows_by_any_number(set_threads):
@@ -521,11 +528,11 @@ def test_scratch_grows_by_any_number(set_threads):
     lengths = []
     for elements in range(1_000_000, 1_000_040):
         parallel_for(
-            lambda chunk, scratch, y: lengths.append(len(scratch)),
+            lambda chunk, scratch, y: lengths.append(len(scratch[0])),
             1,
             (),
             (np.empty(1),),
-            scratch=elements,
+            scratch={"numbers": ((elements,), np.float64)},
         )
     assert lengths == list(range(1_000_000, 1_000_040))
 
@@ -535,10 +542,12 @@ def test_scratch_is_kept_between_calls(set_threads):
     places = []
 
     def kernel(chunk, scratch, y):
-        places.append(scratch.ctypes.data)
+        places.append(scratch[0].ctypes.data)
 
     for elements in (5000, 5000, 100):
-        parallel_for(kernel, 1, (), (np.empty(1),), scratch=elements)
+        parallel_for(
+            kernel, 1, (), (np.empty(1),), scratch={"numbers": ((elements,), np.float32)}
+        )
     assert len(set(places)) == 1
 
 
@@ -546,7 +555,7 @@ def test_at_the_end_of_the_program_no_thread_is_started():
     """Nor waited for: in a __del__ that runs as the last thing the caller does all."""
     run = python("""
 import numpy as np
-from minicnn.kernels import pool
+from minicnn.kernels import threads as pool
 
 def count(chunk, scratch, y):
     y[chunk] += 1

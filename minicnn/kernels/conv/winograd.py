@@ -19,8 +19,8 @@ of a patch is zero that would be a residue in place of zero, through which ReLU 
 (half of an MNIST image is blank), so such outputs are set to zero. NaN and infinity in one input
 reach all outputs of the tiles that read it.
 
-Layouts, all in scratch but for U: plane (HP, WP, CP), the padded image with whole vectors of
-channels; V (points, tiles, CP); U (panels, points, CP, 16); M (points, 6 tiles, 16).
+Layouts, all in scratch but for U: padded (HP, WP, CP), the image with whole vectors of channels;
+V (points, tiles, CP); U (panels, points, CP, PANEL); M (points, ROWS tiles, PANEL).
 
 A. Lavin and S. Gray, "Fast algorithms for convolutional neural networks", CVPR 2016.
 """
@@ -29,28 +29,27 @@ import functools
 
 import numpy as np
 
-from minicnn.kernels.gemm import PANEL_BYTES, ROWS, pack, round_up, tile
+from minicnn.kernels.conv.padded import emit_block, emit_pooled, fill_padded
+from minicnn.kernels.gemm import block_of_rows, clear, pack, round_up
 from minicnn.kernels.jit import helper, kernel
-from minicnn.kernels.plane import emit_block, emit_pooled, fill_plane
-from minicnn.kernels.pool import aligned, parallel_for, share
 from minicnn.kernels.simd import (
-    VECTOR_BYTES,
+    LANES,
+    PANEL,
+    ROWS,
     add,
-    as_integers,
     broadcast,
     fma,
     load,
     pointer,
-    spread,
+    splat,
     store,
     sub,
 )
+from minicnn.kernels.threads import aligned, parallel_for, share
 from minicnn.kernels.window import Window
 
 _OUT = 4  # rows and columns of outputs in a tile
-_PANEL = PANEL_BYTES // 4  # filters that are computed together
-_LANES = VECTOR_BYTES // 4
-_TILES = 24  # at most, whose V is kept in the second-level cache
+_MOST_TILES = 28  # whose V is kept in the second-level cache
 _V_BYTES = 1 << 20
 
 
@@ -71,19 +70,34 @@ def forward(
     """
     size, channels, filters = len(w), w.shape[2], w.shape[3]
     side = size + _OUT - 1
-    depth, panels = round_up(channels, _LANES), -(-filters // _PANEL)
-    transformed = aligned((panels, side * side, depth, _PANEL), np.float32)
-    parallel_for(_transform_filters, panels, (w, _filter_matrix(size)), (transformed,),
-                 scratch=(w.size // filters + side * size) * _PANEL)
+    points, depth, panels = side * side, round_up(channels, LANES), -(-filters // PANEL)
+    transformed = aligned((panels, points, depth, PANEL), np.float32)
+    parallel_for(
+        _transform_filters, panels, (w, _filter_matrix(size)), (transformed,),
+        scratch={
+            "packed": ((size, size, channels, PANEL), np.float32),
+            "half": ((side, size, PANEL), np.float32),  # G g
+        },
+    )
     images = share(len(x), chunks)
     tiles_h, tiles_w = -(-window.out_h // _OUT), -(-window.out_w // _OUT)
-    block = max(ROWS, min(_TILES, _V_BYTES // (side * side * depth * 4) // ROWS * ROWS))
-    plane = (tiles_h * _OUT + size - 1) * (tiles_w * _OUT + size - 1) * depth
-    pixels = plane // depth
-    scratch = plane + side * side * (block * depth + ROWS * _PANEL + 2 * _LANES) + 2 * _PANEL
-    scratch += pixels + block
-    parallel_for(_forward, -(-len(x) // images), (x, transformed, b), (y, code), tuple(window),
-                 images, tiles_h, tiles_w, block, relu, pool, scratch=scratch)
+    most = max(ROWS, _MOST_TILES // ROWS * ROWS)
+    block = max(ROWS, min(most, _V_BYTES // (points * depth * 4) // ROWS * ROWS))
+    rows, columns = tiles_h * _OUT + size - 1, tiles_w * _OUT + size - 1
+    parallel_for(
+        _forward, -(-len(x) // images), (x, transformed, b), (y, code), tuple(window), images,
+        tiles_h, tiles_w, relu, pool,
+        scratch={
+            "padded": ((rows, columns, depth), np.float32),
+            "v": ((points, block, depth), np.float32),
+            "m": ((points, ROWS, PANEL), np.float32),
+            "line": ((2, points, LANES), np.float32),  # a tile between its two passes
+            "zeros": ((PANEL,), np.float32),
+            "bias": ((PANEL,), np.float32),
+            "live": ((rows, columns), np.float32),  # pixels that are not zero, or the next ones
+            "blanks": ((block,), np.int32),  # a bit for each output of a tile
+        },
+    )
 
 
 @functools.cache
@@ -101,112 +115,105 @@ def _filter_matrix(size: int) -> np.ndarray:
 
 @kernel
 def _transform_filters(panel, scratch, w, matrix, transformed):
-    """U = G g G' for the 16 filters of a panel, a channel at a time."""
+    """U = G g G' for the filters of a panel, a channel at a time."""
+    packed, half = scratch
     side, size = matrix.shape
     channels, filters = w.shape[2], w.shape[3]
-    depth = transformed.shape[2]
-    packed = pointer(scratch, 0)  # (size, size, channels, 16)
-    half = pointer(scratch, size * size * channels * _PANEL)  # G g: (side, size, 16)
-    first = panel * _PANEL
-    pack(pointer(w, first), filters, 1, size * size * channels, min(_PANEL, filters - first),
-         packed)
+    depth, first = transformed.shape[2], panel * PANEL
+    pack(pointer(w, first), filters, 1, size * size * channels, min(PANEL, filters - first),
+         pointer(packed, 0))
     if channels < depth:  # what no channel fills
         transformed[panel] = 0
-    target = pointer(transformed, panel * side * side * depth * _PANEL)
+    target = pointer(transformed, panel * side * side * depth * PANEL)
     g = pointer(matrix, 0)
     for c in range(channels):
         for t in range(side):
             for j in range(size):
-                total, total2 = spread(np.float32(0)), spread(np.float32(0))
-                for i in range(size):
-                    tap = pointer(packed, ((i * size + j) * channels + c) * _PANEL)
-                    factor = broadcast(g, t * size + i)
-                    total = fma(factor, load(tap, 0), total)
-                    total2 = fma(factor, load(tap, _LANES), total2)
-                store(total, half, (t * size + j) * _PANEL)
-                store(total2, half, (t * size + j) * _PANEL + _LANES)
+                _combine(pointer(g, t * size), pointer(packed, (j * channels + c) * PANEL),
+                         size * channels * PANEL, pointer(half, (t * size + j) * PANEL), size)
         for t in range(side):
             for u in range(side):
-                total, total2 = spread(np.float32(0)), spread(np.float32(0))
-                for j in range(size):
-                    value = pointer(half, (t * size + j) * _PANEL)
-                    factor = broadcast(g, u * size + j)
-                    total = fma(factor, load(value, 0), total)
-                    total2 = fma(factor, load(value, _LANES), total2)
-                point = pointer(target, ((t * side + u) * depth + c) * _PANEL)
-                store(total, point, 0)
-                store(total2, point, _LANES)
+                _combine(pointer(g, u * size), pointer(half, t * size * PANEL), PANEL,
+                         pointer(target, ((t * side + u) * depth + c) * PANEL), size)
+
+
+@helper
+def _combine(factors, source, step, target, count):
+    """Write the sum over i of factors[i] * the panel of filters at source + i step."""
+    for lane in range(0, PANEL, LANES):
+        total = splat(np.float32(0))
+        for i in range(count):
+            total = fma(broadcast(factors, i), load(source, i * step + lane), total)
+        store(total, target, lane)
 
 
 @kernel
-def _forward(chunk, scratch, x, u, b, y, code, window, images, tiles_h, tiles_w, block, relu, pool):
+def _forward(chunk, scratch, x, u, b, y, code, window, images, tiles_h, tiles_w, relu, pool):
+    """Compute images, a block of tiles at a time: V, then for each panel of filters M and Y."""
+    padded, v, m, line, zeros, bias, live, blanks = scratch
     (_, points, depth, _), (_, height, width, _) = u.shape, y.shape
     side = 8 if points == 64 else 6
     top, left = window[8], window[9]
-    wide = tiles_w * _OUT + side - _OUT  # columns of the plane
-    high = tiles_h * _OUT + side - _OUT
-    plane = pointer(scratch, 0)
-    v = pointer(plane, high * wide * depth)
-    m = pointer(v, points * block * depth)
-    line = pointer(m, points * ROWS * _PANEL)  # a tile between its two passes
-    zeros = pointer(line, side * side * _LANES * 2)
-    bias = pointer(zeros, _PANEL)
-    live = pointer(bias, _PANEL)
-    blanks = as_integers(pointer(scratch, scratch.size - block))
-    for e in range(high * wide * depth):
-        plane[e] = 0
-    for e in range(_PANEL):
-        zeros[e] = 0
+    wide, block = padded.shape[1], v.shape[1]
+    clear(pointer(padded, 0), padded.size)
+    clear(pointer(zeros, 0), PANEL)
     begin, end = chunk * images, min(x.shape[0], (chunk + 1) * images)
     per_image = tiles_h * tiles_w
-    present = -1  # the image that is in the plane
+    present = -1  # the image that is in `padded`
     for first in range(begin * per_image, end * per_image, block):
         count = min(block, end * per_image - first)
-        for i in range(block):
-            t = first + min(i, count - 1)  # a block is filled up with its last tile
-            n, ty, tx = t // per_image, t // tiles_w % tiles_h, t % tiles_w
+        for i in range(count):
+            n, ty, tx = _tile(first + i, tiles_h, tiles_w)
             if n != present:
-                fill_plane(x, n, pointer(plane, (top * wide + left) * depth), wide, depth)
-                _find_live(plane, live, high, wide, depth, side - _OUT + 1)
+                fill_padded(x, n, pointer(padded, (top * wide + left) * depth), wide, depth)
+                _find_live(pointer(padded, 0), pointer(live, 0), padded.shape, side - _OUT + 1)
                 present = n
             blanks[i] = _blank_outputs(pointer(live, (ty * wide + tx) * _OUT), wide,
                                        side - _OUT + 1)
-            corner = pointer(plane, (ty * wide + tx) * _OUT * depth)
-            for c in range(0, depth, _LANES):
-                _input_tile(pointer(corner, c), wide * depth, depth, line,
+            corner = pointer(padded, (ty * wide + tx) * _OUT * depth)
+            for c in range(0, depth, LANES):
+                _input_tile(pointer(corner, c), wide * depth, depth, pointer(line, 0),
                             pointer(v, i * depth + c), block * depth, side)
         for panel in range(u.shape[0]):
-            filters = min(_PANEL, b.size - panel * _PANEL)
-            for f in range(_PANEL):
-                bias[f] = b[panel * _PANEL + f] if f < filters else 0
+            filters = min(PANEL, b.size - panel * PANEL)
+            for f in range(PANEL):
+                bias[f] = b[panel * PANEL + f] if f < filters else 0
             for i in range(0, count, ROWS):
+                rows = min(ROWS, count - i)
                 for p in range(points):
-                    tile(pointer(v, (p * block + i) * depth), depth, 1, ROWS,
-                         pointer(u, (panel * points + p) * depth * _PANEL), zeros, 0,
-                         pointer(m, p * ROWS * _PANEL), _PANEL, depth)
-                for r in range(min(ROWS, count - i)):
-                    t = first + i + r
-                    n, ty, tx = t // per_image, t // tiles_w % tiles_h, t % tiles_w
+                    block_of_rows(
+                        pointer(v, (p * block + i) * depth), depth, 1,
+                        pointer(u, (panel * points + p) * depth * PANEL), pointer(zeros, 0), 0,
+                        pointer(m, p * ROWS * PANEL), PANEL, rows, PANEL, x.shape[3])
+                for r in range(rows):
+                    n, ty, tx = _tile(first + i + r, tiles_h, tiles_w)
                     row, column = ty * _OUT >> pool, tx * _OUT >> pool
-                    at = ((n * height + row) * width + column) * b.size + panel * _PANEL
-                    for lane in range(0, filters, _LANES):
-                        _output_tile(pointer(m, r * _PANEL + lane), line, side)
+                    at = ((n * height + row) * width + column) * b.size + panel * PANEL
+                    for lane in range(0, filters, LANES):
+                        _output_tile(pointer(m, r * PANEL + lane), pointer(line, 0), side)
                         if blanks[i + r]:
-                            _set_to_zero(line, np.int64(blanks[i + r]))
-                        _emit(line, pointer(bias, lane), pointer(y, at + lane),
+                            _set_to_zero(pointer(line, 0), np.int64(blanks[i + r]))
+                        _emit(pointer(line, 0), pointer(bias, lane), pointer(y, at + lane),
                               pointer(code, at + lane), width * b.size, b.size, height - row,
                               width - column, filters - lane, relu, pool)
 
 
 @helper
-def _find_live(plane, live, high, wide, depth, size):
+def _tile(number, tiles_h, tiles_w):
+    """Return the image of a tile, and its row and column among the tiles of the image."""
+    return number // (tiles_h * tiles_w), number // tiles_w % tiles_h, number % tiles_w
+
+
+@helper
+def _find_live(padded, live, shape, size):
     """Write for each pixel whether it or one of the size - 1 on its right is not zero."""
-    for pixel in range(high * wide):
-        values, any_ = pointer(plane, pixel * depth), False
+    rows, columns, depth = shape
+    for pixel in range(rows * columns):
+        values, any_ = pointer(padded, pixel * depth), False
         for c in range(depth):
             any_ |= values[c] != 0
         live[pixel] = any_
-    for pixel in range(high * wide - size + 1):
+    for pixel in range(rows * columns - size + 1):
         for j in range(1, size):
             live[pixel] = max(live[pixel], live[pixel + j])
 
@@ -226,20 +233,20 @@ def _blank_outputs(live, wide, size):
 @helper
 def _set_to_zero(line, bits):
     """Set outputs to zero, but for those that NaN or infinity in the filters has made NaN."""
-    zero = spread(np.float32(0))
+    zero = splat(np.float32(0))
     for q in range(_OUT * _OUT):
         if bits >> q & 1:
-            store(fma(load(line, q * _LANES), zero, zero), line, q * _LANES)
+            store(fma(load(line, q * LANES), zero, zero), line, q * LANES)
 
 
 @helper
 def _input_tile(source, row, column, line, v, point, side):
     """V = B' d B for one tile and one vector of channels."""
     for j in range(side):
-        _input_line(pointer(source, j * column), row, pointer(line, j * _LANES), side * _LANES,
+        _input_line(pointer(source, j * column), row, pointer(line, j * LANES), side * LANES,
                     side)
     for i in range(side):
-        _input_line(pointer(line, i * side * _LANES), _LANES, pointer(v, i * side * point), point,
+        _input_line(pointer(line, i * side * LANES), LANES, pointer(v, i * side * point), point,
                     side)
 
 
@@ -249,48 +256,48 @@ def _input_line(d, step, out, out_step, side):
     d0, d1, d2, d3 = load(d, 0), load(d, step), load(d, 2 * step), load(d, 3 * step)
     d4, d5 = load(d, 4 * step), load(d, 5 * step)
     if side == 6:
-        even1 = fma(spread(np.float32(-4)), d2, d4)
-        odd1 = fma(spread(np.float32(-4)), d1, d3)
+        even1 = fma(splat(np.float32(-4)), d2, d4)
+        odd1 = fma(splat(np.float32(-4)), d1, d3)
         even2, odd2 = sub(d4, d2), sub(d3, d1)
         odd2 = add(odd2, odd2)
-        store(fma(spread(np.float32(4)), d0, fma(spread(np.float32(-5)), d2, d4)), out, 0)
+        store(fma(splat(np.float32(4)), d0, fma(splat(np.float32(-5)), d2, d4)), out, 0)
         store(add(even1, odd1), out, out_step)
         store(sub(even1, odd1), out, 2 * out_step)
         store(add(even2, odd2), out, 3 * out_step)
         store(sub(even2, odd2), out, 4 * out_step)
-        store(fma(spread(np.float32(4)), d1, fma(spread(np.float32(-5)), d3, d5)), out,
+        store(fma(splat(np.float32(4)), d1, fma(splat(np.float32(-5)), d3, d5)), out,
               5 * out_step)
         return
     d6, d7 = load(d, 6 * step), load(d, 7 * step)
-    quarter, half = spread(np.float32(0.25)), spread(np.float32(0.5))
-    even1 = fma(spread(np.float32(-4.25)), d4, add(d2, d6))
-    odd1 = fma(spread(np.float32(-4.25)), d3, add(d1, d5))
-    even2 = fma(quarter, d2, fma(spread(np.float32(-1.25)), d4, d6))
-    even3 = fma(spread(np.float32(4)), d2, fma(spread(np.float32(-5)), d4, d6))
-    middle = fma(spread(np.float32(-5)), d3, spread(np.float32(0)))
+    quarter, half = splat(np.float32(0.25)), splat(np.float32(0.5))
+    even1 = fma(splat(np.float32(-4.25)), d4, add(d2, d6))
+    odd1 = fma(splat(np.float32(-4.25)), d3, add(d1, d5))
+    even2 = fma(quarter, d2, fma(splat(np.float32(-1.25)), d4, d6))
+    even3 = fma(splat(np.float32(4)), d2, fma(splat(np.float32(-5)), d4, d6))
+    middle = fma(splat(np.float32(-5)), d3, splat(np.float32(0)))
     odd2 = fma(half, add(d1, middle), add(d5, d5))
     odd3 = fma(half, add(d5, middle), add(d1, d1))
-    store(fma(spread(np.float32(5.25)), sub(d4, d2), sub(d0, d6)), out, 0)
+    store(fma(splat(np.float32(5.25)), sub(d4, d2), sub(d0, d6)), out, 0)
     store(add(even1, odd1), out, out_step)
     store(sub(even1, odd1), out, 2 * out_step)
     store(add(even2, odd2), out, 3 * out_step)
     store(sub(even2, odd2), out, 4 * out_step)
     store(add(even3, odd3), out, 5 * out_step)
     store(sub(even3, odd3), out, 6 * out_step)
-    store(fma(spread(np.float32(5.25)), sub(d3, d5), sub(d7, d1)), out, 7 * out_step)
+    store(fma(splat(np.float32(5.25)), sub(d3, d5), sub(d7, d1)), out, 7 * out_step)
 
 
 @helper
 def _output_tile(m, line, side):
     """Y = A' M A for one tile and one vector of filters; Y (4, 4) goes to the start of `line`."""
-    point = ROWS * _PANEL
-    half = pointer(line, _OUT * _OUT * _LANES)
+    point = ROWS * PANEL
+    half = pointer(line, _OUT * _OUT * LANES)
     for j in range(side):
-        _output_line(pointer(m, j * point), side * point, pointer(half, j * _LANES), side * _LANES,
+        _output_line(pointer(m, j * point), side * point, pointer(half, j * LANES), side * LANES,
                      side)
     for i in range(_OUT):
-        _output_line(pointer(half, i * side * _LANES), _LANES, pointer(line, i * _OUT * _LANES),
-                     _LANES, side)
+        _output_line(pointer(half, i * side * LANES), LANES, pointer(line, i * _OUT * LANES),
+                     LANES, side)
 
 
 @helper
@@ -299,16 +306,16 @@ def _output_line(m, step, out, out_step, side):
     m1, m2, m3, m4 = load(m, step), load(m, 2 * step), load(m, 3 * step), load(m, 4 * step)
     sum1, sum2, difference1, difference2 = add(m1, m2), add(m3, m4), sub(m1, m2), sub(m3, m4)
     y0 = add(load(m, 0), add(sum1, sum2))
-    y1 = fma(spread(np.float32(2)), difference2, difference1)
-    y2 = fma(spread(np.float32(4)), sum2, sum1)
-    y3 = fma(spread(np.float32(8)), difference2, difference1)
+    y1 = fma(splat(np.float32(2)), difference2, difference1)
+    y2 = fma(splat(np.float32(4)), sum2, sum1)
+    y3 = fma(splat(np.float32(8)), difference2, difference1)
     if side == 8:
         m5, m6 = load(m, 5 * step), load(m, 6 * step)
         sum3, difference3 = add(m5, m6), sub(m5, m6)
         y0 = add(y0, sum3)
-        y1 = fma(spread(np.float32(0.5)), difference3, y1)
-        y2 = fma(spread(np.float32(0.25)), sum3, y2)
-        y3 = fma(spread(np.float32(0.125)), difference3, y3)
+        y1 = fma(splat(np.float32(0.5)), difference3, y1)
+        y2 = fma(splat(np.float32(0.25)), sum3, y2)
+        y3 = fma(splat(np.float32(0.125)), difference3, y3)
     store(y0, out, 0)
     store(y1, out, out_step)
     store(y2, out, 2 * out_step)
@@ -317,13 +324,13 @@ def _output_line(m, step, out, out_step, side):
 
 @helper
 def _emit(line, bias, y, code, row, pixel, rows, columns, count, relu, pool):
-    """Write a tile's outputs, those in the first `rows` and `columns`, for up to eight filters."""
+    """Write a tile's outputs, those in the first `rows` and `columns`, for a vector of filters."""
     for i in range(0, _OUT, 2):
         for j in range(0, _OUT, 2):
-            block = pointer(line, (i * _OUT + j) * _LANES)
+            block = pointer(line, (i * _OUT + j) * LANES)
             if not pool:
-                emit_block(block, _OUT * _LANES, bias, pointer(y, i * row + j * pixel), row, pixel,
+                emit_block(block, _OUT * LANES, bias, pointer(y, i * row + j * pixel), row, pixel,
                            rows - i, columns - j, count, relu)
             elif i // 2 < rows and j // 2 < columns:
                 at = i // 2 * row + j // 2 * pixel
-                emit_pooled(block, _OUT * _LANES, bias, pointer(y, at), pointer(code, at), count)
+                emit_pooled(block, _OUT * LANES, bias, pointer(y, at), pointer(code, at), count)

@@ -1,0 +1,11 @@
+"""Convolution: `conv` chooses among the algorithms; the other files are one algorithm each.
+
+=============  ====================================================================================
+`conv`         the doors, and the general path: im2col and a packed product, every configuration
+`im2col`       images to columns and back
+`direct`       straight from the definition, for few channels
+`winograd`     with fewer multiplications, for windows of 3x3 and 5x5
+`pooled`       gradients through ReLU and 2x2 max pooling, from lists of those that are not zero
+`padded`       what the fused ones share: the padded image they read, the 2x2 outputs they write
+=============  ====================================================================================
+"""

@@ -1,0 +1,136 @@
+"""Vectors of 16, 32 and 64 bytes give the same bits; LLVM splits those that the CPU lacks."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import minicnn as mc
+from minicnn.kernels import simd
+from minicnn.kernels.conv import conv
+from minicnn.kernels.dense import dense
+from minicnn.kernels.window import slide
+from minicnn.layers import Conv2D, Dense, Dropout, Flatten, MaxPooling2D
+
+ROOT = Path(__file__).parents[2]
+WIDTHS = (16, 32, 64)
+AROUND_LANES = (1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 33, 65)  # of float32, and two panels and one
+
+
+def numbers(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def convolutions(kernel, channels, filters, padding="same", strides=(1, 1)):
+    """Yield what the doors of a convolution write."""
+    window = slide((7, 9), kernel, strides, padding)
+    x, w = numbers(1, 3, 7, 9, channels), numbers(2, *kernel, channels, filters)
+    b = numbers(3, filters)
+    x[:, :5, :3] = 0
+    y = np.empty((3, window.out_h, window.out_w, filters), np.float32)
+    pooled = np.empty((3, window.out_h // 2, window.out_w // 2, filters), np.float32)
+    code = np.empty(pooled.shape, np.uint8)
+    conv.fused_forward(x, w, b, y, None, window, True)
+    conv.fused_forward(x, w, b, pooled, code, window, True)
+    yield from (y, pooled, code)
+    dx, dw, db = np.empty_like(x), np.empty_like(w), np.empty_like(b)
+    conv.pooled_gradients(x, numbers(4, *pooled.shape), code, w, dw, db, dx, window)
+    yield from (dx.copy(), dw.copy(), db.copy())
+    conv.kernel_gradient(x, numbers(5, *y.shape), dw, db, window)
+    conv.fused_input_gradient(numbers(5, *y.shape), w, dx, window)
+    yield from (dx, dw, db)
+
+
+def products(n, d, u):
+    """Yield what the doors of a dense layer write."""
+    x, w, b, dy = numbers(1, n, d), numbers(2, d, u), numbers(3, u), numbers(4, n, u)
+    y, dx, dw = np.empty_like(dy), np.empty_like(x), np.empty_like(w)
+    dense.forward(x, w, b, y, True)
+    yield y
+    for gradient in (dy, np.where(dy > 0.5, dy, 0)):
+        dense.gradients(x, gradient, w, dw, dx, True)
+        yield from (dx.copy(), dw.copy())
+
+
+def training():
+    """Yield the weights after some steps of a small network."""
+    model = mc.Sequential([
+        Conv2D(6, 5, padding="same", activation="relu"), MaxPooling2D(2),
+        Conv2D(20, 3, padding="same", activation="relu"),
+        Conv2D(17, 3, activation="relu"), MaxPooling2D(2),
+        Flatten(), Dense(70, activation="relu"), Dropout(0.4), Dense(10),
+    ])
+    model.build((None, 14, 14, 1), rng=0)
+    sgd, rng = mc.optimizers.SGD(0.05, momentum=0.9), np.random.default_rng(0)
+    for step in range(3):
+        ctx = mc.Context(training=True, rng=rng)
+        logits = model.forward(numbers(step, 9, 14, 14, 1), ctx)
+        _, gradient = mc.losses.softmax_cross_entropy_with_grad(np.arange(9), logits)
+        model.backward(gradient, ctx, need_dx=False)
+        sgd.step(model.parameters)
+    yield from (parameter.value for parameter in model.parameters)
+
+
+def results():
+    """Return a digest of each of many results, by name."""
+    found = {}
+    for size in AROUND_LANES:
+        found[f"direct, {size} filters"] = convolutions((3, 2), 2, size)
+        found[f"Winograd, {size} filters"] = convolutions((3, 3), 9, size)
+        found[f"Winograd, {size + 7} channels"] = convolutions((5, 5), size + 7, 5, "valid")
+        found[f"general, {size} filters"] = convolutions((2, 4), 9, size, strides=(2, 1))
+        found[f"lists, {size} channels"] = convolutions((1, 3), size, 4)
+        found[f"dense, {size} units"] = products(size, 70, size)
+        found[f"few rows, {size} units"] = products(3, 70, size)
+    found["training"] = training()
+    return {
+        name: [hashlib.sha256(array.tobytes()).hexdigest() for array in arrays]
+        for name, arrays in found.items()
+    }
+
+
+def start(width):
+    return subprocess.Popen(
+        [sys.executable, __file__], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "MINICNN_VECTOR_BYTES": str(width), "PYTHONPATH": str(ROOT)},
+    )
+
+
+def test_the_width_of_vectors_changes_no_bit():
+    runs = {width: start(width) for width in WIDTHS if width != simd.VECTOR_BYTES}
+    expected = results()
+    for width, run in runs.items():
+        printed, complaint = run.communicate(timeout=300)
+        assert run.returncode == 0, complaint
+        there = json.loads(printed)
+        assert there.pop("width") == width
+        assert [name for name in expected if there[name] != expected[name]] == []
+
+
+@pytest.mark.parametrize("text", ["8", "0", "32 bytes", ""])
+def test_a_width_that_does_not_exist(monkeypatch, text):
+    monkeypatch.setenv("MINICNN_VECTOR_BYTES", text)
+    with pytest.raises(ValueError, match="MINICNN_VECTOR_BYTES must be 16, 32 or 64"):
+        simd._width()
+
+
+@pytest.mark.parametrize(("features", "width"), [
+    ("+sse4.2,+avx,+avx2,+fma,+avx512f,+avx512vl", 64),
+    ("+sse4.2,+avx,+avx2,+fma,-avx512f", 32),
+    ("+sse4.2,+avx", 16),
+    ("+neon", 16),
+    ("", 16),
+])
+def test_the_width_is_that_of_the_features_that_numba_compiles_for(monkeypatch, features, width):
+    monkeypatch.delenv("MINICNN_VECTOR_BYTES", raising=False)
+    monkeypatch.setattr(simd.numba.config, "CPU_FEATURES", features)
+    assert simd._width() == width
+
+
+if __name__ == "__main__":
+    print(json.dumps({"width": simd.VECTOR_BYTES, **results()}))
