@@ -895,8 +895,8 @@ def test_two_threads_that_make_the_first_call_read_one_checkpoint(trained, tmp_p
     """While a fit goes on elsewhere, the second would read a later one than it calls it."""
     load, waiting, calls = checkpoints.load, threading.Event(), []
 
-    def slow(path):
-        calls.append(load(path))
+    def slow(path, **options):
+        calls.append(load(path, **options))
         waiting.wait(0.3)
         return calls[-1]
 

@@ -80,7 +80,8 @@ def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """
     size = math.prod(shape) * np.dtype(dtype).itemsize
     space = np.empty(size + _CACHE_LINE, np.uint8)
-    start = -space.ctypes.data % _CACHE_LINE
+    # space.ctypes would import something, which fails in a __del__ at the end of the program.
+    start = -space.__array_interface__["data"][0] % _CACHE_LINE
     return space[start : start + size].view(dtype).reshape(shape)
 
 
