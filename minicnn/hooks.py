@@ -456,7 +456,7 @@ class ValidationMonitor(SessionRunHook):
     best_step : int
         The step of the best value; 0 if there is none yet.
     best_checkpoint : Path or None
-        The file with the best values, for ``evaluate(checkpoint_path=...)``.
+        The file with the best values, for ``Estimator.evaluate(checkpoint_path=...)``.
     early_stopped : bool
         Whether the monitor stopped the last run.
 

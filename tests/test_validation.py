@@ -141,6 +141,18 @@ def test_the_best_checkpoint_is_a_file_that_is_never_the_newest(stopped):
     assert checkpoints.latest_step(folder) == STOP
 
 
+def test_the_best_checkpoint_is_evaluated_by_its_path(tmp_path):
+    monitor = stopper(early_stopping_rounds=None, keep_best=True)
+    estimator = fit(tmp_path, monitor, max_steps=24)
+    newest = estimator.evaluate(NEW_X, NEW_Y)
+    for model in (estimator, estimator_in(tmp_path)):
+        best = model.evaluate(NEW_X, NEW_Y, checkpoint_path=monitor.best_checkpoint)
+        assert best == {"loss": monitor.best_value, "global_step": monitor.best_step}
+        assert model.evaluate(NEW_X, NEW_Y) == newest
+    assert newest["global_step"] == 24
+    assert newest["loss"] > monitor.best_value
+
+
 def test_a_run_goes_on_from_the_values_that_were_put_back(tmp_path, caplog):
     caplog.set_level(logging.INFO, logger="minicnn")
     fit(tmp_path, stopper())
