@@ -92,6 +92,15 @@ def test_variables_that_the_loss_does_not_know():
         train_op.trained(list(train_op.loss.graph.parameters.values()))
 
 
+def test_a_rate_in_the_place_of_the_global_step():
+    loss = bad_input.scalar_loss()
+    for value in (0.1, mc.optimizers.constant(0.1), "SGD", mc.optimizers.SGD(0.1)):
+        with pytest.raises(TypeError, match=r"`global_step`, which must be None.*learning_rate=0"):
+            mc.optimize_loss(loss, value)
+    assert mc.optimize_loss(loss, learning_rate=0.1).rate() == 0.1
+    assert mc.optimize_loss(loss, None, 0.1).rate() == 0.1
+
+
 # What was built for something else: kernels go by addresses, and would leave their arrays
 
 
