@@ -11,18 +11,21 @@ and where a loop goes round: what a Ctrl-C must not tear apart has no such place
 """
 
 import contextlib
+import functools
 import itertools
+import logging
 import math
 import os
 import sys
 import threading
-import time
 import types
 from collections.abc import Callable, Mapping, Sequence
 from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
+
+logger = logging.getLogger("minicnn")
 
 _CACHE_LINE = 64
 _MOST_THREADS = 1024
@@ -132,10 +135,10 @@ def set_num_threads(n: int) -> None:
     global _workers
     if not isinstance(n, int | np.integer) or isinstance(n, bool) or not 1 <= n <= _MOST_THREADS:
         raise ValueError(f"`n` must be an integer from 1 to {_MOST_THREADS}, got {n!r}")
-    with _settings:
-        old, _workers = _workers, _Workers(int(n) - 1)
-        if old is not None:
-            old.stop()
+    new = _Workers(int(n) - 1)
+    # No lock, which a signal handler would wait for: no other thread or handler runs in between.
+    old, _workers = _workers, new
+    old.stop()
 
 
 def get_num_threads() -> int:
@@ -220,6 +223,7 @@ class _Workers:
 
     def __init__(self, count: int) -> None:
         self.count = count
+        self.stopped = False
         self._inboxes: list[SimpleQueue[_Job | None]] = []
 
     def take(self, who: object) -> bool:
@@ -247,9 +251,12 @@ class _Workers:
                 raise error
 
     def stop(self) -> None:
-        """Let the threads end once they have done what they were given."""
-        while not self.take("stopped"):
-            time.sleep(0.001)
+        """Let the threads end once they have done what they were given.
+
+        This waits for nobody: who has taken the workers may be the frame that a signal handler has
+        interrupted to call this. A job that comes later is done by its caller alone.
+        """
+        self.stopped = True
         for inbox in self._inboxes:
             inbox.put(None)
 
@@ -258,8 +265,15 @@ class _Workers:
         while len(self._inboxes) < self.count and not sys.is_finalizing():
             inbox: SimpleQueue[_Job | None] = SimpleQueue()
             name = f"minicnn-{len(self._inboxes) + 1}"
-            threading.Thread(target=_serve, args=(inbox,), name=name, daemon=True).start()
+            try:
+                threading.Thread(target=_serve, args=(inbox,), name=name, daemon=True).start()
+            except RuntimeError as error:  # a limit on threads, or the interpreter is ending
+                self.count = len(self._inboxes)
+                _say_once_that_threads_are_missing(str(error))
+                return
             self._inboxes.append(inbox)
+            if self.stopped:  # perhaps before this thread was there to be told
+                inbox.put(None)
 
 
 def _serve(inbox: SimpleQueue[_Job | None]) -> None:
@@ -270,7 +284,7 @@ def _serve(inbox: SimpleQueue[_Job | None]) -> None:
 
 def _threads_from_environment() -> int:
     text = os.environ.get("MINICNN_NUM_THREADS")
-    if text is None:
+    if not text:
         if hasattr(os, "sched_getaffinity"):
             return len(os.sched_getaffinity(0))
         return os.cpu_count() or 1
@@ -281,14 +295,22 @@ def _threads_from_environment() -> int:
     return int(text)
 
 
+@functools.cache
+def _say_once_that_threads_are_missing(reason: str) -> None:
+    logger.warning(
+        "A thread cannot be started (%s); the kernels go on with those that there are, slower and "
+        "with the same results. Raise the limit on threads (`ulimit -u`, or the container's limit "
+        "on pids), or set MINICNN_NUM_THREADS to fewer.", reason
+    )
+
+
 def _begin_anew_after_fork() -> None:
-    """Forget the parent's threads, which did not come along, and its locks, which may be held."""
-    global _settings, _workers
-    _settings, _workers = threading.Lock(), _Workers(_workers.count)
+    """Forget the parent's threads, which did not come along."""
+    global _workers
+    _workers = _Workers(_workers.count)
 
 
 _local = threading.local()
-_settings = threading.Lock()
 _workers = _Workers(_threads_from_environment() - 1)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_begin_anew_after_fork)

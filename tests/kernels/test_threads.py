@@ -264,8 +264,11 @@ class InterruptAt:
 
     def look(self):
         if self.left == 0:
-            raise KeyboardInterrupt
+            self.act()
         self.left -= 1
+
+    def act(self):
+        raise KeyboardInterrupt
 
 
 def interrupted(number):
@@ -302,6 +305,85 @@ def test_an_interrupt_at_any_place_leaves_a_usable_pool(set_threads, count):
 
     in_time(everywhere)
     assert next(places) > 10 * count
+
+
+class SetThreadsAt(InterruptAt):
+    """Sets the number of threads there, as a signal handler may."""
+
+    def act(self):
+        pool.set_num_threads(3)
+
+
+def test_a_signal_handler_may_set_the_number_of_threads_at_any_place(set_threads):
+    def run(number):
+        set_threads(2)  # none of them is started yet
+        y = np.zeros(4)
+        handler = SetThreadsAt(number)
+        before = sys.gettrace()
+        sys.settrace(handler)
+        try:
+            parallel_for(count_chunks, 4, (), (y,))
+            pool.set_num_threads(4)
+        finally:
+            sys.settrace(before)
+        assert_array_equal(y, np.ones(4))
+        return handler.left < 0
+
+    def everywhere():
+        for number in itertools.count():
+            if not run(number):
+                break
+        assert number > 20
+
+    in_time(everywhere)
+    assert_usable()
+    set_threads(1)
+    deadline = time.monotonic() + SECONDS
+    while any(thread.name.startswith("minicnn-") for thread in threading.enumerate()):
+        assert time.monotonic() < deadline, "threads are left over"
+        time.sleep(0.01)
+
+
+def test_workers_that_are_busy_are_not_waited_for(set_threads):
+    set_threads(2)
+
+    def kernel(chunk, scratch, y):
+        pool.set_num_threads(3)
+        y[chunk] += 1
+
+    y = np.zeros(4)
+    in_time(lambda: parallel_for(kernel, 4, (), (y,)))
+    assert_array_equal(y, np.ones(4))
+
+
+# Without threads
+
+
+@pytest.mark.parametrize("possible", [0, 2])
+def test_where_no_thread_can_be_started_the_caller_computes(
+    set_threads, monkeypatch, caplog, possible
+):
+    rng = np.random.default_rng(0)
+    x, w, b = (normal(rng, shape, "float32") for shape in [(40, 90), (90, 300), (300,)])
+    results = np.empty((2, 40, 300), np.float32)
+    dense.forward(x, w, b, results[0])
+    start, started = threading.Thread.start, []
+
+    def start_if_possible(thread):
+        if len(started) == possible:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    pool._say_once_that_threads_are_missing.cache_clear()
+    monkeypatch.setattr(threading.Thread, "start", start_if_possible)
+    set_threads(4)
+    for _ in range(3):
+        dense.forward(x, w, b, results[1])
+    assert_same_bits(*results)
+    assert pool.get_num_threads() == 1 + possible
+    [message] = caplog.messages
+    assert "cannot be started (can't start new thread)" in message
 
 
 # Nested and at once
@@ -469,15 +551,18 @@ def test_a_bad_environment_says_so():
     assert "MINICNN_NUM_THREADS must be an integer from 1 to 1024, got 'many'" in run.stderr
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "1.5", "", "two", "1_0"])
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", " ", "two", "1_0"])
 def test_bad_environments(monkeypatch, text):
     monkeypatch.setenv("MINICNN_NUM_THREADS", text)
     with pytest.raises(ValueError, match="MINICNN_NUM_THREADS must be an integer from 1 to 1024"):
         pool._threads_from_environment()
 
 
-def test_without_the_variable_there_is_a_thread_for_each_cpu(monkeypatch):
+@pytest.mark.parametrize("text", [None, ""])
+def test_without_the_variable_there_is_a_thread_for_each_cpu(monkeypatch, text):
     monkeypatch.delenv("MINICNN_NUM_THREADS", raising=False)
+    if text is not None:
+        monkeypatch.setenv("MINICNN_NUM_THREADS", text)
     assert 1 <= pool._threads_from_environment() <= os.cpu_count()
 
 
