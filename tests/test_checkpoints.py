@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -853,6 +854,27 @@ def test_a_forked_child_does_not_keep_the_lock(folder):
         for child in children:
             child.kill()
             child.wait()
+
+
+def test_a_child_that_outlives_a_killed_fit_does_not_keep_the_lock(folder):
+    read, write = os.pipe()
+    fit = os.fork()
+    if not fit:
+        with checkpoints.locked(folder):
+            child = os.fork()
+            if not child:
+                time.sleep(60)
+                os._exit(0)
+            os.write(write, str(child).encode())
+            os.kill(os.getpid(), signal.SIGKILL)
+    child = int(os.read(read, 20))
+    try:
+        assert os.waitpid(fit, 0)[1] == signal.SIGKILL
+        train(folder, 4)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.close(read)
+        os.close(write)
 
 
 def test_a_lock_that_is_removed_while_it_is_waited_for(folder, monkeypatch):

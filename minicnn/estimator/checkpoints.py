@@ -136,7 +136,7 @@ def locked(folder: Path) -> Iterator[Callable[[], bool]]:
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = open_regular(folder / _LOCK, "a+b", buffering=0)
-    with lock:
+    with lock, _closed_in_children(lock):
         if not _take(lock, folder):
             yield lambda: True
         elif os.fstat(lock.fileno()).st_nlink == 0:  # who held it has just ended and removed it
@@ -156,7 +156,7 @@ def locked(folder: Path) -> Iterator[Callable[[], bool]]:
                     with contextlib.suppress(OSError):
                         path.unlink()
                 yield is_held
-            finally:  # not only unlocked: a forked child may hold the lock, and live longer
+            finally:  # not only unlocked: a program that was started may have got the file
                 with contextlib.suppress(OSError):
                     if is_held():
                         (folder / _LOCK).unlink()
@@ -397,6 +397,26 @@ def _take(lock: Any, folder: Path) -> bool:
         lock.truncate(0)
         lock.write(str(os.getpid()).encode())
     return True
+
+
+@contextlib.contextmanager
+def _closed_in_children(lock: Any) -> Iterator[None]:
+    """Close the file of a lock in forked children, which would hold it after the fit is killed."""
+    _locks.append(lock)
+    try:
+        yield
+    finally:
+        _locks.remove(lock)
+
+
+def _close_locks() -> None:
+    for lock in _locks:
+        lock.close()
+
+
+_locks: list[Any] = []  # files of the locks of this process
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_locks)
 
 
 @functools.cache
