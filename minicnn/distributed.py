@@ -25,6 +25,10 @@ from minicnn.warmup import warmup
 _PAUSE = 2e-4  # seconds from one look at a message under way to the next
 
 
+class _RanksDifferError(RuntimeError):
+    """What all ranks raise together, because they differ."""
+
+
 class DataParallel(Processes):
     """All ranks of MPI train together; for `RunConfig`.
 
@@ -34,6 +38,8 @@ class DataParallel(Processes):
     * Give every rank the same data: `x` and `y`, or an input_fn that yields the same whole batches.
     * Rank 0 logs, saves and evaluates, and alone runs the monitors. They see the loss of the whole
       batch; other tensors that they fetch hold the rows of rank 0.
+    * At each step the ranks tell each other how many rows their batch has. Where one has no batch
+      any more, or another number, all of them end with an error that names the rank and the step.
     * An error on any rank ends all of them; the same command goes on from the last checkpoint.
 
     Parameters
@@ -80,8 +86,10 @@ class DataParallel(Processes):
         """End all ranks where this one fails: the others would wait for it for ever."""
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             sys.excepthook(*sys.exc_info())  # Abort does not come back to show it
+            if isinstance(error, _RanksDifferError):
+                self._comm.Barrier()  # all ranks raise it, and each has shown it
             self._comm.Abort(1)
             raise
 
@@ -98,6 +106,19 @@ class DataParallel(Processes):
         # One alone is sent early: the order of several could differ with what a rank fetches.
         self._largest = max(parameters, key=lambda p: p.value.size, default=None)
         self._steps = 0
+
+    def check_rows(self, rows: int | None, step: int) -> None:
+        all_rows = np.empty(self._comm.size, np.int64)
+        self._comm.Allgather(np.array([-1 if rows is None else rows]), all_rows)
+        others = np.flatnonzero(all_rows != all_rows[0])
+        if len(others):
+            first, other = (
+                f"rank {rank} has {'no batch' if count < 0 else f'a batch of {count} rows'}"
+                for rank, count in ((0, all_rows[0]), (others[0], all_rows[others[0]]))
+            )
+            raise _RanksDifferError(
+                f"step {step}: {first}, but {other}; fit needs the same data in every process"
+            )
 
     def part(self, feeds: Mapping[Tensor, Any]) -> tuple[dict[Tensor, Any], int, float]:
         if self._steps % self.check_every == 0:
@@ -144,7 +165,7 @@ class DataParallel(Processes):
         for array in arrays:
             digest.update(array.tobytes())
         if len(set(self._comm.allgather(digest.digest()))) > 1:
-            raise RuntimeError(f"{what} are not the same on all ranks of MPI; {remedy}")
+            raise _RanksDifferError(f"{what} are not the same on all ranks of MPI; {remedy}")
 
 
 def _see_through(request: Any) -> None:

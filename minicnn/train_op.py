@@ -33,6 +33,9 @@ class Processes:
     def begin(self, parameters: Sequence[Parameter]) -> None:
         """Make the parameters equal before the first step."""
 
+    def check_rows(self, rows: int | None, step: int) -> None:
+        """Raise if another process has a batch of another length for a step; None is no batch."""
+
     def part(self, feeds: dict[Tensor, Any]) -> tuple[dict[Tensor, Any], int, float]:
         """Return this process's rows of a batch, the number of the first, and their share."""
         return feeds, 0, 1.0

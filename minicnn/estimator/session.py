@@ -153,6 +153,7 @@ class TrainingSession:
     def _loop(self, context: SessionRunContext, hooks: Sequence[SessionRunHook]) -> None:
         is_checked = not self._processes.is_chief
         for batch in self.feed:
+            self._processes.check_rows(feeding.rows_of(batch[0]), self.global_step + 1)
             is_checked = is_checked or feeding.warn_if_large(batch[0])
             wanted = [hook.before_run(context) for hook in hooks]
             results = self._step(batch, [_fetches(args) for args in wanted])
@@ -160,6 +161,7 @@ class TrainingSession:
                 hook.after_run(context, SessionRunValues(result))
             if self._processes.any(context.stop_requested):
                 return
+        self._processes.check_rows(None, self.global_step + 1)
         logger.info("Input iterator is exhausted.")
 
     def _put_back(self, path: Path | None) -> None:
