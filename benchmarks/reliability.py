@@ -9,7 +9,8 @@ on from it. In the end the weights and the optimizer's state must equal, bit for
 that nothing has disturbed. Beside that, mutated checkpoints, files of weights and IDX files are
 read: each must be refused with an error that names it, or do no harm, in little memory. And model
 folders are prepared as a stranger may have left them: with links to other files, pipes and devices,
-thousands of broken checkpoints, and hostile values under a right checksum.
+thousands of broken checkpoints, and hostile values under a right checksum. Compiled kernels are
+damaged on disk: none may be loaded, and each start must compile them again.
 
 Then threads and processes predict for a minute, each answer compared bit by bit. A tiny network
 makes a million steps, and the documented one predicts one image ten thousand times, while the
@@ -46,6 +47,7 @@ import numpy as np
 import minicnn as mc
 from minicnn.datasets import read_idx
 from minicnn.estimator import checkpoints
+from minicnn.kernels import update
 from minicnn.weights import write_npz
 
 ROWS, BATCH_SIZE = 50, 7
@@ -388,6 +390,54 @@ def measure_strangers(folders, draw):
     return results
 
 
+# Compiled kernels ---------------------------------------------------------------------------------
+
+
+def load_damaged_kernels(files, draw):
+    """Run a kernel; read its file so many times, damaged; print what came of both."""
+    w = np.ones(3)
+    update.sgd(w, np.ones(3), 1.0, 0.0)
+    cache, path = update._sgd._cache, next(Path(os.environ["NUMBA_CACHE_DIR"]).rglob("*.nbc"))
+    signature, context, good = update._sgd.signatures[0], update._sgd.targetctx, path.read_bytes()
+    refused = 0
+    for _ in range(files):
+        mutated = mutate(good, draw)
+        path.write_bytes(mutated)
+        loaded = cache.load_overload(signature, context) is not None
+        refused += not loaded
+        if loaded != (bytes(mutated) == good):
+            raise SystemExit("damaged machine code was loaded")
+    path.write_bytes(good)
+    hits = sum(update._sgd.stats.cache_hits.values())
+    print(json.dumps({"right": not w.any(), "hits": hits, "refused": refused}))
+
+
+def measure_cache(files, starts, draw, threads):
+    """Damage compiled kernels: reading them, and so many starts of a process."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = harness.environment(threads) | {"NUMBA_CACHE_DIR": folder}
+
+        def start(files=0):
+            command = [sys.executable, __file__, "--cache", str(files), str(draw.randrange(10**6))]
+            run = subprocess.run(command, env=environment, capture_output=True, text=True)
+            result = json.loads(run.stdout) if run.returncode == 0 else {}
+            if not result.get("right"):
+                raise SystemExit(f"a damaged cache ended a start: {run.returncode}\n{run.stderr}")
+            return result
+
+        refused = start(files)["refused"]
+        [path] = Path(folder).rglob("*.nbc")
+        good = path.read_bytes()
+        for _ in range(starts):
+            changed = good
+            while changed == good:
+                changed = bytes(mutate(good, draw))
+            path.write_bytes(changed)
+            if start()["hits"] or path.read_bytes() == changed:
+                raise SystemExit("a damaged file was used, or has been left there")
+    return {"files read": files, "refused": refused, "starts, all right": starts}
+
+
 # Load ---------------------------------------------------------------------------------------------
 
 
@@ -518,6 +568,9 @@ def main():
     if sys.argv[1:2] == ["--train"]:
         folder, share = Path(sys.argv[2]), float(sys.argv[3])
         train_and_die(folder, share) if share else train(folder, 10**9, [Tell()])
+    if sys.argv[1:2] == ["--cache"]:
+        load_damaged_kernels(int(sys.argv[2]), random.Random(int(sys.argv[3])))
+        return
     arguments = harness.parser(__doc__)
     arguments.add_argument("--kills", type=int, default=200, help="default: %(default)s")
     arguments.add_argument(
@@ -528,6 +581,9 @@ def main():
         help="from a stranger, of each kind (default: %(default)s)",
     )
     arguments.add_argument(
+        "--starts", type=int, default=50, help="with damaged kernels (default: %(default)s)"
+    )
+    arguments.add_argument(
         "--load", type=float, default=60, metavar="SECONDS", help="default: %(default)s"
     )
     arguments.add_argument("--steps", type=int, default=10**6, help="default: %(default)s")
@@ -536,11 +592,12 @@ def main():
     args = harness.parse(arguments)
     if args.smoke:
         args.kills, args.files, args.folders = 4, 100, 2
-        args.load, args.steps, args.predictions = 0.1, 200, 100
+        args.starts, args.load, args.steps, args.predictions = 1, 0.1, 200, 100
     mc.set_num_threads(args.threads)
     draw = random.Random(args.seed)
     damage = measure_damage(args.files, draw)
     strangers = measure_strangers(args.folders, draw)
+    cache = measure_cache(args.files, args.starts, draw, args.threads)
     kills = measure_kills(args.kills, draw, args.threads, say=not args.smoke)
     load = measure_load(args.load)
     memory = measure_growth(args.steps, args.predictions)
@@ -557,13 +614,15 @@ def main():
     ]
     harness.table(["a folder with a", *next(iter(strangers.values()))], rows)
     print()
+    harness.table(["compiled kernels, damaged", ""], cache.items())
+    print()
     harness.table(["predictions, all the same", ""], [[k, f"{n:,}"] for k, n in load.items()])
     print()
     harness.table(["memory", "bytes each"], [[k, f"{n:.2f}"] for k, n in memory.items()])
     print()
     harness.table(["denormal", "time"], [[k, f"{n:.2f}"] for k, n in denormals.items()])
     harness.report(args, {"kills": kills, "damage": damage, "strangers": strangers,
-                          "load": load, "memory": memory, "denormals": denormals})
+                          "cache": cache, "load": load, "memory": memory, "denormals": denormals})
 
 
 if __name__ == "__main__":
