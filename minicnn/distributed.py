@@ -133,7 +133,10 @@ class DataParallel(Processes):
         """Send the largest gradient, and it alone, on its way while backward goes on."""
         if parameter is self._largest:
             request = self._comm.Iallreduce(self._mpi.IN_PLACE, parameter.grad)
-            self._early = self._thread.submit(_see_through, request)
+            try:
+                self._early = self._thread.submit(_see_through, request)
+            except RuntimeError:  # no thread can be started
+                _see_through(request)
 
     def sum(self, loss: float, parameters: Sequence[Parameter]) -> float:
         parameters = sorted(parameters, key=lambda p: p.name)  # so could the order of these

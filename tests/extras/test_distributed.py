@@ -296,6 +296,21 @@ def test_backward_tells_of_a_gradient_when_it_is_written():
         assert_same_bits(2 * gradient, graph.parameters[name].grad)
 
 
+def test_without_a_thread_the_gradient_is_sent_all_the_same(monkeypatch):
+    ranks = mc.distributed.DataParallel()
+    parameter = mc.Parameter("w", np.ones(3, np.float32))
+    ranks.begin([parameter])
+
+    def submit(*_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(ranks._thread, "submit", submit)
+    parameter.grad[...] = 2
+    ranks.ready(parameter)
+    assert ranks.sum(1.5, [parameter]) == 1.5
+    assert parameter.grad.tolist() == [2, 2, 2]
+
+
 def test_what_does_not_distribute_is_refused():
     with pytest.raises(TypeError, match="`distribute` must be a minicnn"):
         mc.RunConfig(distribute="mpi")
