@@ -91,8 +91,9 @@ def digit(pixels: Any) -> np.ndarray:
 
     1. The paper is what is left of the picture when narrow dark things are closed over, so a shadow
        or an uneven light stays in it; ink is the part of the paper's light that is missing.
-    2. Of the connected parts of the ink the specks are dropped, and what touches the edge, where
-       there is anything else.
+    2. Of the connected parts of the ink these are dropped: specks, what touches the edge, and
+       printed lines: a frame, a corner or two sides of one around the rest, and a line below it.
+       If nothing is left, the picture is padded with the grey of its edge and searched again.
     3. What is left is scaled to fit 20 x 20 pixels, and its centre of mass put at (14, 14).
 
     Parameters
@@ -132,9 +133,25 @@ def digit(pixels: Any) -> np.ndarray:
             f"`pixels` must be finite grey levels (H, W), got {describe(pixels)}; "
             "minicnn.images.read makes them of a file"
         )
+    framed = _seen(pixels)
+    if framed is None:  # perhaps there is too little paper around the digit
+        edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+        margin = max(pixels.shape) // 3 + 1
+        framed = _seen(np.pad(pixels, margin, constant_values=np.median(edge)))
+    if framed is None:
+        raise ValueError(
+            "no digit was found; show one, dark on light or light on dark, with room around it"
+        )
+    return framed
+
+
+def _seen(pixels: np.ndarray) -> np.ndarray | None:
+    """Return the digit in the form of MNIST, or None if there is none with room around it."""
     scale = min(1.0, _COARSE / max(pixels.shape))
     ink = _ink(_resized(_stretched(pixels), scale))
-    mask = _digit_parts(ink > max(_THRESHOLD * ink.max(), _FAINTEST))
+    mask = _digit_mask(ink > max(_THRESHOLD * ink.max(), _FAINTEST))
+    if mask is None:
+        return None
     size = max(mask[_box(mask)].shape)
     if scale < 1 and size < _COARSE / 3:  # a small digit in a large picture: look from nearer
         near = [slice(int(b.start / scale), int(b.stop / scale)) for b in _box(mask, size // 2)]
@@ -159,24 +176,94 @@ def _ink(levels: np.ndarray) -> np.ndarray:
     return (paper - levels) / np.maximum(paper, 1e-6)
 
 
-def _digit_parts(mask: np.ndarray) -> np.ndarray:
-    """Return the mask without specks, and without what touches the edge if there is more."""
+def _digit_mask(mask: np.ndarray) -> np.ndarray | None:
+    """Return the part of the mask that looks like one digit, or None.
+
+    It has no specks and no printed lines, and does not touch the edge.
+    """
+    parts = _numbered(mask)
+    numbers, sizes = np.unique(parts[mask], return_counts=True)
+    edge = np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]])
+    inner = ~np.isin(numbers, edge)
+    if mask.mean() > _MOST_INK or sizes[inner].max(initial=0) <= 0.05 * sizes.max(initial=0):
+        return None
+    found = _without_lines([np.argwhere(parts == n) for n in numbers[inner & (sizes > 2)]])
+    if not 0 < len(found) <= _MOST_PARTS:
+        return None
+    mask = np.zeros_like(mask)
+    mask[tuple(np.concatenate(found).T)] = True
+    return mask if _like_a_digit(np.pad(mask[_box(mask)], 1)) else None
+
+
+def _numbered(mask: np.ndarray) -> np.ndarray:
+    """Return for each pixel the number of the connected part that it is in, 0 outside the mask."""
     parts = mask * np.arange(1, mask.size + 1).reshape(mask.shape)
     # Each pixel takes the largest number around it, and then that of the pixel so numbered, which
     # is in the same part, until every part has one number.
     while (parts != (spread := mask * _window(parts, 1, np.max))).any():
         parts = mask * spread.ravel()[spread - 1]
-    numbers, sizes = np.unique(parts[mask], return_counts=True)
-    edge = np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]])
-    inner = ~np.isin(numbers, edge)
-    if sizes[inner].max(initial=0) > 0.05 * sizes.max(initial=0):
-        numbers, sizes = numbers[inner], sizes[inner]
-    numbers = numbers[sizes > 0.1 * sizes.max(initial=0)]
-    if not 0 < len(numbers) <= _MOST_PARTS or mask.mean() > _MOST_INK:
-        raise ValueError(
-            "no digit was found; show one, dark on light or light on dark, with room around it"
-        )
-    return np.isin(parts, numbers)
+    return parts
+
+
+def _like_a_digit(mask: np.ndarray) -> bool:
+    """Say whether ink is close together, not flat or solid, and not crossed as often as noise."""
+    height, width = mask.shape
+    longer = max(mask.shape)
+    together = _numbered(_window(mask, longer // 8, np.max))[mask]
+    solid = _window(mask, longer // 5, np.min).any()
+    edges = [np.diff(mask, axis=axis).sum() / mask.shape[1 - axis] for axis in (0, 1)]
+    return bool(np.ptp(together) == 0 and height > width / 4 and not solid and max(edges) < 7)
+
+
+def _without_lines(parts: list[np.ndarray]) -> list[np.ndarray]:
+    """Return the parts, each an array of points, that are neither specks nor printed lines."""
+    for part in sorted(parts, key=lambda part: -np.ptp(part, axis=0).max()):
+        others = [other for other in parts if other is not part]
+        rest = _without_specks(others)
+        if rest and _printed(part, np.concatenate(rest)):
+            return _without_lines(others)
+    return _without_specks(parts)
+
+
+def _without_specks(parts: list[np.ndarray]) -> list[np.ndarray]:
+    largest = max(map(len, parts), default=0)
+    return [part for part in parts if len(part) > 0.1 * largest]
+
+
+def _printed(part: np.ndarray, rest: np.ndarray) -> bool:
+    """Say whether a part is a frame, a corner or a line, and the rest is on its inner side."""
+    own, other = _to_sides(part, rest)
+    size, room = (np.ptp(to_sides, axis=0)[:2] + 1 for to_sides in (own, other))
+    thick = 1.5 + 0.06 * size.max()
+    if (own.min(axis=1) < thick).mean() < 0.97 or room.max() < 0.1 * size.max():
+        return False
+    inner = (other > 0).mean(axis=0) > 0.95
+    if size.min() < 1.5 + 0.15 * size.max():  # one line
+        first = 1 - np.argmax(size)
+        if first == 0 and inner[2]:
+            return True
+        # Above or beside the rest it may be a stroke: the bar of a 5, the stem of a 4.
+        return bool(inner[first::2].any() and size.max() > 1.5 * room.max())
+    for side in range(4):
+        along = own[own[:, side] < thick, 1 - side % 2]
+        ruled = len(np.unique(along.round())) > 0.75 * size[1 - side % 2]
+        if ruled and not inner[side]:
+            return False
+    return bool((size > 0.7 * room).all() and size.min() > 4 * thick)
+
+
+def _to_sides(part: np.ndarray, rest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return how far points are from the top, left, bottom and right side of the part's box.
+
+    The box is turned, by at most 14 degrees, so that the part's points are nearest to its sides.
+    """
+    found = []
+    for angle in np.radians(np.arange(-14, 15, 2)):
+        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        low, high = (part @ turn).min(axis=0), (part @ turn).max(axis=0)
+        found.append([np.hstack([a @ turn - low, high - a @ turn]) for a in (part, rest)])
+    own, other = min(found, key=lambda pair: pair[0].min(axis=1).mean())
+    return own, other
 
 
 def _framed(ink: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Pictures of one's own: files of every kind, hostile ones too, and digits in any light."""
 
 import io
+import itertools
 import json
 import struct
 import sys
@@ -153,6 +154,105 @@ def test_a_pen_of_any_width(classify, width):
     assert classify(digits).tolist() == list(strokes)
 
 
+# Printed lines around a digit, in a field from (0, 0) to (1, 1).
+FIELDS = {
+    "frame": [[(0, 0), (1, 0), (1, 1), (0, 1), (0, 0)]],
+    "frame with a gap": [[(0.6, 0), (1, 0), (1, 1), (0, 1), (0, 0), (0.48, 0)]],
+    "double frame": [[(0, 0), (1, 0), (1, 1), (0, 1), (0, 0)],
+                     [(0.04, 0.04), (0.96, 0.04), (0.96, 0.96), (0.04, 0.96), (0.04, 0.04)]],
+    "comb": [[(0, 0.5), (0, 1), (1, 1), (1, 0.5)]],
+    "corner": [[(0, 0), (0, 1), (1, 1)]],
+    "underline": [[(0, 1), (1, 1)]],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def thirty(mnist):
+    """Twenty images of MNIST and ten digits of a font: their ink, cropped, and their classes."""
+    pictures = [Image.fromarray(np.uint8(255 * image[..., 0])) for image in mnist.images[:20]]
+    fonts = [drawn(n) for n in range(10)]
+    pictures += [Image.fromarray(255 - np.asarray(picture)) for picture in fonts]
+    ink = [picture.crop(picture.getbbox()) for picture in pictures]
+    return ink, np.array([*mnist.labels[:20], *range(10)])
+
+
+def in_a_field(ink, size, lines, width, angle, rng):
+    """Put ink into a picture of 400 x 400, and lines of so many pixels around it."""
+    ink = ink.resize([round(size / max(ink.size) * n) for n in ink.size], Image.Resampling.BICUBIC)
+    picture = Image.new("L", (400, 400), 0)
+    side, (left, top) = size + rng.integers(50, 90), rng.integers(15, 45, 2)
+    picture.paste(ink, (int(left + (side - ink.size[0]) / 2), int(top + (side - ink.size[1]) / 2)))
+    turn = np.exp(1j * np.radians(angle))
+    for line in lines:
+        points = [complex(x - 0.5, y - 0.5) * side * turn for x, y in line]
+        points = [(z.real + left + side / 2, z.imag + top + side / 2) for z in points]
+        ImageDraw.Draw(picture).line(points, 255, width, joint="curve")
+    return 255 - np.asarray(picture)
+
+
+def outcome(classify, pictures, labels):
+    """Return which part of the pictures is read rightly, and which wrongly."""
+    digits, classes = [], []
+    for pixels, label in zip(pictures, labels, strict=True):
+        try:
+            digits.append(images.digit(pixels))
+        except ValueError as error:
+            assert "no digit was found" in str(error)
+        else:
+            classes.append(label)
+    right = (classify(digits) == classes).sum()
+    return right / len(labels), (len(classes) - right) / len(labels)
+
+
+@pytest.mark.parametrize(("field", "width", "turn"), [
+    *((field, 4, 0) for field in FIELDS), *((field, 10, 0) for field in ("frame", "underline")),
+    ("frame", 2, 0), ("frame", 4, 6), ("corner", 4, 6), ("underline", 4, 6),
+])
+def test_accuracy_in_printed_fields(classify, thirty, field, width, turn):
+    rng = np.random.default_rng(0)
+    pictures = [
+        in_a_field(ink, size, FIELDS[field], width, rng.uniform(-turn, turn), rng)
+        for ink, size in zip(thirty[0], itertools.cycle([60, 120, 200, 260]))
+    ]
+    right, wrong = outcome(classify, pictures, thirty[1])
+    print(f"{field}, {width} pixels, turned by up to {turn}: {right:.2f} right, {wrong:.2f} wrong")
+    assert right >= 0.8 and wrong <= 0.05
+
+
+@pytest.mark.parametrize("lines", [
+    [[(150, 60), (150, 240)]],  # a 1 is no line
+    [[(90, 60), (210, 60), (210, 240)]],  # nor is a 7 a corner
+    [[(180, 130), (180, 240)], [(90, 50), (90, 170), (170, 170)]],  # an open 4, in two parts
+    [[(100, 45), (210, 45)], [(100, 60), (100, 140), (200, 140), (200, 240), (100, 240)]],  # a 5
+    [[(90, 60), (210, 60), (210, 240), (90, 240), (90, 60)]],  # a 0 of straight lines
+])
+def test_strokes_that_are_no_printed_lines(lines):
+    picture = Image.new("L", (300, 300), 255)
+    for points in lines:
+        ImageDraw.Draw(picture).line(points, 0, 8)
+    left, top, right, bottom = Image.eval(picture, lambda v: 255 - v).getbbox()
+    rows, columns = np.nonzero(images.digit(levels(picture)))
+    expected = np.array([bottom - top, right - left]) * 20 / max(bottom - top, right - left)
+    assert np.ptp(rows) + 1 == pytest.approx(expected[0], abs=1.5)
+    assert np.ptp(columns) + 1 == pytest.approx(expected[1], abs=1.5)
+
+
+@pytest.mark.parametrize("height", [20, 200])
+@pytest.mark.parametrize("margins", [(0, 0, 0, 0), (2, 0, 2, 0), (0, 1, 1, 1), (0.1,) * 4],
+                         ids=["tight", "a wide field", "at the left", "narrow"])  # fmt: skip
+def test_accuracy_with_little_paper(classify, thirty, height, margins):
+    left, top, right, bottom = (round(height * margin) for margin in margins)
+    pictures = []
+    for ink in thirty[0]:
+        scale = height / max(ink.size)
+        ink = ink.resize([max(1, round(scale * n)) for n in ink.size], Image.Resampling.BICUBIC)
+        room = ((top, bottom), (left, right))
+        pictures.append(np.pad(200 - 0.6 * np.asarray(ink), room, constant_values=200))
+    right, wrong = outcome(classify, pictures, thirty[1])
+    print(f"{height} pixels high, margins {margins}: {right:.2f} right, {wrong:.2f} wrong")
+    assert right >= 0.9
+
+
 RNG = np.random.default_rng(0)
 RAMP = np.add.outer(np.arange(300.0), np.arange(200.0))
 
@@ -168,7 +268,11 @@ RAMP = np.add.outer(np.arange(300.0), np.arange(200.0))
     np.zeros((1, 1)),
     np.eye(1, 500),
     np.hstack([levels(drawn(n, size=(100, 200), height=90)) for n in range(8)]),
-], ids=["blank", "noise", "grain", "small", "ramp", "edge", "stripes", "dot", "line", "many"])
+    1 - np.pad(np.ones((5, 200)), 100),
+    np.hstack([levels(drawn(n, size=(200, 260))) for n in (1, 3)]),
+    1 - np.maximum(np.arange(300) % 30 < 3, np.arange(400)[:, None] % 30 < 3),
+], ids=["blank", "noise", "grain", "small", "ramp", "edge", "stripes", "dot", "line", "many",
+        "an empty underlined field", "two digits", "grid paper"])
 def test_no_digit(pixels):
     with pytest.raises(ValueError, match="no digit was found; show one"):
         images.digit(pixels)
