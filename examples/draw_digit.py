@@ -9,9 +9,11 @@ served to this computer alone, asks for nothing from outside, and nothing that i
 
 import argparse
 import base64
+import io
 import logging
 import sys
 import tempfile
+import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -26,6 +28,7 @@ PAGE = Path(__file__).with_name("draw_digit_page")
 FILES = {"index.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
 SIDE = 56  # the page sends its drawing as SIDE * SIDE levels from 0 (paper) to 255 (ink), by rows
 MAX_BYTES = 32 * 1024  # of a request; the longest good one has half as many
+SECONDS = 10  # that a client may take to send its request
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
@@ -130,10 +133,36 @@ def make_app(classifier):
     return app
 
 
+class Request(io.RawIOBase):
+    """The bytes that a client sends; TimeoutError if they take longer than SECONDS in total.
+
+    Without it a client that never finishes its request would keep a thread of the server.
+    """
+
+    def __init__(self, connection):
+        self.connection = connection
+        self.end = time.monotonic() + SECONDS
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        self.connection.settimeout(max(self.end - time.monotonic(), 0.001))
+        return self.connection.recv_into(buffer)
+
+
 def make_server(classifier, port):
     """Return a server that answers many browsers at once, those of this computer alone."""
     serving = require("werkzeug.serving", "demo")
-    return serving.make_server("127.0.0.1", port, make_app(classifier), threaded=True)
+
+    class Handler(serving.WSGIRequestHandler):
+        def setup(self):
+            super().setup()
+            self.rfile.close()
+            self.rfile = io.BufferedReader(Request(self.connection))
+
+    app = make_app(classifier)
+    return serving.make_server("127.0.0.1", port, app, threaded=True, request_handler=Handler)
 
 
 def main():

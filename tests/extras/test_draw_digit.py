@@ -1,13 +1,16 @@
 """The page to draw a digit on: what its server refuses, and the page itself in a real browser."""
 
+import contextlib
 import http.client
 import itertools
 import json
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -197,6 +200,34 @@ def test_too_much_over_a_socket(server):
     chunks = (b"1" * 1000 for _ in range(100))  # no Content-Length
     assert ask(server, chunks)[0] in (400, 413)
     assert ask(server, json.dumps(GOOD))[0] == 200  # it is still there
+
+
+@pytest.mark.parametrize("start", [
+    b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: ",
+    b"POST /look HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    b"Content-Length: 9000\r\n\r\n[",
+], ids=["nothing", "a line", "a header", "a body"])
+@pytest.mark.parametrize("trickle", [False, True])
+def test_a_request_that_is_never_finished(server, page, monkeypatch, start, trickle):
+    monkeypatch.setattr(page, "SECONDS", 0.3)
+    before = threading.active_count()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as client:
+        client.sendall(start)
+        end = time.monotonic() + 20
+        while trickle and time.monotonic() < end:
+            time.sleep(0.05)
+            try:
+                client.sendall(b"1")
+            except ConnectionError:
+                break
+        with contextlib.suppress(ConnectionError):
+            while client.recv(1000):
+                pass
+    while threading.active_count() > before and time.monotonic() < end:
+        time.sleep(0.01)
+    assert threading.active_count() <= before
+    monkeypatch.undo()
+    assert ask(server, json.dumps(GOOD))[0] == 200
 
 
 # The program --------------------------------------------------------------------------------------
