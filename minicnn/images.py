@@ -16,7 +16,9 @@ from minicnn.checks import describe
 from minicnn.extras import require
 
 _SIZE, _BOX = 28, 20  # of MNIST's images, and of the digits in them
-_MOST_PIXELS = 80_000_000  # of a file: a few bytes may unpack to any number
+_MOST_PIXELS = 40_000_000  # that are decoded: a few bytes may unpack to any number
+_DECODED_WITH_COPIES = ("WEBP", "AVIF", "JPEG2000")
+_ORIENTATION = 0x0112  # the tag in EXIF data
 _LARGEST = 1024  # pixels on the longer side of what `read` returns: a digit needs no more
 _COARSE = 128  # pixels on the longer side of the picture in which the ink is searched
 _FAINTEST = 0.15  # ink takes away at least this part of the paper's light
@@ -44,7 +46,8 @@ def read(path: str | Path) -> np.ndarray:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is no whole picture, or one of more than 80 million pixels.
+        If the file is not a complete picture, or has more than 40 million pixels (JPEG: 80, WebP
+        and AVIF: 20).
 
     Examples
     --------
@@ -61,15 +64,17 @@ def read(path: str | Path) -> np.ndarray:
     image_module, image_ops = require("PIL.Image", "image"), require("PIL.ImageOps", "image")
     try:
         with image_module.open(path) as image:
-            # EPS is a program, which would be run.
-            if image.format == "EPS" or image.width * image.height > _MOST_PIXELS:
-                raise ValueError(f"{image.format} of {image.width} x {image.height} is not safe")
+            held = image.width * image.height / 2  # a progressive JPEG is kept in full
             image.draft(None, (_LARGEST, _LARGEST))  # a JPEG need not be decoded in full
-            upright = image_ops.exif_transpose(image)
-            if upright.mode[0] in "IF":  # 16 or 32 bits
-                levels = 255 * _stretched(np.nan_to_num(np.asarray(upright, np.float32)))
-                upright = image_module.fromarray(levels.astype(np.uint8))
-            upright = upright.convert("RGBA")
+            copies = 2 if image.format in _DECODED_WITH_COPIES else 1
+            decoded = copies * image.width * image.height
+            # EPS is a program, which would be run.
+            if image.format == "EPS" or max(held, decoded) > _MOST_PIXELS:
+                raise ValueError(f"{image.format} of {image.width} x {image.height} is not safe")
+            upright = image_ops.exif_transpose(_reduced(image))
+            if upright.mode == "F":
+                levels = 255 * _stretched(np.asarray(upright))
+                upright = image_module.fromarray(levels.astype(np.uint8)).convert("RGBA")
             upright.thumbnail((_LARGEST, _LARGEST))
             grey, alpha = np.moveaxis(np.asarray(upright.convert("LA"), np.float32) / 255, 2, 0)
     except FileNotFoundError:
@@ -159,6 +164,23 @@ def _seen(pixels: np.ndarray) -> np.ndarray | None:
     full, faint = np.percentile(ink[mask], 75), _THRESHOLD / 3 * ink.max()
     ink = np.clip((ink - faint) / (full - faint), 0, 1) * _window(mask, size // 20 + 1, np.max)
     return _framed(ink[_box(ink > 0.02)])
+
+
+def _reduced(image: Any) -> Any:
+    """Return an image as RGBA, or as F if it has 16 or 32 bits, less than twice too large."""
+    image_module = require("PIL.Image", "image")
+    image.load()
+    factor = max(1, max(image.size) // _LARGEST)
+    mode = "F" if image.mode[0] in "IF" else "RGBA"
+    small = image_module.new(mode, tuple(-(-n // factor) for n in image.size))
+    for row in range(0, small.height, 32):  # a few rows at a time: whole copies would fill memory
+        bottom = min((row + 32) * factor, image.height)
+        rows = image.crop((0, row * factor, image.width, bottom))
+        if mode == "F":
+            rows = image_module.fromarray(np.nan_to_num(np.asarray(rows, np.float32)))
+        small.paste(rows.convert(mode).reduce(factor), (0, row))
+    small.getexif()[_ORIENTATION] = image.getexif().get(_ORIENTATION, 1)
+    return small
 
 
 def _stretched(levels: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import struct
+import subprocess
 import sys
 import zlib
 from pathlib import Path
@@ -412,6 +413,44 @@ def test_no_file(tmp_path):
         images.read(tmp_path / "no.png")
     with pytest.raises(ValueError, match="a whole picture was expected"):
         images.read(tmp_path)
+
+
+READ_IN_LITTLE_MEMORY = """
+import resource, sys
+import PIL.Image
+import minicnn as mc
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 200_000_000,) * 2)
+for path in sys.argv[1:]:
+    mc.images.read(path)
+"""
+
+
+def test_small_files_do_not_fill_the_memory(tmp_path):
+    deep, bilevel = tmp_path / "deep.png", tmp_path / "bilevel.tiff"
+    Image.fromarray(np.full((5800, 5800), 60000, np.uint16)).save(deep, compress_level=1)
+    Image.new("1", (6200, 6200), 1).save(bilevel, compression="group4")
+    assert bilevel.stat().st_size < 5000
+    command = [sys.executable, "-W", "ignore", "-c", READ_IN_LITTLE_MEMORY, deep, bilevel]
+    subprocess.run(command, check=True)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "I;16", "F"])
+def test_reading_in_strips_changes_nothing(saved, mode):
+    large = drawn(5).resize((2100, 2730))
+    if mode in ("I;16", "F"):
+        deep = np.asarray(large).astype({"I;16": np.uint16, "F": np.float32}[mode])
+        large = Image.fromarray(200 * deep)
+    else:
+        large = large.convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    name = "large.tiff" if mode == "F" else "large.png"
+    path = saved(large.transpose(Image.Transpose.ROTATE_90), name, exif=exif)
+    expected = np.asarray(drawn(5).resize((788, 1024)), np.float32) / 255
+    got = images.read(path)
+    assert got.shape == expected.shape
+    assert np.abs(got - expected).mean() < 0.01
 
 
 @pytest.mark.filterwarnings("ignore:::PIL")
