@@ -214,7 +214,9 @@ def _digit_mask(mask: np.ndarray) -> np.ndarray | None:
         return None
     mask = np.zeros_like(mask)
     mask[tuple(np.concatenate(found).T)] = True
-    return mask if _like_a_digit(np.pad(mask[_box(mask)], 1)) else None
+    box = np.pad(mask[_box(mask)], 1)
+    solid = max(box.shape) > max(mask.shape) / 4 and _window(box, max(box.shape) // 5, np.min).any()
+    return mask if _like_a_digit(box) and not solid else None
 
 
 def _numbered(mask: np.ndarray) -> np.ndarray:
@@ -228,13 +230,11 @@ def _numbered(mask: np.ndarray) -> np.ndarray:
 
 
 def _like_a_digit(mask: np.ndarray) -> bool:
-    """Say whether ink is close together, not flat or solid, and not crossed as often as noise."""
+    """Say whether ink is close together, no mere line, and not crossed as often as noise."""
     height, width = mask.shape
-    longer = max(mask.shape)
-    together = _numbered(_window(mask, longer // 8, np.max))[mask]
-    solid = _window(mask, longer // 5, np.min).any()
+    together = _numbered(_window(mask, max(mask.shape) // 6, np.max))[mask]
     edges = [np.diff(mask, axis=axis).sum() / mask.shape[1 - axis] for axis in (0, 1)]
-    return bool(np.ptp(together) == 0 and height > width / 4 and not solid and max(edges) < 7)
+    return bool(np.ptp(together) == 0 and height > width / 12 and max(edges) < 7)
 
 
 def _without_lines(parts: list[np.ndarray]) -> list[np.ndarray]:

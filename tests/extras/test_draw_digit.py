@@ -73,6 +73,15 @@ def test_look(client):
     assert sum(answer.json["probabilities"]) == pytest.approx(1, abs=1e-5)
 
 
+def test_a_drawing_that_is_only_begun(client):
+    dot, bar = np.zeros((2, SIDE, SIDE), int)
+    dot[12:16, 15:19] = 255
+    bar[12:16, 15:42] = 255
+    for pixels in (dot, bar):
+        answer = client.post("/look", json={"pixels": pixels.ravel().tolist()})
+        assert answer.status_code == 200
+
+
 def test_the_maps_are_what_the_convolutions_put_out(page, digit_model):
     estimator = mc.Estimator(page.model_fn, digit_model)
     x = np.random.default_rng(0).random((1, 784), np.float32)
