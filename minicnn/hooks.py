@@ -1,7 +1,7 @@
 """Hooks: what happens around the steps of a training run.
 
-A run calls ``begin`` once, ``before_run`` and ``after_run`` around every step, and ``end`` once
-where no error stopped it.
+A run calls ``begin`` and ``resume`` once, ``before_run`` and ``after_run`` around every step, and
+``end`` once where no error stopped it. What ``state_dict`` returns is kept in checkpoints.
 """
 
 import logging
@@ -555,17 +555,19 @@ class ValidationMonitor(SessionRunHook):
         if steps["scheduled"]:
             self.timer.mark(steps["scheduled"])
         self._measured = steps["measured"]
-        if state["compares"] != [self.metric, self.minimize]:
-            logger.info("%r compares something else now: no value is the best yet.", self._label)
-        elif value is not None and self.keeps and not path.is_file():
-            logger.info("%s does not exist: the next value is the best of %r.", path, self._label)
-        else:
-            self.best_value = value
-            self.best_step = steps["best_step"]
-            self.best_checkpoint = path if self.keeps and value is not None else None
-            self._mark = mark
-            self._since = steps["since"]
-            self._stops = checks.boolean(state["stops"], "stops")
+        kept = path if self.keeps and value is not None else None
+        if state["compares"] != [self.metric, self.minimize] or (kept and not kept.is_file()):
+            logger.info(
+                "%r begins without a best value: it compares %s now, or %s is not there any more.",
+                self._label, self.metric, path,
+            )
+            return
+        self.best_value = value
+        self.best_step = steps["best_step"]
+        self.best_checkpoint = kept
+        self._mark = mark
+        self._since = steps["since"]
+        self._stops = checks.boolean(state["stops"], "stops")
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -422,6 +422,13 @@ def test_a_best_value_without_its_file_does_not_count(tmp_path):
     assert monitor.best_checkpoint.is_file()
 
 
+def test_patience_without_any_value_is_kept_too(tmp_path):
+    metrics = {"v": mc.MetricSpec(lambda labels, predictions: np.nan, "classes")}
+    for end in (10, 40):
+        fit(tmp_path, stopper(metrics=metrics, early_stopping_metric="v"), max_steps=end)
+    assert saved(tmp_path)[-1] == 13  # measured at 5, 9, 10 and 13
+
+
 # Names --------------------------------------------------------------------------------------------
 
 
