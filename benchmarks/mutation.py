@@ -38,7 +38,7 @@ FAST = "tests/kernels/test_fast_paths.py"
 FUSED_DROPOUT = "tests/kernels/test_fast_paths.py -k dropout_in_a_dense_layer"
 FUSION = "tests/layers/test_fusion.py"
 GEMM = "tests/kernels/test_gemm.py"
-GRAPH = "tests/test_graph.py"
+GRAPH = "tests/estimator/test_graph.py"
 INITIALIZERS = "tests/test_initializers.py"
 JIT = "tests/kernels/test_jit.py"
 LOSSES = "tests/test_losses.py"
@@ -47,7 +47,7 @@ METRICS = "tests/test_metrics.py"
 NUMBERS = "tests/test_numbers.py"
 OPS = "tests/test_ops.py"
 OPTIMIZERS = "tests/test_optimizers.py"
-PARAMETER = "tests/test_parameter.py"
+PARAMETER = "tests/core/test_parameter.py"
 POOLING = "tests/kernels/test_pooling.py"
 SEQUENTIAL = "tests/layers/test_sequential.py"
 SHAPE = "tests/layers/test_shape.py"
@@ -84,14 +84,14 @@ MUTATIONS = [
     ("NaN is not dropped", "layers/dropout.py", ", where=mask != 0)", ")", DROPOUT),
     ("two layers train one array of an initializer", "layers/layer.py",
      "value = value.copy()", "pass", f"{BAD_INPUT} -k initializer_keeps"),
-    ("a build that fails leaves what is inside built", "tensor.py",
+    ("a build that fails leaves what is inside built", "core/op.py",
      "for op in parts(op)]", "for op in [op]]", f"{CONFORMANCE} -k fails_to_build"),
     ("a built layer is built again", "layers/layer.py",
      "if built is None or not (isinstance(op, Layer) or op.parameters):", "if True:",
      BUILT_BEFORE),
-    ("a frozen layer is trained", "parameter.py",
+    ("a frozen layer is trained", "core/parameter.py",
      "self._trainable and not self.frozen", "self._trainable", TRAINABLE),
-    ("a read-only array is written into", "parameter.py",
+    ("a read-only array is written into", "core/parameter.py",
      "if not array.flags.writeable:", "if False:", PARAMETER),
     ("gradient past the activation", "layers/activation.py",
      "return self.op.backward(dy, ctx, need_dx)", "return dy", ACTIVATION),
@@ -134,11 +134,11 @@ MUTATIONS = [
      "(step // self.every)", "((step + 1) // self.every)", OPTIMIZERS),
     ("clipped to another norm", "optimizers.py", "g *= max_norm / norm\n", "g *= 1 / norm\n",
      OPTIMIZERS),
-    ("gradient of a tensor used twice not added", "graph.py",
+    ("gradient of a tensor used twice not added", "estimator/graph.py",
      "gradient if known is None else known + gradient", "gradient", GRAPH),
-    ("two parameters of one name become one", "graph.py",
+    ("two parameters of one name become one", "estimator/graph.py",
      "if own.name in self.parameters:", "if False:", f"{BAD_INPUT} -k parameters_of_one_name"),
-    ("scale of the loss left out", "graph.py", "{loss: scale}", "{loss: 1.0}", GRAPH),
+    ("scale of the loss left out", "estimator/graph.py", "{loss: scale}", "{loss: 1.0}", GRAPH),
     ("wrong limit", "initializers.py", "math.sqrt(6 / sum", "math.sqrt(3 / sum", INITIALIZERS),
     ("swapped fans", "initializers.py",
      "return taps * inputs, taps * outputs", "return taps * outputs, taps * inputs", INITIALIZERS),

@@ -45,10 +45,10 @@ import networks
 import numpy as np
 
 import minicnn as mc
+from minicnn.core.weights import write_npz
 from minicnn.datasets import read_idx
 from minicnn.estimator import checkpoints
 from minicnn.kernels import update
-from minicnn.weights import write_npz
 
 ROWS, BATCH_SIZE = 50, 7
 MEMORY = 4e6  # bytes that reading a file of some kilobytes may take

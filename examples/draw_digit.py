@@ -22,7 +22,7 @@ from mnist_cnn import cnn_model_fn
 
 import minicnn as mc
 from minicnn import images
-from minicnn.extras import require
+from minicnn.core.extras import require
 
 PAGE = Path(__file__).with_name("draw_digit_page")
 FILES = {"index.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}

@@ -19,8 +19,8 @@ from mnist_cnn import cnn_model_fn
 
 import minicnn as mc
 from minicnn import plots
-from minicnn.extras import require
-from minicnn.files import replacing
+from minicnn.core.extras import require
+from minicnn.core.files import replacing
 
 PAGE = Template("""<!DOCTYPE html>
 <html lang="en">

@@ -628,7 +628,7 @@ print(f"\nAll {len(claims)} claims hold. What to read next stands at the end of 
 # | a matrix product at the speed of the machine | `minicnn/kernels/gemm.py` |
 # | step 4, with winners and overlaps | `minicnn/kernels/pooling.py` |
 # | step 5, with weights and label smoothing | `minicnn/losses.py` |
-# | step 6 in full: directions, kinks, ties | `minicnn/gradcheck.py` |
+# | step 6 in full: directions, kinks, ties | `minicnn/core/gradcheck.py` |
 # | momentum, Adam and schedules | `minicnn/optimizers.py` |
 # | several layers in one pass | `minicnn/layers/fusion.py` |
 # | step 7 with dropout and a command line | `examples/training_loop.py` |

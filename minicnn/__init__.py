@@ -21,7 +21,12 @@ from minicnn import (
     plots,
     summaries,
 )
-from minicnn.context import Context, Workspace
+from minicnn.core import VERSION
+from minicnn.core.context import Context, Workspace
+from minicnn.core.gradcheck import check_gradients
+from minicnn.core.op import Op, Tensor
+from minicnn.core.parameter import Parameter
+from minicnn.core.weights import load_weights, save_weights
 from minicnn.estimator import (
     CheckpointError,
     Estimator,
@@ -30,19 +35,15 @@ from minicnn.estimator import (
     ModelFnOps,
     RunConfig,
 )
-from minicnn.gradcheck import check_gradients
-from minicnn.graph import Graph
+from minicnn.estimator.graph import Graph
+from minicnn.estimator.train_op import TrainOp, optimize_loss
 from minicnn.hooks import NanLossError
 from minicnn.kernels.threads import get_num_threads, set_num_threads
 from minicnn.layers import Sequential
 from minicnn.ops import argmax, cast, identity, one_hot, relu, reshape, sigmoid, softmax, tanh
-from minicnn.parameter import Parameter
-from minicnn.tensor import Op, Tensor
-from minicnn.train_op import TrainOp, optimize_loss
 from minicnn.warmup import warmup
-from minicnn.weights import load_weights, save_weights
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "CheckpointError", "Context", "Estimator", "Graph", "MetricSpec", "ModeKeys", "ModelFnOps",

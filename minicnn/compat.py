@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from minicnn import checks, hooks, layers, losses, metrics, ops, summaries
+from minicnn import hooks, layers, losses, metrics, ops, summaries
+from minicnn.core import checks
 from minicnn.datasets import load_dataset
 from minicnn.estimator import Estimator, MetricSpec, ModeKeys, ModelFnOps, RunConfig
-from minicnn.train_op import optimize_loss
+from minicnn.estimator.train_op import optimize_loss
 
 _LOGGER = _logging.getLogger("minicnn")
 _INITIALIZER = "uniform_unit_scaling"

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from minicnn import checks, extras
-from minicnn.parameter import Parameter
-from minicnn.tensor import Tensor
-from minicnn.train_op import Processes
+from minicnn.core import checks, extras
+from minicnn.core.op import Tensor
+from minicnn.core.parameter import Parameter
+from minicnn.estimator.processes import Processes
 from minicnn.warmup import warmup
 
 _PAUSE = 2e-4  # seconds from one look at a message under way to the next

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minicnn import checks
-from minicnn.checks import describe
-from minicnn.tensor import Tensor
+from minicnn.core import checks
+from minicnn.core.checks import describe
+from minicnn.core.op import Tensor
 
 logger = logging.getLogger("minicnn")
 # For lines that say how far the run is: the console leaves them out while a bar says the same.

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from minicnn import checks
-from minicnn.checks import describe
-from minicnn.extras import require
+from minicnn.core import checks
+from minicnn.core.checks import describe
+from minicnn.core.extras import require
 
 _SIZE, _BOX = 28, 20  # of MNIST's images, and of the digits in them
 _MOST_PIXELS = 40_000_000  # that are decoded: a few bytes may unpack to any number

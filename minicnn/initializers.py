@@ -14,7 +14,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from minicnn.checks import array, choice, describe, float_type, generator, integers, number, room
+from minicnn.core.checks import (
+    array,
+    choice,
+    describe,
+    float_type,
+    generator,
+    integers,
+    number,
+    room,
+)
 
 Initializer = Callable[..., np.ndarray]
 Spec = str | float | Initializer

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from minicnn import checks
-from minicnn.checks import describe
-from minicnn.context import Context
+from minicnn.core import checks
+from minicnn.core.checks import describe
+from minicnn.core.context import Context
+from minicnn.core.op import Op, Shape, Tensor, apply
 from minicnn.ops import OneHot, Softmax, check_labels
-from minicnn.tensor import Op, Shape, Tensor, apply
 
 logger = logging.getLogger("minicnn")
 

@@ -5,8 +5,8 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-from minicnn.checks import MOST, array, class_numbers, integer, room
-from minicnn.checks import labels as check_labels
+from minicnn.core.checks import MOST, array, class_numbers, integer, room
+from minicnn.core.checks import labels as check_labels
 
 
 def accuracy(labels: ArrayLike, predictions: ArrayLike, weights: ArrayLike | None = None) -> float:

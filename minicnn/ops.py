@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from minicnn import checks
-from minicnn.checks import array, describe, integer
-from minicnn.context import Context
+from minicnn.core import checks
+from minicnn.core.checks import array, describe, integer
+from minicnn.core.context import Context
+from minicnn.core.op import Op, Shape, Tensor, apply
 from minicnn.kernels import elementwise
-from minicnn.tensor import Op, Shape, Tensor, apply
 
 
 class Relu(Op):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from minicnn.checks import (
+from minicnn.core.checks import (
     array,
     boolean,
     choice,
@@ -17,8 +17,8 @@ from minicnn.checks import (
     optimizer_fault,
     sequence,
 )
+from minicnn.core.parameter import Parameter
 from minicnn.kernels import update as kernels
-from minicnn.parameter import Parameter
 
 Schedule = Callable[[int], float]
 Rate = float | Schedule

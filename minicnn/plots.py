@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from minicnn import checks
-from minicnn.checks import array, describe, integer
-from minicnn.extras import require
+from minicnn.core import checks
+from minicnn.core.checks import array, describe, integer
+from minicnn.core.extras import require
 from minicnn.metrics import confusion_matrix as count_confusions
 from minicnn.ops import check_labels
 

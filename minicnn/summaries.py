@@ -12,12 +12,14 @@ from typing import IO, Any
 
 import numpy as np
 
-from minicnn import checks
+from minicnn.core import checks
+from minicnn.core.extras import require
+from minicnn.core.files import open_regular
+from minicnn.core.op import Tensor
+from minicnn.core.parameter import Parameter
 from minicnn.estimator import MetricSpec
 from minicnn.estimator.config import checked_metrics
-from minicnn.extras import require
-from minicnn.files import open_regular
-from minicnn.graph import Graph
+from minicnn.estimator.graph import Graph
 from minicnn.hooks import (
     SessionRunArgs,
     SessionRunContext,
@@ -26,9 +28,7 @@ from minicnn.hooks import (
     Timer,
 )
 from minicnn.layers import Conv2D
-from minicnn.parameter import Parameter
 from minicnn.plots import filter_grid
-from minicnn.tensor import Tensor
 
 logger = logging.getLogger("minicnn")
 

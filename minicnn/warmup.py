@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 
-from minicnn.context import Context
+from minicnn.core.context import Context
 from minicnn.layers import Conv2D, Dense, Dropout, Flatten, MaxPooling2D, Sequential
 from minicnn.losses import softmax_cross_entropy_with_grad
 from minicnn.optimizers import SGD

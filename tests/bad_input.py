@@ -22,7 +22,7 @@ import public
 import pytest
 
 import minicnn as mc
-from minicnn.checks import describe
+from minicnn.core.checks import describe
 
 NAN, INF, THING = math.nan, math.inf, object()
 HUGE, BEYOND = 10**12, 10**30  # exhausts the memory; does not fit into 64 bits

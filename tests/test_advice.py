@@ -9,8 +9,8 @@ import pytest
 
 import minicnn as mc
 from minicnn import compat
-from minicnn.checks import describe
 from minicnn.compat import learn, model_fn, tf
+from minicnn.core.checks import describe
 
 NUMBERS = np.arange(12) % 3
 ROWS = np.eye(3)[NUMBERS]

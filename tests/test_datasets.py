@@ -311,8 +311,8 @@ def test_data_is_found_in_a_zip(tmp_path):
     room = Path(datasets.__file__).parent
     with zipfile.ZipFile(tmp_path / "app.zip", "w") as archive:
         archive.writestr("minicnn/__init__.py", "")
-        for name in ("checks.py", "files.py"):
-            archive.write(room.parent / name, f"minicnn/{name}")
+        for name in ("__init__.py", "checks.py", "files.py"):
+            archive.write(room.parent / "core" / name, f"minicnn/core/{name}")
         for path in [*room.glob("*.py"), *room.glob("data/t10k*")]:
             archive.write(path, Path("minicnn/datasets") / path.relative_to(room))
     code = "from minicnn.datasets import load_dataset as f; print(f('mnist').test.num_examples)"

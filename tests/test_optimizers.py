@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from minicnn.core.parameter import Parameter
 from minicnn.kernels.threads import get_num_threads, set_num_threads
 from minicnn.optimizers import (
     SGD,
@@ -18,7 +19,6 @@ from minicnn.optimizers import (
     get,
     step_decay,
 )
-from minicnn.parameter import Parameter
 
 TYPES = [np.float32, np.float64]
 TOLERANCE = {np.float32: 2e-6, np.float64: 1e-14}

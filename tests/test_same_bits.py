@@ -1,7 +1,8 @@
 """One seed, the same bits: a hundred steps of the documented network on MNIST, run in many ways.
 
-tests/test_resume.py has other optimizers, hooks and more ways to be stopped, tests/layers has each
-layer by its number of threads, tests/kernels/test_jit.py every kernel with a cold and a warm cache.
+Other optimizers, hooks and more ways to be stopped are in tests/estimator/test_resume.py. Each
+layer by its number of threads is in tests/layers, every kernel with a cold and a warm cache in
+tests/kernels/test_jit.py.
 """
 
 import hashlib

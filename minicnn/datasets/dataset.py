@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from minicnn.checks import array, boolean, integer, optional
-from minicnn.checks import labels as check_labels
+from minicnn.core.checks import array, boolean, integer, optional
+from minicnn.core.checks import labels as check_labels
 
 
 class Dataset:

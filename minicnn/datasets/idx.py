@@ -16,8 +16,8 @@ from typing import IO
 
 import numpy as np
 
-from minicnn import checks
-from minicnn.files import open_regular
+from minicnn.core import checks
+from minicnn.core.files import open_regular
 
 _ELEMENT_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _MAX_DIMENSIONS = 32  # every NumPy can hold this many

@@ -9,7 +9,7 @@ from importlib.resources.abc import Traversable
 
 import numpy as np
 
-from minicnn.checks import boolean, describe, integer, optional, path
+from minicnn.core.checks import boolean, describe, integer, optional, path
 from minicnn.datasets.dataset import Dataset
 from minicnn.datasets.idx import IMAGES_MAGIC, LABELS_MAGIC, decode_file
 

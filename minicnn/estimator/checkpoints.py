@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minicnn import checks
-from minicnn.files import StrangeFileError, open_regular, replacing
-from minicnn.weights import read_npz, write_npz
+from minicnn.core import checks
+from minicnn.core.files import StrangeFileError, open_regular, replacing
+from minicnn.core.weights import read_npz, write_npz
 
 try:
     import fcntl

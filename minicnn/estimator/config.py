@@ -5,10 +5,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from minicnn import checks
-from minicnn.checks import describe
-from minicnn.tensor import Tensor
-from minicnn.train_op import Processes, TrainOp
+from minicnn.core import checks
+from minicnn.core.checks import describe
+from minicnn.core.op import Tensor
+from minicnn.estimator.processes import Processes
+from minicnn.estimator.train_op import TrainOp
 
 
 class ModeKeys:

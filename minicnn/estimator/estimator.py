@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from minicnn import checks
-from minicnn.checks import describe
-from minicnn.context import Context
+from minicnn.core import checks
+from minicnn.core.checks import describe
+from minicnn.core.context import Context
+from minicnn.core.files import open_regular
 from minicnn.estimator import checkpoints, feeding
 from minicnn.estimator.checkpoints import Checkpoint
 from minicnn.estimator.config import MetricSpec, ModeKeys, RunConfig, checked_metrics
@@ -27,7 +28,6 @@ from minicnn.estimator.model import Model, Models
 from minicnn.estimator.progress import ProgressHook, progress_bar
 from minicnn.estimator.session import TrainingSession
 from minicnn.estimator.tracing import Trace
-from minicnn.files import open_regular
 from minicnn.hooks import (
     CheckpointSaverHook,
     LoggingTensorHook,

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from minicnn import checks
-from minicnn.checks import describe
+from minicnn.core import checks
+from minicnn.core.checks import describe
 
 logger = logging.getLogger("minicnn")
 

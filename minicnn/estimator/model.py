@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from minicnn.core.parameter import Parameter
 from minicnn.estimator import checkpoints
 from minicnn.estimator.checkpoints import Checkpoint, CheckpointError
 from minicnn.estimator.config import ModeKeys
 from minicnn.estimator.feeding import Batch
 from minicnn.estimator.tracing import Trace, form
-from minicnn.parameter import Parameter
 
 logger = logging.getLogger("minicnn")
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from minicnn import extras
+from minicnn.core import extras
 from minicnn.hooks import SessionRunContext, SessionRunHook, SessionRunValues
 
 logger = logging.getLogger("minicnn")

@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from minicnn.checks import describe, instance
-from minicnn.context import Context, Workspace
+from minicnn.core.checks import describe, instance
+from minicnn.core.context import Context, Workspace
+from minicnn.core.op import Tensor
 from minicnn.estimator import checkpoints, feeding
 from minicnn.estimator.feeding import Batch
+from minicnn.estimator.graph import Plan
+from minicnn.estimator.processes import Processes
 from minicnn.estimator.tracing import Trace
-from minicnn.graph import Plan
 from minicnn.hooks import SessionRunArgs, SessionRunContext, SessionRunHook, SessionRunValues
-from minicnn.tensor import Tensor
-from minicnn.train_op import Processes
 
 logger = logging.getLogger("minicnn")
 

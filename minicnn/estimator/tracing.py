@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from minicnn.checks import describe
+from minicnn.core.checks import describe
+from minicnn.core.op import Op, Tensor
+from minicnn.core.parameter import Parameter
 from minicnn.estimator.config import ModeKeys, ModelFnOps, call_model_fn
 from minicnn.estimator.feeding import Batch
-from minicnn.graph import Graph
+from minicnn.estimator.graph import Graph
 from minicnn.ops import Cast, OneHot, check_labels
-from minicnn.parameter import Parameter
-from minicnn.tensor import Op, Tensor
 
 
 class _Copies(Graph):

@@ -13,16 +13,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-import minicnn
-from minicnn import checks, layers, ops
-from minicnn.checks import describe, unique
+from minicnn import layers, ops
+from minicnn.core import VERSION, checks
+from minicnn.core.checks import describe, unique
+from minicnn.core.extras import require
+from minicnn.core.files import replacing
+from minicnn.core.op import Op, Shape, Tensor, parts
 from minicnn.estimator import Estimator, ModeKeys
 from minicnn.estimator.feeding import feed
-from minicnn.extras import require
-from minicnn.files import replacing
-from minicnn.graph import Graph
+from minicnn.estimator.graph import Graph
 from minicnn.kernels.window import Window
-from minicnn.tensor import Op, Shape, Tensor, parts
 
 _OPSET, _IR_VERSION = 17, 8  # of 2022; newer ones would only shut out older programs
 
@@ -103,7 +103,7 @@ def to_onnx(
             file.constants,
         ),
         producer_name="minicnn",
-        producer_version=minicnn.__version__,
+        producer_version=VERSION,
         ir_version=_IR_VERSION,
         opset_imports=[onnx.helper.make_opsetid("", _OPSET)],
     )

@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-import minicnn
-from minicnn import checks
+from minicnn.core import VERSION, checks
+from minicnn.core.extras import require
+from minicnn.core.files import open_regular, replacing
+from minicnn.core.weights import fill, parameters_of
 from minicnn.estimator import Estimator
-from minicnn.extras import require
-from minicnn.files import open_regular, replacing
-from minicnn.weights import fill, parameters_of
 
 _LAYOUT = "conv2d kernel: (height, width, channels, filters); dense kernel: (inputs, units)"
 
@@ -44,7 +43,7 @@ def save_safetensors(model: Any, path: str | Path) -> None:
         arrays = model._model(None).weights()  # of one checkpoint, whatever is saved meanwhile
     else:
         arrays = {name: parameter.value for name, parameter in parameters_of(model).items()}
-    metadata = {"format": "minicnn", "minicnn_version": minicnn.__version__, "layout": _LAYOUT}
+    metadata = {"format": "minicnn", "minicnn_version": VERSION, "layout": _LAYOUT}
     data = require("safetensors.numpy", "safetensors").save(arrays, metadata)
     with replacing(path) as file:
         file.write(data)

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 
 from minicnn import ops
-from minicnn.checks import describe
-from minicnn.context import Context
+from minicnn.core.checks import describe
+from minicnn.core.context import Context
+from minicnn.core.op import Shape
 from minicnn.layers.layer import Layer
-from minicnn.tensor import Shape
 
 
 class Activation(Layer):

@@ -4,12 +4,13 @@ from typing import Any
 
 import numpy as np
 
-from minicnn import checks, initializers, ops
-from minicnn.context import Context
+from minicnn import initializers, ops
+from minicnn.core import checks
+from minicnn.core.context import Context
+from minicnn.core.op import Shape
 from minicnn.kernels.conv import conv
 from minicnn.layers.layer import on_tensor
 from minicnn.layers.sliding import SlidingLayer
-from minicnn.tensor import Shape
 
 
 class Conv2D(SlidingLayer):

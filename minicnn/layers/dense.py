@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from minicnn import checks, initializers, ops
-from minicnn.context import Context
+from minicnn import initializers, ops
+from minicnn.core import checks
+from minicnn.core.context import Context
+from minicnn.core.op import Shape
 from minicnn.kernels import elementwise
 from minicnn.kernels.dense import dense as kernels
 from minicnn.layers.layer import Layer, on_tensor
-from minicnn.tensor import Shape
 
 
 class Dense(Layer):

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from minicnn import checks
-from minicnn.context import Context
+from minicnn.core import checks
+from minicnn.core.context import Context
 from minicnn.kernels import elementwise
 from minicnn.layers.layer import Layer, on_tensor
 

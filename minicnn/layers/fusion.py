@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from minicnn import checks
-from minicnn.context import Context
+from minicnn.core import checks
+from minicnn.core.context import Context
+from minicnn.core.op import Op
 from minicnn.kernels import elementwise
 from minicnn.kernels.conv import conv as kernels
 from minicnn.layers.activation import Activation
@@ -21,7 +22,6 @@ from minicnn.layers.dense import Dense
 from minicnn.layers.dropout import Dropout
 from minicnn.layers.max_pooling2d import MaxPooling2D
 from minicnn.ops import Relu
-from minicnn.tensor import Op
 
 
 class FusedConv(Op):

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from minicnn import checks, initializers
-from minicnn.parameter import Parameter
-from minicnn.tensor import Built, Op, Shape, Tensor, all_or_nothing, apply, forget, parts
+from minicnn import initializers
+from minicnn.core import checks
+from minicnn.core.op import Built, Op, Shape, Tensor, all_or_nothing, apply, forget, parts
+from minicnn.core.parameter import Parameter
 
 
 class Layer(Op):

@@ -4,12 +4,12 @@ from typing import Any
 
 import numpy as np
 
-from minicnn import checks
-from minicnn.context import Context
+from minicnn.core import checks
+from minicnn.core.context import Context
+from minicnn.core.op import Shape
 from minicnn.kernels import pooling
 from minicnn.layers.layer import on_tensor
 from minicnn.layers.sliding import SlidingLayer
-from minicnn.tensor import Shape
 
 
 class MaxPooling2D(SlidingLayer):

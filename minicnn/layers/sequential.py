@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from minicnn import checks, tables
-from minicnn.context import Context
+from minicnn.core import checks
+from minicnn.core.context import Context
+from minicnn.core.op import Op, Shape, Tensor, give_names, parts
+from minicnn.core.parameter import count_parameters, parameter_table
 from minicnn.layers.fusion import fuse, fusing
 from minicnn.layers.layer import Layer, build_once
-from minicnn.tensor import Op, Shape, Tensor, give_names, parts
 
 logger = logging.getLogger("minicnn")
 
@@ -152,10 +153,10 @@ class Sequential(Layer):
         if self.input_shape is None:
             raise RuntimeError("call build(input_shape, rng) before summary()")
         rows = [
-            (layer.label, str(shape), f"{tables.count(layer.parameters):,}")
+            (layer.label, str(shape), f"{count_parameters(layer.parameters):,}")
             for layer, shape in zip(self.layers, self._shapes, strict=True)
         ]
-        return tables.table(("layer", "output shape", "parameters"), rows, self.parameters)
+        return parameter_table(("layer", "output shape", "parameters"), rows, self.parameters)
 
     def __call__(self, inputs: Any) -> Any:
         """Apply the layers to a Tensor, each as a node of its graph, or the model to an array."""

@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from minicnn import checks
-from minicnn.context import Context
+from minicnn.core import checks
+from minicnn.core.context import Context
+from minicnn.core.op import Shape
 from minicnn.layers.layer import Layer, on_tensor
 from minicnn.ops import row_shape
-from minicnn.tensor import Shape
 
 
 class Reshape(Layer):

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from minicnn import checks
+from minicnn.core import checks
+from minicnn.core.op import Shape
 from minicnn.kernels.window import Window, slide
 from minicnn.layers.layer import Layer
-from minicnn.tensor import Shape
 
 _MOST_CHANNELS = 4  # of pictures: grey, red-green-blue, and with transparency
 

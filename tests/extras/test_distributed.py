@@ -17,7 +17,7 @@ from test_resume import DATA, X, Y, arrays_in, assert_same_checkpoints, batches,
 from tolerances import assert_same_bits
 
 import minicnn as mc
-from minicnn.tensor import apply
+from minicnn.core.op import apply
 
 ROOT = Path(__file__).parents[2]
 STEPS = 12

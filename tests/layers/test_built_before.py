@@ -8,8 +8,8 @@ from layers.passes import numbers
 from tolerances import assert_same_bits
 
 import minicnn as mc
+from minicnn.core.op import forget
 from minicnn.layers import Activation, Conv2D, Dense, Dropout, Flatten, MaxPooling2D, Sequential
-from minicnn.tensor import forget
 
 SHAPE = (None, 6, 6, 2)
 

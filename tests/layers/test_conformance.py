@@ -13,6 +13,7 @@ from numpy.testing import assert_array_equal
 from tolerances import assert_close, assert_same_bits
 
 import minicnn as mc
+from minicnn.core.op import parts
 from minicnn.layers import (
     Activation,
     Conv2D,
@@ -23,7 +24,6 @@ from minicnn.layers import (
     Reshape,
     Sequential,
 )
-from minicnn.tensor import parts
 
 FIRST = {"data_format": "channels_first"}
 ACTIVATIONS = ("relu", "softmax", "sigmoid", "tanh", "identity")

@@ -10,12 +10,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from minicnn import checks, tables
-from minicnn.context import Context
+from minicnn.core import checks
+from minicnn.core.context import Context
+from minicnn.core.op import Op, Shape, Tensor, give_names, parts
+from minicnn.core.parameter import Parameter, count_parameters, parameter_table
 from minicnn.layers.fusion import fuse, fusing
 from minicnn.layers.layer import build_once
-from minicnn.parameter import Parameter
-from minicnn.tensor import Op, Shape, Tensor, give_names, parts
 
 
 class Graph:
@@ -126,12 +126,12 @@ class Graph:
                 tensor.op.kind if tensor.op else "placeholder",
                 tensor.name,
                 str(tensor.shape),
-                f"{tables.count(tensor.op.parameters if tensor.op else ()):,}",
+                f"{count_parameters(tensor.op.parameters if tensor.op else ()):,}",
             )
             for tensor in self.tensors.values()
         ]
         head = ("layer", "tensor", "output shape", "parameters")
-        return tables.table(head, rows, tuple(self.parameters.values()))
+        return parameter_table(head, rows, tuple(self.parameters.values()))
 
     def _note(self, tensor: Tensor) -> Tensor:
         self.tensors[tensor.name] = tensor

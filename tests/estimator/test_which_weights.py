@@ -24,7 +24,7 @@ from tolerances import assert_same_bits
 import minicnn as mc
 from minicnn.estimator import checkpoints
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SECONDS = 60  # after which a test calls it a deadlock
 FIT = {"x": X, "y": Y, "batch_size": 10}
 

@@ -25,7 +25,7 @@ def require(module: str, extra: str) -> ModuleType:
 
     Examples
     --------
-    >>> from minicnn.extras import require
+    >>> from minicnn.core.extras import require
     >>> require("json", "plot").dumps([1])
     '[1]'
     >>> require("no_such_package", "plot")

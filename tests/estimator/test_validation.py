@@ -11,9 +11,9 @@ import pytest
 from tolerances import assert_same_bits
 
 import minicnn as mc
+from minicnn.core.weights import read_npz, write_npz
 from minicnn.estimator import checkpoints
 from minicnn.hooks import SessionRunHook, ValidationMonitor
-from minicnn.weights import read_npz, write_npz
 
 RNG = np.random.default_rng(3)
 X, Y = RNG.normal(size=(40, 6)).astype(np.float32), RNG.integers(0, 3, 40)

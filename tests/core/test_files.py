@@ -1,4 +1,4 @@
-"""Tests of minicnn.files: what is opened, and what is not."""
+"""Tests of minicnn.core.files: what is opened, and what is not."""
 
 import errno
 import os
@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from minicnn.files import StrangeFileError, open_regular, replacing
+from minicnn.core.files import StrangeFileError, open_regular, replacing
 
 
 @pytest.fixture

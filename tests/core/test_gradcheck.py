@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import minicnn as mc
-from minicnn.gradcheck import GradientError, GradientReport
+from minicnn.core.gradcheck import GradientError, GradientReport
 
 # Layers of a user's own
 

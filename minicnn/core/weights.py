@@ -11,10 +11,10 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from minicnn import checks
-from minicnn.checks import describe
-from minicnn.files import open_regular, replacing
-from minicnn.parameter import Parameter
+from minicnn.core import checks
+from minicnn.core.checks import describe
+from minicnn.core.files import open_regular, replacing
+from minicnn.core.parameter import Parameter
 
 _SEAL = 64  # bytes: a SHA-256 in hexadecimal
 _CHUNK = 1 << 20  # bytes

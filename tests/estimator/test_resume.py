@@ -1,6 +1,6 @@
 """Tests of going on from checkpoints: bit for bit, whatever stopped the run.
 
-tests/test_checkpoints.py has the files themselves: damage, strangers, locks, full disks.
+tests/estimator/test_checkpoints.py has the files themselves: damage, strangers, locks, full disks.
 The processes that are stopped are real ones. They run this file's own `main`, so that both sides
 train the same model.
 """
@@ -20,7 +20,7 @@ from tolerances import assert_same_bits
 
 import minicnn as mc
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ROWS = 50
 X = np.random.default_rng(0).normal(size=(ROWS, 36)).astype(np.float32)
 Y = np.arange(ROWS) % 3

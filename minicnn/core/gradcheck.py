@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minicnn import checks
-from minicnn.context import Context
-from minicnn.tensor import Op, forget
+from minicnn.core import checks
+from minicnn.core.context import Context
+from minicnn.core.op import Op, forget
 
 _STEPS = (1e-5, 1e-7)  # the second where the first seems wrong: it may have crossed a kink
 _GAP = 1e-3  # between two inputs at least; far above a step, so that none makes two of them equal

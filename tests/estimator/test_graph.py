@@ -1,4 +1,4 @@
-"""Tests of minicnn.graph, and of what it is made of: tensor, fusion, the losses' labels."""
+"""Tests of minicnn.estimator.graph, and what it uses: ops, fusion, the losses' labels."""
 
 import naive
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 from tolerances import assert_close, assert_same_bits
 
 import minicnn as mc
-from minicnn.tensor import apply
+from minicnn.core.op import apply
 
 TRAIN, EVAL, INFER = mc.ModeKeys.TRAIN, mc.ModeKeys.EVAL, mc.ModeKeys.INFER
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from minicnn import checks
+from minicnn.core import checks
 
 
 class Context:

@@ -1,6 +1,6 @@
 """Tests of checkpoints as files: damage, strangers, locks, disks, and kills inside the writing.
 
-tests/test_resume.py holds that training goes on from them bit for bit.
+tests/estimator/test_resume.py holds that training goes on from them bit for bit.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from tolerances import assert_same_bits
 import minicnn as mc
 from minicnn.estimator import checkpoints
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 X = np.random.default_rng(0).normal(size=(40, 60)).astype(np.float32)
 Y = np.arange(40) % 3
 

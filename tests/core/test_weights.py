@@ -1,4 +1,4 @@
-"""Tests of minicnn.weights: save_weights and load_weights."""
+"""Tests of minicnn.core.weights: save_weights and load_weights."""
 
 import errno
 import hashlib
@@ -15,7 +15,7 @@ import pytest
 from tolerances import assert_same_bits
 
 import minicnn as mc
-from minicnn.files import replacing
+from minicnn.core.files import replacing
 
 
 def make_model(seed=0, dtype=np.float32, units=4, names=("first", "second")):

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from minicnn import checks
-from minicnn.checks import describe
-from minicnn.context import Context
-from minicnn.parameter import Parameter
+from minicnn.core import checks
+from minicnn.core.checks import describe
+from minicnn.core.context import Context
+from minicnn.core.parameter import Parameter
 
 Shape = tuple[int | None, ...]
 
