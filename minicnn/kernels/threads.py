@@ -169,7 +169,7 @@ def _scratch(layout: Mapping[str, tuple[tuple[int, ...], Any]]) -> tuple[np.ndar
         places.append(size)
         size += -(-math.prod(shape) * np.dtype(dtype).itemsize // _CACHE_LINE) * _CACHE_LINE
     arena = getattr(_local, "arena", None)
-    if arena is None or arena.size < size:
+    if size and (arena is None or arena.size < size):
         arena = _local.arena = aligned((size,), np.uint8)
     return tuple(
         np.ndarray(shape, dtype, arena, place)
