@@ -18,6 +18,7 @@ memory of the process is watched. And a training step is timed with numbers so s
 denormal, which some processors are slow with.
 """
 
+import contextlib
 import gc
 import gzip
 import hashlib
@@ -34,6 +35,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import tracemalloc
@@ -81,12 +83,25 @@ class Tell(mc.hooks.SessionRunHook):
         print(run_context.session.global_step, flush=True)
 
 
-def train(folder, steps, monitors=()):
-    """Train to a step, with a checkpoint after every one."""
+def estimator_in(folder, every=1, keep=3):
+    """Return an Estimator that writes a checkpoint after every so many steps."""
+    config = mc.RunConfig(
+        seed=1, save_checkpoints_steps=every, keep_checkpoint_max=keep, progress=False
+    )
+    return mc.Estimator(model_fn, folder, config=config)
+
+
+def data():
+    """Return the data that is trained on."""
     x = np.random.default_rng(0).normal(size=(ROWS, 12, 12, 1)).astype(np.float32)
-    config = mc.RunConfig(seed=1, save_checkpoints_steps=1, keep_checkpoint_max=3, progress=False)
-    estimator = mc.Estimator(model_fn, folder, config=config)
-    estimator.fit(x, np.arange(ROWS) % 3, batch_size=BATCH_SIZE, max_steps=steps, monitors=monitors)
+    return x, np.arange(ROWS) % 3
+
+
+def train(folder, steps, monitors=(), **config):
+    """Train to a step, with a checkpoint after every one."""
+    estimator_in(folder, **config).fit(
+        *data(), batch_size=BATCH_SIZE, max_steps=steps, monitors=monitors
+    )
 
 
 def train_and_die(folder, share):
@@ -438,6 +453,101 @@ def measure_cache(files, starts, draw, threads):
     return {"files read": files, "refused": refused, "starts, all right": starts}
 
 
+# Readers and writers ------------------------------------------------------------------------------
+
+
+class Fail(mc.hooks.SessionRunHook):
+    """End a run: with an error after so many steps, or without one when it is told."""
+
+    def __init__(self, steps, stop):
+        self.steps, self.stop, self.done = steps, stop, 0
+
+    def after_run(self, run_context, run_values):
+        self.done += 1
+        if self.stop.is_set():
+            run_context.request_stop()
+        elif self.done >= self.steps:
+            raise InterruptedError
+
+
+def fit_again(estimator, stop, steps):
+    """Train by runs that fail after so many steps, until it is told to stop."""
+    while not stop.is_set():
+        with contextlib.suppress(InterruptedError):
+            estimator.fit(*data(), batch_size=BATCH_SIZE, monitors=[Fail(steps, stop)])
+
+
+@contextlib.contextmanager
+def writer(kind, folder, estimator, threads):
+    """Let somebody train in a folder meanwhile."""
+    if kind == "another process":
+        command = [sys.executable, __file__, "--write", str(folder)]
+        process = subprocess.Popen(command, env=harness.environment(threads))
+        try:
+            yield
+        finally:
+            process.kill()
+            process.wait()
+    else:
+        stop, steps = threading.Event(), 10**9 if kind == "another thread" else 25
+        thread = threading.Thread(target=fit_again, args=(estimator, stop, steps))
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+
+def outputs(labels, predictions):
+    """A metric: the predictions themselves, so that evaluate says of which step they are."""
+    return predictions
+
+
+def ask(estimator, path=None):
+    """Return the step and the loss that evaluate claims, its outputs, and those of predict."""
+    x, y = data()
+    metrics = {"outputs": mc.MetricSpec(outputs)}
+    results = estimator.evaluate(x, y, metrics=metrics, checkpoint_path=path)
+    each = np.stack(list(estimator.predict(x, batch_size=9, checkpoint_path=path)))
+    claim = results["global_step"], results["loss"], results["outputs"].tobytes()
+    return claim, each.tobytes()
+
+
+def wrong_answers(answers, folder):
+    """Return how many answers are not those of a checkpoint, in the order of the steps."""
+    alone, wrong, least, right = estimator_in(folder), 0, 0, {}
+    for path in folder.glob("model.ckpt-*.npz"):
+        claim, output = ask(alone, path)
+        right[claim[0]] = claim, output
+    for claim, output in answers:
+        step = claim[0]
+        later = (right[s][1] for s in right if s >= step)  # predict is called after evaluate
+        wrong += step < least or right[step][0] != claim or output not in later
+        least = max(least, step)
+    return wrong
+
+
+def measure_readers(seconds, threads):
+    """Ask an Estimator for so long while somebody trains; return how often, by who trains."""
+    results = {}
+    for kind in ("another process", "another thread", "a fit that fails"):
+        with tempfile.TemporaryDirectory() as root:
+            folder, answers = Path(root) / "model", []
+            train(folder, 1)
+            estimator, start = estimator_in(folder, every=10, keep=10**6), time.monotonic()
+            with writer(kind, folder, estimator, threads):
+                while time.monotonic() < start + seconds or len({a[0][0] for a in answers}) < 3:
+                    answers.append(ask(estimator))
+                    if time.monotonic() > start + seconds + DEADLINE:
+                        raise SystemExit(f"{kind}: too few checkpoints are seen")
+            wrong, steps = wrong_answers(answers, folder), {answer[0][0] for answer in answers}
+            if wrong:
+                raise SystemExit(f"{kind}: {wrong} of {len(answers)} answers are of no checkpoint")
+            results[kind] = {"answers": 2 * len(answers), "of checkpoints": len(steps), "wrong": 0}
+    return results
+
+
 # Load ---------------------------------------------------------------------------------------------
 
 
@@ -571,6 +681,8 @@ def main():
     if sys.argv[1:2] == ["--cache"]:
         load_damaged_kernels(int(sys.argv[2]), random.Random(int(sys.argv[3])))
         return
+    if sys.argv[1:2] == ["--write"]:
+        train(Path(sys.argv[2]), 10**9, every=10, keep=10**6)
     arguments = harness.parser(__doc__)
     arguments.add_argument("--kills", type=int, default=200, help="default: %(default)s")
     arguments.add_argument(
@@ -599,6 +711,7 @@ def main():
     strangers = measure_strangers(args.folders, draw)
     cache = measure_cache(args.files, args.starts, draw, args.threads)
     kills = measure_kills(args.kills, draw, args.threads, say=not args.smoke)
+    readers = measure_readers(args.load, args.threads)
     load = measure_load(args.load)
     memory = measure_growth(args.steps, args.predictions)
     denormals = measure_denormals(1 if args.smoke else 20)
@@ -615,6 +728,9 @@ def main():
     harness.table(["a folder with a", *next(iter(strangers.values()))], rows)
     print()
     harness.table(["compiled kernels, damaged", ""], cache.items())
+    print()
+    lines = [[kind, *result.values()] for kind, result in readers.items()]
+    harness.table(["trains meanwhile", *next(iter(readers.values()))], lines)
     print()
     harness.table(["predictions, all the same", ""], [[k, f"{n:,}"] for k, n in load.items()])
     print()
