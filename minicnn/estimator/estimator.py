@@ -273,11 +273,11 @@ class Estimator:
         return whole["predictions"] if trace.ops.single else whole
 
     def get_variable_names(self) -> list[str]:
-        """Return the names of the parameters of the trained model, sorted."""
+        """Return the names of the parameters in the newest checkpoint, sorted."""
         return sorted(self._models.latest().weights())
 
     def get_variable_value(self, name: str) -> np.ndarray:
-        """Return a copy of a parameter.
+        """Return a copy of a parameter in the newest checkpoint.
 
         Parameters
         ----------

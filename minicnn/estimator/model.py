@@ -93,8 +93,9 @@ class Model:
 
     def weights(self) -> dict[str, np.ndarray]:
         """Return the value of each parameter by name."""
-        values = {name: parameter.value for name, parameter in self._parameters.items()}
-        return (self._saved or {}) | values
+        with self._lock():  # a trace of another thread moves values from one to the other
+            values = {name: parameter.value for name, parameter in self._parameters.items()}
+            return (self._saved or {}) | values
 
     def trace(self, mode: str, batch: Batch) -> Trace:
         """Return the trace of a mode, made at the first call; its parameters hold the weights."""
