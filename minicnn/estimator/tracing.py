@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from minicnn import initializers
 from minicnn.core.checks import describe
-from minicnn.core.op import Op, Tensor
+from minicnn.core.op import Op, Tensor, parts
 from minicnn.core.parameter import Parameter
 from minicnn.estimator.config import ModeKeys, ModelFnOps, call_model_fn
 from minicnn.estimator.feeding import Batch
@@ -16,10 +17,10 @@ from minicnn.ops import Cast, OneHot, check_labels
 
 
 class _Copies(Graph):
-    """A graph of copies of the ops that are applied in it.
+    """A graph of copies of the ops that are applied in it, which draw no start values.
 
     A layer that was made outside of model_fn belongs to the graph of training, and a run may be
-    under way: it stays as it is.
+    under way: it stays as it is. The values of the parameters come from elsewhere.
     """
 
     def __init__(self, rng: Any, parameters: dict[str, Parameter]) -> None:
@@ -27,7 +28,12 @@ class _Copies(Graph):
         self._copied: dict[int, Any] = {}  # one for the graph: ops may refer to each other
 
     def add(self, op: Op, inputs: tuple[Tensor, ...]) -> Tensor:
-        return super().add(copy.deepcopy(op, self._copied), inputs)
+        copied = copy.deepcopy(op, self._copied)
+        for part in parts(copied):
+            for name in vars(part):
+                if name.endswith("_initializer"):
+                    setattr(part, name, initializers.zeros)
+        return super().add(copied, inputs)
 
 
 class Trace:

@@ -304,6 +304,26 @@ def test_a_mode_with_other_parameters_never_gets_start_values(folder, mode):
             estimator.predict(X) if mode == INFER else estimator.evaluate(X, Y)
 
 
+def test_no_start_values_are_drawn_for_evaluate_and_predict(tmp_path):
+    drawn = []
+
+    def draw(shape, rng, dtype):
+        drawn.append(shape)
+        return np.full(shape, 0.5, dtype)
+
+    def model_fn(features, labels, mode):
+        logits = mc.layers.dense(features, 3, kernel_initializer=draw, bias_initializer=draw)
+        loss = mc.losses.softmax_cross_entropy(mc.one_hot(labels, 3), logits)
+        train_op = mc.optimize_loss(loss, learning_rate=0.1) if mode == TRAIN else None
+        return mc.ModelFnOps(mode, mc.softmax(logits), loss, train_op)
+
+    estimator = estimator_in(tmp_path, model_fn)
+    monitor = mc.hooks.ValidationMonitor(X, Y, every_n_steps=1)
+    estimator.fit(**FIT, steps=2, monitors=[monitor]).evaluate(X, Y)
+    estimator_in(tmp_path, model_fn).evaluate(X, Y)
+    assert drawn == [(4, 3), (3,)]
+
+
 # Layers that are made outside of model_fn ---------------------------------------------------------
 
 
