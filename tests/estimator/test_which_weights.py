@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_estimator import INFER, TRAIN, X, Y, estimator_in, network
+from estimator.test_estimator import INFER, TRAIN, X, Y, estimator_in, network
 from tolerances import assert_same_bits
 
 import minicnn as mc
@@ -141,7 +141,8 @@ def test_going_back_by_the_index_is_seen(folder):
 
 
 WRITER = """
-import sys, test_which_weights as t
+import sys
+from estimator import test_which_weights as t
 estimator = t.estimator_in(sys.argv[1], save_checkpoints_steps=1, keep_checkpoint_max=10**6)
 estimator.fit(**t.FIT, steps=10**6)
 """
