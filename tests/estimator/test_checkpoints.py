@@ -734,7 +734,7 @@ def die_inside_the_writing(share):
 def start(folder, share=None):
     """Start a process that trains in a folder until it dies, or is killed."""
     program = (
-        "import sys, pathlib, test_checkpoints as t\n"
+        "import sys, pathlib; from estimator import test_checkpoints as t\n"
         f"if {share}: t.die_inside_the_writing({share})\n"
         "t.train(pathlib.Path(sys.argv[1]), 10**6, [t.Ready()])"
     )

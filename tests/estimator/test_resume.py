@@ -133,7 +133,7 @@ def main(jobs):
 def start(*jobs):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     text = json.dumps([job | {"folder": str(job["folder"])} for job in jobs])
-    program = "import sys, test_resume; test_resume.main(sys.argv[1])"
+    program = "import sys; from estimator import test_resume; test_resume.main(sys.argv[1])"
     return subprocess.Popen(
         [sys.executable, "-c", program, text], env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_resume import DATA, X, Y, arrays_in, assert_same_checkpoints, batches, model_fn
+from estimator.test_resume import DATA, X, Y, arrays_in, assert_same_checkpoints, batches, model_fn
 from tolerances import assert_same_bits
 
 import minicnn as mc
