@@ -86,7 +86,7 @@ def _relu(chunk, scratch, x, y):
     first, count = span(chunk, x.size)
     source, target = pointer(x, first), pointer(y, first)
     for e in range(count):
-        target[e] = 0 if source[e] < 0 else source[e]
+        target[e] = 0 if source[e] <= 0 else source[e]
 
 
 @kernel

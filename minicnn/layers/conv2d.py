@@ -9,6 +9,7 @@ from minicnn.core import checks
 from minicnn.core.context import Context
 from minicnn.core.op import Shape
 from minicnn.kernels.conv import conv
+from minicnn.kernels.window import Window
 from minicnn.layers.layer import on_tensor
 from minicnn.layers.sliding import SlidingLayer
 
@@ -117,29 +118,40 @@ class Conv2D(SlidingLayer):
         dz = dy if self.activation is None else self.activation.backward(dy, ctx)
         return self.linear_backward(dz, ctx, need_dx)
 
-    def linear(self, x: np.ndarray, ctx: Context) -> np.ndarray:
-        """Return x * w + b, before the activation."""
-        x, window = self.to_nhwc(self.check_inputs(x)), self.window
+    def linear(
+        self, x: np.ndarray, ctx: Context, relu: bool = False, pooling: Window | None = None
+    ) -> np.ndarray:
+        """Return x * w + b before the activation, or with ReLU and pooling in the same pass.
+
+        `pooling` is the window of a 2x2 max pooling after ReLU, or None.
+        """
+        x = self.to_nhwc(self.check_inputs(x))
         # x (N, H, W, C) * w (KH, KW, C, F) + b (F,) -> y (N, OH, OW, F)
-        y = ctx.empty(self, "y", (len(x), window.out_h, window.out_w, self.filters), x.dtype)
-        conv.forward(x, self.kernel.value, self.bias_value(), y, window)
-        ctx[self] = x
+        out = self.window if pooling is None else pooling
+        shape = (len(x), out.out_h, out.out_w, self.filters)
+        y = ctx.empty(self, "y", shape, x.dtype)
+        code = None if pooling is None else ctx.empty(self, "code", shape, np.uint8)
+        conv.forward(x, self.kernel.value, self.bias_value(), y, self.window, relu, code)
+        ctx[self] = x, y if relu else None, code, out
         return self.from_nhwc(y)
 
     def linear_backward(
         self, dy: np.ndarray, ctx: Context, need_dx: bool = True
     ) -> np.ndarray | None:
-        """Write the gradients of kernel and bias, and return that of the inputs."""
-        x = ctx[self]
-        shape = self.shape_of(len(x), self.window, self.filters)
-        checks.gradient(dy, shape, self.dtype, self.label)
+        """Write the gradients of kernel and bias, and return that of the inputs of `linear`."""
+        x, y, code, out = ctx[self]
+        checks.gradient(dy, self.shape_of(len(x), out, self.filters), self.dtype, self.label)
         dy = self.to_nhwc(dy)
-        conv.kernel_gradient(x, dy, self.kernel.writable("grad"), self.bias_grad(), self.window)
-        if not need_dx:
-            return None
-        dx = ctx.empty(self, "dx", x.shape, x.dtype)
-        conv.input_gradient(dy, self.kernel.value, dx, self.window)
-        return self.from_nhwc(dx)
+        w, dw, db = self.kernel.value, self.kernel.writable("grad"), self.bias_grad()
+        dx = ctx.empty(self, "dx", x.shape, x.dtype) if need_dx else None
+        if code is not None:
+            conv.pooled_gradients(x, dy, code, w, dw, db, dx, self.window)
+        else:
+            dz = None if y is None or dx is None else ctx.empty(self, "dz", dy.shape, dy.dtype)
+            conv.kernel_gradient(x, dy, dw, db, self.window, y, dz)
+            if dx is not None:
+                conv.input_gradient(dy if dz is None else dz, w, dx, self.window)
+        return None if dx is None else self.from_nhwc(dx)
 
     def bias_value(self) -> np.ndarray:
         """Return the bias, or zeros in its place."""

@@ -104,24 +104,26 @@ class Dense(Layer):
         y = ctx.empty(self, "y", (*x.shape[:-1], self.units), x.dtype)
         mask = None if dropout is None else (*dropout, math.prod(x.shape[1:-1]))
         kernels.forward(_rows(x), w, b, _rows(y), relu, mask)
-        ctx[self] = x
+        scale = 1.0 if dropout is None else 1.0 / (1.0 - dropout[1])
+        ctx[self] = x, y if relu else None, scale
         return y
 
     def linear_backward(
-        self, dy: np.ndarray, ctx: Context, need_dx: bool = True, sparse: bool = False
+        self, dy: np.ndarray, ctx: Context, need_dx: bool = True
     ) -> np.ndarray | None:
-        """Write the gradients of kernel and bias, and return that of the inputs.
-
-        `sparse` skips the zeros of dy where there are many.
-        """
-        x = ctx[self]
+        """Write the gradients of kernel and bias, and return that of the inputs of `linear`."""
+        x, y, scale = ctx[self]
         checks.gradient(dy, (*x.shape[:-1], self.units), self.dtype, self.label)
+        if y is not None:  # above zero where ReLU and dropout let the gradient pass
+            dz = ctx.empty(self, "dz", y.shape, y.dtype)
+            elementwise.relu_gradient(dy, y, dz, scale)
+            dy = dz
         if self.bias is not None:
             elementwise.sum_rows(_rows(dy), self.bias.writable("grad"))
         dx = ctx.empty(self, "dx", x.shape, x.dtype) if need_dx else None
         kernels.gradients(
             _rows(x), _rows(dy), self.kernel.value, self.kernel.writable("grad"),
-            None if dx is None else _rows(dx), sparse,
+            None if dx is None else _rows(dx), skip_zeros=y is not None,
         )
         return dx
 

@@ -2,7 +2,7 @@
 
 What stands in for layers computes the same values, in the tolerance of the type, and holds the
 layers themselves, so their parameters, names and checkpoints stay as they are. Without it
-(``fuse=False``, or ``MINICNN_FUSE=0``) every layer runs its own plain code on the general kernels.
+(``fuse=False``, or ``MINICNN_FUSE=0``) every layer is computed by itself.
 """
 
 import os
@@ -11,11 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from minicnn.core import checks
 from minicnn.core.context import Context
 from minicnn.core.op import Op
-from minicnn.kernels import elementwise
-from minicnn.kernels.conv import conv as kernels
 from minicnn.layers.activation import Activation
 from minicnn.layers.conv2d import Conv2D
 from minicnn.layers.dense import Dense
@@ -25,50 +22,28 @@ from minicnn.ops import Relu
 
 
 class FusedConv(Op):
-    """Convolution, bias and, where they follow, ReLU and 2x2 max pooling in one pass.
+    """Convolution and bias with ReLU and, if it follows, 2x2 max pooling in one pass.
 
-    Of a pooled one only the winners' codes are kept, one byte each: the image before pooling never
-    exists, and its gradient is a list of the few elements that live.
+    With pooling only a code of one byte is kept for each maximum: the image before pooling is never
+    stored, and its gradient is a list of the few elements that are not zero.
     """
 
-    def __init__(self, conv: Conv2D, relu: bool, pool: MaxPooling2D | None) -> None:
+    def __init__(self, conv: Conv2D, pool: MaxPooling2D | None) -> None:
         super().__init__(conv.name)
-        self.conv, self.relu, self.pool = conv, relu, pool
+        self.conv, self.pool = conv, pool
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
-        conv = self.conv
-        x = conv.to_nhwc(conv.check_inputs(x))
-        window = conv.window if self.pool is None else self.pool.window
-        shape = (len(x), window.out_h, window.out_w, conv.filters)
-        y = ctx.empty(self, "y", shape, x.dtype)
-        code = None if self.pool is None else ctx.empty(self, "code", shape, np.uint8)
-        kernels.fused_forward(
-            x, conv.kernel.value, conv.bias_value(), y, code, conv.window, self.relu
-        )
-        ctx[self] = x, y, code
-        return conv.from_nhwc(y)
+        pooling = None if self.pool is None else self.pool.window
+        return self.conv.linear(x, ctx, relu=True, pooling=pooling)
 
     def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
-        conv, (x, y, code) = self.conv, ctx[self]
-        window = conv.window if self.pool is None else self.pool.window
-        checks.gradient(dy, conv.shape_of(len(x), window, conv.filters), x.dtype, conv.label)
-        dy = conv.to_nhwc(dy)
-        w, dw, db = conv.kernel.value, conv.kernel.writable("grad"), conv.bias_grad()
-        dx = ctx.empty(self, "dx", x.shape, x.dtype) if need_dx else None
-        if self.pool is not None:
-            kernels.pooled_gradients(x, dy, code, w, dw, db, dx, conv.window)
-        else:
-            dz = _through_relu(self, dy, y, ctx) if self.relu else dy
-            kernels.kernel_gradient(x, dz, dw, db, conv.window)
-            if dx is not None:
-                kernels.fused_input_gradient(dz, w, dx, conv.window)
-        return None if dx is None else conv.from_nhwc(dx)
+        return self.conv.linear_backward(dy, ctx, need_dx)
 
 
 class FusedDense(Op):
-    """A dense layer with ReLU and, where it follows, dropout in one pass.
+    """A dense layer with ReLU and, if it follows, dropout in one pass.
 
-    Its output is above zero just where ReLU lives and dropout keeps, so backward needs no mask.
+    Its output is above zero exactly where ReLU and dropout let it pass: backward needs no mask.
     """
 
     def __init__(self, dense: Dense, dropout: Dropout | None) -> None:
@@ -76,27 +51,13 @@ class FusedDense(Op):
         self.dense, self.dropout = dense, dropout
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
-        dropout, rate = None, 0.0
+        dropout = None
         if self.dropout is not None and (key := self.dropout.draw(ctx)) is not None:
-            rate = self.dropout.rate
-            dropout = key, rate, ctx.first_row
-        y = self.dense.linear(x, ctx, relu=True, dropout=dropout)
-        ctx[self] = y, 1.0 / (1.0 - rate)
-        return y
+            dropout = key, self.dropout.rate, ctx.first_row
+        return self.dense.linear(x, ctx, relu=True, dropout=dropout)
 
     def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
-        y, scale = ctx[self]
-        dz = _through_relu(self, dy, y, ctx, scale)
-        return self.dense.linear_backward(dz, ctx, need_dx, sparse=True)
-
-
-def _through_relu(
-    op: Op, dy: np.ndarray, y: np.ndarray, ctx: Context, scale: float = 1.0
-) -> np.ndarray:
-    checks.gradient(dy, y.shape, y.dtype, op.label)
-    dz = ctx.empty(op, "dz", y.shape, y.dtype)
-    elementwise.relu_gradient(dy, y, dz, scale)
-    return dz
+        return self.dense.linear_backward(dy, ctx, need_dx)
 
 
 def fusing(wanted: bool = True) -> bool:
@@ -133,18 +94,16 @@ def _first(chain: Sequence[Op]) -> tuple[Op, int]:
     relu, length = _is_relu(layer.activation), 1
     if layer.activation is None and len(chain) > 1 and _is_relu(chain[1]):
         relu, length = True, 2
-    if layer.activation is not None and not relu:
+    if not relu:
         return layer, 1
     following: Any = chain[length] if len(chain) > length else None
     if _is(layer, Dense):
-        if not relu:
-            return layer, 1
         if _is(following, Dropout) and following.noise_shape is None:
             return FusedDense(layer, following), length + 1
         return FusedDense(layer, None), length
-    if relu and _is(following, MaxPooling2D) and _pools_by_two(layer, following):
-        return FusedConv(layer, relu, following), length + 1
-    return FusedConv(layer, relu, None), length
+    if _is(following, MaxPooling2D) and _pools_by_two(layer, following):
+        return FusedConv(layer, following), length + 1
+    return FusedConv(layer, None), length
 
 
 def _is(op: Any, kind: type[Op]) -> bool:

@@ -44,15 +44,16 @@ def convolution(n, size, kernel, strides, padding, dilation, c, f):
     run(conv.kernel_gradient, (x, dy), (np.zeros_like(w), np.zeros_like(b)), window)
 
 
-def fused_convolution(n, size, kernel, padding, c, f):
+def pooled_convolution(n, size, kernel, padding, c, f):
     window = slide(size, kernel, (1, 1), padding)
     x, w, b = numbers(n, *size, c), numbers(*kernel, c, f), numbers(f)
     y = np.zeros((n, window.out_h, window.out_w, f), np.float32)
     pooled = np.zeros((n, window.out_h // 2, window.out_w // 2, f), np.float32)
     code = np.zeros(pooled.shape, np.uint8)
-    run(conv.fused_forward, (x, w, b), (y, None), window, True)
-    run(conv.fused_forward, (x, w, b), (pooled, code), window, True)
-    run(conv.fused_input_gradient, (numbers(*y.shape), w), (np.zeros_like(x),), window)
+    run(conv.forward, (x, w, b), (y,), window, True)
+    conv.forward(x, w, b, pooled, window, True, code)
+    digest.update(pooled.tobytes() + code.tobytes())
+    run(conv.input_gradient, (numbers(*y.shape), w), (np.zeros_like(x),), window)
     gradients = np.zeros_like(w), np.zeros_like(b), np.zeros_like(x)
     run(conv.pooled_gradients, (x, numbers(*pooled.shape), code, w), gradients, window)
 
@@ -96,9 +97,9 @@ with event.install_recorder("numba:compile") as compiled:
         convolution(n, (9, 11), (3, 3), (1, 1), "same", (1, 1), 3, 17)
         convolution(n, (8, 7), (2, 3), (3, 2), "valid", (1, 2), 1, 1)
         convolution(n, (5, 5), (1, 1), (1, 1), "valid", (1, 1), 7, 33)
-        fused_convolution(n, (9, 11), (5, 5), "same", 1, 17)
-        fused_convolution(n, (9, 11), (5, 5), "same", 17, 9)
-        fused_convolution(n, (8, 9), (3, 3), "valid", 8, 16)
+        pooled_convolution(n, (9, 11), (5, 5), "same", 1, 17)
+        pooled_convolution(n, (9, 11), (5, 5), "same", 17, 9)
+        pooled_convolution(n, (8, 9), (3, 3), "valid", 8, 16)
         max_pooling(n, (9, 11), (2, 2), (2, 2), "valid", 5)
         max_pooling(n, (5, 4), (3, 3), (1, 2), "same", 1)
         product(n, 1, 1)

@@ -1,3 +1,5 @@
+"""The general path of a convolution; test_fast_paths.py has the others."""
+
 import threading
 import tracemalloc
 from typing import NamedTuple
@@ -11,8 +13,13 @@ from kernels.arrays import DTYPES, empty, normal
 from numpy.testing import assert_array_equal
 from tolerances import RELATIVE, assert_close, assert_same_bits
 
-from minicnn.kernels.conv import conv
+from minicnn.kernels.conv import conv, im2col
 from minicnn.kernels.window import slide
+
+
+@pytest.fixture(autouse=True)
+def general_path(monkeypatch):
+    monkeypatch.setattr(conv, "FAST_PATHS", False)
 
 
 class Case(NamedTuple):
@@ -142,8 +149,8 @@ def test_table(case, dtype):
 )
 def test_any_configuration(case, dtype, column_bytes, least_positions):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(conv, "_COLUMN_BYTES", column_bytes)
-        patch.setattr(conv, "_LEAST_POSITIONS", least_positions)
+        patch.setattr(im2col, "_COLUMN_BYTES", column_bytes)
+        patch.setattr(im2col, "_LEAST_POSITIONS", least_positions)
         assert_agrees_with_the_definition(case, dtype)
 
 
@@ -167,7 +174,7 @@ def test_gradients_are_the_adjoints(case, seed):
 def test_blocks_do_not_change_bits(monkeypatch, dtype):
     whole = all_three(LARGE, dtype)
     for column_bytes in (1, 2000):
-        monkeypatch.setattr(conv, "_COLUMN_BYTES", column_bytes)
+        monkeypatch.setattr(im2col, "_COLUMN_BYTES", column_bytes)
         for before, after in zip(whole, all_three(LARGE, dtype), strict=True):
             assert_same_bits(before, after)
 

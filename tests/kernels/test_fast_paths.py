@@ -44,13 +44,13 @@ def forward(x, w, b, window, relu=False, pool=False):
     if pool:
         shape = (shape[0], shape[1] // 2, shape[2] // 2, shape[3])
     y, code = empty(shape, x.dtype), empty(shape, np.uint8) if pool else None
-    conv.fused_forward(x, w, b, y, code, window, relu)
+    conv.forward(x, w, b, y, window, relu, code)
     return y, code
 
 
 def input_gradient(dy, w, window):
     dx = empty((len(dy), window.height, window.width, w.shape[2]), dy.dtype)
-    conv.fused_input_gradient(dy, w, dx, window)
+    conv.input_gradient(dy, w, dx, window)
     return dx
 
 

@@ -30,10 +30,11 @@ def test_plain_kernels_are_modules_of_their_own(both):
     assert importlib.import_module("minicnn.kernels.dense.dense") is compiled["dense.dense"]
 
 
-def check(both, module, door, reads, shapes, *options, dtype="float32"):
+def check(both, module, door, reads, shapes, *options, dtype="float32", last=()):
     """Run a door of both; what is written must agree. Return what the plain one wrote.
 
-    `shapes` are those of what is written, by name; a `code` is in bytes.
+    `shapes` are those of what is written, by name; a `code` is in bytes. The names in `last` are
+    keywords of the door.
     """
     results = []
     for modules in both:
@@ -41,7 +42,9 @@ def check(both, module, door, reads, shapes, *options, dtype="float32"):
             shape if shape is None else empty(shape, np.uint8 if name == "code" else dtype)
             for name, shape in shapes.items()
         ]
-        getattr(modules[module], door)(*reads, *writes, *options)
+        first = writes[: len(writes) - len(last)]
+        named = dict(zip(last, writes[len(first) :], strict=True))
+        getattr(modules[module], door)(*reads, *first, *options, **named)
         results.append(writes)
     for name, expected, actual in zip(shapes, *results, strict=True):
         if name == "code":
@@ -64,9 +67,11 @@ def convolution(n, c, f, size, kernel, strides=(1, 1), padding="same", dilation=
     ((1, 2, 17), (5, 4), (2, 2), (1, 1), "valid", (1, 2)),
     ((2, 3, 2), (3, 3), (1, 1)),
 ])
-def test_convolution(both, case, dtype):
+def test_general_convolution(both, monkeypatch, case, dtype):
     sizes, *options = case
     x, w, b, dy, window = convolution(*sizes, *options, dtype=dtype)
+    for modules in both:
+        monkeypatch.setattr(modules[CONV], "FAST_PATHS", False)
     for relu in (False, True):
         check(both, CONV, "forward", (x, w, b), {"y": dy.shape}, window, relu, dtype=dtype)
     check(both, CONV, "input_gradient", (dy, w), {"dx": x.shape}, window, dtype=dtype)
@@ -82,18 +87,17 @@ def test_convolution(both, case, dtype):
     (((1, 8, 2), (5, 4), (2, 2)), "float32"),  # general
     (((1, 2, 3), (4, 5), (3, 3)), "float64"),
 ])
-def test_fused_convolution(both, case, dtype):
+def test_convolution(both, case, dtype):
     sizes, *options = case
     x, w, b, dy, window = convolution(*sizes, *options, dtype=dtype)
     x = x.copy()
     x[0, :4, :3] = 0  # some patches are blank
     pooled = (len(x), window.out_h // 2, window.out_w // 2, len(b))
     for relu in (False, True):
-        check(both, CONV, "fused_forward", (x, w, b), {"y": dy.shape, "code": None}, window, relu,
-              dtype=dtype)
-    _, code = check(both, CONV, "fused_forward", (x, w, b), {"y": pooled, "code": pooled}, window,
-                    True, dtype=dtype)
-    check(both, CONV, "fused_input_gradient", (dy, w), {"dx": x.shape}, window, dtype=dtype)
+        check(both, CONV, "forward", (x, w, b), {"y": dy.shape}, window, relu, dtype=dtype)
+    _, code = check(both, CONV, "forward", (x, w, b), {"y": pooled, "code": pooled}, window, True,
+                    dtype=dtype, last=["code"])
+    check(both, CONV, "input_gradient", (dy, w), {"dx": x.shape}, window, dtype=dtype)
     gradient = normal(np.random.default_rng(1), pooled, dtype)
     for dx in (x.shape, None):
         check(both, CONV, "pooled_gradients", (x, gradient, read_only(code), w),
@@ -117,8 +121,8 @@ def test_ties_and_nan_of_fused_pooling(both):
         x[0, 3, 3] = np.nan
         w, b = np.ones((1, 1, 1, filters), np.float32), np.zeros(filters, np.float32)
         shape = (1, 2, 2, filters)
-        y, code = check(both, CONV, "fused_forward", (x, w, b), {"y": shape, "code": shape},
-                        slide((4, 4), (1, 1), (1, 1), "same"), True)
+        y, code = check(both, CONV, "forward", (x, w, b), {"y": shape, "code": shape},
+                        slide((4, 4), (1, 1), (1, 1), "same"), True, last=["code"])
         assert code[0, :, :, 0].tolist() == [[0, 0], [0, 3]]
         assert np.isnan(y[0, 1, 1]).all()
 

@@ -35,14 +35,14 @@ def convolutions(kernel, channels, filters, padding="same", strides=(1, 1)):
     y = np.empty((3, window.out_h, window.out_w, filters), np.float32)
     pooled = np.empty((3, window.out_h // 2, window.out_w // 2, filters), np.float32)
     code = np.empty(pooled.shape, np.uint8)
-    conv.fused_forward(x, w, b, y, None, window, True)
-    conv.fused_forward(x, w, b, pooled, code, window, True)
+    conv.forward(x, w, b, y, window, True)
+    conv.forward(x, w, b, pooled, window, True, code)
     yield from (y, pooled, code)
     dx, dw, db = np.empty_like(x), np.empty_like(w), np.empty_like(b)
     conv.pooled_gradients(x, numbers(4, *pooled.shape), code, w, dw, db, dx, window)
     yield from (dx.copy(), dw.copy(), db.copy())
     conv.kernel_gradient(x, numbers(5, *y.shape), dw, db, window)
-    conv.fused_input_gradient(numbers(5, *y.shape), w, dx, window)
+    conv.input_gradient(numbers(5, *y.shape), w, dx, window)
     yield from (dx, dw, db)
 
 

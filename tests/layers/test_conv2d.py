@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from layers.passes import forward_and_back
+from layers.passes import assert_same_pass, forward_and_back
 from numpy.testing import assert_array_equal
 from tolerances import assert_close
 
 import minicnn as mc
-from minicnn.layers import Conv2D
+from minicnn.kernels.conv import conv
+from minicnn.layers import Conv2D, Sequential
 
 small = st.integers(1, 3)
 
@@ -116,6 +117,39 @@ def test_convolve_add_the_bias_activate():
 
 
 # Parameters
+
+
+@pytest.mark.parametrize("options", [
+    {"filters": 5, "kernel_size": 3},
+    {"filters": 17, "kernel_size": 5, "activation": "relu", "padding": "same"},
+    {"filters": 5, "kernel_size": 3, "strides": 2, "activation": "relu"},
+    {"filters": 4, "kernel_size": 1, "data_format": "channels_first"},
+    {"filters": 5, "kernel_size": 3, "dilation_rate": 2, "activation": "relu"},
+])
+@pytest.mark.parametrize("channels", [2, 9])
+def test_by_itself_it_has_the_bits_that_it_has_in_a_model(options, channels):
+    rng = np.random.default_rng(0)
+    x = drawn((3, 9, 8, channels), np.float32, rng)
+    x = as_laid_out(x, {"data_format": "channels_last"} | options)
+    alone = Conv2D(**options)
+    alone.build((None, *x.shape[1:]), rng=1)
+    model = Sequential([Conv2D(**options)])
+    model.build((None, *x.shape[1:]), rng=1)
+    assert_same_pass(forward_and_back(alone, x), forward_and_back(model, x))
+
+
+def test_by_itself_it_computes_what_the_general_path_computes(monkeypatch):
+    x = drawn((3, 9, 8, 9), np.float32, np.random.default_rng(0))
+    layer = Conv2D(17, 3, activation="relu")
+    layer.build((None, *x.shape[1:]), rng=1)
+    fast = forward_and_back(layer, x)
+    monkeypatch.setattr(conv, "FAST_PATHS", False)
+    general = forward_and_back(layer, x)
+    assert not np.array_equal(fast.y, general.y)  # other sums
+    for actual, expected in zip(
+        (fast.y, fast.dx, *fast.grads), (general.y, general.dx, *general.grads), strict=True
+    ):
+        assert_close(actual, expected, max(1, np.abs(expected).max()))
 
 
 def test_parameters():

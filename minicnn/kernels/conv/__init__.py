@@ -1,8 +1,8 @@
 """Convolution: `conv` chooses among the algorithms; the other files are one algorithm each.
 
 =============  ====================================================================================
-`conv`         the doors, and the general path: im2col and a packed product, every configuration
-`im2col`       images to columns and back
+`conv`         the doors: forward, and the gradients
+`im2col`       the general path: images to columns and a packed product, every configuration
 `direct`       straight from the definition, for few channels
 `winograd`     with fewer multiplications, for windows of 3x3 and 5x5
 `pooled`       gradients through ReLU and 2x2 max pooling, from lists of those that are not zero

@@ -1,23 +1,161 @@
-"""Images to columns and back, a block of output positions at a time.
+"""The general path: images to columns and a packed product, for every configuration and type.
 
 Row p of the columns is the patch under the window at output position p, its taps in the order of
-the kernel's, so that a convolution is a matrix product:
+the kernel's. So a convolution and its gradients are three matrix products:
 
-    columns (P, KH * KW * C) * kernel (KH * KW * C, F) -> y (P, F)
+    y = columns w + b        dcolumns = dy w'        dw = columns' dy        db = 1' dy
 
-Positions count through the whole batch: p = (n * OH + oy) * OW + ox. What lies in the padding is 0.
+    x (N, H, W, C)   w (KH, KW, C, F)   b (F,)   y (N, OH, OW, F)   columns (P, KH * KW * C)
 
-`columns_of` and `add_columns` walk through the same *runs*: without dilation the taps of one row of
-the window lie side by side in the image and are one run of KW * C elements; with dilation each tap
-is a run of its own.
+Positions count through the batch: p = (n * OH + oy) * OW + ox. Columns in the padding are 0. The
+columns of a batch would be KH * KW times the size of x, so they are made for a block of positions
+at a time, at most a megabyte, and used while they are in the cache.
+
+`_columns` and `_add_columns` walk through the same *runs*: without dilation the taps of one row of
+the window are adjacent in the image and are one run of KW * C elements; with dilation each tap is a
+run of its own.
+
+`conv` takes this path for float64, for dilation and for input gradients with strides. It is also
+the reference that tests compare the other paths with.
 """
 
-from minicnn.kernels.jit import helper
+import numpy as np
+
+from minicnn.kernels.elementwise import BLOCK, blocks_of, sum_sums
+from minicnn.kernels.gemm import clear, multiply, pack, packed_shape
+from minicnn.kernels.jit import helper, kernel
 from minicnn.kernels.simd import pointer
+from minicnn.kernels.threads import parallel_for, share
+from minicnn.kernels.window import Window
+
+_CHUNKS = 16  # at most; enough to keep the threads of a small machine evenly busy
+_COLUMN_BYTES = 1 << 20
+_LEAST_BLOCK = 8  # positions whose columns are made at a time
+_LEAST_POSITIONS = 60  # of a chunk: below that, packing w again costs more than a thread gains
+
+
+def forward(
+    x: np.ndarray, w: np.ndarray, b: np.ndarray, y: np.ndarray, window: Window, relu: bool
+) -> None:
+    """Write y = x * w + b, and max(y, 0) if `relu`."""
+    depth, filters = w.size // w.shape[3], w.shape[3]
+    positions = y.size // filters
+    length = max(share(positions, _CHUNKS), _LEAST_POSITIONS)
+    parallel_for(
+        _forward, -(-positions // length), (x, w, b), (y,), tuple(window), length, relu,
+        scratch={
+            "columns": ((_block(depth, x.itemsize), depth), x.dtype),
+            "packed": (packed_shape(depth, filters, x.dtype), x.dtype),
+        },
+    )
+
+
+def input_gradient(dy: np.ndarray, w: np.ndarray, dx: np.ndarray, window: Window) -> None:
+    """Write dx, the gradient of the input."""
+    depth, filters = w.size // w.shape[3], w.shape[3]
+    images = share(dx.shape[0], _CHUNKS)
+    panels = packed_shape(filters, depth, dx.dtype)
+    parallel_for(
+        _input_gradient, -(-dx.shape[0] // images), (dy, w), (dx,), tuple(window), images,
+        scratch={
+            "columns": ((_block(depth, dx.itemsize), depth), dx.dtype),
+            "packed": (panels, dx.dtype),
+            "zeros": (panels[2:], dx.dtype),
+        },
+    )
+
+
+def kernel_gradient(
+    x: np.ndarray, dy: np.ndarray, dw: np.ndarray, db: np.ndarray, window: Window
+) -> None:
+    """Write dw and db, the gradients of the kernel and of the bias."""
+    filters = dy.shape[3]
+    depth, positions = dw.size // filters, dy.size // filters
+    length = max(share(positions, _CHUNKS), _LEAST_POSITIONS)
+    chunks = -(-positions // length)
+    block = _block(max(depth, filters), x.itemsize)  # dy is packed beside it
+    # One partial sum of dw a chunk, and one of db a block of its positions.
+    partial = np.empty((chunks, depth, filters), dw.dtype)
+    biases = np.empty((chunks, blocks_of(length), filters), dw.dtype)
+    parallel_for(
+        _kernel_gradient, chunks, (x, dy), (partial, biases), tuple(window), length,
+        scratch={
+            "columns": ((block, depth), x.dtype),
+            "packed": (packed_shape(block, filters, x.dtype), x.dtype),
+        },
+    )
+    total = np.empty(dw.size, dw.dtype)
+    sum_sums(partial, total)
+    dw[...] = total.reshape(dw.shape)
+    sum_sums(biases, db)
+
+
+def _block(depth: int, itemsize: int) -> int:
+    """Return how many positions' columns are made at a time."""
+    return max(_LEAST_BLOCK, _COLUMN_BYTES // (depth * itemsize))
+
+
+@kernel
+def _forward(chunk, scratch, x, w, b, y, window, length, relu):
+    """Y = columns w + b for a chunk of positions."""
+    space, packed = scratch
+    channels, filters = w.shape[2], w.shape[3]
+    block, depth, positions = len(space), w.size // filters, y.size // filters
+    pack(pointer(w, 0), filters, 1, depth, filters, pointer(packed, 0))
+    last = min(positions, (chunk + 1) * length)
+    for first in range(chunk * length, last, block):
+        count = min(block, last - first)
+        columns = _columns(pointer(x, 0), channels, window, first, count, pointer(space, 0))
+        out = pointer(y, first * filters)
+        multiply(columns, depth, 1, pointer(packed, 0), pointer(b, 0), 0, 1, out, filters,
+                 count, filters, depth)
+        if relu:
+            for e in range(count * filters):
+                out[e] = 0 if out[e] <= 0 else out[e]
+
+
+@kernel
+def _input_gradient(chunk, scratch, dy, w, dx, window, images):
+    """Write dx for a chunk of images: dcolumns = dy w', added up where patches overlap."""
+    columns, packed, zeros = scratch
+    channels, filters = w.shape[2], w.shape[3]
+    block, depth, positions = len(columns), w.size // filters, window[10] * window[11]
+    clear(pointer(zeros, 0), zeros.size)
+    pack(pointer(w, 0), 1, filters, filters, depth, pointer(packed, 0))
+    begin, end = chunk * images, min(dx.shape[0], (chunk + 1) * images)
+    dx[begin:end] = 0
+    for first in range(begin * positions, end * positions, block):
+        count = min(block, end * positions - first)
+        multiply(pointer(dy, first * filters), filters, 1, pointer(packed, 0), pointer(zeros, 0), 0,
+                 0, pointer(columns, 0), depth, count, depth, filters)
+        _add_columns(pointer(columns, 0), channels, window, first, count, pointer(dx, 0))
+
+
+@kernel
+def _kernel_gradient(chunk, scratch, x, dy, partial, biases, window, length):
+    """Sum dw = columns' dy and db = 1' dy over a chunk of positions."""
+    space, packed = scratch
+    channels, filters = x.shape[3], dy.shape[3]
+    block, depth, positions = len(space), partial.shape[1], dy.size // filters
+    partial[chunk] = 0
+    biases[chunk] = 0
+    dw, sums = pointer(partial, chunk * depth * filters), pointer(biases, chunk * biases[0].size)
+    begin, last = chunk * length, min(positions, (chunk + 1) * length)
+    for first in range(begin, last, block):
+        count = min(block, last - first)
+        columns = _columns(pointer(x, 0), channels, window, first, count, pointer(space, 0))
+        gradient = pointer(dy, first * filters)
+        pack(gradient, filters, 1, count, filters, pointer(packed, 0))
+        multiply(columns, 1, depth, pointer(packed, 0), dw, filters, 1, dw, filters,
+                 depth, filters, count)
+        for p in range(count):
+            db = pointer(sums, (first + p - begin) // BLOCK * filters)
+            for f in range(filters):
+                db[f] += gradient[p * filters + f]
 
 
 @helper
-def columns_of(x, channels, window, first, count, space):
+def _columns(x, channels, window, first, count, space):
     """Return the columns of `count` positions, made in `space`; where x is its own columns, x."""
     height, width, kh, kw, sh, sw, dh, dw, top, left, oh, ow = window
     if kh * kw == 1 and sh * sw == 1 and top + left == 0:
@@ -43,8 +181,8 @@ def columns_of(x, channels, window, first, count, space):
 
 
 @helper
-def add_columns(columns, channels, window, first, count, dx):
-    """Add each element of the columns to the element of dx that `columns_of` reads there."""
+def _add_columns(columns, channels, window, first, count, dx):
+    """Add each element of the columns to the element of dx that `_columns` reads there."""
     height, width, kh, kw, sh, sw, dh, dw, top, left, oh, ow = window
     run = kw if dw == 1 else 1
     source = pointer(columns, 0)

@@ -98,7 +98,7 @@ def _forward(chunk, scratch, x, w, b, y, width, relu, dropping, key, threshold, 
         row = pointer(y, i * u + j)
         if relu:
             for q in range(columns):
-                row[q] = 0 if row[q] < 0 else row[q]
+                row[q] = 0 if row[q] <= 0 else row[q]
         if dropping:  # from a copy: what may overlap the compiler does not do by vectors
             copy(row, 0, pointer(source, 0), 0, 1, columns)
             drop(pointer(source, 0), row, i % per_row * u + j, columns, key, threshold, scale,
