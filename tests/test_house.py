@@ -16,6 +16,8 @@ import docstrings
 import public
 import pytest
 
+import minicnn
+
 ROOT = Path(__file__).parents[1]
 
 # The floors, top to bottom. An import points to a floor below, or stays on its own.
@@ -204,6 +206,9 @@ def signatures():
     surface = set(public.objects().values())
     for name, thing in all_objects().items():
         documented = documented_parameters(thing)
+        if layer := re.match(r"Apply a new `(\w+)` to the Tensor `inputs`", thing.__doc__ or ""):
+            own = set(re.findall(r"`(\w+)`", thing.__doc__)) - {layer[1]}
+            documented = own.union(documented_parameters(getattr(minicnn.layers, layer[1])))
         # What is internal may explain its arguments in another way than by a section.
         if documented is not None or thing in surface:
             yield name, set(documented or []), set(public.parameters(thing))

@@ -1,13 +1,14 @@
 """The layers: each a class with forward and backward, and a function on symbolic Tensors."""
 
 from minicnn.layers.activation import Activation
-from minicnn.layers.conv2d import Conv2D, conv2d
-from minicnn.layers.dense import Dense, dense
-from minicnn.layers.dropout import Dropout, dropout
+from minicnn.layers.conv2d import Conv2D
+from minicnn.layers.dense import Dense
+from minicnn.layers.dropout import Dropout
+from minicnn.layers.functional import conv2d, dense, dropout, flatten, max_pooling2d
 from minicnn.layers.layer import Layer
-from minicnn.layers.max_pooling2d import MaxPooling2D, max_pooling2d
+from minicnn.layers.max_pooling2d import MaxPooling2D
 from minicnn.layers.sequential import Sequential
-from minicnn.layers.shape import Flatten, Reshape, flatten
+from minicnn.layers.shape import Flatten, Reshape
 
 __all__ = [
     "Activation",

@@ -10,7 +10,6 @@ from minicnn.core.context import Context
 from minicnn.core.op import Shape
 from minicnn.kernels.conv import conv
 from minicnn.kernels.window import Window
-from minicnn.layers.layer import on_tensor
 from minicnn.layers.sliding import SlidingLayer
 
 
@@ -162,54 +161,3 @@ class Conv2D(SlidingLayer):
         if self.bias is None:
             return np.empty(self.filters, self.dtype)
         return self.bias.writable("grad")
-
-
-def conv2d(
-    inputs: Any,
-    filters: int,
-    kernel_size: Any,
-    strides: Any = (1, 1),
-    padding: str = "valid",
-    data_format: str = "channels_last",
-    dilation_rate: Any = (1, 1),
-    activation: Any = None,
-    use_bias: bool = True,
-    kernel_initializer: Any = None,
-    bias_initializer: Any = "zeros",
-    kernel_regularizer: None = None,
-    bias_regularizer: None = None,
-    trainable: bool = True,
-    name: str | None = None,
-) -> Any:
-    """Apply a new `Conv2D` to a Tensor.
-
-    Parameters
-    ----------
-    inputs : Tensor
-        (N, H, W, C), or (N, C, H, W) with channels_first.
-    filters, kernel_size, strides, padding, data_format, dilation_rate, activation, use_bias
-        As for `Conv2D`.
-    kernel_initializer, bias_initializer, trainable, name
-        As for `Conv2D`.
-    kernel_regularizer, bias_regularizer : None
-        Kept for the signature; decay weights in the optimizer: ``SGD(..., weight_decay=)``.
-
-    Returns
-    -------
-    Tensor
-        (N, OH, OW, filters), or (N, filters, OH, OW) with channels_first.
-
-    Examples
-    --------
-    >>> import numpy as np, minicnn as mc
-    >>> x = mc.Graph().placeholder("x", (None, 28, 28, 1), np.float32)
-    >>> mc.layers.conv2d(inputs=x, filters=32, kernel_size=[5, 5], padding="same")
-    Tensor('conv2d', shape=(None, 28, 28, 32), dtype=float32)
-    """
-    checks.no_regularizer(kernel_regularizer, bias_regularizer)
-    return on_tensor(inputs, Conv2D(
-        filters, kernel_size, strides=strides, padding=padding, data_format=data_format,
-        dilation_rate=dilation_rate, activation=activation, use_bias=use_bias,
-        kernel_initializer=kernel_initializer, bias_initializer=bias_initializer,
-        trainable=trainable, name=name,
-    ))

@@ -11,7 +11,7 @@ from minicnn.core.context import Context
 from minicnn.core.op import Shape
 from minicnn.kernels import elementwise
 from minicnn.kernels.dense import dense as kernels
-from minicnn.layers.layer import Layer, on_tensor
+from minicnn.layers.layer import Layer
 
 
 class Dense(Layer):
@@ -131,44 +131,3 @@ class Dense(Layer):
 def _rows(array: np.ndarray) -> np.ndarray:
     """Return the array as a matrix with the last axis as columns."""
     return array.reshape(math.prod(array.shape[:-1]), array.shape[-1])
-
-
-def dense(
-    inputs: Any,
-    units: int,
-    activation: Any = None,
-    use_bias: bool = True,
-    kernel_initializer: Any = None,
-    bias_initializer: Any = "zeros",
-    kernel_regularizer: None = None,
-    bias_regularizer: None = None,
-    trainable: bool = True,
-    name: str | None = None,
-) -> Any:
-    """Apply a new `Dense` to a Tensor.
-
-    Parameters
-    ----------
-    inputs : Tensor
-        (N, ..., features)
-    units, activation, use_bias, kernel_initializer, bias_initializer, trainable, name
-        As for `Dense`.
-    kernel_regularizer, bias_regularizer : None
-        Kept for the signature; decay weights in the optimizer: ``SGD(..., weight_decay=)``.
-
-    Returns
-    -------
-    Tensor
-        (N, ..., units)
-
-    Examples
-    --------
-    >>> import numpy as np, minicnn as mc
-    >>> x = mc.Graph().placeholder("x", (None, 3136), np.float32)
-    >>> mc.layers.dense(inputs=x, units=1024, activation=mc.relu)
-    Tensor('dense', shape=(None, 1024), dtype=float32)
-    """
-    checks.no_regularizer(kernel_regularizer, bias_regularizer)
-    return on_tensor(inputs, Dense(
-        units, activation, use_bias, kernel_initializer, bias_initializer, trainable, name
-    ))

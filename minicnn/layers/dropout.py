@@ -7,7 +7,7 @@ import numpy as np
 from minicnn.core import checks
 from minicnn.core.context import Context
 from minicnn.kernels import elementwise
-from minicnn.layers.layer import Layer, on_tensor
+from minicnn.layers.layer import Layer
 
 
 class Dropout(Layer):
@@ -109,36 +109,3 @@ class Dropout(Layer):
             and noise[:1] in ((None,), (1,))
             and all(size in (1, whole) for size, whole in zip(noise[1:], shape[1:], strict=True))
         )
-
-
-def dropout(
-    inputs: Any,
-    rate: float = 0.5,
-    noise_shape: Any = None,
-    seed: int | None = None,
-    training: bool = False,
-    name: str | None = None,
-) -> Any:
-    """Apply a `Dropout` to a Tensor.
-
-    Parameters
-    ----------
-    inputs : Tensor
-    rate, noise_shape, seed, name
-        As for `Dropout`.
-    training : bool
-        Whether to drop; the guide writes ``mode == ModeKeys.TRAIN``.
-
-    Returns
-    -------
-    Tensor
-
-    Examples
-    --------
-    >>> import numpy as np, minicnn as mc
-    >>> x = mc.Graph().placeholder("x", (None, 1024), np.float32)
-    >>> mc.layers.dropout(inputs=x, rate=0.4, training=True)
-    Tensor('dropout', shape=(None, 1024), dtype=float32)
-    """
-    training = checks.boolean(training, "training")
-    return on_tensor(inputs, Dropout(rate, noise_shape, seed, training, name))

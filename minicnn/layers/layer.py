@@ -7,7 +7,7 @@ import numpy as np
 
 from minicnn import initializers
 from minicnn.core import checks
-from minicnn.core.op import Built, Op, Shape, Tensor, all_or_nothing, apply, forget, parts
+from minicnn.core.op import Built, Op, Shape, all_or_nothing, forget, parts
 from minicnn.core.parameter import Parameter
 
 
@@ -272,15 +272,3 @@ def _refilled(old: Parameter, new: Parameter) -> Parameter:
         return new
     old.value[...] = new.value
     return old
-
-
-def on_tensor(inputs: Any, layer: Op) -> Any:
-    """Apply a new layer, as the functions of the guide do, to a Tensor and to nothing else."""
-    if not isinstance(inputs, Tensor):
-        kind = type(layer).__name__
-        remedy = checks.part_of(inputs) or (
-            f"; for arrays use the class: layer = {kind}(...), layer.build(x.shape, rng=0), "
-            "layer.forward(x, Context())"
-        )
-        raise TypeError(f"`inputs` must be a Tensor, got {checks.describe(inputs)}{remedy}")
-    return apply(layer, inputs)

@@ -8,7 +8,6 @@ from minicnn.core import checks
 from minicnn.core.context import Context
 from minicnn.core.op import Shape
 from minicnn.kernels import pooling
-from minicnn.layers.layer import on_tensor
 from minicnn.layers.sliding import SlidingLayer
 
 
@@ -70,34 +69,3 @@ class MaxPooling2D(SlidingLayer):
         dx = ctx.empty(self, "dx", shape, dy.dtype)
         pooling.backward(self.to_nhwc(dy), winner, dx, self.window)
         return self.from_nhwc(dx)
-
-
-def max_pooling2d(
-    inputs: Any,
-    pool_size: Any,
-    strides: Any,
-    padding: str = "valid",
-    data_format: str = "channels_last",
-    name: str | None = None,
-) -> Any:
-    """Apply a `MaxPooling2D` to a Tensor.
-
-    Parameters
-    ----------
-    inputs : Tensor
-        (N, H, W, C), or (N, C, H, W) with channels_first.
-    pool_size, strides, padding, data_format, name
-        As for `MaxPooling2D`.
-
-    Returns
-    -------
-    Tensor
-
-    Examples
-    --------
-    >>> import numpy as np, minicnn as mc
-    >>> x = mc.Graph().placeholder("x", (None, 28, 28, 32), np.float32)
-    >>> mc.layers.max_pooling2d(inputs=x, pool_size=[2, 2], strides=2)
-    Tensor('max_pooling2d', shape=(None, 14, 14, 32), dtype=float32)
-    """
-    return on_tensor(inputs, MaxPooling2D(pool_size, strides, padding, data_format, name))

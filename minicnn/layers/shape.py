@@ -7,7 +7,7 @@ import numpy as np
 from minicnn.core import checks
 from minicnn.core.context import Context
 from minicnn.core.op import Shape
-from minicnn.layers.layer import Layer, on_tensor
+from minicnn.layers.layer import Layer
 from minicnn.ops import row_shape
 
 
@@ -64,27 +64,3 @@ class Flatten(Reshape):
 
     def __init__(self, name: str | None = None) -> None:
         super().__init__((-1,), name)
-
-
-def flatten(inputs: Any, name: str | None = None) -> Any:
-    """Apply a `Flatten` to a Tensor.
-
-    Parameters
-    ----------
-    inputs : Tensor
-        (N, ...)
-    name : str, optional
-
-    Returns
-    -------
-    Tensor
-        (N, features)
-
-    Examples
-    --------
-    >>> import numpy as np, minicnn as mc
-    >>> x = mc.Graph().placeholder("x", (None, 7, 7, 64), np.float32)
-    >>> mc.layers.flatten(x)
-    Tensor('flatten', shape=(None, 3136), dtype=float32)
-    """
-    return on_tensor(inputs, Flatten(name))

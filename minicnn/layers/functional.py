@@ -1,0 +1,148 @@
+"""The layer functions of the TensorFlow guide: each applies a new layer to a Tensor.
+
+The arguments are those of the classes, which document them.
+"""
+
+from typing import Any
+
+from minicnn.core import checks
+from minicnn.core.op import Op, Tensor, apply
+from minicnn.layers.conv2d import Conv2D
+from minicnn.layers.dense import Dense
+from minicnn.layers.dropout import Dropout
+from minicnn.layers.max_pooling2d import MaxPooling2D
+from minicnn.layers.shape import Flatten
+
+
+def conv2d(
+    inputs: Any,
+    filters: int,
+    kernel_size: Any,
+    strides: Any = (1, 1),
+    padding: str = "valid",
+    data_format: str = "channels_last",
+    dilation_rate: Any = (1, 1),
+    activation: Any = None,
+    use_bias: bool = True,
+    kernel_initializer: Any = None,
+    bias_initializer: Any = "zeros",
+    kernel_regularizer: None = None,
+    bias_regularizer: None = None,
+    trainable: bool = True,
+    name: str | None = None,
+) -> Any:
+    """Apply a new `Conv2D` to the Tensor `inputs`.
+
+    `kernel_regularizer` and `bias_regularizer` must be None; use ``SGD(..., weight_decay=)``.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> x = mc.Graph().placeholder("x", (None, 28, 28, 1), np.float32)
+    >>> mc.layers.conv2d(inputs=x, filters=32, kernel_size=[5, 5], padding="same")
+    Tensor('conv2d', shape=(None, 28, 28, 32), dtype=float32)
+    """
+    checks.no_regularizer(kernel_regularizer, bias_regularizer)
+    return _apply(inputs, Conv2D(
+        filters, kernel_size, strides=strides, padding=padding, data_format=data_format,
+        dilation_rate=dilation_rate, activation=activation, use_bias=use_bias,
+        kernel_initializer=kernel_initializer, bias_initializer=bias_initializer,
+        trainable=trainable, name=name,
+    ))
+
+
+def max_pooling2d(
+    inputs: Any,
+    pool_size: Any,
+    strides: Any,
+    padding: str = "valid",
+    data_format: str = "channels_last",
+    name: str | None = None,
+) -> Any:
+    """Apply a new `MaxPooling2D` to the Tensor `inputs`.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> x = mc.Graph().placeholder("x", (None, 28, 28, 32), np.float32)
+    >>> mc.layers.max_pooling2d(inputs=x, pool_size=[2, 2], strides=2)
+    Tensor('max_pooling2d', shape=(None, 14, 14, 32), dtype=float32)
+    """
+    return _apply(inputs, MaxPooling2D(pool_size, strides, padding, data_format, name))
+
+
+def flatten(inputs: Any, name: str | None = None) -> Any:
+    """Apply a new `Flatten` to the Tensor `inputs`.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> x = mc.Graph().placeholder("x", (None, 7, 7, 64), np.float32)
+    >>> mc.layers.flatten(x)
+    Tensor('flatten', shape=(None, 3136), dtype=float32)
+    """
+    return _apply(inputs, Flatten(name))
+
+
+def dense(
+    inputs: Any,
+    units: int,
+    activation: Any = None,
+    use_bias: bool = True,
+    kernel_initializer: Any = None,
+    bias_initializer: Any = "zeros",
+    kernel_regularizer: None = None,
+    bias_regularizer: None = None,
+    trainable: bool = True,
+    name: str | None = None,
+) -> Any:
+    """Apply a new `Dense` to the Tensor `inputs`.
+
+    `kernel_regularizer` and `bias_regularizer` must be None; use ``SGD(..., weight_decay=)``.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> x = mc.Graph().placeholder("x", (None, 3136), np.float32)
+    >>> mc.layers.dense(inputs=x, units=1024, activation=mc.relu)
+    Tensor('dense', shape=(None, 1024), dtype=float32)
+    """
+    checks.no_regularizer(kernel_regularizer, bias_regularizer)
+    return _apply(inputs, Dense(
+        units, activation, use_bias, kernel_initializer, bias_initializer, trainable, name
+    ))
+
+
+def dropout(
+    inputs: Any,
+    rate: float = 0.5,
+    noise_shape: Any = None,
+    seed: int | None = None,
+    training: bool = False,
+    name: str | None = None,
+) -> Any:
+    """Apply a new `Dropout` to the Tensor `inputs`.
+
+    It drops only if `training` is True; the guide writes ``training=mode == ModeKeys.TRAIN``.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> x = mc.Graph().placeholder("x", (None, 1024), np.float32)
+    >>> mc.layers.dropout(inputs=x, rate=0.4, training=True)
+    Tensor('dropout', shape=(None, 1024), dtype=float32)
+    """
+    training = checks.boolean(training, "training")
+    return _apply(inputs, Dropout(rate, noise_shape, seed, training, name))
+
+
+def _apply(inputs: Any, layer: Op) -> Any:
+    """Apply a new layer to a Tensor; refuse arrays: the layer's weights would be lost."""
+    if not isinstance(inputs, Tensor):
+        kind = type(layer).__name__
+        remedy = checks.part_of(inputs) or (
+            f"; for arrays use the class: layer = {kind}(...), layer.build(x.shape, rng=0), "
+            "layer.forward(x, Context())"
+        )
+        raise TypeError(f"`inputs` must be a Tensor, got {checks.describe(inputs)}{remedy}")
+    return apply(layer, inputs)
