@@ -442,7 +442,7 @@ INTERNAL = {
     r"(Op|SoftmaxCrossEntropy)\.\w+|Graph\.add": "a graph, which has checked what is applied",
     r"(step|exponential|cosine)_decay\.__call__|constant\.__call__": "an optimizer or a layer",
     r"Parameter\.writable|Sequential\.check_inputs": "a layer or an optimizer",
-    r"(Layer|SlidingLayer|Conv2D|Dense|Dropout)\.(?!build$|forward$|backward$)\w+": "a layer",
+    r"(Layer|SlidingLayer|Conv2D|Dense|Dropout)\.(?!build$|forward$|backward$)\w+|Affine\.\w+": "a layer",
     r"Layer\.build": "the layers' own, which are called here",
     r"(Context|Workspace)\.\w+": "a layer",
     r"(\w+Hook|ValidationMonitor|Timer)\.\w+": "a run, with its own context and values",

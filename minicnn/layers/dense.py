@@ -5,16 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from minicnn import initializers, ops
 from minicnn.core import checks
 from minicnn.core.context import Context
 from minicnn.core.op import Shape
 from minicnn.kernels import elementwise
 from minicnn.kernels.dense import dense as kernels
-from minicnn.layers.layer import Layer
+from minicnn.layers.affine import Affine
 
 
-class Dense(Layer):
+class Dense(Affine):
     """Multiply by a trained matrix, add a bias, activate:  y = activation(x w + b).
 
     Inputs of more than two dimensions are multiplied along their last axis.
@@ -59,28 +58,20 @@ class Dense(Layer):
         trainable: bool = True,
         name: str | None = None,
     ) -> None:
-        super().__init__(name)
-        self.units = checks.integer(units, "units")
-        self.activation = ops.activation(activation)
-        self.use_bias = checks.boolean(use_bias, "use_bias")
-        self.kernel_initializer = initializers.get(
-            kernel_initializer, "glorot_uniform", "kernel_initializer"
+        super().__init__(
+            activation, use_bias, kernel_initializer, bias_initializer, trainable, name
         )
-        self.bias_initializer = initializers.get(bias_initializer, "zeros", "bias_initializer")
-        self._trainable = checks.boolean(trainable, "trainable")
+        self.units = checks.integer(units, "units")
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
-        rng, shape = checks.generator(rng), super().build(input_shape, rng, dtype)
+        shape = super().build(input_shape, rng, dtype)
         if len(shape) < 2:
             raise ValueError(
                 f"{self.label}: `inputs` must be (N, ..., features), got {shape}; a single row "
                 "needs a batch axis, x[None], and rows of one number an axis for it, x[:, None]"
             )
-        self.kernel = self.initialize("kernel", (shape[-1] or 0, self.units), rng)
-        self.bias = None
-        if self.use_bias:
-            self.bias = self.initialize("bias", (self.units,), rng)
-        return self.build_activation((*shape[:-1], self.units), rng)
+        kernel_shape = (shape[-1] or 0, self.units)
+        return self.build_weights(kernel_shape, (*shape[:-1], self.units), rng)
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
         z = self.linear(x, ctx)
