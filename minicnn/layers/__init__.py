@@ -1,4 +1,4 @@
-"""The layers: each a class with forward and backward, and a function on symbolic Tensors."""
+"""Layers: classes with forward and backward, and the functions of the TensorFlow guide."""
 
 from minicnn.layers.activation import Activation
 from minicnn.layers.conv2d import Conv2D

@@ -1,4 +1,4 @@
-"""An activation as a layer of its own."""
+"""An activation function as a layer."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from minicnn.layers.layer import Layer
 
 
 class Activation(Layer):
-    """Apply a function element by element (softmax: along the last axis).
+    """Apply an activation function to each element (softmax: to each row of the last axis).
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Dropout."""
+"""Dropout: set random elements to zero in training."""
 
 from typing import Any
 
@@ -11,25 +11,25 @@ from minicnn.layers.layer import Layer
 
 
 class Dropout(Layer):
-    """In training, set a share of the inputs to zero and scale up the rest.
+    """Set a random fraction of the inputs to zero in training, and scale up the rest.
 
         y = x / (1 - rate) where kept, 0 where dropped;   dx = dy / (1 - rate) where kept
 
-    Otherwise the inputs come back as they are. A pass draws one number from ``ctx.rng``; what is
-    dropped is a hash of that number, the layer's name, the row and the element, so it depends
+    Outside training the inputs are returned unchanged. A pass draws one number from ``ctx.rng``.
+    The mask is a hash of that number, the layer's name, the row and the element: it depends
     neither on the threads nor on the order in which layers run.
 
     Parameters
     ----------
     rate : float
-        The share that is dropped, in [0, 1).
+        The fraction that is dropped, in [0, 1).
     noise_shape : tuple, optional
-        The shape of the mask, broadcast over the inputs: 1 where elements are dropped together.
-        Its first size may be None, the batch.
+        The shape of the mask, which is broadcast over the inputs. Along an axis of size 1
+        elements are dropped together. The first size may be None, the batch.
     seed : int, optional
-        Told apart from the seeds of other dropout layers; the run's own seed still counts.
+        Mixed into this layer's mask in addition to the run's seed.
     training : bool, optional
-        Default: as the context says.
+        Default: ``ctx.training``.
     name : str, optional
 
     References
@@ -86,12 +86,12 @@ class Dropout(Layer):
         return dy if key is None else self._drop(dy, key, ctx, "dx")
 
     def draw(self, ctx: Context) -> int | None:
-        """Return the key of this pass's mask; None where nothing is dropped."""
+        """Return the key of this pass's mask; None if nothing is dropped."""
         training = ctx.training if self.training is None else self.training
         return ctx.draw_key(self.label, self.seed) if training and self.rate else None
 
     def _drop(self, x: np.ndarray, key: int, ctx: Context, role: str) -> np.ndarray:
-        """Return mask * x / (1 - rate); the map is its own transpose."""
+        """Return mask * x / (1 - rate), for the outputs and for the gradient."""
         if self.noise_shape is not None:
             by_row = self.noise_shape[0] is None
             rest = tuple(size or 1 for size in self.noise_shape[1:])
@@ -107,5 +107,5 @@ class Dropout(Layer):
         return (
             len(noise) == len(shape)
             and noise[:1] in ((None,), (1,))
-            and all(size in (1, whole) for size, whole in zip(noise[1:], shape[1:], strict=True))
+            and all(size in (1, full) for size, full in zip(noise[1:], shape[1:], strict=True))
         )

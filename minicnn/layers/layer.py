@@ -1,4 +1,4 @@
-"""What every layer is: an op that is built for one shape and one type of input."""
+"""The base of all layers: an op that is built for one input shape and dtype."""
 
 import math
 from typing import Any
@@ -14,13 +14,13 @@ from minicnn.core.parameter import Parameter
 class Layer(Op):
     """The base of all layers.
 
-    A layer of one's own defines `forward` and `backward`, and `build` where its output has another
-    shape or it has parameters: each attribute that is a `Parameter` is one of its `parameters`.
-    A `build` that fails leaves the layer, and those that it is made of, as they were.
+    A subclass defines `forward` and `backward`. It defines `build` if it has parameters or if its
+    output has another shape than its inputs: each attribute that is a `Parameter` is one of its
+    `parameters`. A `build` that fails changes nothing in the layer and in the layers inside.
 
-    Calling `build` of a layer again draws new start values for its own parameters. Models and
-    graphs do not do that to their layers: one that was built before keeps its values. A layer that
-    is made of other layers does the same if its `build` builds them with `build_part`.
+    Calling `build` again draws new start values. Models and graphs do not call it again: a layer
+    that was built before keeps its values. A layer that contains other layers does the same if its
+    `build` builds them with `build_part`.
 
     Parameters
     ----------
@@ -44,26 +44,28 @@ class Layer(Op):
     True
     """
 
-    dims = "(N, ...)"  # how the axes of the input are called in errors
-    rank: int | None = None  # how many axes the input has; None is any number
-    input_shape: Shape | None = None  # these two `build` sets
+    dims = "(N, ...)"  # the axes of the inputs, for errors
+    rank: int | None = None  # the number of axes of the inputs; None: any
+    input_shape: Shape | None = None  # set by `build`, as is `dtype`
     dtype: np.dtype[Any] | None = None
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
-        """Note the shape and the type of the inputs, and check them.
+        """Check and store the input shape and the dtype; return the output shape.
+
+        A subclass calls this first and then creates its parameters.
 
         Parameters
         ----------
         input_shape : tuple
             With None for the batch.
         rng : numpy.random.Generator or int
-            Where the start values are drawn from.
+            The source of the start values.
         dtype : float32 or float64
 
         Returns
         -------
         tuple
-            The shape of the output.
+            With None for the batch.
         """
         shape = self.check_build(input_shape, dtype)
         self.input_shape = shape
@@ -71,12 +73,12 @@ class Layer(Op):
         return shape
 
     def check_build(self, input_shape: Shape, dtype: Any) -> Shape:
-        """Return the shape of the inputs, with None for the batch, or raise where it is unfit."""
+        """Return the input shape with None for the batch; raise if the layer cannot take it."""
         shape = checks.shape(input_shape, "input_shape")
         if self.rank is not None and len(shape) != self.rank:
             raise ValueError(
                 f"{self.label}: `inputs` must have {self.rank} dimensions {self.dims}, got "
-                f"{shape}; {self._rank_advice(len(shape))}"
+                f"{shape}; {_rank_advice(len(shape), self.rank, self.dims)}"
             )
         if checks.number_type(dtype).kind in "iub":
             raise TypeError(
@@ -93,15 +95,14 @@ class Layer(Op):
     def reset_parameters(self, rng: Any, input_shape: Any = None, dtype: Any = None) -> None:
         """Draw new start values for all parameters of a layer or model.
 
-        For the inputs that it was built for, the new values are written into the same arrays. For
-        inputs of another shape or type, the layers are built again with new parameters; other
-        models that share these layers must be built again, too. An optimizer's state is not
-        changed: use a new optimizer.
+        The new values are written into the same arrays. With another `input_shape` or `dtype` the
+        layers get new parameters instead; other models that share these layers must then be built
+        again. An optimizer keeps its state: use a new one.
 
         Parameters
         ----------
         rng : numpy.random.Generator or int
-            Where the start values are drawn from.
+            The source of the start values.
         input_shape : tuple, optional
             With None for the batch. Default: the shape that the layer was built for.
         dtype : float32 or float64, optional
@@ -143,43 +144,42 @@ class Layer(Op):
                         setattr(op, name, _refilled(old, new))
 
     def build_part(self, op: Op, input_shape: Shape, rng: Any) -> Shape:
-        """Build an op inside this layer, unless it was built before; return its output's shape.
+        """Build a layer inside this one, unless it was built before; return its output shape.
 
         Parameters
         ----------
         op : Op
-            A layer, say, that is an attribute of this one.
+            An attribute of this layer.
         input_shape : tuple
-            The shape of its inputs.
         rng : numpy.random.Generator or int
-            Where the start values of a new one are drawn from.
+            The source of the start values.
 
         Raises
         ------
         ValueError
-            If the op was built for inputs of another shape or type.
+            If it was built for another input shape or dtype.
         """
         return build_once(op, input_shape, rng, self.dtype)
 
     def add_parameter(self, name: str, value: np.ndarray, trainable: bool = True) -> Parameter:
-        """Return a new parameter that carries the layer's name and has its type."""
+        """Return a new parameter with the layer's dtype, named after the layer."""
         return Parameter(f"{self.label}/{name}", np.asarray(value, self.dtype), trainable)
 
     def initialize(
         self, name: str, shape: tuple[int, ...], rng: np.random.Generator
     ) -> Parameter:
-        """Return a new parameter with the values that the layer's initializer for it draws."""
+        """Return a new parameter with values from ``self.<name>_initializer``."""
         checks.room(shape, f"{self.label}: `{name}`")
         argument = f"{name}_initializer"
         initializer = getattr(self, argument)
         value = checks.array(initializer(shape, rng, self.dtype), argument)
         if value.shape != shape:
             raise ValueError(
-                f"{self.label}: `{name}_initializer` must return the shape {shape}, got "
+                f"{self.label}: `{argument}` must return the shape {shape}, got "
                 f"{checks.describe(value)}"
             )
         if getattr(initializer, "__module__", None) != initializers.__name__:
-            value = value.copy()  # a user's may keep its array, or give it to two layers
+            value = value.copy()  # a user's function may return one array to two layers
         return self.add_parameter(name, value)
 
     def build_activation(self, shape: Shape, rng: Any) -> Shape:
@@ -188,7 +188,7 @@ class Layer(Op):
         return shape if activation is None else self.build_part(activation, shape, rng)
 
     def check_inputs(self, x: Any) -> np.ndarray:
-        """Return the inputs, or raise where they are not what the layer was built for."""
+        """Return the inputs; raise if the layer was not built for their shape and dtype."""
         if self.input_shape is None:
             raise RuntimeError(
                 f"{self.label}: call build(input_shape, rng) before forward, for example "
@@ -211,18 +211,20 @@ class Layer(Op):
             )
         return x
 
-    def _rank_advice(self, rank: int) -> str:
-        if rank > (self.rank or 0):
-            return "flatten the axes that are too many"
-        axes, example = "height, width, channels", "28, 28, 1"
-        if self.dims == "(N, C, H, W)":
-            axes, example = "channels, height, width", "1, 28, 28"
-        single = "; a single image needs a batch axis, x[None]" if rank == 3 else ""
-        return f"reshape to (-1, {axes}) first, e.g. (-1, {example}) for MNIST{single}"
+
+def _rank_advice(got: int, rank: int, dims: str) -> str:
+    """Return how to turn inputs with `got` axes into inputs with `rank` axes."""
+    if got > rank:
+        return "merge the extra axes with reshape"
+    wanted = "(-1, height, width, channels) first, e.g. (-1, 28, 28, 1)"
+    if dims == "(N, C, H, W)":
+        wanted = "(-1, channels, height, width) first, e.g. (-1, 1, 28, 28)"
+    single = "; a single image needs a batch axis, x[None]" if got == 3 else ""
+    return f"reshape to {wanted} for MNIST{single}"
 
 
 def _shape_advice(row: tuple[int | None, ...], got: tuple[int, ...]) -> str:
-    """Return how to turn inputs of the shape `got` into rows of the shape `row`."""
+    """Return how to turn inputs of shape `got` into a batch of rows of shape `row`."""
     if got == row:
         return "a single row needs a batch axis: x[None]"
     if len(row) == 3 and len(got) == 4:
@@ -233,7 +235,7 @@ def _shape_advice(row: tuple[int | None, ...], got: tuple[int, ...]) -> str:
             return "exchange the axes (N, H, W, C): x.transpose(0, 3, 1, 2)"
     size = math.prod(number or 0 for number in row)
     if size in (math.prod(got), math.prod(got[1:])):
-        return f"give the rows their shape: x.reshape{(-1, *row)}"
+        return f"reshape the rows: x.reshape{(-1, *row)}"
     return "give inputs of that shape, or build a model for this one"
 
 
@@ -244,20 +246,20 @@ def build_once(
     dtype: Any,
     remedy: str | None = None,
 ) -> Shape:
-    """Build an op for a model or a graph; return the shape of its output.
+    """Build an op for a model or a graph, unless it was built before; return its output shape.
 
-    A layer that was built before, and any op with parameters, keeps what it has: whoever builds it
-    for something else must not destroy trained values. `remedy` is what the error tells the user
-    to do.
+    Layers, and ops with parameters, are built only once: trained values are never lost. Other
+    ops may be built for another shape. `remedy` is the last part of the error.
     """
     built = op._built
     if built is None or not (isinstance(op, Layer) or op.parameters):
         return op.build(input_shape, rng, dtype)
-    before, now = np.dtype(built.dtype), np.dtype(dtype)
+    before = np.dtype(built.dtype)
+    now = np.dtype(dtype)
     if built.input_shape[1:] == tuple(input_shape[1:]) and before == now:
         return built.output_shape
     if isinstance(op, Layer) and op.input_shape is not None:
-        op.check_build(input_shape, dtype)  # no layer of this kind takes them
+        op.check_build(input_shape, dtype)  # raises if a new layer cannot take them either
     shape = (None, *input_shape[1:])
     own = f"make a second layer, or draw new values: reset_parameters(rng, {shape}, '{now}')"
     raise ValueError(
@@ -267,7 +269,7 @@ def build_once(
 
 
 def _refilled(old: Parameter, new: Parameter) -> Parameter:
-    """Return `old` with the values of `new`, or `new` where it has another shape or type."""
+    """Return `old` with the values of `new`; `new` if it has another shape or dtype."""
     if (old.shape, old.dtype) != (new.shape, new.dtype):
         return new
     old.value[...] = new.value

@@ -12,17 +12,17 @@ from minicnn.layers.sliding import SlidingLayer
 
 
 class MaxPooling2D(SlidingLayer):
-    """Keep the largest element under each window, channel by channel.
+    """Take the largest element of each window, for each channel.
 
-    Padding acts as minus infinity. The gradient goes to one position of each window, the first
-    maximum by rows. NaN counts as the largest, so that it is seen.
+    Padding counts as minus infinity. The gradient goes to one position of each window: the first
+    maximum in row order. NaN counts as the largest value, so that it is not hidden.
 
     Parameters
     ----------
     pool_size : int or (int, int)
         Height and width of the window.
     strides : int or (int, int), optional
-        Default: `pool_size`, windows side by side.
+        Default: `pool_size`, so that windows do not overlap.
     padding : {"valid", "same"}
     data_format : {"channels_last", "channels_first"}
     name : str, optional

@@ -1,4 +1,4 @@
-"""A chain of layers that is a layer itself."""
+"""A chain of layers, which is itself a layer."""
 
 import contextlib
 import logging
@@ -18,20 +18,20 @@ logger = logging.getLogger("minicnn")
 
 
 class Sequential(Layer):
-    """Layers one after the other.
+    """Run layers one after the other.
 
-    Layers may be shared with other models. A model keeps the parameters of layers that were built
-    before; if all were, and their shapes fit, it can be used without `build`.
+    Models may share layers. Layers that were built before keep their parameters; if all layers
+    were, and their shapes fit, the model can be used without `build`.
 
     Parameters
     ----------
     layers : iterable of Layer
-        Each once: a layer that is met twice is an error.
+        No layer may occur twice.
     name : str, optional
     fuse : bool
-        Whether neighbours that can be computed in one pass are. The values are the same within
-        the tolerance of the type, relative to the largest output around. Where an input is
-        infinite, a gradient may be finite in place of NaN: what is exactly zero is skipped.
+        Compute adjacent layers in one pass where possible. The results differ only by rounding,
+        relative to the largest output nearby. Zeros are skipped: if an input is infinite, a
+        gradient may be finite instead of NaN.
 
     Examples
     --------
@@ -55,8 +55,8 @@ class Sequential(Layer):
         if not self.layers:
             raise ValueError("`layers` must hold at least one layer, got none")
         _check_once(self.layers)
-        with contextlib.suppress(ValueError):  # the first use says what does not fit
-            self._take_over()
+        with contextlib.suppress(ValueError):  # layers that do not fit: the first use raises
+            self._use_built_layers()
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
         """Build the layers that were not built before; the others keep their values.
@@ -66,22 +66,22 @@ class Sequential(Layer):
         input_shape : tuple
             With None for the batch.
         rng : numpy.random.Generator or int
-            Where the start values are drawn from; None where every layer was built before.
+            The source of the start values; may be None if all layers were built before.
         dtype : float32 or float64
 
         Returns
         -------
         tuple
-            The shape of the output.
+            The output shape, with None for the batch.
 
         Raises
         ------
         ValueError
-            If a layer was built for inputs of another shape or type.
+            If a layer was built for another input shape or dtype.
         """
         rng = checks.optional(checks.generator, rng)
         shape = self.check_build(input_shape, dtype)
-        _check_once(list(parts(self)))  # also in models and activations inside the layers
+        _check_once(list(parts(self)))  # also inside the layers
         self._name_layers()
         kept = [op.label for op in self.layers if op._built is not None and op.parameters]
         remedy = (
@@ -100,7 +100,7 @@ class Sequential(Layer):
         self._shapes = shapes[1:]
         self._chain = [op for op, _ in fuse(self.layers)] if fusing(self.fuse) else self.layers
         self.dtype = np.dtype(dtype)
-        self.input_shape = shape  # last: from here on the model is used, also by other threads
+        self.input_shape = shape  # last: other threads may use the model from now on
         if kept and rng is not None:
             logger.warning(
                 "%s: %s, built before, keep their values; reset_parameters(rng) draws new ones",
@@ -109,7 +109,8 @@ class Sequential(Layer):
         return shapes[-1]
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
-        x, ctx = self.check_inputs(x), checks.instance(ctx, Context, "ctx")
+        x = self.check_inputs(x)
+        checks.instance(ctx, Context, "ctx")
         for layer in self._chain:
             x = layer.forward(x, ctx)
         return x
@@ -128,7 +129,7 @@ class Sequential(Layer):
         Parameters
         ----------
         x : ndarray
-            (N, ...), float; a float type other than the model's is converted.
+            (N, ...), float; converted to the model's dtype.
         batch_size : int
 
         Returns
@@ -136,20 +137,20 @@ class Sequential(Layer):
         ndarray
             (N, ...)
         """
-        self._take_over()
+        self._use_built_layers()
         batch_size = checks.integer(batch_size, "batch_size")
         x = np.atleast_1d(checks.array(x, "x"))
         if x.dtype.kind == "f" and self.dtype is not None:
             x = x.astype(self.dtype, copy=False)
-        self.check_inputs(x)  # all of it: an error tells the shape that the user has given
+        self.check_inputs(x)  # before it is cut: errors quote the user's shape
         starts = range(0, max(len(x), 1), batch_size)
         return np.concatenate(
             [self.forward(x[start : start + batch_size], Context(save=False)) for start in starts]
         )
 
     def summary(self) -> str:
-        """Return a table of the layers, their output shapes and numbers of parameters."""
-        self._take_over()
+        """Return a table of the layers with their output shapes and numbers of parameters."""
+        self._use_built_layers()
         if self.input_shape is None:
             raise RuntimeError("call build(input_shape, rng) before summary()")
         rows = [
@@ -159,7 +160,7 @@ class Sequential(Layer):
         return parameter_table(("layer", "output shape", "parameters"), rows, self.parameters)
 
     def __call__(self, inputs: Any) -> Any:
-        """Apply the layers to a Tensor, each as a node of its graph, or the model to an array."""
+        """Apply the model to an array, or to a Tensor, each layer as a node of its graph."""
         if not isinstance(inputs, Tensor):
             return super().__call__(inputs)
         if self.name:
@@ -169,15 +170,15 @@ class Sequential(Layer):
         return inputs
 
     def check_inputs(self, x: Any) -> np.ndarray:
-        self._take_over()
+        self._use_built_layers()
         return super().check_inputs(x)
 
-    def _take_over(self) -> None:
-        """Build the model without new values, where all of its layers were built before."""
+    def _use_built_layers(self) -> None:
+        """Build the model without `rng` if all of its layers were built before."""
         first = self.layers[0]._built
         if self.input_shape is not None or first is None or not _ready(self.layers):
             return
-        if type(self).build is Sequential.build:  # another `build` may need new values
+        if type(self).build is Sequential.build:  # a subclass's `build` may need `rng`
             self.build(first.input_shape, None, first.dtype)
 
     def _name_layers(self) -> None:
@@ -197,5 +198,5 @@ def _check_once(ops: list[Op]) -> None:
 
 
 def _ready(ops: list[Op]) -> bool:
-    """Return whether every op was built, or has nothing to build."""
+    """Return whether every op was built or needs no build."""
     return all(op._built is not None or type(op).build is Op.build for op in ops)

@@ -1,4 +1,4 @@
-"""Layers that only change the shape: Flatten and Reshape."""
+"""Layers that change only the shape: Flatten and Reshape."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from minicnn.ops import row_shape
 
 
 class Reshape(Layer):
-    """Give each row of the batch another shape.
+    """Reshape each row of the batch.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class Reshape(Layer):
 
 
 class Flatten(Reshape):
-    """Make one long row of each row of the batch: (N, H, W, C) becomes (N, H * W * C).
+    """Flatten each row of the batch: (N, H, W, C) becomes (N, H * W * C).
 
     Parameters
     ----------

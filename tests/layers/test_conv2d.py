@@ -263,7 +263,7 @@ def test_a_wrong_rank_says_how_to_reshape():
     )
     with pytest.raises(ValueError, match=r"4 dimensions \(N, C, H, W\), got \(None, 28\)"):
         Conv2D(2, 3, data_format="channels_first").build((None, 28), rng=0)
-    with pytest.raises(ValueError, match=r"got \(None, 2, .*; flatten the axes that are too many"):
+    with pytest.raises(ValueError, match=r"got \(None, 2, .*; merge the extra axes"):
         Conv2D(2, 3).build((None, 2, 9, 9, 1), rng=0)
 
 
