@@ -241,12 +241,14 @@ def _max_pooling2d(file: _File, layer: Any, x: _Value, shape: Shape) -> _Value:
 
 def _slide(file: _File, kind: str, layer: Any, x: _Value, weights: Sequence[str] = ()) -> _Value:
     """Add a node whose window slides over (N, C, H, W)."""
-    images = file.plain(x) if layer.channels_first else file.moved(x)
+    first = layer.data_format == "channels_first"
+    images = file.plain(x) if first else file.moved(x)
+    window = layer.window
     y = file.node(
         kind, [images, *weights], layer.label, kernel_shape=layer.size, strides=layer.strides,
-        dilations=layer.dilation_rate, pads=_pads(layer.window),
+        dilations=(window.dilation_h, window.dilation_w), pads=_pads(window),
     )
-    return _Value(y, moved=not layer.channels_first)
+    return _Value(y, moved=not first)
 
 
 def _pads(w: Window) -> list[int]:

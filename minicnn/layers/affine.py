@@ -2,8 +2,11 @@
 
 from typing import Any
 
+import numpy as np
+
 from minicnn import initializers, ops
 from minicnn.core import checks
+from minicnn.core.context import Context
 from minicnn.core.op import Shape
 from minicnn.core.parameter import Parameter
 from minicnn.layers.layer import Layer
@@ -12,8 +15,8 @@ from minicnn.layers.layer import Layer
 class Affine(Layer):
     """The base of layers that compute  y = activation(x * kernel + bias).
 
-    A subclass says what the product is: a convolution, or a product of matrices. For the
-    parameters see `Dense` and `Conv2D`.
+    A subclass defines the product, with or without an activation in the same pass, in `linear`
+    and `linear_backward`. Its `build` ends with `build_weights`.
     """
 
     kernel: Parameter
@@ -37,9 +40,31 @@ class Affine(Layer):
         self.bias_initializer = initializers.get(bias_initializer, "zeros", "bias_initializer")
         self._trainable = checks.boolean(trainable, "trainable")
 
-    def build_weights(self, kernel_shape: tuple[int, ...], shape: Shape, rng: Any) -> Shape:
+    def build_weights(self, kernel_shape: tuple[Any, ...], shape: Shape, rng: Any) -> Shape:
         """Create kernel and bias, and build the activation for inputs of `shape`."""
         rng = checks.generator(rng)
         self.kernel = self.initialize("kernel", kernel_shape, rng)
         self.bias = self.initialize("bias", kernel_shape[-1:], rng) if self.use_bias else None
         return shape if self.activation is None else self.build_part(self.activation, shape, rng)
+
+    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        z = self.linear(x, ctx)
+        return z if self.activation is None else self.activation.forward(z, ctx)
+
+    def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
+        dz = dy if self.activation is None else self.activation.backward(dy, ctx)
+        return self.linear_backward(dz, ctx, need_dx)
+
+    def linear(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        """Return x * kernel + bias."""
+        raise NotImplementedError
+
+    def linear_backward(
+        self, dy: np.ndarray, ctx: Context, need_dx: bool = True
+    ) -> np.ndarray | None:
+        """Write the gradients of kernel and bias; return the gradient of the inputs."""
+        raise NotImplementedError
+
+    def bias_value(self) -> np.ndarray:
+        """Return the bias, or zeros if there is none."""
+        return np.zeros(self.kernel.shape[-1], self.dtype) if self.bias is None else self.bias.value

@@ -1,4 +1,4 @@
-"""The densely connected layer."""
+"""The fully connected layer."""
 
 import math
 from typing import Any
@@ -14,9 +14,11 @@ from minicnn.layers.affine import Affine
 
 
 class Dense(Affine):
-    """Multiply by a trained matrix, add a bias, activate:  y = activation(x w + b).
+    """Multiply by a trained matrix, add a bias and apply an activation.
 
-    Inputs of more than two dimensions are multiplied along their last axis.
+        y = activation(x w + b)
+
+    Inputs with more than two dimensions are multiplied along their last axis.
 
     Parameters
     ----------
@@ -70,16 +72,7 @@ class Dense(Affine):
                 f"{self.label}: `inputs` must be (N, ..., features), got {shape}; a single row "
                 "needs a batch axis, x[None], and rows of one number an axis for it, x[:, None]"
             )
-        kernel_shape = (shape[-1] or 0, self.units)
-        return self.build_weights(kernel_shape, (*shape[:-1], self.units), rng)
-
-    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
-        z = self.linear(x, ctx)
-        return z if self.activation is None else self.activation.forward(z, ctx)
-
-    def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
-        dz = dy if self.activation is None else self.activation.backward(dy, ctx)
-        return self.linear_backward(dz, ctx, need_dx)
+        return self.build_weights((shape[-1], self.units), (*shape[:-1], self.units), rng)
 
     def linear(
         self, x: np.ndarray, ctx: Context, relu: bool = False, dropout: Any = None
@@ -90,11 +83,9 @@ class Dense(Affine):
         """
         x = self.check_inputs(x)
         # x (N, D) w (D, U) + b (U,) -> y (N, U)
-        w = self.kernel.value
-        b = np.zeros(self.units, w.dtype) if self.bias is None else self.bias.value
         y = ctx.empty(self, "y", (*x.shape[:-1], self.units), x.dtype)
         mask = None if dropout is None else (*dropout, math.prod(x.shape[1:-1]))
-        kernels.forward(_rows(x), w, b, _rows(y), relu, mask)
+        kernels.forward(_rows(x), self.kernel.value, self.bias_value(), _rows(y), relu, mask)
         scale = 1.0 if dropout is None else 1.0 / (1.0 - dropout[1])
         ctx[self] = x, y if relu else None, scale
         return y

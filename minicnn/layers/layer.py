@@ -182,11 +182,6 @@ class Layer(Op):
             value = value.copy()  # a user's function may return one array to two layers
         return self.add_parameter(name, value)
 
-    def build_activation(self, shape: Shape, rng: Any) -> Shape:
-        """Return the shape that the layer's `activation` makes of `shape`."""
-        activation: Op | None = vars(self).get("activation")
-        return shape if activation is None else self.build_part(activation, shape, rng)
-
     def check_inputs(self, x: Any) -> np.ndarray:
         """Return the inputs; raise if the layer was not built for their shape and dtype."""
         if self.input_shape is None:

@@ -8,10 +8,12 @@ from minicnn.core import checks
 from minicnn.core.context import Context
 from minicnn.core.op import Shape
 from minicnn.kernels import pooling
-from minicnn.layers.sliding import SlidingLayer
+from minicnn.kernels.window import slide
+from minicnn.layers import sliding
+from minicnn.layers.layer import Layer
 
 
-class MaxPooling2D(SlidingLayer):
+class MaxPooling2D(Layer):
     """Take the largest element of each window, for each channel.
 
     Padding counts as minus infinity. The gradient goes to one position of each window: the first
@@ -35,6 +37,8 @@ class MaxPooling2D(SlidingLayer):
     (None, 14, 14, 32)
     """
 
+    rank = 4
+
     def __init__(
         self,
         pool_size: Any,
@@ -43,29 +47,35 @@ class MaxPooling2D(SlidingLayer):
         data_format: str = "channels_last",
         name: str | None = None,
     ) -> None:
-        strides = pool_size if strides is None else strides
-        super().__init__(pool_size, "pool_size", strides, padding, data_format, name=name)
+        super().__init__(name)
+        self.size = sliding.window_size(pool_size, "pool_size")
+        self.strides = self.size if strides is None else checks.pair(strides, "strides")
+        self.padding = checks.choice(padding, "padding", checks.PADDINGS)
+        self.data_format = sliding.data_format(data_format)
+        self.dims = self.data_format.dims
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
         shape = super().build(input_shape, rng, dtype)
-        self.window, channels = self.build_window(shape)
-        return self.shape_of(None, self.window, channels)
+        height, width, channels = self.data_format.sizes(shape)
+        self.window = slide((height, width), self.size, self.strides, self.padding)
+        sliding.check_fits(self.window, shape, self.data_format, self.label)
+        return self.data_format.shape(None, self.window, channels)
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
-        x = self.to_nhwc(self.check_inputs(x))
+        x = self.data_format.to_nhwc(self.check_inputs(x))
         shape = (x.shape[0], self.window.out_h, self.window.out_w, x.shape[3])
         y = ctx.empty(self, "y", shape, x.dtype)
         winner = ctx.empty(self, "winner", shape, pooling.winner_type(self.window))
         pooling.forward(x, y, winner, self.window)
         ctx[self] = winner, x.shape
-        return self.from_nhwc(y)
+        return self.data_format.from_nhwc(y)
 
     def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
         winner, shape = ctx[self]
-        out = self.shape_of(shape[0], self.window, shape[3])
+        out = self.data_format.shape(shape[0], self.window, shape[3])
         checks.gradient(dy, out, self.dtype, self.label)
         if not need_dx:
             return None
         dx = ctx.empty(self, "dx", shape, dy.dtype)
-        pooling.backward(self.to_nhwc(dy), winner, dx, self.window)
-        return self.from_nhwc(dx)
+        pooling.backward(self.data_format.to_nhwc(dy), winner, dx, self.window)
+        return self.data_format.from_nhwc(dx)

@@ -1,5 +1,6 @@
-"""What convolution and pooling share: a window that slides over images, and the data formats."""
+"""What convolution and pooling share: the data formats, and a window that fits into the images."""
 
+import enum
 import math
 from typing import Any
 
@@ -7,76 +8,75 @@ import numpy as np
 
 from minicnn.core import checks
 from minicnn.core.op import Shape
-from minicnn.kernels.window import Window, slide
-from minicnn.layers.layer import Layer
+from minicnn.kernels.window import Window
 
 _MOST_CHANNELS = 4  # of pictures: grey, red-green-blue, and with transparency
 
 
-class SlidingLayer(Layer):
-    """A layer whose window slides over (N, H, W, C), or (N, C, H, W) with channels_first."""
+class DataFormat(enum.StrEnum):
+    """The order of the axes of images; the kernels know only (N, H, W, C)."""
 
-    rank = 4
+    LAST = "channels_last"
+    FIRST = "channels_first"
 
-    def __init__(
-        self,
-        size: Any,
-        size_name: str,
-        strides: Any,
-        padding: str,
-        data_format: str,
-        dilation_rate: Any = 1,
-        name: str | None = None,
-    ) -> None:
-        super().__init__(name)
-        self.size = checks.pair(size, size_name)
-        checks.integer(math.prod(self.size), f"{size_name}, height times width", 1, checks.MOST)
-        self.strides = checks.pair(strides, "strides")
-        self.padding = checks.choice(padding, "padding", checks.PADDINGS)
-        self.data_format = checks.choice(data_format, "data_format", checks.DATA_FORMATS)
-        self.dilation_rate = checks.pair(dilation_rate, "dilation_rate")
-        self.channels_first = self.data_format == "channels_first"
-        self.dims = "(N, C, H, W)" if self.channels_first else "(N, H, W, C)"
+    @property
+    def dims(self) -> str:
+        """The axes, for errors."""
+        return "(N, C, H, W)" if self is DataFormat.FIRST else "(N, H, W, C)"
 
-    def build_window(self, shape: Shape) -> tuple[Window, int]:
-        """Return the window over inputs of this shape, and the number of their channels."""
-        sizes: list[Any] = list(shape[1:])
-        height, width, channels = (*sizes[1:], sizes[0]) if self.channels_first else sizes
-        window = slide((height, width), self.size, self.strides, self.padding, self.dilation_rate)
-        if window.out_h < 1 or window.out_w < 1:
-            raise ValueError(
-                f"{self.label}: a window of {self.size} (dilated {self.dilation_rate}) does not "
-                f"fit into images of {(height, width)} with padding 'valid'; "
-                f"{self._swapped_axes(shape)}use padding='same', a smaller window or larger images"
-            )
-        return window, channels
+    def sizes(self, shape: Shape) -> tuple[Any, Any, Any]:
+        """Return the height, the width and the channels in a shape of this format."""
+        _, first, second, third = shape
+        return (second, third, first) if self is DataFormat.FIRST else (first, second, third)
 
-    def _swapped_axes(self, shape: Shape) -> str:
-        """Return what to do if the shape looks like one of the other data format."""
-        first, *_, last = (size or 0 for size in shape[1:])
-        few, many = (last, first) if self.channels_first else (first, last)
-        if few > _MOST_CHANNELS or few >= min(many, shape[2] or 0):
-            return ""
-        if self.channels_first:
-            return (
-                f"if {shape} is (N, H, W, C), use data_format='channels_last' in every layer or "
-                "x.transpose(0, 3, 1, 2); otherwise "
-            )
-        return (
-            f"if {shape} is (N, C, H, W), use data_format='channels_first' in every layer or "
-            "x.transpose(0, 2, 3, 1); otherwise "
-        )
-
-    def shape_of(self, batch: Any, window: Window, channels: int) -> Any:
-        """Return the shape of the output in the layer's data format."""
-        if self.channels_first:
+    def shape(self, batch: Any, window: Window, channels: int) -> Any:
+        """Return the shape of the outputs of a window in this format."""
+        if self is DataFormat.FIRST:
             return (batch, channels, window.out_h, window.out_w)
         return (batch, window.out_h, window.out_w, channels)
 
     def to_nhwc(self, x: np.ndarray) -> np.ndarray:
-        """Return an array of the layer's data format as the kernels want it."""
-        return np.ascontiguousarray(x.transpose(0, 2, 3, 1)) if self.channels_first else x
+        """Return an array of this format as (N, H, W, C)."""
+        return np.ascontiguousarray(x.transpose(0, 2, 3, 1)) if self is DataFormat.FIRST else x
 
     def from_nhwc(self, y: np.ndarray) -> np.ndarray:
-        """Return a kernel's array in the layer's data format."""
-        return np.ascontiguousarray(y.transpose(0, 3, 1, 2)) if self.channels_first else y
+        """Return an array (N, H, W, C) in this format."""
+        return np.ascontiguousarray(y.transpose(0, 3, 1, 2)) if self is DataFormat.FIRST else y
+
+
+def data_format(value: Any) -> DataFormat:
+    """Return the `data_format` argument of a layer."""
+    return DataFormat(checks.choice(value, "data_format", checks.DATA_FORMATS))
+
+
+def window_size(value: Any, name: str) -> tuple[int, int]:
+    """Return the argument for the size of a window as (height, width)."""
+    size = checks.pair(value, name)
+    checks.integer(math.prod(size), f"{name}, height times width", 1, checks.MOST)
+    return size
+
+
+def check_fits(window: Window, shape: Shape, images: DataFormat, label: str) -> None:
+    """Raise if the window is larger than images of this shape."""
+    if window.out_h < 1 or window.out_w < 1:
+        raise ValueError(
+            f"{label}: a window of {(window.kernel_h, window.kernel_w)} (dilated "
+            f"{(window.dilation_h, window.dilation_w)}) does not fit into images of "
+            f"{(window.height, window.width)} with padding 'valid'; {_swapped_axes(shape, images)}"
+            "use padding='same', a smaller window or larger images"
+        )
+
+
+def _swapped_axes(shape: Shape, images: DataFormat) -> str:
+    """Return what to do if the shape looks like one of the other data format."""
+    first, second, third = (size or 0 for size in shape[1:])
+    few, many = (third, first) if images is DataFormat.FIRST else (first, third)
+    if few > _MOST_CHANNELS or few >= min(many, second):
+        return ""
+    other, axes = DataFormat.FIRST, (0, 2, 3, 1)
+    if images is DataFormat.FIRST:
+        other, axes = DataFormat.LAST, (0, 3, 1, 2)
+    return (
+        f"if {shape} is {other.dims}, use data_format='{other}' in every layer or "
+        f"x.transpose{axes}; otherwise "
+    )

@@ -13,8 +13,8 @@ from tolerances import assert_close
 import minicnn as mc
 from minicnn.export.onnx import _EXPORTS
 from minicnn.layers import Activation, Conv2D, Dense, Dropout, Flatten, MaxPooling2D, Sequential
+from minicnn.layers.affine import Affine
 from minicnn.layers.fusion import FusedConv, FusedDense
-from minicnn.layers.sliding import SlidingLayer
 
 onnx = pytest.importorskip("onnx", reason='pip install -e ".[onnx]"')
 reference = pytest.importorskip("onnx.reference", reason='pip install -e ".[onnx]"')
@@ -23,7 +23,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason='pip install -e ".[test-
 # What has no export of its own, and why.
 NOT_EXPORTED = {
     mc.layers.Layer: "the base",
-    SlidingLayer: "a base",
+    Affine: "a base",
     Sequential: "its layers are exported",
     FusedConv: "stands for layers that are exported",
     FusedDense: "stands for layers that are exported",
