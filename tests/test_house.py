@@ -40,6 +40,8 @@ INNER = {"core", "estimator", "kernels"}
 # Statements that the library may have, docstrings aside. Lines are not counted: a limit on lines
 # makes people pack unrelated calls into one.
 MOST_STATEMENTS = 6500
+MOST_TUPLE_ASSIGNMENTS = 106  # with calls, such as `a, b = f(x), g(y)`
+LINES_OF_A_FUNCTION = 60  # beside its docstring
 LINE_LENGTH = 100
 
 IMPORT_SECONDS = 0.15  # over `import numba`
@@ -162,6 +164,39 @@ def test_number_of_statements():
     assert by_room.total() <= MOST_STATEMENTS, table
 
 
+def nodes(*types):
+    """Return (module, node) for each node of these types in the library."""
+    every = [(module, node) for module, tree in TREES.items() for node in ast.walk(tree)]
+    return [(module, node) for module, node in every if isinstance(node, types)]
+
+
+def _assigns_calls(node):
+    is_tuple = isinstance(node.value, ast.Tuple) and isinstance(node.targets[0], ast.Tuple)
+    return is_tuple and any(isinstance(part, ast.Call) for part in ast.walk(node.value))
+
+
+def test_tuple_assignments_with_calls_are_few():
+    found = [(module, node) for module, node in nodes(ast.Assign) if _assigns_calls(node)]
+    table = "\n".join(f"{module}:{node.lineno}: {ast.unparse(node)}" for module, node in found)
+    print(f"{len(found)} tuple assignments with calls:\n{table}")
+    assert len(found) <= MOST_TUPLE_ASSIGNMENTS, table
+
+
+def _length(function):
+    """Return how many lines a function has, without those of its docstring."""
+    first = function.body[0]
+    docstring = first.end_lineno - first.lineno + 1 if _is_docstring(first) else 0
+    return function.end_lineno - function.lineno + 1 - docstring
+
+
+def test_no_function_is_too_long():
+    forbid(
+        f"{module}.{function.name} has {_length(function)} lines"
+        for module, function in nodes(ast.FunctionDef, ast.AsyncFunctionDef)
+        if _length(function) > LINES_OF_A_FUNCTION
+    )
+
+
 def test_no_line_is_too_long():
     forbid(
         f"{module}, line {number}: {len(line)} characters"
@@ -225,6 +260,22 @@ def test_docstrings_name_the_arguments():
         for name, documented, actual in signatures()
         if documented != actual
     )
+
+
+# Public names -------------------------------------------------------------------------------------
+
+# The names that could be imported in the last release.
+PUBLIC_NAMES = (ROOT / "tests/data/public_names.txt").read_text("utf-8").split()
+
+
+def _imports(name):
+    module, _, attribute = name.rpartition(".")
+    importlib.import_module(module)
+    return hasattr(sys.modules[module], attribute)  # `minicnn.warmup` is also a function
+
+
+def test_public_names_still_import():
+    forbid(name for name in PUBLIC_NAMES if not _imports(name))
 
 
 # What an import costs -----------------------------------------------------------------------------
@@ -324,7 +375,8 @@ def _does_nothing(body):
 
 
 def test_library_code_neither_prints_nor_asserts_nor_swallows_errors():
-    nodes = [(module, node) for module, tree in TREES.items() for node in ast.walk(tree)]
     forbid(
-        f"{module}, line {node.lineno}: {offence(node)}" for module, node in nodes if offence(node)
+        f"{module}, line {node.lineno}: {offence(node)}"
+        for module, node in nodes(ast.AST)
+        if offence(node)
     )
