@@ -1,12 +1,12 @@
-"""Break minicnn on purpose, in one place at a time: does the suite notice every time?
+"""Break minicnn on purpose, in one place at a time: does the test suite notice every time?
 
-    python benchmarks/mutation.py
+    python mutation_old.py
 
-A table below says what to write in place of what, in which file, and which tests should notice: an
-index that is off by one, axes that are swapped, a bias that is left out, ties that go to another
-winner, a scale that is wrong. Each change is made in a copy of the checkout, the tests run there,
-and at least one must fail. What survives ends in an error: it asks for a test that is missing. So
-does a row whose text is no longer in its file, or is there twice.
+Each row of the table below changes one place: an index that is off by one, swapped axes, a missing
+bias, ties that go to another winner, a wrong scale. A row names the place by its symbol, and
+`operators.py` makes the change, so that a row outlives the layout of the code. Each change is made
+in a copy of the checkout, and the tests of the row run there: at least one must fail. The program
+ends with an error if a change survives, which asks for a missing test, or if a row does not apply.
 """
 
 import shlex
@@ -18,15 +18,33 @@ import time
 from pathlib import Path
 
 import harness
+from operators import (
+    NotApplicableError,
+    argument,
+    arithmetic,
+    changed,
+    compare,
+    condition,
+    drop,
+    operand,
+    path_of,
+    plain,
+    replace,
+    returns,
+    swap,
+    swap_items,
+    unwrap,
+)
 
 ROOT = Path(__file__).parents[1]
-DEADLINE = 600  # seconds that the tests of one change may take; one that hangs is noticed
+DEADLINE = 600  # seconds for the tests of one change; a change that makes them hang is noticed
 
-# What pytest gets; the fewest tests that should notice.
+# Arguments of pytest: the fewest tests that should notice.
 ACTIVATION = "tests/layers/test_activation.py"
 BAD_INPUT = "tests/test_bad_input.py"
 BUILT_BEFORE = "tests/layers/test_built_before.py"
 CACHE = "tests/kernels/test_cache.py"
+CHECKPOINTS = "tests/estimator/test_checkpoints.py"
 CONFORMANCE = "tests/layers/test_conformance.py"
 CONV = "tests/kernels/test_conv.py"
 CONV2D = "tests/layers/test_conv2d.py"
@@ -35,6 +53,7 @@ DENSE_LISTS = "tests/kernels/test_fast_paths.py -k dense_gradients"
 DROPOUT = "tests/layers/test_dropout.py"
 ELEMENTWISE = "tests/kernels/test_elementwise.py"
 FAST = "tests/kernels/test_fast_paths.py"
+FILES = "tests/core/test_files.py"
 FUSED_DROPOUT = "tests/kernels/test_fast_paths.py -k dropout_in_a_dense_layer"
 FUSION = "tests/layers/test_fusion.py"
 GEMM = "tests/kernels/test_gemm.py"
@@ -54,260 +73,222 @@ SHAPE = "tests/layers/test_shape.py"
 TRAINABLE = "tests/layers/test_trainable.py"
 THREADS = "tests/kernels/test_threads.py"
 UPDATE = "tests/kernels/test_update.py"
+WEIGHTS = "tests/core/test_weights.py"
+WHICH_WEIGHTS = "tests/estimator/test_which_weights.py"
 WINDOW = "tests/kernels/test_window.py"
 
-# (what is wrong, file, text, text in its place, tests)
+
+# (what is wrong, symbol, operator, which of the places that it finds, tests)
 MUTATIONS = [
     # layers, forward and backward
-    ("missing bias", "layers/affine.py",
-     "if self.bias is None else self.bias.value", "", DENSE),
-    ("bias gradient without the first row", "layers/dense.py",
-     "_rows(dy), self.bias", "_rows(dy)[1:], self.bias", DENSE),
-    ("rows of a batch counted wrong for dropout", "layers/dense.py",
-     "math.prod(x.shape[1:-1])", "1", FUSION),
-    ("missing bias", "layers/affine.py",
-     "if self.bias is None else self.bias.value", "", CONV2D),
-    ("missing gradient of the bias", "layers/conv2d.py",
-     'return self.bias.writable("grad")', "return np.empty(self.filters, self.dtype)", CONV2D),
-    ("swapped axes of the inputs", "layers/sliding.py",
-     "(x.transpose(0, 2, 3, 1))", "(x.transpose(0, 3, 2, 1))", CONV2D),
-    ("strides of 1 for those of the window", "layers/max_pooling2d.py",
-     "self.size if strides", "(1, 1) if strides", MAX_POOLING),
-    ("swapped axes of the gradient", "layers/max_pooling2d.py",
-     "return self.data_format.from_nhwc(dx)", "return dx", MAX_POOLING),
-    ("gradient without the mask", "layers/dropout.py",
-     'return dy if key is None else self._drop(dy, key, ctx, "dx")', "return dy", DROPOUT),
-    ("mask of the first rows for every batch", "layers/dropout.py",
-     "ctx.first_row if by_row else 0", "0", DROPOUT),
-    ("wrong scale", "layers/dropout.py",
-     "np.multiply(x, mask, out", "np.multiply(x, 1, out", DROPOUT),
-    ("NaN is not dropped", "layers/dropout.py", ", where=mask != 0)", ")", DROPOUT),
-    ("two layers train one array of an initializer", "layers/layer.py",
-     "value = value.copy()", "pass", f"{BAD_INPUT} -k initializer_keeps"),
-    ("a build that fails leaves what is inside built", "core/op.py",
-     "for op in parts(op)]", "for op in [op]]", f"{CONFORMANCE} -k fails_to_build"),
-    ("a built layer is built again", "layers/layer.py",
-     "if built is None or not (isinstance(op, Layer) or op.parameters):", "if True:",
+    ("missing bias", "layers.dense:Dense.linear", condition(True), "self.bias", DENSE),
+    ("bias gradient without the first row", "layers.dense:Dense.linear_backward",
+     argument("sum_rows", 0, "_rows(dy)[1:]"), None, DENSE),
+    ("rows of a batch counted wrong for dropout", "layers.dense:Dense.linear",
+     replace("math.prod(x.shape[1:-1])", "1"), None, FUSION),
+    ("missing bias", "layers.conv2d:Conv2D.bias_value", condition(True), None, CONV2D),
+    ("missing gradient of the bias", "layers.conv2d:Conv2D.bias_grad", condition(True), None,
+     CONV2D),
+    ("swapped axes of the inputs", "layers.sliding:SlidingLayer.to_nhwc",
+     swap("transpose", 1, 2), None, CONV2D),
+    ("strides of 1 for those of the window", "layers.max_pooling2d:MaxPooling2D.__init__",
+     replace("pool_size", "1"), 0, MAX_POOLING),
+    ("swapped axes of the gradient", "layers.max_pooling2d:MaxPooling2D.backward",
+     unwrap("from_nhwc"), None, MAX_POOLING),
+    ("gradient without the mask", "layers.dropout:Dropout.backward", condition(True), "key",
+     DROPOUT),
+    ("mask of the first rows for every batch", "layers.dropout:Dropout._drop",
+     replace("ctx.first_row", "0"), 0, DROPOUT),
+    ("wrong scale", "layers.dropout:Dropout._drop", argument("multiply", 1, "1"), None, DROPOUT),
+    ("NaN is not dropped", "layers.dropout:Dropout._drop", argument("multiply", "where"), None,
+     DROPOUT),
+    ("two layers train one array of an initializer", "layers.layer:Layer.initialize",
+     unwrap("copy", None), None, f"{BAD_INPUT} -k initializer_keeps"),
+    ("a build that fails leaves what is inside built", "core.op:all_or_nothing",
+     replace("parts(op)", "[op]"), None, f"{CONFORMANCE} -k fails_to_build"),
+    ("a built layer is built again", "layers.layer:build_once", condition(True), "op.parameters",
      BUILT_BEFORE),
-    ("a frozen layer is trained", "core/parameter.py",
-     "self._trainable and not self.frozen", "self._trainable", TRAINABLE),
-    ("a read-only array is written into", "core/parameter.py",
-     "if not array.flags.writeable:", "if False:", PARAMETER),
-    ("gradient past the activation", "layers/activation.py",
-     "return self.op.backward(dy, ctx, need_dx)", "return dy", ACTIVATION),
-    ("swapped axes", "layers/shape.py",
-     "x.reshape(len(x), *self.row)", 'x.reshape(len(x), *self.row, order="F")', SHAPE),
-    ("one layer left out on the way back", "layers/sequential.py",
-     "self._chain[1:]", "self._chain[2:]", SEQUENTIAL),
-    ("gradient that nobody asked for", "layers/sequential.py",
-     "self._chain[0].backward(dy, ctx, need_dx)", "self._chain[0].backward(dy, ctx)", CONFORMANCE),
-    ("wrong scale of the gradient", "layers/dense.py",
-     "1.0 if dropout is None else 1.0 / (1.0 - dropout[1])", "1.0", FUSION),
-    ("gradient past ReLU", "layers/conv2d.py",
-     "y if relu else None, code", "None, code", FUSION),
-    ("windows of 3x3 taken for 2x2", "layers/fusion.py",
-     "pool.size == pool.strides == (2, 2)", "pool.strides == (2, 2)", FUSION),
+    ("a frozen layer is trained", "core.parameter:Parameter.trainable", operand("and", 1), None,
+     TRAINABLE),
+    ("a read-only array is written into", "core.parameter:Parameter.writable", condition(False),
+     None, PARAMETER),
+    ("gradient past the activation", "layers.activation:Activation.backward", returns("dy"), None,
+     ACTIVATION),
+    ("swapped axes", "layers.shape:Reshape.forward",
+     argument("reshape", "order", "'F'"), None, SHAPE),
+    ("one layer left out on the way back", "layers.sequential:Sequential.backward",
+     replace("self._chain[1:]", "self._chain[2:]"), None, SEQUENTIAL),
+    ("gradient that nobody asked for", "layers.sequential:Sequential.backward",
+     argument("backward", 2), None, CONFORMANCE),
+    ("wrong scale of the gradient", "layers.fusion:FusedDense.forward", arithmetic("/", "left"),
+     None, FUSION),
+    ("gradient past ReLU", "layers.fusion:FusedConv.backward", condition(False), "self.relu",
+     FUSION),
+    ("windows of 3x3 taken for 2x2", "layers.fusion:_pools_by_two",
+     replace("pool.size", "pool.strides"), None, FUSION),
     # ops, losses, optimizers, graph
-    ("sigmoid: half of the derivative", "ops.py", "dy * y * (1 - y)", "dy * y", OPS),
-    ("sigmoid: the half below zero is that above", "ops.py",
-     "np.where(x < 0, e, one)", "one", NUMBERS),
-    ("tanh: square left out", "ops.py", "(1 - y * y)", "(1 - y)", OPS),
-    ("softmax: wrong axis", "ops.py",
-     "(dy * y).sum(axis=self.axis,", "(dy * y).sum(axis=0,", OPS),
-    ("argmax: ties go to the last", "ops.py", "np.argmax(x, axis=self.axis)",
-     "x.shape[self.axis] - 1 - np.argmax(np.flip(x, self.axis), axis=self.axis)", OPS),
-    ("rows of weight 0 count", "losses.py",
-     "max(int(np.count_nonzero(w)), 1)", "len(w)", LOSSES),
-    ("a label of zero times infinity", "losses.py",
-     "where=labels > 0", "where=labels >= 0", NUMBERS),
-    ("wrong scale of smoothing", "losses.py",
-     "+ smoothing / classes", "+ smoothing", LOSSES),
-    ("scale of the gradient left out", "losses.py",
-     "ctx[self] if dy == 1 else dy * ctx[self]", "ctx[self]", LOSSES),
-    ("Adam: steps off by one", "optimizers.py", "self.iterations + 1", "self.iterations + 2",
+    ("sigmoid: half of the derivative", "ops:Sigmoid.backward", arithmetic("*", "left"), 0, OPS),
+    ("sigmoid: the half below zero is that above", "ops:Sigmoid.forward",
+     argument("where", 1, "one"), None, NUMBERS),
+    ("tanh: square left out", "ops:Tanh.backward", replace("y * y", "y"), None, OPS),
+    ("softmax: wrong axis", "ops:Softmax.backward", argument("sum", "axis", "0"), None, OPS),
+    ("argmax: ties go to the last", "ops:Argmax.forward",
+     returns("x.shape[self.axis] - 1 - np.argmax(np.flip(x, self.axis), axis=self.axis)"), None,
+     OPS),
+    ("one_hot: numbers in the other place", "ops:OneHot.forward", swap("where", 1, 2), None, OPS),
+    ("rows of weight 0 count", "losses:_loss_and_gradient",
+     replace("np.count_nonzero(w)", "len(w)"), None, LOSSES),
+    ("a label of zero times infinity", "losses:_loss_and_gradient", compare(">", ">="), None,
+     NUMBERS),
+    ("wrong scale of smoothing", "losses:_loss_and_gradient", arithmetic("/", "left"), "classes",
+     LOSSES),
+    ("scale of the gradient left out", "losses:SoftmaxCrossEntropy.backward",
+     arithmetic("*", "right"), None, LOSSES),
+    ("Adam: steps off by one", "optimizers:Adam.update",
+     replace("self.iterations + 1", "self.iterations + 2"), None, OPTIMIZERS),
+    ("Adam: epsilon under another root", "optimizers:Adam.update", arithmetic("*", "right"),
+     "self.epsilon", OPTIMIZERS),
+    ("Adam: decay scaled", "optimizers:Adam.update", arithmetic("/", "left"), "self.weight_decay",
      OPTIMIZERS),
-    ("Adam: epsilon under another root", "optimizers.py", "root * self.epsilon", "self.epsilon",
-     OPTIMIZERS),
-    ("Adam: decay scaled", "optimizers.py", "self.weight_decay / correction", "self.weight_decay",
-     OPTIMIZERS),
-    ("a schedule one step early", "optimizers.py",
-     "(step // self.every)", "((step + 1) // self.every)", OPTIMIZERS),
-    ("clipped to another norm", "optimizers.py", "g *= max_norm / norm\n", "g *= 1 / norm\n",
-     OPTIMIZERS),
-    ("gradient of a tensor used twice not added", "estimator/graph.py",
-     "gradient if known is None else known + gradient", "gradient", GRAPH),
-    ("two parameters of one name become one", "estimator/graph.py",
-     "if own.name in self.parameters:", "if False:", f"{BAD_INPUT} -k parameters_of_one_name"),
-    ("scale of the loss left out", "estimator/graph.py", "{loss: scale}", "{loss: 1.0}", GRAPH),
-    ("wrong limit", "initializers.py", "math.sqrt(6 / sum", "math.sqrt(3 / sum", INITIALIZERS),
-    ("swapped fans", "initializers.py",
-     "return taps * inputs, taps * outputs", "return taps * outputs, taps * inputs", INITIALIZERS),
-    ("rows are the predicted classes", "metrics.py",
-     "counts.reshape(size, size)", "counts.reshape(size, size).T", METRICS),
+    ("a schedule one step early", "optimizers:step_decay.__call__", replace("step", "(step + 1)"),
+     None, OPTIMIZERS),
+    ("clipped to another norm", "optimizers:clip_by_global_norm",
+     replace("max_norm / norm", "1 / norm"), None, OPTIMIZERS),
+    ("a negative mean of squares is loaded", "optimizers:Optimizer.load_state_dict",
+     condition(False), "optimizer_fault", OPTIMIZERS),
+    ("gradient of a tensor used twice not added", "estimator.graph:Plan.backward",
+     condition(True), "known", GRAPH),
+    ("two parameters of one name become one", "estimator.graph:Graph._share", condition(False),
+     "own.name", f"{BAD_INPUT} -k parameters_of_one_name"),
+    ("scale of the loss left out", "estimator.graph:Plan.backward", replace("scale", "1.0"), None,
+     GRAPH),
+    ("wrong limit", "initializers:glorot_uniform", replace("6", "3"), None, INITIALIZERS),
+    ("swapped fans", "initializers:_fans",
+     swap_items(0, 1), "taps", INITIALIZERS),
+    ("rows are the predicted classes", "metrics:confusion_matrix",
+     replace("counts.reshape(size, size)", "counts.reshape(size, size).T"), None, METRICS),
+    # files, weights, checkpoints, and which weights are used
+    ("a link to another file is opened", "core.files:open_regular", condition(True), None, FILES),
+    ("a file with a second name is written", "core.files:_check", condition(False), "st_nlink",
+     FILES),
+    ("a half-written file stays", "core.files:replacing", drop("Expr"), "unlink", FILES),
+    ("an error names the temporary file", "core.files:_naming",
+     replace("str(path)", "error.filename"), None, FILES),
+    ("the checksum is not compared", "core.weights:_members", condition(False), "_digest",
+     CHECKPOINTS),
+    ("bytes after the end are allowed", "core.weights:_members", condition(False),
+     "_ends_as_it_says", f"{WEIGHTS} {CHECKPOINTS}"),
+    ("more bytes are promised than there are", "core.weights:_members", condition(False),
+     "is_plain", WEIGHTS),
+    ("a wrong file changes half of the model", "core.weights:fill", drop("Expr"), "_check",
+     WEIGHTS),
+    ("a checkpoint is kept too few", "estimator.checkpoints:save",
+     replace("paths[:-keep]", "paths[: 1 - keep]"), None, CHECKPOINTS),
+    ("checkpoints of later steps push out the newest", "estimator.checkpoints:save",
+     condition(True), "_step", CHECKPOINTS),
+    ("the newest file counts, not the index", "estimator.checkpoints:_candidates",
+     swap_items(0, 1), "last", CHECKPOINTS),
+    ("a weight of NaN is restored", "estimator.checkpoints:_check_arrays", condition(False),
+     "is_weight", CHECKPOINTS),
+    ("a step unlike the one in the file's name", "estimator.checkpoints:_check_meta",
+     condition(False), "fullmatch", CHECKPOINTS),
+    ("two fits in one folder", "estimator.checkpoints:_take",
+     replace("fcntl.LOCK_EX", "fcntl.LOCK_SH"), None, CHECKPOINTS),
+    ("a fit writes into a folder that it has lost", "estimator.checkpoints:_write",
+     condition(False), None, CHECKPOINTS),
+    ("a damaged file is named each time", "estimator.checkpoints:_first_good", condition(False),
+     "damaged", f"{WHICH_WEIGHTS} {CHECKPOINTS}"),
+    ("a changed file is not read again", "estimator.checkpoints:_first_good",
+     replace("(path, now)", "(path, known.identity)"), None, WHICH_WEIGHTS),
+    ("an older checkpoint replaces one that cannot be read now",
+     "estimator.checkpoints:_first_good", drop("Raise"), None, CHECKPOINTS),
+    ("a run changes the weights that were kept", "estimator.model:Model.copy",
+     unwrap("copy", None), None, WHICH_WEIGHTS),
+    ("a checkpoint's weights are not used", "estimator.model:Model._restore", drop("For"), None,
+     WHICH_WEIGHTS),
+    ("start values of another stream", "estimator.model:Model.trace",
+     replace("_START_STREAM", "7"), None, "tests/estimator/test_estimator.py"),
+    ("a new checkpoint is not seen", "estimator.model:Models.latest", condition(False), "_look",
+     WHICH_WEIGHTS),
+    ("a chosen file that was replaced", "estimator.model:Models.chosen",
+     replace("(path, now)", "(path, at.identity)"), None, WHICH_WEIGHTS),
+    ("a change within a tick of the clock is not seen", "estimator.model:Models._update",
+     condition(True), "is_settled", WHICH_WEIGHTS),
     # kernels
-    ("larger half of the padding first", "kernels/window.py",
-     "return total // 2, out", "return (total + 1) // 2, out", WINDOW),
-    ("one chunk too many", "kernels/threads.py",
-     "(chunk := self.next()) < self.chunks", "(chunk := self.next()) <= self.chunks", THREADS),
-    ("returns while workers compute", "kernels/threads.py",
-     "while len(self.ended) < len(self.begun):", "while False:", THREADS),
-    ("ReLU loses NaN", "kernels/elementwise.py",
-     "0 if source[e] <= 0 else source[e]", "source[e] if source[e] > 0 else 0", ELEMENTWISE),
-    ("ReLU: gradient at zero", "kernels/elementwise.py",
-     "if value[e] > 0 else 0", "if value[e] >= 0 else 0", ELEMENTWISE),
-    ("dropout: rows counted in the part", "kernels/elementwise.py",
-     "scale, first_row + r)", "scale, r)", ELEMENTWISE),
-    ("dropout: wrong scale", "kernels/elementwise.py",
-     "type(1.0 / (1.0 - rate))", "type(1.0)", ELEMENTWISE),
-    ("sum of the last row alone", "kernels/elementwise.py",
-     "part[u] += row[u]", "part[u] = row[u]", ELEMENTWISE),
-    ("sums of two blocks: the second alone", "kernels/elementwise.py",
-     "to[c] += part[c]", "to[c] = part[c]", f"{NUMBERS} -k many_rows"),
-    ("sums of blocks in a chain, not a tree", "kernels/elementwise.py",
-     "(blocks % 2 == 0 or last)", "True", f"{NUMBERS} -k million_rows"),
-    ("a dense layer's gradient in one sum", "kernels/dense/dense.py",
-     "(1, d), (u, 1), n, BLOCK,", "(1, d), (u, 1), n, max(n, 1),", f"{NUMBERS} -k many_rows"),
-    ("a list of gradients in one sum", "kernels/dense/lists.py",
-     "range(0, np.int64(length[j]), BLOCK)", "range(0, min(1, np.int64(length[j])))",
+    ("larger half of the padding first", "kernels.window:_slide_axis",
+     replace("total // 2", "(total + 1) // 2"), None, WINDOW),
+    ("one chunk too many", "kernels.threads:_Job.work", compare("<", "<="), None, THREADS),
+    ("returns while workers compute", "kernels.threads:_Job.wait", condition(False), None,
+     THREADS),
+    ("ReLU loses NaN", "kernels.elementwise:_relu",
+     replace("source[e] < 0", "not source[e] > 0"), None, ELEMENTWISE),
+    ("ReLU: gradient at zero", "kernels.elementwise:_relu_gradient", compare(">", ">="), None,
+     ELEMENTWISE),
+    ("dropout: rows counted in the part", "kernels.elementwise:_dropout",
+     replace("first_row + r", "r"), None, ELEMENTWISE),
+    ("dropout: wrong scale", "kernels.elementwise:mask_of", arithmetic("/", "left"), None,
+     ELEMENTWISE),
+    ("sum of the last row alone", "kernels.elementwise:_sum_rows", plain(), None, ELEMENTWISE),
+    ("sums of two blocks: the second alone", "kernels.elementwise:add_waiting", plain(), "to",
      f"{NUMBERS} -k many_rows"),
-    ("code of every element type under one name", "kernels/cache.py",
-     "kind = repr((sig, codegen.magic_tuple(), VECTOR_BYTES)).encode()",
-     'kind = b""', f"{JIT} -k at_once"),
-    ("damaged code is loaded", "kernels/cache.py",
-     "if seal == self._seal(name, body):", "if True:", CACHE),
-    ("code that others can write is loaded", "kernels/cache.py",
-     "by_others = status.st_mode & stat.S_IWOTH", "by_others = 0", CACHE),
-    ("code of another user is loaded", "kernels/cache.py",
-     "status.st_uid in (*owners, os.geteuid())", "True", CACHE),
-    ("SGD without decay", "kernels/update.py",
-     "rate * (g_[e] + decay * w_[e])", "rate * g_[e]", UPDATE),
-    ("Nesterov: velocity not scaled", "kernels/update.py",
-     "rate * (slope + mu * v_[e])", "rate * (slope + v_[e])", UPDATE),
-    ("Adam: square left out", "kernels/update.py",
-     "rest2 * g_[e] * g_[e]", "rest2 * g_[e]", UPDATE),
-    ("pooling: ties go to the last", "kernels/pooling.py",
-     "fresh or value[c] > best[c]", "fresh or value[c] >= best[c]", POOLING),
-    ("pooling: NaN loses", "kernels/pooling.py",
-     " or (value[c] != value[c] and best[c] == best[c])", "", POOLING),
-    ("pooling: overlapping gradients not added", "kernels/pooling.py",
-     "target[c] += gradient[c] if tap[c] == number else 0",
-     "target[c] = gradient[c] if tap[c] == number else target[c]", POOLING),
-    ("pooling: gradient added to what was there", "kernels/pooling.py",
-     "dx[begin:end] = 0\n", "\n", POOLING),
-    ("columns: taps swapped", "kernels/conv/im2col.py",
-     "iy = oy * sh + ky * dh - top\n            for kx in range(0, kw, run):\n"
-     "                ix = ox * sw + kx * dw - left\n                begin, end = _inside("
-     "iy, height, ix, width, run)\n                source",
-     "iy = oy * sh + ky * dh - left\n            for kx in range(0, kw, run):\n"
-     "                ix = ox * sw + kx * dw - top\n                begin, end = _inside("
-     "iy, height, ix, width, run)\n                source", CONV),
-    ("columns: off by one at the right edge", "kernels/conv/im2col.py",
-     "min(run, width - ix)", "min(run, width - ix - 1)", CONV),
-    ("columns: overlapping gradients not added", "kernels/conv/im2col.py",
-     "target[e] += source[e]", "target[e] = source[e]", CONV),
-    ("product: last column of a panel left out", "kernels/gemm.py",
-     "load_some(source, j, n - j)", "load_some(source, j, n - j - 1)", GEMM),
-    ("product: last column of a transposed panel left out", "kernels/gemm.py",
-     "source[j * b_col] if j < n else 0", "source[j * b_col] if j < n - 1 else 0", GEMM),
-    ("product: last row of a tile is the one above", "kernels/simd.py",
-     "last = builder.sub(height_, _index(1))", "last = builder.sub(height_, _index(2))", GEMM),
-    ("product: a column too few", "kernels/simd.py",
-     "return builder.sub(width_, _index(v * vector.lanes))",
-     "return builder.sub(width_, _index(v * vector.lanes + 1))", GEMM),
-    ("product: sums begin anew behind the first part", "kernels/gemm.py",
-     "        s, s_row, s_col = c, c_row, 1", "        pass", CONV),
-    ("squares are not turned", "kernels/simd.py",
-     "pair = rows[i], rows[i + size]", "pair = rows[i + size], rows[i]", GEMM),
-    ("two roundings for one", "kernels/simd.py",
-     'return _call(builder, "llvm.fma", x.type, x.type, [x, y, z])',
-     "return builder.fadd(builder.fmul(x, y), z)", GEMM),
-    ("fused pooling: ties go to the last", "kernels/simd.py",
-     'builder.fcmp_ordered(">", y[0], x[0])', 'builder.fcmp_ordered(">=", y[0], x[0])', FAST),
-    ("fused pooling: dead outputs have a winner", "kernels/simd.py",
-     "_same(code_type, ZEROED)", "_same(code_type, 0)", FAST),
-    ("fused pooling: outputs of zero live", "kernels/simd.py",
-     'negative = builder.fcmp_ordered("<=", value, zero)',
-     'negative = builder.fcmp_ordered("<", value, zero)', FAST),
-    ("fused ReLU loses NaN", "kernels/simd.py",
-     'negative = builder.fcmp_ordered("<=", arguments[0], zero)',
-     'negative = builder.fcmp_unordered("<=", arguments[0], zero)', FAST),
-    ("the last lanes are not written", "kernels/simd.py",
-     "return builder.icmp_signed(\"<\", numbers, _splat(builder, count, lanes))",
-     "return builder.icmp_signed(\"<\", numbers, _splat(builder, builder.sub(count, _index(1)), "
-     "lanes))", FAST),
-    ("dense: missing bias for few rows", "kernels/dense/dense.py",
-     "y[i * u + q] = b[q]", "y[i * u + q] = 0", GEMM),
-    ("dense: one row of w left out", "kernels/dense/dense.py",
-     "range(min(4, d - p))", "range(min(3, d - p))", GEMM),
-    ("dense: ReLU loses NaN", "kernels/dense/dense.py",
-     "0 if row[q] <= 0 else row[q]", "row[q] if row[q] > 0 else 0", GEMM),
-    ("dense: mask of the first element for every row", "kernels/dense/dense.py",
-     "i % per_row * u + j", "j", FUSED_DROPOUT),
-    ("convolution: bias gradient not added", "kernels/conv/im2col.py",
-     "db[f] += gradient[p * filters + f]", "db[f] = gradient[p * filters + f]", CONV),
-    ("convolution: swapped axes of w", "kernels/conv/im2col.py",
-     "pack(pointer(w, 0), 1, filters, filters, depth,", "pack(pointer(w, 0), depth, 1, filters, "
-     "depth,", CONV),
-    ("convolution: filter turned in one direction", "kernels/conv/conv.py",
-     "w[::-1, ::-1]", "w[::-1]", FAST),
-    ("convolution: padding of the way forward", "kernels/conv/conv.py",
-     "top=window.kernel_h - 1 - window.top", "top=window.top", FAST),
-    ("convolution: outputs of zero live", "kernels/conv/conv.py",
-     "code[y <= 0]", "code[y < 0]", FAST),
-    ("convolution: dead gradients live", "kernels/conv/conv.py",
-     "np.where(code == ZEROED, x.dtype.type(0), dy)", "dy", FAST),
-    ("direct: missing bias", "kernels/conv/direct.py",
-     "load_some(pointer(b, first + lane), 0, some)",
-     "load_some(pointer(b, first + lane), 0, 0)", FAST),
-    ("direct: wrong pixel", "kernels/simd.py",
-     "builder.add(down_, right_)]", "down_]", FAST),
-    ("direct: strides swapped", "kernels/conv/direct.py",
-     "(2 * by * sh * wide + 2 * bx * sw)", "(2 * by * sw * wide + 2 * bx * sh)", FAST),
-    ("fused convolution: missing bias", "kernels/conv/padded.py",
-     "add(load(block, q // 2 * step + q % 2 * LANES), load(bias, 0))",
-     "load(block, q // 2 * step + q % 2 * LANES)", FAST),
-    ("Winograd 5x5: wrong number", "kernels/conv/winograd.py",
-     "fma(splat(np.float32(-4.25)), d4,", "fma(splat(np.float32(-4.24)), d4,", FAST),
-    ("Winograd 3x3: wrong number", "kernels/conv/winograd.py",
-     "fma(splat(np.float32(-5)), d3, d5)", "fma(splat(np.float32(-4)), d3, d5)", FAST),
-    ("Winograd: wrong power", "kernels/conv/winograd.py",
-     "fma(splat(np.float32(8)), difference2,", "fma(splat(np.float32(4)), difference2,", FAST),
-    ("Winograd: residue in blank patches", "kernels/conv/winograd.py",
-     "if blanks[i + r]:", "if False:", FAST),
-    ("Winograd: blank patches too narrow", "kernels/conv/winograd.py",
-     "for j in range(1, size):", "for j in range(1, size - 1):", FAST),
-    ("Winograd: the first image for all", "kernels/conv/winograd.py",
-     "if n != present:", "if present < 0:", FAST),
-    ("lists: swapped axes of the winner", "kernels/conv/pooled.py",
-     "(tap >> 1 & 1) * wide + (tap & 1)", "(tap & 1) * wide + (tap >> 1 & 1)", FAST),
-    ("lists: dead gradients live", "kernels/conv/pooled.py",
-     "np.int32(tap != ZEROED) & np.int32(gradient[f] != 0)", "np.int32(gradient[f] != 0)", FAST),
-    ("lists: bias gradient of the last", "kernels/conv/pooled.py",
-     "biases[n, e // BLOCK, f] += f_values", "biases[n, e // BLOCK, f] = f_values", FAST),
-    ("lists: neighbour at the same place", "kernels/conv/pooled.py",
-     "offsets2, values2, length2, pointer(target, depth))",
-     "offsets2, values2, length2, target)", FAST),
-    ("lists: two vectors of five left out", "kernels/gather.py",
-     "simd.gather(5, source,", "simd.gather(3, source,", FAST),
-    ("dense lists: wrong row", "kernels/dense/lists.py",
-     "end] = i * _SIDE", "end] = 0", DENSE_LISTS),
-    ("dense lists: wrong length", "kernels/dense/lists.py",
-     "length[_SIDE + i] = count", "length[_SIDE + i] = count - 1", DENSE_LISTS),
+    ("sums of blocks in a chain, not a tree", "kernels.elementwise:add_waiting",
+     operand("and", 1), None, f"{NUMBERS} -k million_rows"),
+    ("code of every element type under one name", "kernels.cache:DiskCache._file",
+     replace("kind", "b''"), None, f"{JIT} -k at_once"),
+    ("damaged code is loaded", "kernels.cache:DiskCache.load_overload", condition(True), None,
+     CACHE),
+    ("code that others can write is loaded", "kernels.cache:is_safe",
+     replace("stat.S_IWOTH", "0"), None, CACHE),
+    ("code of another user is loaded", "kernels.cache:is_safe", operand("and", 0), "owners",
+     CACHE),
+    ("SGD without decay", "kernels.update:_sgd", arithmetic("+", "left"), None, UPDATE),
+    ("Nesterov: velocity not scaled", "kernels.update:_momentum",
+     replace("slope + mu * v_[e]", "slope + v_[e]"), None, UPDATE),
+    ("Adam: square left out", "kernels.update:_adam",
+     replace("rest2 * g_[e] * g_[e]", "rest2 * g_[e]"), None, UPDATE),
+    ("pooling: ties go to the last", "kernels.pooling:_take_larger", compare(">", ">="), None,
+     POOLING),
+    ("pooling: NaN loses", "kernels.pooling:_take_larger", operand("or", 2), None, POOLING),
+    ("pooling: overlapping gradients not added", "kernels.pooling:_add_where", plain(), None,
+     POOLING),
+    ("pooling: gradient added to what was there", "kernels.pooling:_backward", drop("Assign"),
+     "dx[begin:end]", POOLING),
+    ("product: last column of a panel left out", "kernels.gemm:pack",
+     argument("load_some", 2, "n - j - 1"), None, GEMM),
+    ("product: last column of a transposed panel left out", "kernels.gemm:pack",
+     replace("j < n", "j < n - 1"), None, GEMM),
+    ("product: sums do not continue after the first part", "kernels.gemm:multiply",
+     drop("Assign"), "s_row, s_col =", CONV),
+    ("product: last row of a tile is the one above", "kernels.simd:tile",
+     argument("_index", 0, "2"), "_index(1)", GEMM),
+    ("product: a column too few", "kernels.simd:tile.generate.left",
+     argument("_index", 0, "v * vector.lanes + 1"), None, GEMM),
+    ("squares are not turned", "kernels.simd:transpose", swap_items(0, 1, 2), "rows", GEMM),
+    ("two roundings for one", "kernels.simd:_fma", returns("builder.fadd(builder.fmul(x, y), z)"),
+     None, GEMM),
+    ("the last lanes are not written", "kernels.simd:_mask",
+     argument("_splat", 1, "builder.sub(count, _index(1))"), None, FAST),
 ]
 
 
-def mutated(file, old, new):
-    """Return the text of a file of the package with the change."""
-    text = (ROOT / "minicnn" / file).read_text("utf-8")
-    if text.count(old) != 1:
-        raise SystemExit(f"{file}: this must be there once, not {text.count(old)} times: {old!r}")
-    return text.replace(old, new)
+def mutated(mutation):
+    """Return the path of the file that a row changes, and its text with the change."""
+    what, symbol, operator, which, _ = mutation
+    try:
+        return path_of(symbol), changed(symbol, operator, which)
+    except NotApplicableError as error:
+        raise SystemExit(f"{what!r} does not apply.\n{error}") from None
+
+
+def title(mutation):
+    return f"{mutation[1]}: {mutation[0]}"
 
 
 def run(tests, copy, cache, threads):
-    """Run tests in the copy; return whether one failed, and the end of what pytest says."""
+    """Run tests in the copy; return whether one failed, and the end of pytest's output."""
     environment = {**harness.environment(threads), "HYPOTHESIS_PROFILE": "ci",
-                   "NUMBA_CACHE_DIR": str(cache), "PYTHONDONTWRITEBYTECODE": "1"}
+                   "NUMBA_CACHE_DIR": str(cache), "PYTHONDONTWRITEBYTECODE": "1",
+                   "PYTHONPATH": str(copy)}
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
     try:
         done = subprocess.run(
@@ -324,7 +305,6 @@ def run(tests, copy, cache, threads):
 
 def measure(mutations, threads):
     """Return for each change the test that noticed it and the seconds it took."""
-    changes = [mutated(*mutation[1:4]) for mutation in mutations]  # is the table up to date?
     results = []
     with tempfile.TemporaryDirectory() as root:
         copy, cache = Path(root) / "copy", Path(root) / "compiled"
@@ -335,17 +315,19 @@ def measure(mutations, threads):
         for tests in dict.fromkeys(mutation[4] for mutation in mutations):
             failed, end = run(tests, copy, cache, threads)
             if failed:
-                raise SystemExit(f"{tests} fails where nothing is changed:\n{end}")
-        for (what, file, _, _, tests), text in zip(mutations, changes, strict=True):
-            path, start = copy / "minicnn" / file, time.perf_counter()
-            before = path.read_text("utf-8")
+                raise SystemExit(f"{tests} fails without any change:\n{end}")
+        for mutation in mutations:
+            start = time.perf_counter()
+            original, text = mutated(mutation)
+            path = copy / original.relative_to(ROOT)
             path.write_text(text, "utf-8")
-            # Kernels of another folder: those that are compiled stay good for the next change.
-            own = Path(root) / "changed" if file.startswith("kernels/") else cache
-            noticed, by = run(tests, copy, own, threads)
-            path.write_text(before, "utf-8")
+            # Kernels are compiled into another folder, so that the next change finds the good ones.
+            is_kernel = mutation[1].startswith("kernels.")
+            own = Path(root) / "changed" if is_kernel else cache
+            noticed, by = run(mutation[4], copy, own, threads)
+            shutil.copy(original, path)
             shutil.rmtree(Path(root) / "changed", ignore_errors=True)
-            results.append({"change": f"{file}: {what}", "noticed": noticed, "by": by,
+            results.append({"change": title(mutation), "noticed": noticed, "by": by,
                             "seconds": time.perf_counter() - start})
             by = by.removeprefix("FAILED ").partition(" - ")[0] if noticed else "SURVIVED"
             print(f"{results[-1]['seconds']:4.0f} s  {results[-1]['change']:<70} {by}", flush=True)
@@ -355,13 +337,13 @@ def measure(mutations, threads):
 def main():
     arguments = harness.parser(__doc__)
     arguments.add_argument("--only", default="", metavar="TEXT",
-                           help="only changes whose file or description holds TEXT")
+                           help="only changes whose symbol or description contains TEXT")
     args = harness.parse(arguments)
-    chosen = [row for row in MUTATIONS if args.only in f"{row[1]}: {row[0]}"]
+    for mutation in MUTATIONS:
+        mutated(mutation)  # an error if a row does not apply
+    chosen = [mutation for mutation in MUTATIONS if args.only in title(mutation)]
     if args.smoke:
-        for mutation in MUTATIONS:
-            mutated(*mutation[1:4])
-        chosen = [row for row in MUTATIONS if row[1] in ("ops.py", "losses.py")][:2]
+        chosen = [mutation for mutation in chosen if mutation[1].startswith("ops:")][:2]
     results = measure(chosen, args.threads)
     survivors = [result["change"] for result in results if not result["noticed"]]
     print(f"\n{len(results)} changes, {len(results) - len(survivors)} noticed")
