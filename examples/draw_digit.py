@@ -1,10 +1,10 @@
-"""Draw a digit in the browser, and watch what the network makes of it while you draw.
+"""Draw a digit in the browser, and see what the network computes while you draw.
 
-    python examples/draw_digit.py                    trains for one epoch first, under a minute
-    python examples/draw_digit.py mnist_cnn_model    shows what examples/mnist_cnn.py has trained
+    python examples/draw_digit.py                    first trains for one epoch, under a minute
+    python examples/draw_digit.py mnist_cnn_model    uses the model of examples/mnist_cnn.py
 
-Then open the address that it prints. It needs Flask: ``pip install -e ".[demo]"``. The page is
-served to this computer alone, asks for nothing from outside, and nothing that is drawn is kept.
+Then open the address that it prints. This needs Flask: ``pip install -e ".[demo]"``. Only this
+computer can open the page; it loads nothing from other sites, and no drawing is stored.
 """
 
 import argparse
@@ -26,9 +26,9 @@ from minicnn.core.extras import require
 
 PAGE = Path(__file__).with_name("draw_digit_page")
 FILES = {"index.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
-SIDE = 56  # the page sends its drawing as SIDE * SIDE levels from 0 (paper) to 255 (ink), by rows
-MAX_BYTES = 32 * 1024  # of a request; the longest good one has half as many
-SECONDS = 10  # that a client may take to send its request
+SIDE = 56  # the page sends SIDE * SIDE levels from 0 (paper) to 255 (ink), row by row
+MAX_BYTES = 32 * 1024  # of a request; the longest valid one has half as many
+SECONDS = 10  # that a client has to send its request
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
@@ -52,7 +52,7 @@ def model_fn(features, labels, mode):
 
 
 def train(model_dir, steps=550):
-    """Train a model for so many steps of 100 images, 550 of which are an epoch."""
+    """Train a model for `steps` batches of 100 images; 550 are an epoch."""
     mnist = mc.datasets.load_dataset("mnist")
     classifier = mc.Estimator(model_fn, model_dir, config=mc.RunConfig(seed=0))
     classifier.fit(mnist.train.images, mnist.train.labels, batch_size=100, max_steps=steps)
@@ -63,7 +63,7 @@ def train(model_dir, steps=550):
 
 
 def drawing(body):
-    """Return the (SIDE, SIDE) levels in the JSON of a request; ValueError says what is wrong."""
+    """Return the (SIDE, SIDE) levels in the JSON of a request, or raise a ValueError."""
     pixels = body.get("pixels") if isinstance(body, dict) else None
     if not isinstance(pixels, list) or len(pixels) != SIDE * SIDE:
         raise ValueError(f'expected {{"pixels": [...]}} with {SIDE * SIDE} numbers')
@@ -74,7 +74,7 @@ def drawing(body):
 
 
 def look(classifier, pixels):
-    """Return what the page shows of a drawing: probabilities, and maps in base64."""
+    """Return what the page shows: the probabilities, and the feature maps in base64."""
     x = images.digit(pixels)
     seen = classifier.predict(x.reshape(1, -1), as_iterable=False)
     maps = {"input": x[..., np.newaxis], "conv1": seen["conv1"][0], "conv2": seen["conv2"][0]}
@@ -85,13 +85,13 @@ def look(classifier, pixels):
 
 
 def encoded(maps):
-    """Return maps (H, W, C) one after the other, a byte a pixel, 255 for the largest of all."""
-    levels = np.sqrt(maps / max(maps.max(), 1e-6))  # the root brings out what is faint
+    """Return maps (H, W, C) in base64, one map after the other, one byte per pixel."""
+    levels = np.sqrt(maps / max(maps.max(), 1e-6))  # the root makes small values visible
     return base64.b64encode((255 * levels).astype(np.uint8).transpose(2, 0, 1).tobytes()).decode()
 
 
 def make_app(classifier):
-    """Return the Flask application: three files, which are read here, and POST /look."""
+    """Return the Flask application: three files, which are read once, and POST /look."""
     flask = require("flask", "demo")
     http = require("werkzeug.exceptions", "demo")
     app = flask.Flask(__name__, static_folder=None)
@@ -100,7 +100,7 @@ def make_app(classifier):
 
     @app.before_request
     def refuse_other_hosts():
-        # A page elsewhere may point its own name at 127.0.0.1 (DNS rebinding); its Host tells.
+        # Another site may resolve its name to 127.0.0.1 (DNS rebinding); the Host header shows it.
         if urlsplit(f"//{flask.request.host}").hostname not in ("127.0.0.1", "localhost"):
             flask.abort(403, "open this page as http://127.0.0.1")
 
@@ -136,7 +136,7 @@ def make_app(classifier):
 class Request(io.RawIOBase):
     """The bytes that a client sends; TimeoutError if they take longer than SECONDS in total.
 
-    Without it a client that never finishes its request would keep a thread of the server.
+    A client that never finishes its request must not occupy a thread of the server.
     """
 
     def __init__(self, connection):
@@ -152,7 +152,7 @@ class Request(io.RawIOBase):
 
 
 def make_server(classifier, port):
-    """Return a server that answers many browsers at once, those of this computer alone."""
+    """Return a server for many browsers at a time, on this computer only."""
     serving = require("werkzeug.serving", "demo")
 
     class Handler(serving.WSGIRequestHandler):
@@ -169,8 +169,10 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model_dir", nargs="?", metavar="MODEL_DIR", help="of mnist_cnn.py")
-    parser.add_argument("--port", type=int, default=8000, help="default: 8000; 0 takes a free one")
+    parser.add_argument(
+        "model_dir", nargs="?", metavar="MODEL_DIR", help="the --model-dir of mnist_cnn.py"
+    )
+    parser.add_argument("--port", type=int, default=8000, help="default: 8000; 0 is any free one")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("werkzeug").setLevel(logging.WARNING)  # no line for each request
@@ -183,12 +185,12 @@ def main():
     model_dir = args.model_dir
     if model_dir is None:
         model_dir = tempfile.mkdtemp(prefix="draw_digit-")
-        print("Training for one epoch; the next time, give the folder that the model is kept in:")
+        print("Training for one epoch; next time, give the folder with the model:")
         print(f"  python {sys.argv[0]} {model_dir}", flush=True)
         train(model_dir)
     classifier = mc.Estimator(model_fn, model_dir)
     try:
-        classifier.predict(np.zeros((1, 784), np.float32), as_iterable=False)  # read, and compile
+        classifier.predict(np.zeros((1, 784), np.float32), as_iterable=False)  # read and compile
     except mc.CheckpointError as error:
         sys.exit(f"{error}\nwithout MODEL_DIR a model is trained first")
     server = make_server(classifier, args.port)

@@ -1,12 +1,13 @@
-"""Train, evaluate and keep the CNN of the guide "A Guide to TF Layers" on MNIST.
+"""Train, evaluate and save the CNN of the guide "A Guide to TF Layers" on MNIST.
 
     python examples/mnist_cnn.py                    20,000 steps, then the test set
     python examples/mnist_cnn.py --steps 3000       a shorter run
-    mpiexec -n 4 python examples/mnist_cnn.py --distributed    with four processes
+    mpiexec -n 4 python examples/mnist_cnn.py --distributed    four processes
 
-A terminal shows a bar if tqdm is installed (``pip install -e ".[progress]"``), else log lines.
-``--steps`` is the total: the same command finishes an interrupted run, from the last checkpoint
-in ``--model-dir``. The network starts from `uniform_unit_scaling`, as that of the guide's log did.
+A terminal shows a progress bar if tqdm is installed (``pip install -e ".[progress]"``), otherwise
+log lines. ``--steps`` is the total: the same command continues an interrupted run from the last
+checkpoint in ``--model-dir``. The start values are those of the guide's log, from
+`uniform_unit_scaling`.
 """
 
 import argparse
@@ -22,7 +23,7 @@ INITIALIZER = "uniform_unit_scaling"
 
 
 def cnn_model_fn(features, labels, mode, params):
-    """Two convolutions with max pooling, a dense layer with dropout, and ten logits."""
+    """Build two convolutions with max pooling, a dense layer with dropout, and ten logits."""
     # (N, 784) -> (N, 28, 28, 1)
     images = mc.reshape(features, [-1, 28, 28, 1])
 
@@ -64,7 +65,7 @@ def cnn_model_fn(features, labels, mode, params):
 
 
 class Progress(mc.hooks.SessionRunHook):
-    """Log how far the run is and how long it will take, for where no bar says it."""
+    """Log the step, the speed and the remaining time, for runs without a progress bar."""
 
     def __init__(self, total, every=500):
         self.total, self.every = total, every
@@ -74,7 +75,7 @@ class Progress(mc.hooks.SessionRunHook):
 
     def after_run(self, run_context, run_values):
         step = run_context.session.global_step
-        if self.first is None:  # the first step compiled the kernels; it does not count
+        if self.first is None:  # not counted: the first step compiles the kernels
             self.first, self.start = step, time.monotonic()
         elif (step - self.first) % self.every == 0:
             rate = (step - self.first) / (time.monotonic() - self.start)
@@ -94,15 +95,15 @@ def main():
     parser.add_argument("--learning-rate", type=float, default=0.001, help="default: 0.001")
     parser.add_argument("--model-dir", default="mnist_cnn_model", help="default: mnist_cnn_model")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
-    parser.add_argument("--data", default="mnist", help="a folder of IDX files in place of MNIST")
-    parser.add_argument("--distributed", action="store_true", help="as a rank of mpiexec")
+    parser.add_argument("--data", default="mnist", help="a folder of IDX files instead of MNIST")
+    parser.add_argument("--distributed", action="store_true", help="run as a rank of mpiexec")
     args = parser.parse_args()
     try:
         ranks = mc.distributed.DataParallel() if args.distributed else None
     except ImportError as error:
         parser.error(str(error))
     if ranks is not None:
-        mc.set_num_threads(1)  # start a rank for each CPU
+        mc.set_num_threads(1)  # one rank for each CPU
     chief = ranks is None or ranks.is_chief
     level = logging.INFO if chief else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
@@ -129,7 +130,7 @@ def main():
             max_steps=args.steps,
             monitors=[validation, Progress(args.steps)],
         )
-    except KeyboardInterrupt:  # the last line says how to go on
+    except KeyboardInterrupt:  # the last log line says how to continue
         sys.exit(130)
     if not chief:
         return

@@ -1,10 +1,10 @@
-"""Say which digit is in a picture: a photo, a scan, a drawing.
+"""Predict which digit is in a picture: a photo, a scan or a drawing.
 
     python examples/predict_image.py mnist_cnn_model photo.png scan.jpg
     python examples/predict_image.py mnist_cnn_model photo.png --json
 
-MODEL_DIR is what examples/mnist_cnn.py has left. A picture shows one digit, dark on light or light
-on dark, of any size and colour, with some room around it. Needs Pillow:
+MODEL_DIR is the --model-dir of examples/mnist_cnn.py. A picture shows one digit, dark on light or
+light on dark, of any size and color. This needs Pillow:
 ``pip install -e ".[image]"``.
 """
 
@@ -28,7 +28,7 @@ def main():
     parser.add_argument("pictures", metavar="PICTURE", nargs="+")
     parser.add_argument("--json", action="store_true", help="print a line of JSON for each picture")
     args = parser.parse_args()
-    warnings.filterwarnings("ignore", module="PIL")  # what matters comes as an error
+    warnings.filterwarnings("ignore", module="PIL")  # what matters raises an error
 
     digits, failed = {}, False
     for path in args.pictures:
@@ -54,7 +54,7 @@ def classify(model_dir, digits):
 
 
 def show(probabilities, paths, as_json):
-    """Print the most likely class of each picture and how likely each class is."""
+    """Print the most likely class of each picture, and the probabilities."""
     for path, row in zip(paths, probabilities, strict=True):
         best = int(row.argmax())
         if as_json:

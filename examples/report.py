@@ -1,11 +1,11 @@
-"""Show what a model of examples/mnist_cnn.py has learnt: pictures, and one HTML page with them.
+"""Show what a model of examples/mnist_cnn.py has learnt, as figures and one HTML page.
 
     python examples/mnist_cnn.py --steps 2000
     python examples/report.py mnist_cnn_model
 
-Writes ``report.html`` and the pictures as PNG into a folder ``report`` in the model's folder. The
-page holds its pictures itself: it can be mailed, and opens without a network. Needs matplotlib:
-pip install -e ".[plot]"
+Writes ``report.html`` and the figures as PNG into a folder ``report`` in the model's folder. The
+page contains its figures: it can be mailed, and opens without a network. This needs matplotlib:
+``pip install -e ".[plot]"``.
 """
 
 import argparse
@@ -56,7 +56,7 @@ SECTION = Template("""<section>
 
 
 def trained_graph(classifier):
-    """Return the graph that predicts, with the classifier's weights, and its placeholder."""
+    """Return the graph for predictions with the classifier's weights, and its placeholder."""
     graph = mc.Graph()
     features = graph.placeholder("features", (None, 784), np.float32)
     cnn_model_fn(features, None, mc.ModeKeys.INFER, {})
@@ -66,7 +66,7 @@ def trained_graph(classifier):
 
 
 def most_confused(labels, predictions):
-    """Return (how often, true class, predicted class) of the most frequent mistake."""
+    """Return (count, true class, predicted class) of the most frequent mistake."""
     counts = mc.metrics.confusion_matrix(labels, predictions)
     np.fill_diagonal(counts, 0)
     true, predicted = np.unravel_index(counts.argmax(), counts.shape)
@@ -97,41 +97,41 @@ def describe(classifier, test):
     sections = [
         (
             "learning_curve", "How it learnt",
-            "Each point is one evaluation recorded in the model's folder "
-            "(<code>evaluations.jsonl</code>), and each line is a data set by its name there; the "
-            "loss of the training steps is not kept. On the test images the loss is now "
-            f"{loss:.4f}: the mean of &minus;log p, where p is the probability given to the true "
-            "digit. Guessing makes log 10 = 2.3026.",
+            "Each point is an evaluation recorded in the model's folder "
+            "(<code>evaluations.jsonl</code>), and each line is a data set by its name; the loss "
+            "of the training steps is not recorded. On the test images the loss is now "
+            f"{loss:.4f}: the mean of &minus;log p, where p is the probability of the true "
+            "digit. Guessing gives log 10 = 2.3026.",
             "Curves of the recorded evaluations over the training steps",
             plots.learning_curve(classifier.model_dir),
         ),
         (
             "confusion_matrix", "What it mixes up",
             f"It reads {accuracy:.2%} of the {len(test.labels):,} test images right and {wrong:,} "
-            f"wrong. Its most frequent mistake: {times} times a {true} was read as a {predicted}.",
+            f"wrong. Its most frequent mistake: it read a {true} as a {predicted} {times} times.",
             "Table of true against predicted digits, with most images on the diagonal",
             plots.confusion_matrix(test.labels, classes),
         ),
         (
             "worst_mistakes", "Its worst mistakes",
-            f"Of the {wrong:,} misread images those whose true digit got the least probability. "
-            "Over each stands what the model reads, what the label says, and how sure it is.",
+            f"Of the {wrong:,} misread images, those whose true digit has the lowest probability. "
+            "Each title shows the prediction, the label, and the probabilities.",
             "Misread digits, each with the model's reading and its label",
             plots.worst_mistakes(test.images.reshape(-1, 28, 28), test.labels, probabilities),
         ),
         (
-            "filters", "What the first layer looks for",
+            "filters", "What the first layer detects",
             f"The first convolution has {kernel.shape[3]} filters of {kernel.shape[0]} &times; "
             f"{kernel.shape[1]} weights: {kernel.size:,} of the {facts['parameters']} parameters. "
-            "A filter answers where ink lies on red and none on blue.",
+            "A filter responds where ink covers its red weights and not its blue ones.",
             "Patterns of the first layer's filters, red positive, blue negative",
             plots.filters(kernel),
         ),
         (
-            "feature_maps", "What the first layer sees",
-            f"The answers of those filters, after ReLU, to the first test image, a "
-            f"{test.labels[0]}; {silent} of {kernel.shape[3]} are silent.",
-            "The image as each filter of the first layer passes it on",
+            "feature_maps", "What the first layer computes",
+            f"The outputs of these filters, after ReLU, for the first test image, a "
+            f"{test.labels[0]}; {silent} of {kernel.shape[3]} are zero everywhere.",
+            "The output of each filter of the first layer for this image",
             plots.feature_maps(maps[0]),
         ),
     ]
@@ -143,7 +143,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model_dir", help="the --model-dir of examples/mnist_cnn.py")
-    parser.add_argument("--data", default="mnist", help="a folder of IDX files in place of MNIST")
+    parser.add_argument("--data", default="mnist", help="a folder of IDX files instead of MNIST")
     args = parser.parse_args()
     try:
         require("matplotlib.figure", "plot")
@@ -151,7 +151,7 @@ def main():
         parser.error(str(error))
     folder = Path(args.model_dir) / "report"
     if folder.is_symlink():
-        parser.error(f"{folder} is a symbolic link; remove it, for the report is written there")
+        parser.error(f"{folder} is a symbolic link; remove it: the report is written there")
     test = mc.datasets.load_dataset(args.data).test
     classifier = mc.Estimator(cnn_model_fn, args.model_dir, params={"learning_rate": 0.001})
     try:
@@ -163,7 +163,7 @@ def main():
     blocks = []
     for name, title, text, alt, figure in sections:
         picture = folder / f"{name}.png"
-        with replacing(picture) as file:  # it may be a link, in a folder from somebody else
+        with replacing(picture) as file:  # the folder may be a stranger's, and the file a link
             figure.savefig(file, dpi=120)
         data = base64.b64encode(picture.read_bytes()).decode()
         blocks.append(SECTION.substitute(title=title, text=text, alt=alt, data=data))
@@ -177,7 +177,7 @@ def main():
     with replacing(page) as file:
         file.write(content.encode())
     print(", ".join(f"{name} {value}" for name, value in facts.items()))
-    print(f"the page is {page}; its pictures are beside it as PNG")
+    print(f"the page is {page}; the figures are beside it as PNG files")
 
 
 if __name__ == "__main__":

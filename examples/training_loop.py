@@ -1,6 +1,6 @@
 """Train a small CNN on MNIST with an explicit loop: forward, loss, backward, step.
 
-Run it with ``python examples/training_loop.py``; it takes about half a minute.
+Run ``python examples/training_loop.py``; it takes about half a minute.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import minicnn as mc
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--steps", type=int, default=600, help="training steps (default: 600)")
-parser.add_argument("--batch-size", type=int, default=100, help="images a step (default: 100)")
+parser.add_argument("--batch-size", type=int, default=100, help="images per step (default: 100)")
 parser.add_argument("--learning-rate", type=float, default=0.05, help="default: 0.05")
 parser.add_argument("--seed", type=int, default=0, help="default: 0")
 args = parser.parse_args()

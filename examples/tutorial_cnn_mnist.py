@@ -1,8 +1,7 @@
-"""The program of the 2017 guide through `minicnn.compat`: its import lines differ.
+"""Run the program of the 2017 guide with `minicnn.compat`: only its import lines differ.
 
-The names and calls below are those of TensorFlow 1; `examples/mnist_cnn.py` has the same network in
-minicnn's own words. It logs what the guide's program logs, which is much: all probabilities of a
-batch every 50 steps.
+The names and calls are those of TensorFlow 1; `examples/mnist_cnn.py` has the same network with
+minicnn's own names. As the guide's program, it logs all probabilities of a batch every 50 steps.
 """
 
 import argparse

@@ -1,26 +1,26 @@
 # %% [markdown]
 # # From pixels to gradient
 #
-# How a convolutional network works, in ten steps: each piece is first done by hand with a few
-# lines of NumPy, then by the library, and the two are compared. The code under a text checks what
-# the text claims, and stops at a claim that does not hold.
+# How a convolutional network works, in ten steps. Each step is done by hand with a few lines of
+# NumPy, then with the library, and the results are compared. The code checks each claim of the
+# text, and stops if a claim is false.
 #
 # Run it as a program, `python examples/walkthrough.py`, or cell by cell as a notebook: VS Code
 # opens this file as it is, and `jupytext --to notebook examples/walkthrough.py` converts it. You
-# need Python, NumPy's arrays and the derivative of a function of several variables.
+# need to know Python, NumPy arrays and partial derivatives.
 #
-# The names are those of the mathematics: x goes in, w are weights, b a bias, y comes out; dy is
-# the gradient of the loss with respect to y, and so on: it has the shape of y. Images are arrays
+# The names are those of the mathematics: input x, weights w, bias b, output y. dy is the gradient
+# of the loss with respect to y and has the shape of y; likewise dx, dw and db. Images are arrays
 # (N, H, W, C): image, row, column, channel.
 
 # %%
-"""From pixels to gradient: a convolutional network by hand, then by minicnn, and both compared.
+"""From pixels to gradient: build a convolutional network by hand and with minicnn, and compare.
 
     python examples/walkthrough.py
     python examples/walkthrough.py --output pictures
 
-It takes some seconds, and the first time on a machine some more to compile the kernels. The
-pictures need matplotlib (``pip install -e ".[plot]"``); without it only they are left out.
+It takes some seconds, and more the first time on a machine, to compile the kernels. The pictures
+need matplotlib (``pip install -e ".[plot]"``); without it only they are missing.
 """
 
 import argparse
@@ -36,28 +36,28 @@ parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
 )
 parser.add_argument("--output", help="folder for the pictures (default: a temporary one)")
-in_notebook = "ipykernel" in sys.modules  # whose command line is not ours
+in_notebook = "ipykernel" in sys.modules  # the command line is the notebook's
 args = parser.parse_args([] if in_notebook else None)
-print("The first time on a machine, some steps wait for kernels to be compiled.\n")
+print("The first run on a machine compiles the kernels, which takes some seconds.\n")
 
 # %% [markdown]
-# Two helpers: one that stops where a claim does not hold, and what equal means for numbers that are
-# rounded. float32 keeps seven digits, and sums that are added in another order differ in the last.
+# Two helpers: `claim` stops if a claim is false, and `close` compares rounded numbers. float32 has
+# seven digits, and sums that are added in another order differ in the last one.
 
 # %%
 claims = []
 
 
 def claim(text, holds):
-    """Print a claim that holds; stop at one that does not."""
+    """Print a claim that holds; stop if it does not."""
     if not holds:
-        raise AssertionError(f"this should hold, and does not: {text}")
+        raise AssertionError(f"this should hold, but does not: {text}")
     claims.append(text)
     print(f"  [holds] {text}")
 
 
 def close(a, b, limit=1e-5):
-    """Whether two arrays have one shape and are equal within the rounding of float32."""
+    """Return whether two arrays have the same shape and are equal up to rounding in float32."""
     a, b = np.asarray(a), np.asarray(b)
     return a.shape == b.shape and np.abs(a - b).max() <= limit * max(1, np.abs(b).max())
 
@@ -65,8 +65,8 @@ def close(a, b, limit=1e-5):
 # %% [markdown]
 # ## 1. A digit is a grid of numbers
 #
-# MNIST has 70,000 grey images of 28 x 28 pixels: 0 is paper, 1 is ink. The label says which digit
-# it is. A network sees nothing else: no strokes, no shapes, only 784 numbers.
+# MNIST has 70,000 grey images of 28 x 28 pixels: 0 is paper, 1 is ink. The label is the digit.
+# A network gets nothing else: no strokes, no shapes, only 784 numbers.
 
 # %%
 print("1. A digit is a grid of numbers")
@@ -80,15 +80,16 @@ claim("every pixel lies in [0, 1]", x.min() >= 0 and x.max() <= 1)
 # %% [markdown]
 # ## 2. A convolution, by hand
 #
-# A *filter* w is a small grid of weights. Laid over a patch of the image, it answers with one
-# number, the sum of products; slid over the image, it answers once for each position (i, j):
+# A *filter* w is a small grid of weights. Its response to a patch of the image is one number, the
+# sum of products. The filter slides over the image and gives a response at each position (i, j):
 #
 # $$ y_{ij} = b + \sum_u \sum_v x_{i+u,\,j+v} \, w_{uv} $$
 #
-# (Mathematics calls this cross-correlation; a convolution would turn the filter by half a circle
-# first. Deep learning says convolution to both, as the weights are learnt either way.)
+# (In mathematics this is a cross-correlation; a convolution would first rotate the filter by 180
+# degrees. Deep learning calls both convolution, since the weights are learnt either way.)
 #
-# This filter answers strongly where paper on the left meets ink on the right: a vertical edge.
+# The response of this filter is large where paper on the left meets ink on the right: a vertical
+# edge.
 
 # %%
 print("\n2. A convolution, by hand")
@@ -102,12 +103,12 @@ by_hand = b
 for u in range(5):
     for v in range(5):
         by_hand += patch[u, v] * w[u, v]
-print(f"  the answer of the filter to this patch: {by_hand:.4f}")
+print(f"  the response of the filter to this patch: {by_hand:.4f}")
 
 # %% [markdown]
-# The library's layer holds many filters at once, in one array (height, width, channels, filters).
-# `build` makes it, and whoever wants other weights writes into its `value`. A pass leaves what
-# backward will need in a `Context`.
+# The library's layer has many filters in one array (height, width, channels, filters). `build`
+# creates it; write into its `value` to set other weights. `forward` saves what `backward` needs in
+# a `Context`.
 
 # %%
 conv = mc.layers.Conv2D(filters=1, kernel_size=5)
@@ -116,16 +117,16 @@ conv.kernel.value[:, :, 0, 0] = w
 conv.bias.value[0] = b
 y = conv.forward(x, mc.Context())
 claim("Conv2D gives the same number at that position", close(y[0, i, j, 0], by_hand))
-claim("nowhere on this digit does it answer more strongly",
+claim("no position on this digit has a larger response",
       np.unravel_index(y.argmax(), y.shape) == (0, i, j, 0))
 claim("a filter of 5 fits 28 - 5 + 1 = 24 times along each axis", y.shape == (1, 24, 24, 1))
 
 # %% [markdown]
 # ## 3. The same convolution as one matrix product
 #
-# Write each patch as a row of a matrix, and each filter as a column of another. Then every answer
-# of every filter is one element of one product. The first matrix is called *im2col*, image to
-# columns. For a 3 x 3 image and a window of 2 x 2 it can be read at sight:
+# Write each patch as a row of a matrix, and each filter as a column of another. Then each response
+# of each filter is one element of their product. The first matrix is called *im2col*, image to
+# columns. This is the matrix of a 3 x 3 image and a window of 2 x 2:
 
 # %%
 print("\n3. The same convolution as one matrix product")
@@ -139,13 +140,13 @@ def im2col(image, size):
 
 small = np.arange(1, 10).reshape(3, 3)
 print(small, "becomes", im2col(small, 2), sep="\n")
-claim("one row a position: the last holds the lower right corner",
+claim("one row for each position: the last is the lower right corner",
       im2col(small, 2)[-1].tolist() == [5, 6, 8, 9])
 
 # %% [markdown]
-# An inner element stands in as many rows as there are weights in a filter, so the matrix is far
-# larger than the image. That is why `minicnn/kernels/conv/im2col.py` makes it a block of positions
-# at a time, and `minicnn/kernels/gemm.py` multiplies the block while it lies in the cache.
+# An inner element is in as many rows as a filter has weights, so the matrix is much larger than
+# the image. Therefore `minicnn/kernels/conv/im2col.py` creates it for a block of positions at a
+# time, and `minicnn/kernels/gemm.py` multiplies the block while it is in the cache.
 
 # %%
 filters = mc.layers.Conv2D(filters=4, kernel_size=5)
@@ -161,13 +162,13 @@ claim(f"columns {columns.shape} times kernel {matrix.shape}, plus bias, is the c
       close(product.reshape(1, 24, 24, 4), y))
 
 # %% [markdown]
-# The product also gives the backward pass. Where y = columns w + b, a small change v of w changes y
+# The product also gives the backward pass. With y = columns w + b, a small change v of w changes y
 # by columns v, and so the loss by <dy, columns v> = <columns' dy, v> (a prime is the transpose, <,>
-# the sum of products). What stands beside v is the gradient. With b and the columns the same way:
+# the sum of products). The factor of v is the gradient. In the same way for b and the columns:
 #
 #     dw = columns' dy        db = 1' dy        dcolumns = dy w'
 #
-# An element of x that was copied into several rows gets the sum of what those rows get: columns to
+# An element of x that was copied into several rows gets the sum of their gradients: columns to
 # image. These are the three lines at the top of `minicnn/kernels/conv/conv.py`.
 
 # %%
@@ -189,9 +190,9 @@ claim("dx = the rows of dy w', each added where it was copied from",
 # %% [markdown]
 # ## 4. Max pooling, and where its gradient goes
 #
-# Max pooling keeps the largest element under each window: it says that a feature was seen, and
-# only roughly where. Moving a loser a little changes nothing, so its gradient is 0. The whole
-# gradient of an output goes to the winner of its window (among equals, the first).
+# Max pooling keeps the largest element of each window: that a feature was found, and only roughly
+# where. A small change of any other element changes nothing, so its gradient is 0. The gradient of
+# an output goes to the largest element of its window alone (among equals, to the first).
 
 # %%
 print("\n4. Max pooling, and where its gradient goes")
@@ -205,35 +206,35 @@ maxima = pool.forward(square.reshape(1, 4, 4, 1), ctx)[0, :, :, 0]
 dx = pool.backward(np.array([[10, 20], [30, 40]], np.float32).reshape(1, 2, 2, 1), ctx)
 print(dx[0, :, :, 0])
 claim("the maxima of the four blocks are 5, 8, 9, 3", maxima.tolist() == [[5, 8], [9, 3]])
-claim("10, 20, 30, 40 arrive where 5, 8, 9, 3 stand, and nothing elsewhere",
+claim("10, 20, 30, 40 go to the places of 5, 8, 9, 3, and nothing elsewhere",
       dx[0, :, :, 0].tolist() == [[0, 10, 0, 0], [0, 0, 20, 0], [0, 0, 0, 0], [30, 0, 40, 0]])
 pool.forward(np.ones((1, 4, 4, 1), np.float32), ctx)
 dx = pool.backward(np.ones((1, 2, 2, 1), np.float32), ctx)
 claim("among four equals the first gets all", dx[0, :2, :2, 0].tolist() == [[1, 0], [0, 0]])
 
 # %% [markdown]
-# Windows may overlap. An element that wins several of them gets the sum of their gradients: the
-# chain rule adds over all the ways from an input to the loss.
+# Windows may overlap. An element that is the largest in several windows gets the sum of their
+# gradients: the chain rule adds over all paths from an input to the loss.
 
 # %%
 overlapping, ctx = mc.layers.MaxPooling2D(2, strides=1), mc.Context()
 overlapping.build((None, 4, 4, 1), rng=0)
 overlapping.forward(square.reshape(1, 4, 4, 1), ctx)
 dx = overlapping.backward(np.ones((1, 3, 3, 1), np.float32), ctx)
-claim("with stride 1, the 8 wins four windows and gets 1 from each", dx[0, 1, 2, 0] == 4)
+claim("with stride 1, the 8 is the maximum of four windows and gets 1 from each", dx[0, 1, 2, 0] == 4)
 claim("no gradient is lost: nine windows, a sum of 9", dx.sum() == 9)
 
 # %% [markdown]
 # ## 5. The loss: softmax cross-entropy
 #
-# The last layer gives one number z (a *logit*) for each class. Softmax makes probabilities of
-# them, and the loss is how improbable the true class was (y is 1 at the true class and 0
-# elsewhere):
+# The last layer gives one number z (a *logit*) for each class. Softmax turns them into
+# probabilities, and the loss is the negative logarithm of the true class's probability (y is 1 at
+# the true class and 0 elsewhere):
 #
 # $$ p_k = \frac{e^{z_k}}{\sum_l e^{z_l}} \qquad L = -\sum_k y_k \log p_k $$
 #
-# Write $L = -\sum_k y_k z_k + \log \sum_l e^{z_l}$ and differentiate by $z_k$. What remains is the
-# shortest gradient in the field, prediction minus truth:
+# Write $L = -\sum_k y_k z_k + \log \sum_l e^{z_l}$ and differentiate by $z_k$. The gradient is the
+# prediction minus the truth:
 #
 # $$ \frac{\partial L}{\partial z_k} = p_k - y_k $$
 
@@ -246,24 +247,24 @@ loss, dz = mc.losses.softmax_cross_entropy_with_grad(labels=truth, logits=z)
 print(f"  p {p[0].round(3)}   loss {loss:.4f}   p - y {(p - truth)[0].round(3)}")
 claim("the loss is -log p of the true class", close(loss, -np.log(p[0, 1])))
 claim("its gradient is p - y", close(dz, p - truth))
-claim("the gradient sums to 0: what one class gains the others lose", abs(dz.sum()) < 1e-12)
+claim("the gradient sums to 0, as the probabilities sum to 1", abs(dz.sum()) < 1e-12)
 _, halves = mc.losses.softmax_cross_entropy_with_grad(np.repeat(truth, 2, 0), np.repeat(z, 2, 0))
 claim("the loss of a batch is the mean over its rows, so each row gets (p - y) / N",
       close(halves, np.repeat(p - truth, 2, 0) / 2))
 
 # %% [markdown]
-# ## 6. Is a gradient right? Ask the loss itself
+# ## 6. Check a gradient with differences
 #
 # A derivative is a limit of differences. So any gradient can be checked without knowing how it was
-# computed: move one weight by e to both sides and look at the loss,
+# computed: change one weight by e in both directions and compare the losses,
 #
 # $$ \frac{L(w + e) - L(w - e)}{2e} = \frac{\partial L}{\partial w} + O(e^2) $$
 #
-# A large e is wrong by the curve of the loss; a small one by rounding, as two nearly equal numbers
-# are subtracted. In float64 a good e lies between, around 1e-5.
+# With a large e the error is the curvature of the loss; with a small one it is rounding, as two
+# nearly equal numbers are subtracted. In float64 a good e is around 1e-5.
 
 # %%
-print("\n6. Is a gradient right? Ask the loss itself")
+print("\n6. Check a gradient with differences")
 rng = np.random.default_rng(6)
 tiny = mc.Sequential([
     mc.layers.Conv2D(2, 3, activation="tanh"), mc.layers.MaxPooling2D(2),
@@ -274,7 +275,7 @@ images, labels = rng.normal(size=(4, 8, 8, 1)), np.array([0, 1, 2, 1])
 
 
 def loss_and_backward(model, images, labels):
-    """Run one pass in both directions: each parameter's `grad` is set, the loss comes back."""
+    """Run forward and backward, which sets each parameter's `grad`; return the loss."""
     ctx = mc.Context(training=True)
     logits = model.forward(images, ctx)
     loss, dlogits = mc.losses.softmax_cross_entropy_with_grad(labels=labels, logits=logits)
@@ -287,8 +288,8 @@ kernel, entry = tiny.layers[0].kernel, (1, 2, 0, 0)
 analytic, start = kernel.grad[entry], kernel.value[entry]
 
 # %% [markdown]
-# `analytic` is what the backward pass says of one weight in the first layer, having come through
-# the loss, the dense layer, the pooling and the tanh. Now the same by differences:
+# `analytic` is the gradient of one weight in the first layer from the backward pass, through the
+# loss, the dense layer, the pooling and the tanh. Now the same by differences:
 
 # %%
 errors = {}
@@ -302,14 +303,13 @@ for e in (1e-2, 1e-3, 1e-5, 1e-11):
     print(f"  e = {e:<5.0e}  differences {numeric:+.11f}  backward {analytic:+.11f}")
 kernel.value[entry] = start
 claim("with e = 1e-5 they agree to nine decimal places", errors[1e-5] < 1e-9)
-claim("a tenth of e has a hundredth of the error", 80 < errors[1e-2] / errors[1e-3] < 120)
+claim("a tenth of e gives a hundredth of the error", 80 < errors[1e-2] / errors[1e-3] < 120)
 claim("until rounding takes over", errors[1e-11] > errors[1e-5])
 
 # %% [markdown]
-# `mc.check_gradients` does this for the inputs and every parameter of any layer, along single
-# entries and random directions. A check is worth what it catches, so here is a layer with a
-# mistake of the kind that training hides: its bias learns at half the speed, and the network still
-# trains.
+# `mc.check_gradients` does this for the inputs and every parameter of any layer, for single entries
+# and in random directions. To see that it finds mistakes, here is a layer with one that training
+# hides: its bias learns at half the speed, and the network still trains.
 
 # %%
 class Careless(mc.layers.Dense):
@@ -332,8 +332,8 @@ claim("the mistake is found, and in the bias alone",
 # ## 7. Training is this, many times
 #
 # Take a batch of images, run forward and backward, and move every weight a little against its
-# gradient: *stochastic gradient descent*. That is the whole loop, with nothing behind it.
-# `mc.optimizers.SGD` takes the same step, and adds momentum and schedules.
+# gradient: *stochastic gradient descent*. This is the complete loop. `mc.optimizers.SGD` takes the
+# same step, and adds momentum and schedules.
 
 # %%
 print("\n7. Training is this, many times")
@@ -357,13 +357,13 @@ def accuracy(model):
 
 before = kernel.value.copy()
 mc.optimizers.SGD(0.1).step(tiny.parameters)
-claim("SGD(0.1) takes 0.1 times the gradient from a weight",
+claim("SGD(0.1) subtracts 0.1 times the gradient from a weight",
       close(kernel.value, before - 0.1 * kernel.grad, 1e-15))
 
 # %% [markdown]
-# Our network: eight filters of 5 x 5, ReLU (which sets negative answers to 0), pooling, and a
-# dense layer from the 12 * 12 * 8 numbers that remain to ten logits. Before it has learnt anything
-# it guesses, and guessing among ten classes costs log 10 = 2.303.
+# Our network has eight filters of 5 x 5, ReLU (which sets negative numbers to 0), pooling, and a
+# dense layer from the remaining 12 * 12 * 8 numbers to ten logits. Before training it guesses, and
+# the loss of guessing among ten classes is log 10 = 2.303.
 
 # %%
 model = mc.Sequential([
@@ -378,40 +378,40 @@ for step in (1, 10, 100, 300):
     print(f"  step {step:3d}  loss {losses[step - 1]:.3f}")
 reached = accuracy(model)
 print(f"  {reached:.1%} of the 10,000 test images are read right")
-claim("it began by guessing: the first loss is near log 10", abs(losses[0] - np.log(10)) < 0.5)
+claim("it starts with guessing: the first loss is near log 10", abs(losses[0] - np.log(10)) < 0.5)
 claim("after 300 steps more than 90% are right", reached > 0.9)
 
 # %% [markdown]
-# ## 8. What the filters look for
+# ## 8. What the filters detect
 #
-# Nobody designed the filters: they began as random numbers. What does a filter look for? Of all
-# patches of one length (as vectors) the one that excites it most is the filter itself: by the
-# inequality of Cauchy and Schwarz, patch . w <= |patch| |w|, with equality where the patch points
-# along w. So to look at a filter is to see its favourite patch.
+# Nobody designed the filters: they started as random numbers. What does a filter detect? Of all
+# patches of the same length (as vectors), the one with the largest response is the filter itself:
+# by the Cauchy-Schwarz inequality, patch . w <= |patch| |w|, with equality if the patch is parallel
+# to w. So a picture of the filter is a picture of what it detects.
 
 # %%
-print("\n8. What the filters look for")
+print("\n8. What the filters detect")
 kernel = model.layers[0].kernel.value  # (5, 5, 1, 8)
 vectors = kernel.reshape(25, 8)
 lengths = np.linalg.norm(vectors, axis=0)
 ink = columns[np.linalg.norm(columns, axis=1) > 0]
 ink = ink / np.linalg.norm(ink, axis=1, keepdims=True)
-claim("a filter's answer to itself, made of length 1, is its length",
+claim("a filter's response to itself, scaled to length 1, is its length",
       close((vectors / lengths * vectors).sum(axis=0), lengths))
-claim("no patch of the digit excites a filter more", (ink @ vectors <= lengths * 1.00001).all())
-claim("training has moved every filter",
+claim("no patch of the digit has a larger response", (ink @ vectors <= lengths * 1.00001).all())
+claim("training has changed every filter",
       (np.abs(kernel - first_filters).max(axis=(0, 1, 2)) > 0.01).all())
 signs = np.where(np.abs(kernel) < 0.3 * np.abs(kernel).max(), ".", np.where(kernel > 0, "+", "-"))
 for row in signs[:, :, 0]:
     print("   ", "   ".join("".join(row[:, f]) for f in range(8)))
 
 # %% [markdown]
-# Some have become strokes or edges of one direction; after so few steps others still look like
-# noise. `minicnn.plots` draws their weights, and what each of them makes of our digit.
+# Some have become strokes or edges of one direction; others still look like noise after so few
+# steps. `minicnn.plots` draws their weights, and their responses to our digit.
 
 # %%
 def save(name, draw, values):
-    """Save a picture, where matplotlib is installed, and show it in a notebook."""
+    """Save a picture, if matplotlib is installed, and show it in a notebook."""
     try:
         figure = draw(values)
     except ImportError as error:
@@ -435,23 +435,22 @@ save("feature_maps.png", mc.plots.feature_maps, maps[0])
 # %% [markdown]
 # ## 9. A layer of your own
 #
-# Average pooling answers with the mean of each block instead of its maximum. A layer is a class
-# with
+# Average pooling returns the mean of each block instead of its maximum. A layer is a class with
 #
-# - `build`: checks the shape of the inputs, makes the parameters if there are any, and returns the
-#   shape of the output. What cannot work should fail here, not in the middle of training;
-# - `forward`: the output, having left in `ctx[self]` what backward will need;
-# - `backward`: the gradient of the inputs, and in each parameter's `grad` its gradient.
+# - `build`: checks the shape of the inputs, creates the parameters if there are any, and returns
+#   the shape of the output. Unsuitable inputs should fail here, not in the middle of training;
+# - `forward`: returns the output, and saves what `backward` needs in `ctx[self]`;
+# - `backward`: returns the gradient of the inputs, and writes each parameter's `grad`.
 #
-# For backward ask: how does output y change with input x? An average over k * k elements changes
-# by 1 / (k * k) of each of them, so each gets that share of dy. Nothing must be remembered.
+# How does output y change with input x? An average over k * k elements changes by 1 / (k * k) of
+# the change of each element, so each gets that share of dy. Nothing needs to be saved.
 
 # %%
 print("\n9. A layer of your own")
 
 
 class AveragePooling(mc.layers.Layer):
-    """The mean of each block of size x size elements, channel by channel."""
+    """Compute the mean of each block of size x size elements, channel by channel."""
 
     rank = 4  # of the inputs; `Layer.build` refuses others
 
@@ -475,9 +474,9 @@ class AveragePooling(mc.layers.Layer):
 
 
 # %% [markdown]
-# Three checks, from cheap to thorough. A block by hand. Then, as the layer is linear, the *adjoint
-# identity*: backward must be the transpose of forward, which says <f(x), g> = <x, f'(g)> for any x
-# and g. And the differences of step 6.
+# Three checks, from cheap to thorough: a block by hand; then, as the layer is linear, the *adjoint
+# identity*: backward must be the transpose of forward, so that <f(x), g> = <x, f'(g)> for any x and
+# g; and the differences of step 6.
 
 # %%
 rng = np.random.default_rng(2)
@@ -498,10 +497,10 @@ try:
 except ValueError as error:
     refused = str(error)
 print(" ", refused)
-claim("blocks that do not fit are refused when the layer is built", "do not tile" in refused)
+claim("build refuses blocks that do not fit", "do not tile" in refused)
 
 # %% [markdown]
-# That is all a model wants of a layer: in a `Sequential` it stands beside the library's own.
+# A model needs no more from a layer: in a `Sequential` it works like the library's own.
 
 # %%
 averaging = mc.Sequential([
@@ -517,9 +516,9 @@ claim("a network with our layer learns to more than 85%", reached > 0.85)
 # %% [markdown]
 # ## 10. Another backward rule
 #
-# Some functions have a derivative that is right and of no use. A step, y = 1 where x > 0 and else
-# 0, has slope 0 nearly everywhere: whatever lies below it never learns. The *straight-through
-# estimator* pretends in backward that the step was the identity near 0:
+# The derivative of some functions is useless. A step, y = 1 if x > 0 and else 0, has slope 0 nearly
+# everywhere: the layers before it never learn. The *straight-through estimator* uses the derivative
+# of the identity near 0 instead:
 #
 #     forward:   y = 1 where x > 0, else 0
 #     backward:  dx = dy where |x| <= 1, else 0
@@ -551,8 +550,8 @@ class StraightThrough(Step):
 
 
 # %% [markdown]
-# Differences tell the truth about both: the step's own rule is right, the other one is not the
-# derivative of the step. A rule that is swapped on purpose fails `check_gradients`, and should.
+# Differences check both: the first rule is the derivative of the step, the second one is not. A
+# rule that is replaced on purpose should fail `check_gradients`, and does.
 
 # %%
 honest, estimator = (mc.check_gradients(layer, (2, 5)) for layer in (Step(), StraightThrough()))
@@ -560,12 +559,12 @@ claim("the zero gradient of the step is right", honest.ok)
 claim("the straight-through rule is not its derivative", not estimator.ok)
 
 # %% [markdown]
-# What the rule is good for, training tells. Squeeze each image through 16 units that are on or off,
-# so that it matters which 16 questions they ask.
+# Training shows the use of the rule. Each image passes through 16 units that are on or off, so it
+# matters what these 16 units detect.
 
 # %%
 def train_binary(activation):
-    """Train with 16 units of the activation: how far their weights moved, and the accuracy."""
+    """Train with 16 units of the activation; return the change of weights and the accuracy."""
     hidden = mc.layers.Dense(16)
     model = mc.Sequential([mc.layers.Flatten(), hidden, activation, mc.layers.Dense(10)])
     model.build((None, 28, 28, 1), rng=0)
@@ -579,18 +578,17 @@ def train_binary(activation):
 
 stuck, stuck_accuracy = train_binary(Step())
 free, free_accuracy = train_binary(StraightThrough())
-claim("below the step the weights stay exactly as they began", stuck == 0 < free)
-claim("with the estimator at least 25 points more are right", free_accuracy > stuck_accuracy + 0.25)
+claim("before the step, the weights do not change at all", stuck == 0 < free)
+claim("the estimator adds at least 25 points of accuracy", free_accuracy > stuck_accuracy + 0.25)
 
 # %% [markdown]
-# The same works with a layer of the library. One thing to know: a `Sequential` computes
-# convolution, ReLU and pooling in one *fused* pass where it finds them side by side
-# (`minicnn/layers/fusion.py`). It does so for exactly those classes; a subclass is left alone, so
-# your `backward` is always called.
+# The same works with a layer of the library. Note that a `Sequential` computes adjacent
+# convolution, ReLU and pooling layers in one *fused* pass (`minicnn/layers/fusion.py`). It does so
+# only for exactly these classes, not for subclasses, so your `backward` is always called.
 
 # %%
 class LeakyBackward(mc.layers.Activation):
-    """ReLU, but a tenth of the gradient also passes where it is off: no unit stays dead."""
+    """ReLU, but a tenth of the gradient passes where the output is 0, so that every unit learns."""
 
     def __init__(self):
         super().__init__("relu")
@@ -600,7 +598,7 @@ class LeakyBackward(mc.layers.Activation):
 
 
 def kernel_gradient(activation, fuse):
-    """Return the gradient of the filters below an activation and max pooling."""
+    """Return the gradient of the filters before an activation and max pooling."""
     conv = mc.layers.Conv2D(8, 5)
     model = mc.Sequential([conv, activation, mc.layers.MaxPooling2D(2), mc.layers.Flatten(),
                            mc.layers.Dense(10)], fuse=fuse)
@@ -612,9 +610,9 @@ def kernel_gradient(activation, fuse):
 leaky = kernel_gradient(LeakyBackward(), fuse=True)
 claim("fusing does not change the gradient with our rule",
       close(leaky, kernel_gradient(LeakyBackward(), fuse=False)))
-claim("which is not that of the library's ReLU",
+claim("this gradient differs from that of the library's ReLU",
       not close(leaky, kernel_gradient(mc.layers.Activation("relu"), fuse=True), 1e-3))
-print(f"\nAll {len(claims)} claims hold. What to read next stands at the end of the file.")
+print(f"\nAll {len(claims)} claims hold. The end of the file says what to read next.")
 
 # %% [markdown]
 # ## What to read next
@@ -625,13 +623,13 @@ print(f"\nAll {len(claims)} claims hold. What to read next stands at the end of 
 # | steps 2 and 3 as a layer | `minicnn/layers/conv2d.py` |
 # | the three products, block by block | `minicnn/kernels/conv/conv.py` |
 # | the columns and the way back | `minicnn/kernels/conv/im2col.py` |
-# | a matrix product at the speed of the machine | `minicnn/kernels/gemm.py` |
-# | step 4, with winners and overlaps | `minicnn/kernels/pooling.py` |
+# | a fast matrix product | `minicnn/kernels/gemm.py` |
+# | step 4, with overlapping windows | `minicnn/kernels/pooling.py` |
 # | step 5, with weights and label smoothing | `minicnn/losses.py` |
 # | step 6 in full: directions, kinks, ties | `minicnn/core/gradcheck.py` |
 # | momentum, Adam and schedules | `minicnn/optimizers.py` |
 # | several layers in one pass | `minicnn/layers/fusion.py` |
 # | step 7 with dropout and a command line | `examples/training_loop.py` |
-# | a whole training run that stops and resumes | `examples/mnist_cnn.py` |
-# | every layer again, slowly, with loops | `tests/naive.py` |
+# | a training run that stops and resumes | `examples/mnist_cnn.py` |
+# | every layer as plain loops | `tests/naive.py` |
 # | how to add a layer or a kernel to the library | `CONTRIBUTING.md` |

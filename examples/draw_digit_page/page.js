@@ -14,8 +14,8 @@ const element = (id) => document.getElementById(id);
 const pad = element("pad");
 const ink = pad.getContext("2d");
 const small = new OffscreenCanvas(SIDE, SIDE).getContext("2d", { willReadFrequently: true });
-const pen = { x: pad.width / 2, y: pad.height / 2, down: false }; // of the keyboard
-const strokes = new Map(); // pointer id -> where it was last
+const pen = { x: pad.width / 2, y: pad.height / 2, down: false }; // moved by the keyboard
+const strokes = new Map(); // pointer id -> its last position
 
 ink.lineWidth = PEN;
 ink.lineCap = ink.lineJoin = "round";
@@ -99,7 +99,7 @@ pad.addEventListener("keydown", (event) => {
 
 element("clear").addEventListener("click", clear);
 
-// Asking the network: one question at a time, always about the newest drawing ---------------------
+// Requests: one at a time, always with the newest drawing ----------------------------------------
 
 let asking = false;
 let changed = false;
@@ -139,7 +139,7 @@ function levels() {
   return Array.from({ length: SIDE * SIDE }, (_, i) => rgba[4 * i + 3]);
 }
 
-// Showing the answer ------------------------------------------------------------------------------
+// Results ----------------------------------------------------------------------------------------
 
 const bars = Array.from({ length: 10 }, (_, digit) => {
   const row = document.createElement("li");
@@ -174,7 +174,7 @@ function show(answer) {
   );
 }
 
-// Draws the maps in the order of their rows, with a pixel between two; without them, empty tiles.
+// Draws the maps row by row, a pixel apart; without maps, empty tiles.
 function paint(canvas, { size, count, columns }, text) {
   const context = canvas.getContext("2d");
   const levels = text ? atob(text) : "\0".repeat(size * size * count);
@@ -196,7 +196,7 @@ function say(text) {
   element("said").textContent = text;
 }
 
-// A screen reader is told when the pen rests, not at every move.
+// Screen readers are told when the pen rests, not at every move.
 function sayLater(text) {
   clearTimeout(later);
   later = setTimeout(say, 400, text);
