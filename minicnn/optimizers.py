@@ -1,4 +1,4 @@
-"""Optimizers: how parameters follow their gradients; learning-rate schedules; clipping."""
+"""Optimizers, learning-rate schedules and gradient clipping."""
 
 import functools
 import math
@@ -17,7 +17,7 @@ from minicnn.core.checks import (
     optimizer_fault,
     sequence,
 )
-from minicnn.core.parameter import Parameter
+from minicnn.core.parameter import Parameter, sum_of_squares
 from minicnn.kernels import update as kernels
 
 Schedule = Callable[[int], float]
@@ -26,26 +26,26 @@ Array = np.ndarray
 
 
 class Optimizer:
-    """What SGD, Adam and a rule of your own share: the rate, the count of steps, the state.
+    """Base class of optimizers: holds the learning rate, the number of steps and the state.
 
-    A rule of your own is one method, `update`. If it keeps arrays from step to step, it names them,
-    ``slots = ("mean",)``; they come as `state`, start as zeros and are saved with the rest.
+    To write an optimizer, define `update`. If it keeps arrays between steps, name them:
+    ``slots = ("mean",)``. They are passed as `state`, start as zeros and are saved in checkpoints.
 
     Parameters
     ----------
     learning_rate : float or callable
-        The rate, at least 0; or a schedule, called with the number of steps done so far, that
-        returns it.
+        The rate, at least 0; or a schedule, which is called with the number of completed steps and
+        returns the rate.
 
     Attributes
     ----------
     iterations : int
-        How many steps are done.
+        The number of completed steps.
 
     Raises
     ------
     TypeError, ValueError
-        If the rate is no finite number of at least 0, or an argument is outside its range.
+        If the rate is not a finite number of at least 0.
 
     Examples
     --------
@@ -60,24 +60,24 @@ class Optimizer:
     array([-0.5,  0. ,  0.5], dtype=float32)
     """
 
-    slots: tuple[str, ...] = ()  # the names of the arrays that the rule keeps for each parameter
+    slots: tuple[str, ...] = ()  # names of the arrays that are kept for each parameter
 
     def __init__(self, learning_rate: Rate) -> None:
         self.learning_rate = learning_rate
         self.iterations = 0
-        self._state: dict[str, Array] = {}  # "conv2d/kernel/momentum": of that kernel's shape
+        self._state: dict[str, Array] = {}  # by name: "conv2d/kernel/momentum"
 
     def update(self, w: Array, g: Array, state: list[Array], rate: float) -> None:
-        """Change one parameter in place.
+        """Update one parameter in place.
 
         Parameters
         ----------
         w : ndarray
-            The value, to be written into.
+            The value, which is overwritten.
         g : ndarray
-            Its gradient, to be left alone.
+            Its gradient, which must not be changed.
         state : list of ndarray
-            One array for each name in `slots`, to be written into.
+            One array for each name in `slots`, of the shape of `w`; overwritten.
         rate : float
             The learning rate of this step.
         """
@@ -85,7 +85,7 @@ class Optimizer:
 
     @property
     def learning_rate(self) -> Rate:
-        """The rate, or the schedule that gives it."""
+        """The rate, or the schedule that returns it."""
         return self._learning_rate
 
     @learning_rate.setter
@@ -100,19 +100,18 @@ class Optimizer:
         return number(self._learning_rate(step), f"learning_rate({step})", least=0)
 
     def step(self, parameters: Iterable[Parameter]) -> None:
-        """Change every trainable parameter once by its gradient.
+        """Update every trainable parameter from its gradient.
 
         Parameters
         ----------
         parameters : iterable of Parameter
-            Such as ``model.parameters``.
+            For example ``model.parameters``.
 
         Raises
         ------
         ValueError
-            If there is no parameter, if two share a name, if the array of one is read-only, or if
-            one does not fit the state that an earlier step left under its name. No parameter has
-            changed then.
+            If there are no parameters, two share a name, one is read-only, or one does not match
+            the shape and type of its state from earlier steps. No parameter is changed then.
         """
         rate = self.rate()
         parameters = _checked(parameters)
@@ -121,7 +120,7 @@ class Optimizer:
                 "`parameters` must hold at least one Parameter, got none; build the model first, "
                 "and take model.parameters after that"
             )
-        trained = _trainable(parameters)
+        trained = _trained(parameters)
         values = [parameter.writable("value") for parameter in trained]
         states = [self._state_of(parameter) for parameter in trained]
         for parameter, value, state in zip(trained, values, states, strict=True):
@@ -129,13 +128,13 @@ class Optimizer:
         self.iterations += 1
 
     def state_dict(self) -> dict[str, Array]:
-        """Return copies of all that a continued run needs, except the learning rate.
+        """Return a copy of the state that is needed to resume training.
 
         Returns
         -------
         dict
-            ``"iterations"``, and ``"conv2d/kernel/momentum"`` and so on for each parameter that has
-            been changed. The rate is the program's, so it is not among them.
+            ``"iterations"``, and an array for each slot of each parameter that has been updated,
+            such as ``"conv2d/kernel/momentum"``. The learning rate is not included.
 
         Examples
         --------
@@ -149,20 +148,20 @@ class Optimizer:
         return {"iterations": np.array(self.iterations, np.int64), **arrays}
 
     def load_state_dict(self, state: Mapping[str, Array], parameters: Iterable[Parameter]) -> None:
-        """Continue from what `state_dict` returned.
+        """Restore the state that `state_dict` returned.
 
         Parameters
         ----------
         state : mapping from str to array
-            Each array is converted to the type of its parameter.
+            Each array is converted to the dtype of its parameter.
         parameters : iterable of Parameter
-            Those that the steps to come will change.
+            The parameters that `step` will update.
 
         Raises
         ------
         ValueError
-            If an entry is missing, unknown or of another shape, or if it holds NaN or a negative
-            mean of squares. Nothing has changed then.
+            If an entry is missing, unknown or of another shape, or holds NaN or a negative mean of
+            squares. Nothing is changed then.
         """
         remedy = "load it into the optimizer and the model that saved it"
         instance(state, Mapping, "state", "what state_dict returns")
@@ -179,25 +178,26 @@ class Optimizer:
                 raise ValueError(f"no parameter has {name!r} of shape {value.shape}; {remedy}")
             entries[name] = np.array(value, owners[name].dtype, order="C")
             _check_fits(name, entries[name], owners[name])
-        if said := optimizer_fault(entries):
-            raise ValueError(f"{said}, which no step leaves there; {remedy}")
+        if fault := optimizer_fault(entries):
+            raise ValueError(f"{fault}, which no step produces; {remedy}")
         self._state, self.iterations = entries, int(count)
 
     def _state_of(self, parameter: Parameter) -> list[Array]:
-        """Return the arrays of a parameter; zeros where this is its first step."""
+        """Return the state of a parameter, one array per slot; zeros at its first step."""
         names = [f"{parameter.name}/{slot}" for slot in self.slots]
         for name in names:
             if name not in self._state:
                 self._state[name] = np.zeros_like(parameter.value)
-            _check_fits(name, self._state[name], parameter)  # the kernels trust it
+            _check_fits(name, self._state[name], parameter)  # kernels do not check
         return [self._state[name] for name in names]
 
 
 class SGD(Optimizer):
     """Stochastic gradient descent, with or without momentum.
 
-    Plain: ``w -= rate g``. With momentum mu: ``v = mu v + g; w -= rate v``, and with Nesterov's,
-    which looks ahead, ``w -= rate (g + mu v)``. Weight decay adds ``weight_decay w`` to g.
+    Without momentum: ``w -= rate g``. With momentum mu: ``v = mu v + g; w -= rate v``; with
+    Nesterov momentum the update is ``w -= rate (g + mu v)``. Weight decay adds
+    ``weight_decay w`` to g.
 
     Parameters
     ----------
@@ -206,20 +206,20 @@ class SGD(Optimizer):
     momentum : float
         mu, in [0, 1).
     nesterov : bool
-        Needs a momentum above 0.
+        Whether to use Nesterov momentum; requires `momentum` above 0.
     weight_decay : float
         At least 0.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is no number or outside its range.
+        If an argument has the wrong type or is out of range.
 
     References
     ----------
     Sutskever, Martens, Dahl and Hinton, "On the importance of initialization and momentum in deep
     learning", ICML 2013, equations 1 to 4. As in TensorFlow the rate multiplies the velocity, not
-    the gradient, so a new rate acts at once.
+    the gradient, so a change of the rate takes effect immediately.
 
     Examples
     --------
@@ -243,7 +243,7 @@ class SGD(Optimizer):
         self.slots = ("momentum",) if self.momentum else ()
 
     def update(self, w: Array, g: Array, state: list[Array], rate: float) -> None:
-        """Change one parameter in place."""
+        """Update one parameter in place."""
         if self.momentum:
             kernels.momentum(w, g, state[0], rate, self.weight_decay, self.momentum, self.nesterov)
         else:
@@ -251,7 +251,7 @@ class SGD(Optimizer):
 
 
 class Adam(Optimizer):
-    """Adam: steps of about the size of the rate, whatever the scale of the gradient.
+    """Adam, with decoupled weight decay (AdamW).
 
     At step t = 1, 2, ...::
 
@@ -259,24 +259,25 @@ class Adam(Optimizer):
         m' = m / (1 - beta1^t)                   s' = s / (1 - beta2^t)
         w -= rate (m' / (sqrt(s') + epsilon) + weight_decay w)
 
-    The step t counts the optimizer's steps, also for a parameter that was frozen before.
+    Each element changes by about `rate`, whatever the scale of its gradient. t is the number of
+    the optimizer's steps, also for a parameter that was frozen at first.
 
     Parameters
     ----------
     learning_rate : float or callable
         The rate, or a schedule step -> rate.
     beta1, beta2 : float
-        How much of the running means is kept, in [0, 1).
+        Decay rates of the running means of g and g^2, in [0, 1).
     epsilon : float
-        Above 0. It is added to sqrt(s'), as in the paper's Algorithm 1; TensorFlow 1 added it to
+        Above 0. It is added to sqrt(s'), as in Algorithm 1 of the paper; TensorFlow 1 added it to
         sqrt(s).
     weight_decay : float
-        At least 0. It acts on the weights, not through the gradient's means: AdamW.
+        At least 0. It is applied to the weights directly, not added to the gradient.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is no number or outside its range.
+        If an argument has the wrong type or is out of range.
 
     References
     ----------
@@ -304,20 +305,20 @@ class Adam(Optimizer):
         self.weight_decay = number(weight_decay, "weight_decay", least=0)
 
     def update(self, w: Array, g: Array, state: list[Array], rate: float) -> None:
-        """Change one parameter in place."""
+        """Update one parameter in place."""
         m, s = state
         t = self.iterations + 1
         root = math.sqrt(1 - self.beta2**t)
-        # The kernel knows m and s, not m' and s': with correction = root / (1 - beta1^t),
-        # m' / (sqrt(s') + epsilon) = correction m / (sqrt(s) + root epsilon). It multiplies the
-        # decay by its rate too, which is undone here.
+        # The kernel uses m and s, not m' and s': with correction = root / (1 - beta1^t),
+        # m' / (sqrt(s') + epsilon) = correction m / (sqrt(s) + root epsilon). It also multiplies
+        # the decay by its rate, so the decay is divided by the correction here.
         correction = root / (1 - self.beta1**t)
         kernels.adam(w, g, m, s, rate * correction, self.weight_decay / correction,
                      self.beta1, self.beta2, root * self.epsilon)
 
 
 class _Schedule:
-    """A learning rate for each step: an object that is called with the step and can be pickled."""
+    """Base class of schedules: callables step -> rate that can be pickled."""
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
@@ -325,7 +326,7 @@ class _Schedule:
 
 
 class constant(_Schedule):  # noqa: N801
-    """The schedule that always gives `rate`.
+    """A constant learning rate.
 
     Parameters
     ----------
@@ -347,16 +348,16 @@ class constant(_Schedule):  # noqa: N801
 
 
 class step_decay(_Schedule):  # noqa: N801
-    """The schedule rate factor^floor(step / every).
+    """Multiply the rate by a factor at regular intervals: rate factor^floor(step / every).
 
     Parameters
     ----------
     rate : float
-        The first rate, at least 0.
+        The initial rate, at least 0.
     every : int
-        Steps from one change to the next.
+        Number of steps between two changes.
     factor : float
-        What each change multiplies the rate by, at least 0.
+        Factor of each change, at least 0.
 
     Examples
     --------
@@ -376,18 +377,18 @@ class step_decay(_Schedule):  # noqa: N801
 
 
 class exponential_decay(_Schedule):  # noqa: N801
-    """The schedule rate decay_rate^(step / decay_steps).
+    """Decay the rate exponentially: rate decay_rate^(step / decay_steps).
 
     Parameters
     ----------
     rate : float
-        The first rate, at least 0.
+        The initial rate, at least 0.
     decay_steps : int
-        After so many steps the rate has been multiplied by `decay_rate` once.
+        Number of steps in which the rate is multiplied by `decay_rate`.
     decay_rate : float
         At least 0.
     staircase : bool
-        Whether the exponent is rounded down, so that the rate changes every `decay_steps` only.
+        Whether to round the exponent down, so that the rate changes only every `decay_steps`.
 
     Examples
     --------
@@ -411,16 +412,16 @@ class exponential_decay(_Schedule):  # noqa: N801
 
 
 class cosine_decay(_Schedule):  # noqa: N801
-    """The schedule end + (rate - end) (1 + cos(pi step / decay_steps)) / 2.
+    """Decay the rate along a cosine: end + (rate - end) (1 + cos(pi step / decay_steps)) / 2.
 
     Parameters
     ----------
     rate : float
-        The first rate, at least 0.
+        The initial rate, at least 0.
     decay_steps : int
-        Steps until the rate is `end`, where it stays.
+        Number of steps until the rate is `end`; it then stays constant.
     end : float
-        The last rate, at least 0.
+        The final rate, at least 0.
 
     References
     ----------
@@ -446,11 +447,10 @@ class cosine_decay(_Schedule):  # noqa: N801
 
 
 def clip_by_global_norm(parameters: Iterable[Parameter], max_norm: float) -> float:
-    """Scale all gradients together so that their common norm is at most `max_norm`.
+    """Scale all gradients in place so that their global norm is at most `max_norm`.
 
-    ``norm = sqrt(sum of g^2 over all trainable parameters)``; where it is above `max_norm`,
-    ``g *= max_norm / norm`` in place. A norm that is not finite changes nothing: there is no
-    direction to keep, and the caller can see it from what is returned.
+    ``norm = sqrt(sum of g^2 over all trainable parameters)``. If it is above `max_norm`, every
+    gradient is multiplied by ``max_norm / norm``. If it is not finite, nothing is changed.
 
     Parameters
     ----------
@@ -461,12 +461,12 @@ def clip_by_global_norm(parameters: Iterable[Parameter], max_norm: float) -> flo
     Returns
     -------
     float
-        The norm before.
+        The norm before clipping.
 
     Raises
     ------
     TypeError, ValueError
-        If `max_norm` is no finite number above 0, or two parameters share a name.
+        If `max_norm` is not a finite number above 0, or two parameters share a name.
 
     References
     ----------
@@ -484,9 +484,8 @@ def clip_by_global_norm(parameters: Iterable[Parameter], max_norm: float) -> flo
     array([1.5, 2. ], dtype=float32)
     """
     max_norm = _positive(max_norm, "max_norm")
-    gradients = [p.writable("grad").reshape(-1) for p in _trainable(parameters)]  # views
-    # einsum, unlike a dot product, does not call BLAS, whose threads may change the last bits.
-    norm = math.sqrt(sum(float(np.einsum("i,i->", g, g, dtype=np.float64)) for g in gradients))
+    gradients = [parameter.writable("grad") for parameter in _trained(_checked(parameters))]
+    norm = math.sqrt(sum(map(sum_of_squares, gradients)))
     if max_norm < norm < math.inf:
         for g in gradients:
             g *= max_norm / norm
@@ -496,15 +495,15 @@ def clip_by_global_norm(parameters: Iterable[Parameter], max_norm: float) -> flo
 def get(
     optimizer: str | Optimizer | Callable[[Rate], Optimizer], learning_rate: Rate | None = None
 ) -> Optimizer:
-    """Return the optimizer that a user's argument means.
+    """Return the optimizer that an argument specifies.
 
     Parameters
     ----------
     optimizer : str, Optimizer, class or callable
         ``"SGD"``, ``"Momentum"`` (SGD with momentum 0.9) or ``"Adam"`` in upper or lower case; an
-        optimizer, which comes back; or a class or function that makes one from the rate.
+        Optimizer, which is returned; or a class or function that makes one from the rate.
     learning_rate : float, schedule or None
-        None keeps the rate of an optimizer that is given as such; the others need one.
+        None keeps the rate of an Optimizer; otherwise a rate is required.
 
     Returns
     -------
@@ -515,7 +514,7 @@ def get(
     ValueError
         If the name is unknown or the rate is missing.
     TypeError
-        If no optimizer comes of it.
+        If `optimizer` is, or returns, something else.
 
     Examples
     --------
@@ -548,9 +547,9 @@ _BY_NAME: dict[str, Callable[[Rate], Optimizer]] = {
 }
 
 
-def _trainable(parameters: Iterable[Parameter]) -> list[Parameter]:
-    """Return those that are trained, whose names must differ: the state is kept by name."""
-    trained = [parameter for parameter in _checked(parameters) if parameter.trainable]
+def _trained(parameters: list[Parameter]) -> list[Parameter]:
+    """Return the trainable parameters; their names must differ, as the state is kept by name."""
+    trained = [parameter for parameter in parameters if parameter.trainable]
     names = [parameter.name for parameter in trained]
     if len(set(names)) < len(names):
         twice = max(names, key=names.count)
@@ -566,7 +565,7 @@ def _checked(parameters: Iterable[Parameter]) -> list[Parameter]:
 def _check_fits(name: str, array: Array, parameter: Parameter) -> None:
     if array.shape != parameter.shape or array.dtype != parameter.dtype:
         raise ValueError(
-            f"{name!r} must be as its parameter, {parameter.shape} {parameter.dtype}, got "
+            f"{name!r} must be like its parameter, {parameter.shape} {parameter.dtype}, got "
             f"{array.shape} {array.dtype}; use the model it belongs to, or a new optimizer"
         )
 

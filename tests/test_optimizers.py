@@ -324,7 +324,7 @@ def test_a_state_that_does_not_fit_changes_nothing(change, message):
 
 
 @pytest.mark.parametrize(("slot", "value", "message"), [
-    ("adam_m", np.nan, "conv2d/bias/adam_m holds NaN, which no step leaves there; load it into"),
+    ("adam_m", np.nan, "conv2d/bias/adam_m holds NaN, which no step produces; load it into"),
     ("adam_s", np.nan, "conv2d/bias/adam_s holds NaN"),
     ("adam_s", -1e-30, "conv2d/bias/adam_s has a negative mean of squares"),
     ("adam_s", -np.inf, "conv2d/bias/adam_s has a negative mean of squares"),

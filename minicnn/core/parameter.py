@@ -104,6 +104,13 @@ class Parameter:
         return f"Parameter({self.name!r}, shape={self.shape}, dtype={self.dtype})"
 
 
+def sum_of_squares(array: np.ndarray) -> float:
+    """Return the sum of the squares of all elements, added in float64."""
+    flat = array.reshape(-1)
+    # Unlike a dot product, einsum does not call BLAS, whose threads may change the last bits.
+    return float(np.einsum("i,i->", flat, flat, dtype=np.float64))
+
+
 def count_parameters(parameters: Iterable[Parameter]) -> int:
     """Return how many numbers the parameters hold."""
     return sum(parameter.value.size for parameter in parameters)
