@@ -1,12 +1,12 @@
-"""The names of the 2017 guide, so that its program runs with its import lines changed.
+"""The TensorFlow 1.0 names of the 2017 guide: its program runs if only the imports are changed.
 
 ::
 
     from minicnn.compat import tf, learn, model_fn as model_fn_lib
 
-Aliases, and a few adapters where the old call has another form. `conv2d` and `dense` start from
-`uniform_unit_scaling` here, not from `glorot_uniform` as elsewhere in minicnn: the guide's log was
-made with that initializer.
+Most names are aliases; a few functions adapt a call that has another form in minicnn. Here the
+default initializer of `conv2d` and `dense` is `uniform_unit_scaling`, not `glorot_uniform`, because
+the guide's log was produced with it.
 """
 
 import functools
@@ -29,11 +29,11 @@ _INITIALIZER = "uniform_unit_scaling"
 
 
 def _get_global_step() -> None:
-    """Return None: the Estimator counts the steps, and optimize_loss needs no tensor for it."""
+    """Return None: the Estimator counts the steps itself."""
 
 
 def _set_verbosity(level: int) -> None:
-    """Set the level of minicnn's log lines and show them on the standard error output."""
+    """Set the log level of minicnn and write its log to standard error."""
     _LOGGER.setLevel(level)
     if not _LOGGER.handlers:
         handler = _logging.StreamHandler()
@@ -47,9 +47,8 @@ def _run(main: Callable[..., Any] | None = None, argv: list[str] | None = None) 
     sys.exit(function(sys.argv if argv is None else argv))
 
 
-
 class _Names(SimpleNamespace):
-    """Some names of one module of the guide's; a missing name is an error with a replacement."""
+    """A module of the guide; the error for a missing name suggests a replacement."""
 
     def __init__(self, _path: str = "", **names: Any) -> None:
         super().__init__(**names)
@@ -57,8 +56,8 @@ class _Names(SimpleNamespace):
 
     def __getattr__(self, name: str) -> Any:
         path = f"{self._path}.{name}"
-        there = ", ".join(key for key in vars(self) if not key.startswith("_"))
-        remedy = _REPLACEMENTS.get(path, f"{self._path} has {there}")
+        available = ", ".join(key for key in vars(self) if not key.startswith("_"))
+        remedy = _REPLACEMENTS.get(path, f"{self._path} has {available}")
         raise AttributeError(f"minicnn.compat has no {path}; {remedy}")
 
 
@@ -69,7 +68,7 @@ _SEED = "use learn.Estimator(model_fn, config=learn.RunConfig(seed=1))"
 
 _REPLACEMENTS = {
     "tf.compat": "use tf itself; its names are those of TensorFlow 1.0",
-    "tf.concat": "no op joins tensors here; join the arrays before fit: np.concatenate",
+    "tf.concat": "there is no op for it; join the arrays before fit with np.concatenate",
     "tf.contrib.layers.l2_regularizer": "use tf.contrib.layers.optimize_loss(loss, optimizer="
     "minicnn.optimizers.SGD(rate, weight_decay=0.0001))",
     "tf.contrib.layers.xavier_initializer": "use kernel_initializer='glorot_uniform'",
@@ -87,7 +86,7 @@ _REPLACEMENTS = {
     "tf.nn.softmax_cross_entropy_with_logits": _LOSS,
     "tf.nn.softmax_cross_entropy_with_logits_v2": _LOSS,
     "tf.nn.sparse_softmax_cross_entropy_with_logits": _LOSS,
-    "tf.placeholder": "features and labels are the arguments of model_fn",
+    "tf.placeholder": "use the arguments `features` and `labels` of model_fn",
     "tf.random": _SEED,
     "tf.Session": _RUNNER,
     "tf.set_random_seed": _SEED,
@@ -100,7 +99,7 @@ _REPLACEMENTS = {
     "minicnn.optimizers.SGD(minicnn.optimizers.exponential_decay(rate, decay_steps, decay_rate)))",
     "tf.truncated_normal_initializer": "use kernel_initializer='he_normal', or a function of "
     "(shape, rng, dtype)",
-    "tf.Variable": "the layers make their own; write a minicnn.layers.Layer for another",
+    "tf.Variable": "layers create their own parameters; write a minicnn.layers.Layer for others",
     "learn.DNNClassifier": "use learn.Estimator with a model_fn of dense layers",
     "model_fn.EstimatorSpec": "use model_fn.ModelFnOps",
 }

@@ -1,10 +1,10 @@
-"""Initializers: the values that parameters start from.
+"""Initializers: the initial values of parameters.
 
-An initializer is any callable ``(shape, rng, dtype) -> array``. Those that draw do so in float64
-and round at the end, so a float32 and a float64 model of one seed start from the same numbers.
+An initializer is any callable ``(shape, rng, dtype) -> array``. Random initializers draw in float64
+and then round, so float32 and float64 models with the same seed start from the same numbers.
 
-The fans of a kernel are how many inputs an output is summed from and how many outputs an input
-reaches: (KH, KW, C, F) has fan_in = KH KW C and fan_out = KH KW F, (in, units) has in and units.
+fan_in is the number of inputs of each output of a layer, fan_out the number of outputs of each
+input. For a kernel (KH, KW, C, F) they are KH KW C and KH KW F; for (in, units), in and units.
 """
 
 import math
@@ -14,34 +14,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from minicnn.core.checks import (
-    array,
-    choice,
-    describe,
-    float_type,
-    generator,
-    integers,
-    number,
-    room,
-)
+from minicnn.core import checks
 
 Initializer = Callable[..., np.ndarray]
 Spec = str | float | Initializer
-_PART = 1 << 16  # elements that are drawn at a time
+_BLOCK = 1 << 16  # number of elements drawn at a time
 
 
 def glorot_uniform(shape: tuple[int, ...], rng: Any, dtype: Any = np.float32) -> np.ndarray:
     """Draw from U(-a, a) with a = sqrt(6 / (fan_in + fan_out)).
 
-    The variance 2 / (fan_in + fan_out) lies between the one that keeps the size of the signal on
-    its way forward and the one that keeps that of the gradient on its way back.
+    The variance 2 / (fan_in + fan_out) is a compromise between 1 / fan_in, which keeps the variance
+    of the signal in the forward pass, and 1 / fan_out, which keeps that of the gradient.
 
     Parameters
     ----------
     shape : tuple of int
-        Of a kernel: (KH, KW, C, F) or (in, units).
+        Shape of a kernel: (KH, KW, C, F) or (in, units).
     rng : numpy.random.Generator or int
-        Where the numbers are drawn from, or a seed.
+        Source of random numbers, or a seed.
     dtype : float32 or float64
 
     Returns
@@ -69,14 +60,16 @@ def glorot_uniform(shape: tuple[int, ...], rng: Any, dtype: Any = np.float32) ->
 
 
 def uniform_unit_scaling(shape: tuple[int, ...], rng: Any, dtype: Any = np.float32) -> np.ndarray:
-    """Draw from U(-a, a) with a = sqrt(3 / fan_in), so that a linear layer keeps the variance.
+    """Draw from U(-a, a) with a = sqrt(3 / fan_in).
+
+    A linear layer then keeps the variance of its inputs.
 
     Parameters
     ----------
     shape : tuple of int
-        Of a kernel: (KH, KW, C, F) or (in, units).
+        Shape of a kernel: (KH, KW, C, F) or (in, units).
     rng : numpy.random.Generator or int
-        Where the numbers are drawn from, or a seed.
+        Source of random numbers, or a seed.
     dtype : float32 or float64
 
     Returns
@@ -104,17 +97,18 @@ def uniform_unit_scaling(shape: tuple[int, ...], rng: Any, dtype: Any = np.float
 
 
 def he_normal(shape: tuple[int, ...], rng: Any, dtype: Any = np.float32) -> np.ndarray:
-    """Draw from N(0, 2 / fan_in), so that a layer followed by ReLU keeps the signal's size.
+    """Draw from N(0, 2 / fan_in).
 
-    It is the whole normal distribution, as in the paper. Keras cuts it at two standard deviations
-    and widens it to have the same variance.
+    A layer followed by ReLU then keeps the mean square of its inputs. The distribution is not
+    truncated, as in the paper. Keras truncates it at two standard deviations and rescales it to the
+    same variance.
 
     Parameters
     ----------
     shape : tuple of int
-        Of a kernel: (KH, KW, C, F) or (in, units).
+        Shape of a kernel: (KH, KW, C, F) or (in, units).
     rng : numpy.random.Generator or int
-        Where the numbers are drawn from, or a seed.
+        Source of random numbers, or a seed.
     dtype : float32 or float64
 
     Returns
@@ -138,11 +132,11 @@ def he_normal(shape: tuple[int, ...], rng: Any, dtype: Any = np.float32) -> np.n
     0.05
     """
     deviation = math.sqrt(2 / _fans(shape)[0])
-    return _drawn(generator(rng).normal, (0.0, deviation), shape, dtype)
+    return _drawn(checks.generator(rng).normal, (0.0, deviation), shape, dtype)
 
 
 def zeros(shape: tuple[int, ...], rng: Any = None, dtype: Any = np.float32) -> np.ndarray:
-    """Return zeros, the usual start of a bias.
+    """Return zeros, the usual initial value of a bias.
 
     Parameters
     ----------
@@ -160,23 +154,23 @@ def zeros(shape: tuple[int, ...], rng: Any = None, dtype: Any = np.float32) -> n
     >>> mc.initializers.zeros((3,))
     array([0., 0., 0.], dtype=float32)
     """
-    return np.zeros(_shape(shape), float_type(dtype))
+    return np.zeros(_shape(shape), checks.float_type(dtype))
 
 
 class constant:  # noqa: N801
-    """The initializer that gives `value`.
+    """Initialize with a given number or array.
 
     Parameters
     ----------
     value : float or array
-        A number for every element, or an array of the parameter's shape; it is copied.
+        A number for every element, or an array of the parameter's shape, which is copied.
 
     Raises
     ------
     TypeError
-        If `value` is not made of real numbers.
+        If `value` does not consist of real numbers.
     ValueError
-        If it is not finite; when called, if `value` is an array of another shape.
+        If it is empty or not finite; when called, if `value` is an array of another shape.
 
     Examples
     --------
@@ -186,12 +180,12 @@ class constant:  # noqa: N801
     """
 
     def __init__(self, value: ArrayLike) -> None:
-        self.value = np.array(array(value, "value", "iuf", "a number or an array"))
+        self.value = np.array(checks.array(value, "value", "iuf", "a number or an array"))
         if not np.isfinite(self.value).all() or not self.value.size:
-            raise ValueError(f"constant: `value` must be finite numbers, got {describe(value)}")
+            raise ValueError(f"constant: `value` must be finite numbers, got {checks.describe(value)}")
 
     def __repr__(self) -> str:
-        value = describe(self.value) if self.value.ndim else self.value.item()
+        value = checks.describe(self.value) if self.value.ndim else self.value.item()
         return f"constant({value})"
 
     def __call__(
@@ -206,7 +200,7 @@ class constant:  # noqa: N801
 
 
 def get(spec: Spec | None, default: Spec, name: str = "initializer") -> Initializer:
-    """Return the initializer that a user's argument means.
+    """Return the initializer that an argument specifies.
 
     Parameters
     ----------
@@ -215,7 +209,7 @@ def get(spec: Spec | None, default: Spec, name: str = "initializer") -> Initiali
         lower case; an initializer; a number for every element; None for the default.
     default : str, callable or float
     name : str
-        How errors call the argument.
+        Name of the argument in error messages.
 
     Returns
     -------
@@ -236,14 +230,14 @@ def get(spec: Spec | None, default: Spec, name: str = "initializer") -> Initiali
     """
     spec = default if spec is None else spec
     if isinstance(spec, str):
-        return _BY_NAME[choice(spec, name, _BY_NAME)]
+        return _BY_NAME[checks.choice(spec, name, _BY_NAME)]
     if callable(spec):
         return spec
     if isinstance(spec, int | float | np.number) and not isinstance(spec, bool):
-        return constant(number(spec, name))
+        return constant(checks.number(spec, name))
     raise TypeError(
         f"`{name}` must be a name, a number or a callable (shape, rng, dtype) -> array, got "
-        f"{describe(spec)}; give an array as minicnn.initializers.constant(array)"
+        f"{checks.describe(spec)}; give an array as minicnn.initializers.constant(array)"
     )
 
 
@@ -260,20 +254,20 @@ def _fans(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    checked = integers(shape, "shape", least=1)
-    room(checked, "the array of this `shape`")
+    checked = checks.integers(shape, "shape", least=1)
+    checks.room(checked, "the array of this `shape`")
     return checked
 
 
 def _uniform(limit: float, shape: tuple[int, ...], rng: Any, dtype: Any) -> np.ndarray:
-    return _drawn(generator(rng).uniform, (-limit, limit), shape, dtype)
+    return _drawn(checks.generator(rng).uniform, (-limit, limit), shape, dtype)
 
 
 def _drawn(draw: Any, of: tuple[float, float], shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Return float64 draws in another type; part by part, for all at once take thrice the room."""
-    values = np.empty(math.prod(shape), float_type(dtype))
-    for part in np.split(values, range(_PART, values.size, _PART)):
-        part[...] = draw(*of, part.size)
+    """Draw in float64, in blocks: all at once would need three times the memory."""
+    values = np.empty(math.prod(shape), checks.float_type(dtype))
+    for block in np.split(values, range(_BLOCK, values.size, _BLOCK)):
+        block[...] = draw(*of, block.size)
     return values.reshape(shape)
 
 

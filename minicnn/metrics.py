@@ -1,18 +1,17 @@
-"""Metrics: how good predictions are, in float64, from all rows at once."""
+"""Metrics of predictions, computed in float64."""
 
 import math
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from minicnn.core.checks import MOST, array, class_numbers, integer, room
-from minicnn.core.checks import labels as check_labels
+from minicnn.core import checks
 
 
 def accuracy(labels: ArrayLike, predictions: ArrayLike, weights: ArrayLike | None = None) -> float:
-    """Return the share of rows whose prediction is their label.
+    """Return the fraction of rows whose prediction equals the label.
 
-    With weights it is sum(weights where right) / sum(weights).
+    With weights it is sum(weights of the correct rows) / sum(weights).
 
     Parameters
     ----------
@@ -21,7 +20,7 @@ def accuracy(labels: ArrayLike, predictions: ArrayLike, weights: ArrayLike | Non
     predictions : array of int, (N,)
         The predicted class of each row.
     weights : array, (N,), optional
-        How much each row counts: finite, not negative, not all 0.
+        Weight of each row: finite, not negative, not all 0.
 
     Returns
     -------
@@ -33,7 +32,7 @@ def accuracy(labels: ArrayLike, predictions: ArrayLike, weights: ArrayLike | Non
     TypeError
         If the classes are not integers.
     ValueError
-        If the shapes do not fit, there is no row, or the weights cannot be used.
+        If the shapes differ, there are no rows, or the weights are invalid.
 
     Examples
     --------
@@ -46,13 +45,13 @@ def accuracy(labels: ArrayLike, predictions: ArrayLike, weights: ArrayLike | Non
 
 
 def mean(values: ArrayLike, weights: ArrayLike | None = None) -> float:
-    """Return sum(weights * values) / sum(weights), the plain mean without weights.
+    """Return the mean, or with weights sum(weights * values) / sum(weights).
 
     Parameters
     ----------
     values : array
     weights : array of the shape of `values`, optional
-        How much each value counts: finite, not negative, not all 0.
+        Weight of each value: finite, not negative, not all 0.
 
     Returns
     -------
@@ -61,7 +60,7 @@ def mean(values: ArrayLike, weights: ArrayLike | None = None) -> float:
     Raises
     ------
     ValueError
-        If there is no value, the shapes differ, or the weights cannot be used.
+        If there are no values, the shapes differ, or the weights are invalid.
 
     Examples
     --------
@@ -71,12 +70,12 @@ def mean(values: ArrayLike, weights: ArrayLike | None = None) -> float:
     >>> mc.metrics.mean([1.0, 2.0, 6.0], weights=[1, 1, 0])
     1.5
     """
-    values = array(values, "values").astype(np.float64)
+    values = checks.array(values, "values").astype(np.float64)
     if not values.size:
         raise ValueError(f"`values` must not be empty, got shape {values.shape}; give it rows")
     if weights is None:
         return float(values.mean())
-    weights = array(weights, "weights").astype(np.float64)
+    weights = checks.array(weights, "weights").astype(np.float64)
     if weights.shape != values.shape:
         raise ValueError(
             f"`weights` must have shape {values.shape}, got {weights.shape}; broadcast it first"
@@ -85,7 +84,7 @@ def mean(values: ArrayLike, weights: ArrayLike | None = None) -> float:
     if weights.min() < 0 or not 0 < total < math.inf:
         raise ValueError(
             "`weights` must be finite, not negative and not all 0, got "
-            f"{weights.min():g} as the least and {total:g} as the sum"
+            f"a minimum of {weights.min():g} and a sum of {total:g}"
         )
     return float((weights * values).sum() / total)
 
@@ -93,7 +92,7 @@ def mean(values: ArrayLike, weights: ArrayLike | None = None) -> float:
 def confusion_matrix(
     labels: ArrayLike, predictions: ArrayLike, num_classes: int | None = None
 ) -> np.ndarray:
-    """Return how often each true class (row) was predicted as each class (column).
+    """Count how often each true class (row) was predicted as each class (column).
 
     Parameters
     ----------
@@ -102,7 +101,7 @@ def confusion_matrix(
     predictions : array of int, (N,)
         The predicted class of each row, in [0, num_classes).
     num_classes : int, optional
-        Without it, one more than the largest class met.
+        By default the largest class in the data plus one.
 
     Returns
     -------
@@ -113,7 +112,7 @@ def confusion_matrix(
     TypeError
         If the classes are not integers.
     ValueError
-        If the shapes do not fit, there is no row, or a class lies outside the range.
+        If the shapes differ, there are no rows, or a class is outside [0, num_classes).
 
     Examples
     --------
@@ -126,8 +125,8 @@ def confusion_matrix(
     labels, predictions = _classes(labels, predictions)
     if num_classes is None:
         num_classes = max(0, int(labels.max()), int(predictions.max())) + 1
-    size = integer(num_classes, "num_classes", 1, MOST)
-    room((size, size), "`num_classes`: the matrix")
+    size = checks.integer(num_classes, "num_classes", 1, checks.MOST)
+    checks.room((size, size), "`num_classes`: the matrix")
     for name, classes in (("labels", labels), ("predictions", predictions)):
         outside = np.flatnonzero((classes < 0) | (classes >= size))
         if outside.size:
@@ -141,7 +140,8 @@ def confusion_matrix(
 
 def _classes(labels: ArrayLike, predictions: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Return both as int64 arrays (N,), N > 0."""
-    true, predicted = _class_numbers(labels, "labels"), _class_numbers(predictions, "predictions")
+    true = _class_numbers(labels, "labels")
+    predicted = _class_numbers(predictions, "predictions")
     if true.size != predicted.size:
         raise ValueError(
             "`labels` and `predictions` must have one entry for each row, got "
@@ -151,18 +151,18 @@ def _classes(labels: ArrayLike, predictions: ArrayLike) -> tuple[np.ndarray, np.
 
 
 def _class_numbers(values: ArrayLike, name: str) -> np.ndarray:
-    classes = check_labels(values, name)
+    classes = checks.labels(values, name)
+    remedy = f"give class numbers: {checks.class_numbers(name, classes.shape, classes.dtype)}"
     if classes.ndim != 1:
         raise ValueError(
-            f"`{name}` must be class numbers of shape (N,), got shape {classes.shape}; "
-            f"give class numbers: {class_numbers(name, classes.shape, classes.dtype)}"
+            f"`{name}` must be class numbers of shape (N,), got shape {classes.shape}; {remedy}"
         )
     if not classes.size:
         raise ValueError(f"`{name}` must not be empty, got shape {classes.shape}; give it rows")
     if classes.dtype.kind not in "iub":
         raise TypeError(
-            f"`{name}` must be integers, got {classes.dtype}; give class numbers: "
-            f"{class_numbers(name, classes.shape, classes.dtype)}, or probabilities.argmax(axis=1)"
+            f"`{name}` must be integers, got {classes.dtype}; {remedy}, or "
+            "probabilities.argmax(axis=1)"
         )
-    integer(int(classes.max()), name, -(2**63), 2**63 - 1)  # a larger uint64 would wrap around
+    checks.integer(int(classes.max()), name, -(2**63))  # a larger uint64 would wrap around
     return classes.astype(np.int64)

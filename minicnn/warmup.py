@@ -1,4 +1,4 @@
-"""Compile ahead of time what a training run needs."""
+"""Compile the kernels of a training step in advance."""
 
 import time
 
@@ -11,15 +11,15 @@ from minicnn.optimizers import SGD
 
 
 def warmup() -> float:
-    """Compile the float32 kernels of a training step, and return how many seconds it took.
+    """Compile the float32 kernels of a training step and return the time this took.
 
-    They are kept on disk, so only the first call on a machine takes some seconds. Without it they
-    are compiled one by one when they are first needed.
+    The compiled kernels are stored on disk, so only the first call on a machine takes several
+    seconds. Without `warmup`, each kernel is compiled at its first use.
 
     Returns
     -------
     float
-        Seconds.
+        Elapsed time in seconds.
 
     Examples
     --------
@@ -42,8 +42,8 @@ def warmup() -> float:
     )
     model.build((None, 8, 8, 1), rng=0)
     ctx = Context(training=True, rng=np.random.default_rng(0))
-    x, labels = np.zeros((2, 8, 8, 1), np.float32), np.array([0, 1])
-    _, gradient = softmax_cross_entropy_with_grad(labels, model.forward(x, ctx))
+    logits = model.forward(np.zeros((2, 8, 8, 1), np.float32), ctx)
+    _, gradient = softmax_cross_entropy_with_grad(np.array([0, 1]), logits)
     model.backward(gradient, ctx, need_dx=False)
     SGD(0.1).step(model.parameters)
     return time.perf_counter() - start
