@@ -33,7 +33,7 @@ relaxed = settings(
 
 
 def idx_bytes(array):
-    """Write IDX from the format's definition, one element at a time."""
+    """Encode an array as IDX, following the definition of the format element by element."""
     out = bytes([0, 0, CODES[array.dtype.str[1:]], array.ndim])
     out += b"".join(size.to_bytes(4, "big") for size in array.shape)
     step = -1 if sys.byteorder == "little" else 1
@@ -185,13 +185,13 @@ def test_gzip_bomb_stops_after_the_promised_bytes(tmp_path):
 
 
 def test_gzip_bomb_with_a_header_to_match_is_not_unpacked(tmp_path, monkeypatch):
-    """Only what is small, or no more than a hundred times the file, is what a header may say."""
+    """A header may declare a small size, or at most a hundred times the size of the file."""
     path = tmp_path / "bomb"
     path.write_bytes(gzip.compress(struct.pack(">4BI", 0, 0, 8, 1, 1 << 24) + bytes(1 << 24)))
     assert read_idx(path).size == 1 << 24
-    monkeypatch.setattr(idx, "_SURE", 1 << 23)
+    monkeypatch.setattr(idx, "_ALWAYS_ALLOWED", 1 << 23)
     assert peak_memory_of_failure(path, "at most 8388608 bytes .* got 16777216") < 4e6
-    monkeypatch.setattr(idx, "_RATIO", (1 << 24) // path.stat().st_size + 1)
+    monkeypatch.setattr(idx, "_MAX_RATIO", (1 << 24) // path.stat().st_size + 1)
     assert read_idx(path).size == 1 << 24
 
 
@@ -261,7 +261,7 @@ def test_licence_is_beside_the_data():
 
 @pytest.fixture
 def shipped_copy(tmp_path, monkeypatch):
-    """Stand small valid files in for the shipped ones, whose SHA-256 they do not have."""
+    """Replace the shipped files by small valid ones, which have another SHA-256."""
     data = tmp_path / "data"
     data.mkdir()
     write_folder(data, suffix=".gz")
@@ -307,7 +307,7 @@ def test_shipped_file_missing_or_truncated_says_reinstall(shipped_copy):
 
 
 def test_data_is_found_in_a_zip(tmp_path):
-    """importlib.resources finds the files where the package is no folder on disk."""
+    """importlib.resources finds the files if the package is not a folder on disk."""
     room = Path(datasets.__file__).parent
     with zipfile.ZipFile(tmp_path / "app.zip", "w") as archive:
         archive.writestr("minicnn/__init__.py", "")
@@ -421,7 +421,7 @@ def test_layouts_of_kaggle(tmp_path, suffix, layout):
 
 
 def test_both_layouts_at_once(tmp_path):
-    """The archive of Kaggle holds each file twice, one of them in a folder."""
+    """Kaggle's archive contains each file twice, once in a folder."""
     write_folder(tmp_path)
     for name in FILES:
         (tmp_path / name).rename(tmp_path / name.replace("-idx", ".idx"))
@@ -437,7 +437,7 @@ def test_folders_that_hold_no_file_are_told_from_files(tmp_path):
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     write_folder(raw)
-    with pytest.raises(FileNotFoundError, match=r"got MNIST/, .*; give the folder that holds"):
+    with pytest.raises(FileNotFoundError, match=r"got MNIST/, .*; give the folder that contains"):
         load_dataset(tmp_path).test  # noqa: B018
     assert load_dataset(raw).test.num_examples == 6
 
@@ -455,7 +455,7 @@ def test_another_name_is_told_where_the_files_go(tmp_path, name, monkeypatch):
 
 def test_a_file_in_the_place_of_the_folder(tmp_path):
     write_folder(tmp_path)
-    with pytest.raises(ValueError, match="; give the folder that holds this file"):
+    with pytest.raises(ValueError, match="; give the folder that contains this file"):
         load_dataset(tmp_path / TEST_LABELS)
     assert load_dataset((tmp_path / TEST_LABELS).parent).test.num_examples == 6
 
@@ -530,7 +530,7 @@ def drawn(data, count, batch_size, shuffle=True):
 @relaxed
 @given(n=st.integers(1, 30), data=st.data(), shuffle=st.booleans())
 def test_every_row_once_an_epoch(n, data, shuffle):
-    """Whatever the batch sizes, each run of n rows from the start is a permutation."""
+    """For any batch sizes, each sequence of n rows from the start is a permutation."""
     sizes = data.draw(st.lists(st.integers(1, n), min_size=1, max_size=30))
     rows = numbered(n)
     seen = []

@@ -1,4 +1,4 @@
-"""Data sets: MNIST, which ships with the package, and any folder of IDX files like it."""
+"""Data sets: MNIST, which is part of the package, and other folders of IDX files."""
 
 from minicnn.datasets.dataset import Dataset
 from minicnn.datasets.idx import read_idx

@@ -1,35 +1,34 @@
-"""Images with their labels, handed out in shuffled batches."""
+"""Images and labels in shuffled batches."""
 
 import numpy as np
 
-from minicnn.core.checks import array, boolean, integer, optional
-from minicnn.core.checks import labels as check_labels
+from minicnn.core import checks
 
 
 class Dataset:
-    """Images with their labels, handed out in batches that go round and round the rows.
+    """Images and labels, from which `next_batch` takes batches for any number of epochs.
 
     Parameters
     ----------
     images : ndarray, (N, ...)
-        One row an image.
+        One image per row.
     labels : ndarray, (N,) or (N, classes)
-        One row a label.
+        One label per row.
     seed : int or None, default 0
-        Seed of the shuffling: the same seed gives the same batches; None gives new ones in
-        every run. NumPy's global random state is neither read nor changed.
+        Seed of the shuffling: the same seed gives the same batches; None gives different ones in
+        every run. NumPy's global random state is not used.
 
     Attributes
     ----------
     images, labels : ndarray
         As given.
     epochs_completed : int
-        How many times `next_batch` has handed out every row.
+        How many times `next_batch` has returned every row.
 
     Raises
     ------
     ValueError
-        If images and labels differ in their number of rows, or the seed is negative.
+        If images and labels have different numbers of rows, or the seed is negative.
     TypeError
         If the seed is neither None nor an integer.
 
@@ -45,18 +44,17 @@ class Dataset:
     """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, seed: int | None = 0) -> None:
-        self.images = array(images, "images")
-        self.labels = check_labels(labels, "labels")
+        self.images = checks.array(images, "images")
+        self.labels = checks.labels(labels, "labels")
         rows, others = (len(a) if a.ndim else 0 for a in (self.images, self.labels))
         if rows != others or not self.images.ndim:
             raise ValueError(
                 f"Dataset: `labels` must have one row for each of the {rows} rows of `images`, got "
-                f"{others}; cut or complete one of them"
+                f"{others}; shorten or complete one of them"
             )
-        optional(integer, seed, "seed", 0)
         self.epochs_completed = 0
-        self._rng = np.random.default_rng(seed)
-        self._order = np.arange(0)  # of the rows in this epoch; drawn at its first batch
+        self._rng = np.random.default_rng(checks.optional(checks.integer, seed, "seed", 0))
+        self._order = np.arange(0)  # row numbers of this epoch; drawn at its first batch
         self._position = 0  # in _order
 
     def __repr__(self) -> str:
@@ -70,18 +68,18 @@ class Dataset:
         return len(self.images)
 
     def next_batch(self, batch_size: int, shuffle: bool = True) -> tuple[np.ndarray, np.ndarray]:
-        """Return the next rows of images and labels, as copies.
+        """Return copies of the next rows of images and labels.
 
-        Every row comes exactly once an epoch. A batch over the end of an epoch holds the rest
-        of it and the start of the next.
+        Each epoch contains every row exactly once. A batch at the end of an epoch contains its last
+        rows and the first rows of the next epoch.
 
         Parameters
         ----------
         batch_size : int
             Number of rows, from 1 to `num_examples`.
         shuffle : bool, default True
-            Whether the rows come in random order, drawn anew for each epoch. An epoch keeps
-            the order that it began with.
+            Whether the rows are in random order, drawn again for each epoch. The value at the first
+            batch of an epoch applies to the complete epoch.
 
         Returns
         -------
@@ -101,15 +99,14 @@ class Dataset:
         >>> [data.next_batch(3, shuffle=False)[1].tolist() for _ in range(2)]
         [[0, 1, 2], [3, 4, 0]]
         """
-        n = self.num_examples
-        batch_size = integer(batch_size, "batch_size", 1, n)
-        rows = self._take(batch_size, boolean(shuffle, "shuffle"))
+        batch_size = checks.integer(batch_size, "batch_size", 1, self.num_examples)
+        rows = self._take(batch_size, checks.boolean(shuffle, "shuffle"))
         if len(rows) < batch_size:
             rows = np.concatenate([rows, self._take(batch_size - len(rows), shuffle)])
         return self.images[rows], self.labels[rows]
 
     def _take(self, count: int, shuffle: bool) -> np.ndarray:
-        """Return the next `count` row numbers, fewer where the epoch ends first."""
+        """Return the next `count` row numbers, or fewer at the end of the epoch."""
         if self._position == 0:
             n = self.num_examples
             self._order = self._rng.permutation(n) if shuffle else np.arange(n)

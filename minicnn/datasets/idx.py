@@ -22,8 +22,8 @@ from minicnn.core.files import open_regular
 _ELEMENT_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _MAX_DIMENSIONS = 32  # every NumPy can hold this many
 _CHUNK = 1 << 20  # bytes
-_SURE = 1 << 30  # bytes that any file may unpack to
-_RATIO = 100  # to its own size, for a file that unpacks to more; MNIST's is 5
+_ALWAYS_ALLOWED = 1 << 30  # uncompressed bytes
+_MAX_RATIO = 100  # of the uncompressed to the compressed size of larger files; MNIST has 5
 _Stream = IO[bytes] | gzip.GzipFile
 
 IMAGES_MAGIC = 2051  # uint8, three dimensions (N, H, W)
@@ -32,28 +32,28 @@ _CONTENTS = {IMAGES_MAGIC: "images", LABELS_MAGIC: "labels"}
 
 
 def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read an IDX file, raw or gzip, whichever its first bytes say it is.
+    """Read an IDX file, raw or compressed with gzip.
 
-    Memory follows the bytes that the file really holds, never the promise of its header. A file
-    that promises more than 1 GiB and a hundred times its size is refused, unread, as a gzip bomb.
+    Memory is allocated for the bytes that the file contains, not for the size in its header. A file
+    whose header declares more than 1 GiB and more than a hundred times the size of the file is
+    refused as a gzip bomb.
 
     Parameters
     ----------
     path : str or path-like
-        The file; its suffix does not matter.
+        The file. Its first bytes tell whether it is compressed, not its suffix.
 
     Returns
     -------
     ndarray
-        Writable, C order, native byte order, of the file's shape; uint8, int8, int16, int32,
-        float32 or float64.
+        Writable, in C order and native byte order; uint8, int8, int16, int32, float32 or float64.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is not a whole, well-formed IDX file with at least one element.
+        If the file is not a complete, valid IDX file with at least one element.
 
     References
     ----------
@@ -77,23 +77,23 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
 def decode_file(
     path: Path, magic: int | None = None, sha256: str | None = None, remedy: str = "download again"
 ) -> np.ndarray:
-    """Read an IDX file; check its magic number and the SHA-256 of its raw bytes where given."""
+    """Read an IDX file; check its magic number and the SHA-256 of its raw bytes, if given."""
     try:
         with _open(path) as stream:
             header, dtype, shape = _read_header(stream, magic)
-            most = max(_SURE, _RATIO * path.stat().st_size)
+            most = max(_ALWAYS_ALLOWED, _MAX_RATIO * path.stat().st_size)
             data = _read_elements(stream, dtype, shape, most)
         if sha256:
             digest = hashlib.sha256(header)
-            digest.update(data)  # header + data would be a second copy
+            digest.update(data)  # header + data would copy the data
             if (found := digest.hexdigest()) != sha256:
                 raise ValueError(f"expected raw bytes of SHA-256 {sha256}, got {found}")
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: expected an IDX file, got none; check the path") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        reason = f"expected a whole gzip stream, got a truncated or damaged one ({error})"
+        reason = f"expected a complete gzip stream, got a truncated or damaged one ({error})"
         raise ValueError(f"{path}: {reason}; {remedy}") from error
-    except ValueError as error:  # from the lines above and their helpers, which say what came
+    except ValueError as error:  # raised above and in the functions below
         raise ValueError(f"{path}: {error}; {remedy}") from None
     return np.frombuffer(data, dtype).astype(dtype.newbyteorder("="), copy=False).reshape(shape)
 
@@ -130,7 +130,7 @@ def _read_header(stream: _Stream, magic: int | None) -> tuple[bytes, np.dtype, t
 
 
 def _guess(start: bytes) -> str:
-    """Say what a file is that does not begin as IDX does."""
+    """Describe a file that is not IDX by its first bytes."""
     if not start:
         return "an empty file"
     looks_like_html = start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<")
@@ -138,15 +138,15 @@ def _guess(start: bytes) -> str:
 
 
 def _read_elements(stream: _Stream, dtype: np.dtype, shape: Sequence[int], most: int) -> bytearray:
-    promised = math.prod(shape) * dtype.itemsize
-    if promised > most:
-        raise ValueError(f"expected at most {most} bytes from its size, got {promised} in {shape}")
+    expected = math.prod(shape) * dtype.itemsize
+    if expected > most:
+        raise ValueError(f"expected at most {most} bytes from its size, got {expected} in {shape}")
     data = bytearray()
-    # One byte more than promised: it shows a file that is too long, stops a gzip bomb there,
-    # and takes a good gzip file to its end, where its checksum is compared.
-    while chunk := stream.read(min(_CHUNK, promised + 1 - len(data))):
+    # Read one byte more than expected: this detects a file that is too long, stops a gzip bomb,
+    # and reaches the end of a valid gzip file, where its checksum is compared.
+    while chunk := stream.read(min(_CHUNK, expected + 1 - len(data))):
         data += chunk
-    if len(data) != promised:
-        came = "more" if len(data) > promised else len(data)
-        raise ValueError(f"expected {promised} bytes for {dtype.name} elements {shape}, got {came}")
+    if len(data) != expected:
+        got = "more" if len(data) > expected else len(data)
+        raise ValueError(f"expected {expected} bytes for {dtype.name} elements {shape}, got {got}")
     return data

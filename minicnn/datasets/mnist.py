@@ -1,4 +1,4 @@
-"""MNIST, and any folder of IDX files with the names of MNIST's four."""
+"""MNIST, and other folders that contain four IDX files of the same names."""
 
 import os
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from importlib.resources.abc import Traversable
 
 import numpy as np
 
-from minicnn.core.checks import boolean, describe, integer, optional, path
+from minicnn.core import checks
 from minicnn.datasets.dataset import Dataset
 from minicnn.datasets.idx import IMAGES_MAGIC, LABELS_MAGIC, decode_file
 
@@ -19,7 +19,7 @@ _SHA256 = {  # of the raw bytes, under gzip
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
-_REINSTALL = "reinstall minicnn, which ships with this data"
+_REINSTALL = "reinstall minicnn, which contains this data"
 
 
 def load_dataset(
@@ -32,25 +32,23 @@ def load_dataset(
 ) -> "Datasets":
     """Return the training, validation and test splits of MNIST or of a folder of IDX files.
 
-    Nothing is read here: a split is decoded when it is first used.
+    A split is read when it is first used. Nothing is downloaded.
 
     Parameters
     ----------
     name : str or path-like
-        The string "mnist" for the files that ship with minicnn, their SHA-256 checked; else
-        a folder that holds `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`,
-        `t10k-images-idx3-ubyte` and `t10k-labels-idx1-ubyte`, each with or without `.gz`.
-        Kaggle's layouts are read too: `train-images.idx3-ubyte`, or a folder of the file's name
-        that holds the file. Nothing is downloaded.
-        A folder of the name mnist is "./mnist".
+        The string "mnist" for the files that are part of minicnn; their SHA-256 is checked.
+        Otherwise the path of a folder with the files `train-images-idx3-ubyte`,
+        `train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte` and `t10k-labels-idx1-ubyte`, each with
+        or without `.gz`. Kaggle's layouts are also supported: `train-images.idx3-ubyte`, or a
+        folder of this name that contains the file. For a folder called mnist give "./mnist".
     one_hot : bool, default False
-        Whether labels are float32 rows (N, classes) instead of uint8 (N,). There are as many
-        classes as `Datasets.num_classes` says.
+        Whether labels are float32 rows (N, `Datasets.num_classes`) instead of uint8 (N,).
     reshape : bool, default True
         Whether images are flattened to (N, H * W) instead of (N, H, W, 1).
     validation_size : int, default 5000
-        How many of the first training rows are kept back for validation: 0 or more, fewer
-        than there are.
+        How many of the first training rows are used for validation: at least 0, and fewer than
+        there are.
     seed : int or None, default 0
         Seed of each split's shuffling; see `Dataset`.
 
@@ -62,7 +60,7 @@ def load_dataset(
     Raises
     ------
     TypeError
-        If the name is neither a string nor path-like, or a number is no integer.
+        If an argument has the wrong type.
     ValueError
         If the name is neither "mnist" nor a folder, or a number is negative.
 
@@ -80,22 +78,26 @@ def load_dataset(
     ((100, 784), (100, 10))
     """
     shipped = isinstance(name, str) and name == "mnist"
-    folder = resources.files(__package__) / "data" if shipped else path(name, "name")
+    folder = resources.files(__package__) / "data" if shipped else checks.path(name, "name")
     if not folder.is_dir():
         raise ValueError(
             'load_dataset: `name` must be "mnist" (the only name) or an existing folder of IDX '
-            f"files, got {describe(name)}; {_REINSTALL if shipped else _no_folder(folder)}"
+            f"files, got {checks.describe(name)}; {_REINSTALL if shipped else _no_folder(folder)}"
         )
-    validation_size = integer(validation_size, "validation_size", 0)
-    optional(integer, seed, "seed", 0)
-    one_hot, reshape = boolean(one_hot, "one_hot"), boolean(reshape, "reshape")
-    return Datasets(folder, shipped, one_hot, reshape, validation_size, seed)
+    return Datasets(
+        folder,
+        shipped,
+        checks.boolean(one_hot, "one_hot"),
+        checks.boolean(reshape, "reshape"),
+        checks.integer(validation_size, "validation_size", 0),
+        checks.optional(checks.integer, seed, "seed", 0),
+    )
 
 
 def _no_folder(place: Traversable) -> str:
-    """Return what to do about a name that is no folder."""
+    """Return the remedy for a path that is not a folder."""
     if place.is_file():
-        return "give the folder that holds this file"
+        return "give the folder that contains this file"
     return (
         f"nothing is downloaded: put the four files of another data set, {', '.join(_SHA256)} "
         "(with or without .gz), into a folder and give its path"
@@ -104,16 +106,16 @@ def _no_folder(place: Traversable) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Datasets:
-    """The three splits of one folder of IDX files, each decoded at first use.
+    """The three splits of a folder of IDX files, each read at first use.
 
-    `load_dataset` makes it. It unpacks to train, validation, test.
+    Created by `load_dataset`. It unpacks to train, validation, test.
 
     Parameters
     ----------
     folder : Traversable
-        The folder of the four files; a `Path`, or what `importlib.resources` found.
+        The folder of the four files: a `Path`, or a folder from `importlib.resources`.
     shipped : bool
-        Whether the files must be those that ship with minicnn, by their SHA-256.
+        Whether to check the SHA-256 of the files that are part of minicnn.
     one_hot, reshape, validation_size, seed
         As in `load_dataset`.
 
@@ -122,8 +124,8 @@ class Datasets:
     FileNotFoundError
         At first use of a split, if the folder lacks one of its files.
     ValueError
-        At first use of a split, if one of its files is malformed, if they differ in their
-        number of rows, or if validation_size leaves no training row.
+        At first use of a split, if one of its files is invalid, their numbers of rows differ, or
+        validation_size leaves no training rows.
 
     Examples
     --------
@@ -146,31 +148,30 @@ class Datasets:
 
     @property
     def train(self) -> Dataset:
-        """Rows of the training files after the first validation_size."""
+        """Rows of the training files after the first `validation_size`."""
         return self._training_splits[0]
 
     @property
     def validation(self) -> Dataset:
-        """First validation_size rows of the training files."""
+        """First `validation_size` rows of the training files."""
         return self._training_splits[1]
 
     @cached_property
     def test(self) -> Dataset:
-        """Every row of the test files."""
+        """All rows of the test files."""
         return Dataset(*self._read_rows("t10k"), self.seed)
 
     @cached_property
     def num_classes(self) -> int:
         """Largest label of the training and test files, plus one: 10 for MNIST."""
-        if self.shipped:  # its checksums fix its labels: the other file need not be read
+        if self.shipped:  # the labels are known, so the files need not be read
             return 10
         return 1 + max(int(self._read_labels(part).max()) for part in ("train", "t10k"))
 
     @cached_property
     def _training_splits(self) -> tuple[Dataset, Dataset]:
         images, labels = self._read_rows("train")
-        n, cut = len(images), self.validation_size
-        integer(cut, "validation_size", 0, n - 1)
+        cut = checks.integer(self.validation_size, "validation_size", 0, len(images) - 1)
         train = Dataset(images[cut:], labels[cut:], self.seed)
         return train, Dataset(images[:cut], labels[:cut], self.seed)
 
@@ -194,26 +195,22 @@ class Datasets:
         return self._decode(f"{part}-labels-idx1-ubyte", LABELS_MAGIC)
 
     def _decode(self, name: str, magic: int) -> np.ndarray:
-        # as_file: an installed package need not be a folder on disk, it may be a zip.
+        # as_file: an installed package may be a zip file instead of a folder.
         with resources.as_file(self._find(name)) as path:
             if self.shipped:
                 return decode_file(path, magic, _SHA256[name], _REINSTALL)
             return decode_file(path, magic)
 
     def _find(self, name: str) -> Traversable:
-        names = [f"{stem}{suffix}" for stem in (name, _dotted(name)) for suffix in ("", ".gz")]
+        stems = (name, name.replace("-idx", ".idx"))  # the second one as in Kaggle's copies
+        names = [f"{stem}{suffix}" for stem in stems for suffix in ("", ".gz")]
         plain = [self.folder / file for file in names]
         for candidate in (*plain, *(folder / file for folder in plain for file in names)):
             if candidate.is_file():
                 return candidate
         entries = sorted(f"{e.name}/" if e.is_dir() else e.name for e in self.folder.iterdir())
-        remedy = _REINSTALL if self.shipped else "give the folder that holds the file, or add it"
+        remedy = _REINSTALL if self.shipped else "give the folder that contains the file, or add it"
         raise FileNotFoundError(
             f"{self.folder}: expected a file {name} or {name}.gz, got "
             f"{', '.join(entries[:8]) or 'nothing'}; {remedy}"
         )
-
-
-def _dotted(name: str) -> str:
-    """Return the name that Kaggle's copies give a file: train-images.idx3-ubyte."""
-    return name.replace("-idx", ".idx")
