@@ -1,8 +1,8 @@
-"""Pictures of digits, made into what a network that was trained on MNIST expects.
+"""Convert pictures of digits to the form of MNIST (extra `image`).
 
-MNIST's digits were scaled to fit a box of 20 x 20 pixels, which was put into 28 x 28 so that their
-centre of mass is in the middle. A network that has seen nothing else needs its pictures like that:
-`read` makes grey levels of a file, `digit` finds the ink in them and frames it anew.
+MNIST's digits are scaled to fit 20 x 20 pixels and placed in 28 x 28 pixels with their centre of
+mass in the middle. A network trained on them needs its inputs in this form. `read` loads a picture
+file as grey levels; `digit` finds the digit in them, scales it and centres it.
 """
 
 from collections.abc import Callable
@@ -12,42 +12,42 @@ from typing import Any
 import numpy as np
 
 from minicnn.core import checks
-from minicnn.core.checks import describe
 from minicnn.core.extras import require
+from minicnn.core.files import StrangeFileError, open_regular
 
-_SIZE, _BOX = 28, 20  # of MNIST's images, and of the digits in them
-_MOST_PIXELS = 40_000_000  # that are decoded: a few bytes may unpack to any number
+_SIZE, _BOX = 28, 20  # pixels: MNIST's images, and the digits in them
+_MOST_PIXELS = 40_000_000  # to decode: a small file may declare any number
 _DECODED_WITH_COPIES = ("WEBP", "AVIF", "JPEG2000")
-_ORIENTATION = 0x0112  # the tag in EXIF data
-_LARGEST = 1024  # pixels on the longer side of what `read` returns: a digit needs no more
-_COARSE = 128  # pixels on the longer side of the picture in which the ink is searched
-_FAINTEST = 0.15  # ink takes away at least this part of the paper's light
-_THRESHOLD = 0.4  # of the darkest ink: what is fainter is no stroke
-_MOST_PARTS = 5  # of one digit, with the gaps of a bad pen
+_ORIENTATION = 0x0112  # tag in EXIF data
+_LARGEST = 1024  # pixels: longer side of the pictures that `read` returns
+_COARSE = 128  # pixels: longer side of the picture in which the digit is searched
+_FAINTEST = 0.15  # ink absorbs at least this fraction of the paper's light
+_THRESHOLD = 0.4  # of the darkest ink; fainter pixels do not belong to a stroke
+_MOST_PARTS = 5  # of one digit that is drawn with gaps
 _MOST_INK = 0.35  # of the picture
 
 
 def read(path: str | Path) -> np.ndarray:
-    """Return the grey levels of a picture file, upright.
+    """Read a picture file as grey levels.
 
     Parameters
     ----------
     path : str or Path
-        A picture of any size, colours and format that Pillow reads. The rotation in its EXIF data
-        is applied, and what is transparent becomes paper.
+        A picture of any size, colour mode and format that Pillow reads. The rotation in its EXIF
+        data is applied. Transparent pixels get the colour of the paper.
 
     Returns
     -------
     ndarray
-        (H, W) float32 in [0, 1], scaled down to 1,024 pixels on the longer side.
+        (H, W) float32 in [0, 1], scaled down so that no side has more than 1,024 pixels.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is not a complete picture, or has more than 40 million pixels (JPEG: 80, WebP
-        and AVIF: 20).
+        If the path is not a regular file or not a complete picture, or the picture has more than 40
+        million pixels (JPEG: 80, WebP and AVIF: 20).
 
     Examples
     --------
@@ -61,30 +61,33 @@ def read(path: str | Path) -> np.ndarray:
            [0.2, 0.2, 0.2]], dtype=float32)
     """
     path = checks.path(path, "path")
-    image_module, image_ops = require("PIL.Image", "image"), require("PIL.ImageOps", "image")
+    image_module = require("PIL.Image", "image")
+    image_ops = require("PIL.ImageOps", "image")
     try:
-        with image_module.open(path) as image:
-            held = image.width * image.height / 2  # a progressive JPEG is kept in full
-            image.draft(None, (_LARGEST, _LARGEST))  # a JPEG need not be decoded in full
+        with open_regular(path, follow=True) as file, image_module.open(file) as image:
+            stored = image.width * image.height / 2  # a progressive JPEG is loaded in full size
+            image.draft(None, (_LARGEST, _LARGEST))  # lets JPEG decode at a smaller size
             copies = 2 if image.format in _DECODED_WITH_COPIES else 1
             decoded = copies * image.width * image.height
-            # EPS is a program, which would be run.
-            if image.format == "EPS" or max(held, decoded) > _MOST_PIXELS:
+            # EPS is a program, which Pillow would run.
+            if image.format == "EPS" or max(stored, decoded) > _MOST_PIXELS:
                 raise ValueError(f"{image.format} of {image.width} x {image.height} is not safe")
             upright = image_ops.exif_transpose(_reduced(image))
             if upright.mode == "F":
-                levels = 255 * _stretched(np.asarray(upright))
+                levels = 255 * _normalized(np.asarray(upright))
                 upright = image_module.fromarray(levels.astype(np.uint8)).convert("RGBA")
             upright.thumbnail((_LARGEST, _LARGEST))
             grey, alpha = np.moveaxis(np.asarray(upright.convert("LA"), np.float32) / 255, 2, 0)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: there is no such file; check the path") from None
-    except Exception as error:  # whatever damaged bytes make of a decoder
+    except StrangeFileError as error:
+        raise ValueError(str(error)) from None
+    except Exception as error:  # a decoder may raise anything on damaged bytes
         raise ValueError(
-            f"{path}: a whole picture was expected ({error}); open it in a picture viewer and "
+            f"{path}: a complete picture was expected ({error}); open it in a picture viewer and "
             "save it again, smaller, as PNG or JPEG"
         ) from error
-    if alpha.mean() < 0.5:  # what is not transparent is the ink itself
+    if alpha.mean() < 0.5:  # only the ink is opaque
         paper = float(np.average(grey, weights=alpha + 1e-9) < 0.5)
     else:
         paper = np.median(grey[alpha > 0.5])
@@ -92,14 +95,14 @@ def read(path: str | Path) -> np.ndarray:
 
 
 def digit(pixels: Any) -> np.ndarray:
-    """Return the digit of a picture as MNIST would show it: light on black, scaled and centred.
+    """Find the digit in a picture and return it in the form of MNIST.
 
-    1. The paper is what is left of the picture when narrow dark things are closed over, so a shadow
-       or an uneven light stays in it; ink is the part of the paper's light that is missing.
-    2. Of the connected parts of the ink these are dropped: specks, what touches the edge, and
-       printed lines: a frame, a corner or two sides of one around the rest, and a line below it.
-       If nothing is left, the picture is padded with the grey of its edge and searched again.
-    3. What is left is scaled to fit 20 x 20 pixels, and its centre of mass put at (14, 14).
+    1. A morphological closing removes the strokes and leaves the paper, with its shadows and uneven
+       light. The ink is the fraction of the paper's light that each pixel lacks.
+    2. These connected parts of the ink are removed: specks, parts that touch the edge, and printed
+       lines (a frame, or a corner or two sides of one, around the rest; a line below it). If
+       nothing remains, the picture is padded with the grey of its edge and searched again.
+    3. The rest is scaled to fit 20 x 20 pixels, with its centre of mass at (14, 14).
 
     Parameters
     ----------
@@ -110,12 +113,12 @@ def digit(pixels: Any) -> np.ndarray:
     Returns
     -------
     ndarray
-        (28, 28) float32 in [0, 1].
+        (28, 28) float32 in [0, 1], light on black.
 
     Raises
     ------
     TypeError, ValueError
-        If `pixels` is no such array, or there is no digit in it.
+        If `pixels` is not such an array, or no digit is found.
 
     References
     ----------
@@ -135,45 +138,45 @@ def digit(pixels: Any) -> np.ndarray:
     pixels = checks.array(pixels, "pixels").astype(np.float32)
     if pixels.ndim != 2 or not pixels.size or not np.isfinite(pixels).all():
         raise ValueError(
-            f"`pixels` must be finite grey levels (H, W), got {describe(pixels)}; "
-            "minicnn.images.read makes them of a file"
+            f"`pixels` must be finite grey levels (H, W), got {checks.describe(pixels)}; "
+            "read them from a file with minicnn.images.read"
         )
-    framed = _seen(pixels)
-    if framed is None:  # perhaps there is too little paper around the digit
-        edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    found = _find_digit(pixels)
+    if found is None:  # there may be too little paper around the digit
         margin = max(pixels.shape) // 3 + 1
-        framed = _seen(np.pad(pixels, margin, constant_values=np.median(edge)))
-    if framed is None:
+        found = _find_digit(np.pad(pixels, margin, constant_values=np.median(_edge(pixels))))
+    if found is None:
         raise ValueError(
             "no digit was found; show one, dark on light or light on dark, with room around it"
         )
-    return framed
+    return found
 
 
-def _seen(pixels: np.ndarray) -> np.ndarray | None:
-    """Return the digit in the form of MNIST, or None if there is none with room around it."""
+def _find_digit(pixels: np.ndarray) -> np.ndarray | None:
+    """Return the digit in the form of MNIST, or None if none is found with paper around it."""
     scale = min(1.0, _COARSE / max(pixels.shape))
-    ink = _ink(_resized(_stretched(pixels), scale))
+    ink = _ink(_resized(_normalized(pixels), scale))
     mask = _digit_mask(ink > max(_THRESHOLD * ink.max(), _FAINTEST))
     if mask is None:
         return None
     size = max(mask[_box(mask)].shape)
-    if scale < 1 and size < _COARSE / 3:  # a small digit in a large picture: look from nearer
-        near = [slice(int(b.start / scale), int(b.stop / scale)) for b in _box(mask, size // 2)]
-        return digit(pixels[tuple(near)])
-    full, faint = np.percentile(ink[mask], 75), _THRESHOLD / 3 * ink.max()
-    ink = np.clip((ink - faint) / (full - faint), 0, 1) * _window(mask, size // 20 + 1, np.max)
-    return _framed(ink[_box(ink > 0.02)])
+    if scale < 1 and size < _COARSE / 3:  # a small digit in a large picture: crop and repeat
+        crop = [slice(int(b.start / scale), int(b.stop / scale)) for b in _box(mask, size // 2)]
+        return digit(pixels[tuple(crop)])
+    white = np.percentile(ink[mask], 75)
+    black = _THRESHOLD / 3 * ink.max()
+    ink = np.clip((ink - black) / (white - black), 0, 1) * _window(mask, size // 20 + 1, np.max)
+    return _centred(ink[_box(ink > 0.02)])
 
 
 def _reduced(image: Any) -> Any:
-    """Return an image as RGBA, or as F if it has 16 or 32 bits, less than twice too large."""
+    """Return an image as RGBA, or F if it has 16 or 32 bits, below twice the largest size."""
     image_module = require("PIL.Image", "image")
     image.load()
     factor = max(1, max(image.size) // _LARGEST)
     mode = "F" if image.mode[0] in "IF" else "RGBA"
     small = image_module.new(mode, tuple(-(-n // factor) for n in image.size))
-    for row in range(0, small.height, 32):  # a few rows at a time: whole copies would fill memory
+    for row in range(0, small.height, 32):  # in strips: complete copies would fill the memory
         bottom = min((row + 32) * factor, image.height)
         rows = image.crop((0, row * factor, image.width, bottom))
         if mode == "F":
@@ -183,30 +186,30 @@ def _reduced(image: Any) -> Any:
     return small
 
 
-def _stretched(levels: np.ndarray) -> np.ndarray:
+def _normalized(levels: np.ndarray) -> np.ndarray:
+    """Scale levels to [0, 1]."""
     return (levels - levels.min()) / max(np.ptp(levels), 1e-9)
 
 
 def _ink(levels: np.ndarray) -> np.ndarray:
-    """Return which part of the paper's light each pixel lacks."""
-    reach = max(levels.shape) // 4 + 1  # a window is wider than a stroke
-    # The rarer of dark and light is the ink. The power makes strong contrast count, not shadows.
+    """Return the fraction of the paper's light that each pixel lacks."""
+    reach = max(levels.shape) // 4 + 1  # makes windows wider than a stroke
+    # Ink is the rarer of dark and light. The power gives weight to strong contrast, not to shadows.
     if ((levels - _window(levels, reach, np.mean)) ** 5).sum() > 0:
         levels = 1 - levels
-    wide = np.pad(levels, reach, mode="edge")  # a shadow does not end at the edge
-    paper = _window(_window(wide, reach, np.max), reach, np.min)[reach:-reach, reach:-reach]
+    padded = np.pad(levels, reach, mode="edge")  # shadows continue beyond the edge
+    paper = _window(_window(padded, reach, np.max), reach, np.min)[reach:-reach, reach:-reach]
     return (paper - levels) / np.maximum(paper, 1e-6)
 
 
 def _digit_mask(mask: np.ndarray) -> np.ndarray | None:
     """Return the part of the mask that looks like one digit, or None.
 
-    It has no specks and no printed lines, and does not touch the edge.
+    It contains no specks and no printed lines, and does not touch the edge.
     """
-    parts = _numbered(mask)
+    parts = _connected_parts(mask)
     numbers, sizes = np.unique(parts[mask], return_counts=True)
-    edge = np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]])
-    inner = ~np.isin(numbers, edge)
+    inner = ~np.isin(numbers, _edge(parts))
     if mask.mean() > _MOST_INK or sizes[inner].max(initial=0) <= 0.05 * sizes.max(initial=0):
         return None
     found = _without_lines([np.argwhere(parts == n) for n in numbers[inner & (sizes > 2)]])
@@ -216,23 +219,28 @@ def _digit_mask(mask: np.ndarray) -> np.ndarray | None:
     mask[tuple(np.concatenate(found).T)] = True
     box = np.pad(mask[_box(mask)], 1)
     solid = max(box.shape) > max(mask.shape) / 4 and _window(box, max(box.shape) // 5, np.min).any()
-    return mask if _like_a_digit(box) and not solid else None
+    return mask if _looks_like_digit(box) and not solid else None
 
 
-def _numbered(mask: np.ndarray) -> np.ndarray:
-    """Return for each pixel the number of the connected part that it is in, 0 outside the mask."""
+def _edge(a: np.ndarray) -> np.ndarray:
+    """Return the elements of the first and last row and column."""
+    return np.concatenate([a[0], a[-1], a[:, 0], a[:, -1]])
+
+
+def _connected_parts(mask: np.ndarray) -> np.ndarray:
+    """Return the number of the connected part of each pixel, 0 outside the mask."""
     parts = mask * np.arange(1, mask.size + 1).reshape(mask.shape)
-    # Each pixel takes the largest number around it, and then that of the pixel so numbered, which
-    # is in the same part, until every part has one number.
-    while (parts != (spread := mask * _window(parts, 1, np.max))).any():
-        parts = mask * spread.ravel()[spread - 1]
+    # Each pixel gets the largest number of its neighbours, and then the number of the pixel that
+    # had this number at first and so is in the same part, until each part has one number.
+    while (parts != (grown := mask * _window(parts, 1, np.max))).any():
+        parts = mask * grown.ravel()[grown - 1]
     return parts
 
 
-def _like_a_digit(mask: np.ndarray) -> bool:
-    """Say whether ink is close together, no mere line, and not crossed as often as noise."""
+def _looks_like_digit(mask: np.ndarray) -> bool:
+    """Return whether the parts are close together, not flat, and have fewer edges than noise."""
     height, width = mask.shape
-    together = _numbered(_window(mask, max(mask.shape) // 6, np.max))[mask]
+    together = _connected_parts(_window(mask, max(mask.shape) // 6, np.max))[mask]
     edges = [np.diff(mask, axis=axis).sum() / mask.shape[1 - axis] for axis in (0, 1)]
     return bool(np.ptp(together) == 0 and height > width / 12 and max(edges) < 7)
 
@@ -242,7 +250,7 @@ def _without_lines(parts: list[np.ndarray]) -> list[np.ndarray]:
     for part in sorted(parts, key=lambda part: -np.ptp(part, axis=0).max()):
         others = [other for other in parts if other is not part]
         rest = _without_specks(others)
-        if rest and _printed(part, np.concatenate(rest)):
+        if rest and _is_printed(part, np.concatenate(rest)):
             return _without_lines(others)
     return _without_specks(parts)
 
@@ -252,12 +260,12 @@ def _without_specks(parts: list[np.ndarray]) -> list[np.ndarray]:
     return [part for part in parts if len(part) > 0.1 * largest]
 
 
-def _printed(part: np.ndarray, rest: np.ndarray) -> bool:
-    """Say whether a part is a frame, a corner or a line, and the rest is on its inner side."""
-    own, other = _to_sides(part, rest)
-    size, room = (np.ptp(to_sides, axis=0)[:2] + 1 for to_sides in (own, other))
+def _is_printed(part: np.ndarray, rest: np.ndarray) -> bool:
+    """Return whether a part is a frame, a corner or a line, with the rest on its inner side."""
+    own, other = _distances_to_sides(part, rest)
+    size, rest_size = (np.ptp(distances, axis=0)[:2] + 1 for distances in (own, other))
     thick = 1.5 + 0.06 * size.max()
-    if (own.min(axis=1) < thick).mean() < 0.97 or room.max() < 0.1 * size.max():
+    if (own.min(axis=1) < thick).mean() < 0.97 or rest_size.max() < 0.1 * size.max():
         return False
     inner = (other > 0).mean(axis=0) > 0.95
     if size.min() < 1.5 + 0.15 * size.max():  # one line
@@ -265,37 +273,38 @@ def _printed(part: np.ndarray, rest: np.ndarray) -> bool:
         if first == 0 and inner[2]:
             return True
         # Above or beside the rest it may be a stroke: the bar of a 5, the stem of a 4.
-        return bool(inner[first::2].any() and size.max() > 1.5 * room.max())
+        return bool(inner[first::2].any() and size.max() > 1.5 * rest_size.max())
     for side in range(4):
         along = own[own[:, side] < thick, 1 - side % 2]
         ruled = len(np.unique(along.round())) > 0.75 * size[1 - side % 2]
         if ruled and not inner[side]:
             return False
-    return bool((size > 0.7 * room).all() and size.min() > 4 * thick)
+    return bool((size > 0.7 * rest_size).all() and size.min() > 4 * thick)
 
 
-def _to_sides(part: np.ndarray, rest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return how far points are from the top, left, bottom and right side of the part's box.
+def _distances_to_sides(part: np.ndarray, rest: np.ndarray) -> list[np.ndarray]:
+    """Return the distances of both arrays' points to the top, left, bottom, right of part's box.
 
-    The box is turned, by at most 14 degrees, so that the part's points are nearest to its sides.
+    The box is rotated by up to 14 degrees so that the part's points are closest to its sides.
     """
     found = []
     for angle in np.radians(np.arange(-14, 15, 2)):
-        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-        low, high = (part @ turn).min(axis=0), (part @ turn).max(axis=0)
-        found.append([np.hstack([a @ turn - low, high - a @ turn]) for a in (part, rest)])
-    own, other = min(found, key=lambda pair: pair[0].min(axis=1).mean())
-    return own, other
+        rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        low, high = (part @ rotation).min(axis=0), (part @ rotation).max(axis=0)
+        rotated = (points @ rotation for points in (part, rest))
+        found.append([np.hstack([points - low, high - points]) for points in rotated])
+    return min(found, key=lambda pair: pair[0].min(axis=1).mean())
 
 
-def _framed(ink: np.ndarray) -> np.ndarray:
-    """Scale the ink to the box and put its centre of mass in the middle of the frame."""
+def _centred(ink: np.ndarray) -> np.ndarray:
+    """Scale the ink to 20 pixels and move its centre of mass to the middle of 28 x 28 pixels."""
     ink = _resized(ink, _BOX / max(ink.shape))
-    y, place = np.zeros((_SIZE, _SIZE), np.float32), []
+    place = []
     for axis, n in enumerate(ink.shape):
         centre = np.average(np.arange(n), weights=ink.sum(axis=1 - axis))
         start = min(max(round(_SIZE / 2 - centre), 0), _SIZE - n)
         place.append(slice(start, start + n))
+    y = np.zeros((_SIZE, _SIZE), np.float32)
     y[tuple(place)] = ink / ink.max()
     return y
 
@@ -306,15 +315,16 @@ def _resized(a: np.ndarray, scale: float) -> np.ndarray:
     return np.asarray(image.fromarray(a).resize((width, height), image.Resampling.HAMMING))
 
 
-def _window(a: np.ndarray, reach: int, best: Callable[..., Any]) -> np.ndarray:
-    """Return the mean, the largest or the smallest of the square window around each pixel."""
-    for _ in range(2):  # down the columns; then, turned over, along the rows
-        wide = np.pad(a, ((reach, reach), (0, 0)), mode="edge")
-        a = best(np.lib.stride_tricks.sliding_window_view(wide, 2 * reach + 1, axis=0), axis=-1).T
+def _window(a: np.ndarray, reach: int, reduce: Callable[..., Any]) -> np.ndarray:
+    """Reduce the square window around each pixel with np.mean, np.max or np.min."""
+    for _ in range(2):  # along the columns; then, transposed, along the rows
+        padded = np.pad(a, ((reach, reach), (0, 0)), mode="edge")
+        windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1, axis=0)
+        a = reduce(windows, axis=-1).T
     return a
 
 
 def _box(mask: np.ndarray, margin: int = 0) -> tuple[slice, ...]:
-    """Return the rows and the columns that the mask extends over, and some around it."""
+    """Return the rows and columns of the mask's bounding box, with a margin around it."""
     found = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
     return tuple(slice(max(0, i[0] - margin), i[-1] + 1 + margin) for i in found)

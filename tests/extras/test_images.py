@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -394,7 +395,7 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_files(tmp_path, name):
     (tmp_path / name).write_bytes(HOSTILE[name])
-    with pytest.raises(ValueError, match=rf"{name}: a whole picture was expected .*; open it"):
+    with pytest.raises(ValueError, match=rf"{name}: a complete picture was expected .*; open it"):
         images.read(tmp_path / name)
 
 
@@ -411,8 +412,15 @@ def test_what_is_not_even_begun(tmp_path, name, reason):
 def test_no_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no\.png: there is no such file; check the path"):
         images.read(tmp_path / "no.png")
-    with pytest.raises(ValueError, match="a whole picture was expected"):
+    with pytest.raises(ValueError, match="is a folder, not a regular file; give the path of a"):
         images.read(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+def test_reading_a_named_pipe_does_not_wait(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ValueError, match=r"pipe\.png is a named pipe, not a regular file; give"):
+        images.read(tmp_path / "pipe.png")
 
 
 READ_IN_LITTLE_MEMORY = """
@@ -467,7 +475,7 @@ def test_damaged_bytes_raise_one_kind_of_error(tmp_path, form):
         try:
             pixels = images.read(path)
         except ValueError as error:
-            assert "damaged: a whole picture was expected" in str(error)
+            assert "damaged: a complete picture was expected" in str(error)
         else:
             assert pixels.ndim == 2 and pixels.min() >= 0 and pixels.max() <= 1
 
