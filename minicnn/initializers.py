@@ -182,7 +182,9 @@ class constant:  # noqa: N801
     def __init__(self, value: ArrayLike) -> None:
         self.value = np.array(checks.array(value, "value", "iuf", "a number or an array"))
         if not np.isfinite(self.value).all() or not self.value.size:
-            raise ValueError(f"constant: `value` must be finite numbers, got {checks.describe(value)}")
+            raise ValueError(
+                f"constant: `value` must be finite numbers, got {checks.describe(value)}"
+            )
 
     def __repr__(self) -> str:
         value = checks.describe(self.value) if self.value.ndim else self.value.item()

@@ -1,8 +1,8 @@
-"""Pictures of a training run and of what was learnt, drawn by matplotlib (extra `plot`).
+"""Plots of a training run and of a trained model, drawn with matplotlib (extra `plot`).
 
-Each function returns a `matplotlib.figure.Figure` that stands alone: no window, no pyplot, nothing
-to close. ``figure.savefig("picture.png")`` writes it. The colours are told apart by colour-blind
-readers too.
+Each function returns a `matplotlib.figure.Figure` that is not registered with pyplot, so there is
+no window and nothing to close. ``figure.savefig("picture.png")`` writes it. The colours can be
+distinguished by colour-blind readers.
 """
 
 import json
@@ -16,28 +16,28 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from minicnn.core import checks
-from minicnn.core.checks import array, describe, integer
 from minicnn.core.extras import require
+from minicnn.core.files import open_regular
 from minicnn.metrics import confusion_matrix as count_confusions
 from minicnn.ops import check_labels
 
-# The palette by Okabe and Ito for all kinds of colour vision.
+# The palette of Okabe and Ito, for all kinds of colour vision.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MOST_CURVES = 16  # panels, and lines in a panel: more can neither be read nor drawn in seconds
-_MOST_BYTES = 1 << 23  # of evaluations.jsonl: some 80,000 evaluations
+_MOST_CURVES = 16  # panels, and lines in a panel: more are slow to draw and unreadable
+_MOST_BYTES = 1 << 23  # of evaluations.jsonl: about 80,000 evaluations
 _UNITS = {"loss": "loss (mean over the rows)", "accuracy": "accuracy (share of the rows)"}
 
 
 def learning_curve(source: str | Path | Sequence[Mapping[str, Any]]) -> Any:
-    """Draw the values of the evaluations over the training steps, a line for each data set.
+    """Plot the results of evaluations against the training step, with a line for each data set.
 
     Parameters
     ----------
     source : str, Path or list of dict
-        The model_dir of an Estimator, whose ``evaluations.jsonl`` is read; or records as they
-        stand there: a "global_step", numbers, and the "name" of the data ("evaluation" if it is
-        missing). Values that are None, not finite or beyond 1e100 are left out, and so is a last
-        line that a killed run has left half-written.
+        The model_dir of an Estimator, whose ``evaluations.jsonl`` is read; or a list of records of
+        the same form: a "global_step", numbers, and the "name" of the data (default "evaluation").
+        Values that are None, not finite or beyond 1e100 are ignored, and so is an incomplete last
+        line, which a killed run may leave.
 
     Returns
     -------
@@ -47,8 +47,9 @@ def learning_curve(source: str | Path | Sequence[Mapping[str, Any]]) -> Any:
     Raises
     ------
     ValueError
-        If there is no evaluation, a line of the file is not an evaluation, or there is more than a
-        picture can show.
+        If there are no evaluations, more than can be shown, or a line of the file is invalid.
+    OSError
+        If ``evaluations.jsonl`` is not a regular file.
 
     Examples
     --------
@@ -68,13 +69,13 @@ def learning_curve(source: str | Path | Sequence[Mapping[str, Any]]) -> Any:
         colours.setdefault(name, len(colours))
     if not panels:
         raise ValueError(
-            f"`source` must hold at least one evaluation, got none in {describe(source)}; call "
+            f"`source` must hold at least one evaluation, got none in {checks.describe(source)}; call "
             "Estimator.evaluate, or fit with a ValidationMonitor"
         )
     if max(len(panels), len(colours)) > _MOST_CURVES:
         raise ValueError(
             f"`source` must hold at most {_MOST_CURVES} numbers under at most {_MOST_CURVES} "
-            f"names, got {len(panels)} and {len(colours)}; give a list of the records to be drawn"
+            f"names, got {len(panels)} and {len(colours)}; give a list of the records to draw"
         )
     figure = _figure(4.6 * len(panels), 3.4)
     grid = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -86,7 +87,7 @@ def learning_curve(source: str | Path | Sequence[Mapping[str, Any]]) -> Any:
 def _draw_curves(
     axes: Any, number: str, curves: dict[str, list[tuple[float, float]]], colours: dict[str, int]
 ) -> None:
-    """Draw the values of a number, a line for each name."""
+    """Draw one panel: a number, with a line for each name."""
     title = _shortened(number)
     for name, points in curves.items():
         points.sort(key=lambda point: point[0])
@@ -97,7 +98,7 @@ def _draw_curves(
             *zip(*points, strict=True), color=_COLOURS[index], marker="osD^v<>"[index],
             linestyle=("-", "--", ":")[turn], markersize=4,
         )
-        line.set_label(f"{last} {_shortened(name)}")  # a name with _ in front would be left out
+        line.set_label(f"{last} {_shortened(name)}")  # the value first: labels that start with _ are hidden
     if len(curves) == 1:
         title = f"{title} {last} after {step:,.0f} steps"
     else:
@@ -107,7 +108,7 @@ def _draw_curves(
     axes.set_ylabel(_UNITS.get(number, _shortened(number)), parse_math=False)
     axes.set_xlabel("training (steps)")
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.locator_params(axis="x", nbins=5)  # so that long numbers do not meet
+    axes.locator_params(axis="x", nbins=5)  # so that long numbers do not overlap
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="0.9")
 
@@ -124,14 +125,14 @@ def _points(place: str, record: Any) -> Iterator[tuple[str, str, float, float]]:
 
 
 def _points_of_file(path: Path) -> Iterator[tuple[str, str, float, float]]:
-    """Yield the points of a file; its last line may be half-written."""
-    if not path.is_file():
+    """Yield the points of a file; its last line may be incomplete."""
+    if not path.exists():
         return
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         data = file.read(_MOST_BYTES + 1)
     if len(data) > _MOST_BYTES:
         raise ValueError(
-            f"{path} has more than {_MOST_BYTES:,} bytes; give a list of the records to be drawn"
+            f"{path} has more than {_MOST_BYTES:,} bytes; give a list of the records to draw"
         )
     lines = data.split(b"\n")
     for n, line in enumerate(lines, 1):
@@ -140,7 +141,7 @@ def _points_of_file(path: Path) -> Iterator[tuple[str, str, float, float]]:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
             if n < len(lines):
-                raise ValueError(f"{place} is no JSON; delete {describe(line)}") from error
+                raise ValueError(f"{place} is not JSON; delete {checks.describe(line)}") from error
             return
         try:
             yield from _points(place, record)
@@ -153,7 +154,7 @@ def _shortened(name: str) -> str:
 
 
 def confusion_matrix(labels: ArrayLike, predictions: ArrayLike) -> Any:
-    """Draw how often each true class was predicted as each class.
+    """Plot how often each true class was predicted as each class.
 
     Parameters
     ----------
@@ -165,8 +166,8 @@ def confusion_matrix(labels: ArrayLike, predictions: ArrayLike) -> Any:
     Returns
     -------
     matplotlib.figure.Figure
-        Each square holds a number of rows. Its shade follows the share of the true class on a
-        scale that spreads small shares, where the mistakes are.
+        Each cell contains a number of rows. Its shade shows the fraction of the true class, on a
+        nonlinear scale that makes small fractions visible.
 
     Examples
     --------
@@ -178,12 +179,12 @@ def confusion_matrix(labels: ArrayLike, predictions: ArrayLike) -> Any:
     side = 2 + 0.45 * len(counts)
     figure = _figure(side + 0.8, side)
     axes = figure.subplots()
-    spread = require("matplotlib.colors", "plot").PowerNorm(0.4, vmin=0, vmax=1)
-    picture = axes.imshow(shares, cmap="Blues", norm=spread)
+    norm = require("matplotlib.colors", "plot").PowerNorm(0.4, vmin=0, vmax=1)
+    picture = axes.imshow(shares, cmap="Blues", norm=norm)
     for (row, column), count in np.ndenumerate(counts):
         if count:
-            # Here the contrast of black on the blue falls below that of white.
-            colour = "white" if spread(shares[row, column]) > 0.715 else "black"
+            # Above this shade of blue, white has more contrast than black.
+            colour = "white" if norm(shares[row, column]) > 0.715 else "black"
             axes.text(column, row, count, ha="center", va="center", color=colour, fontsize=8)
     right = np.trace(counts) / counts.sum()
     axes.set_title(f"{counts.sum():,} rows, {right:.2%} on the diagonal")
@@ -195,14 +196,14 @@ def confusion_matrix(labels: ArrayLike, predictions: ArrayLike) -> Any:
 
 
 def filters(kernel: ArrayLike) -> Any:
-    """Draw the filters of a first convolution, each as the pattern that excites it most.
+    """Draw the filters of a convolution with 1 or 3 input channels.
 
     Parameters
     ----------
     kernel : array, (height, width, channels, filters)
-        Such as ``estimator.get_variable_value("conv2d/kernel")``. With one channel, red weights
-        are positive, blue ones negative and white ones 0; with three, a filter is drawn in
-        colours around grey, which stands for 0.
+        For example ``estimator.get_variable_value("conv2d/kernel")``. With one channel, positive
+        weights are red, negative ones blue and zeros white. With three channels, each filter is
+        drawn as an RGB image in which grey is 0.
 
     Returns
     -------
@@ -211,7 +212,7 @@ def filters(kernel: ArrayLike) -> Any:
     Raises
     ------
     ValueError
-        If the kernel has another form.
+        If the kernel has another shape.
 
     Examples
     --------
@@ -229,7 +230,7 @@ def filters(kernel: ArrayLike) -> Any:
 
 
 def feature_maps(activations: ArrayLike) -> Any:
-    """Draw what each filter of a layer makes of one image.
+    """Draw the output of a layer for one image, one picture per channel.
 
     Parameters
     ----------
@@ -243,7 +244,7 @@ def feature_maps(activations: ArrayLike) -> Any:
     Raises
     ------
     ValueError
-        If the array has another form.
+        If the array has another shape.
 
     Examples
     --------
@@ -253,11 +254,11 @@ def feature_maps(activations: ArrayLike) -> Any:
     (None, 24, 24, 16)
     >>> figure = mc.plots.feature_maps(layer.forward(image, mc.Context())[0])
     """
-    maps = array(activations, "activations")
+    maps = checks.array(activations, "activations")
     if maps.ndim != 3 or not maps.size:
         raise ValueError(
             "`activations` must be of one image, (height, width, channels), got "
-            f"{describe(maps)}; take one of a batch: activations[0]"
+            f"{checks.describe(maps)}; take one of a batch: activations[0]"
         )
     title = f"{maps.shape[2]} feature maps of {maps.shape[0]} x {maps.shape[1]}"
     return _grid_figure(_grid(np.moveaxis(maps, 2, 0)), title, "activation", cmap="viridis")
@@ -266,7 +267,7 @@ def feature_maps(activations: ArrayLike) -> Any:
 def worst_mistakes(
     images: ArrayLike, labels: ArrayLike, probabilities: ArrayLike, count: int = 24
 ) -> Any:
-    """Draw the misread images to whose true class the model gave the least probability.
+    """Draw the misclassified images whose true class has the lowest predicted probability.
 
     Parameters
     ----------
@@ -275,19 +276,20 @@ def worst_mistakes(
     labels : array of int, (N,)
         The true class of each image.
     probabilities : array, (N, classes)
-        What the model makes of each image.
+        Predicted probabilities of each image.
     count : int
-        At most so many images.
+        Maximum number of images.
 
     Returns
     -------
     matplotlib.figure.Figure
-        Over each image stand the predicted class, the true one and the predicted one's probability.
+        Above each image are the predicted class, the true class and the probability of the
+        predicted class.
 
     Raises
     ------
     ValueError
-        If the arrays do not fit each other.
+        If the shapes of the arrays do not match.
 
     Examples
     --------
@@ -296,8 +298,9 @@ def worst_mistakes(
     >>> probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
     >>> figure = mc.plots.worst_mistakes(images, [0, 0, 1], probabilities)
     """
-    images, labels = array(images, "images"), array(labels, "labels", "iu", "an array of integers")
-    chances = array(probabilities, "probabilities")
+    images = checks.array(images, "images")
+    labels = checks.array(labels, "labels", "iu", "an array of integers")
+    chances = checks.array(probabilities, "probabilities")
     rows_fit = images.shape[:1] == labels.shape == chances.shape[:-1]
     if not rows_fit or images.ndim < 3 or images.shape[3:] not in ((), (1,), (3,)):
         raise ValueError(
@@ -309,7 +312,7 @@ def worst_mistakes(
     guesses = chances.argmax(axis=1)
     wrong = np.flatnonzero(guesses != labels)
     worst = wrong[np.argsort(chances[wrong, labels[wrong]], kind="stable")]
-    worst = worst[: integer(count, "count")]
+    worst = worst[: checks.integer(count, "count")]
     columns = min(8, max(len(worst), 4))
     rows = max(1, math.ceil(len(worst) / columns))
     figure = _figure(1.05 * columns, 1.4 * rows + 0.4)
@@ -327,22 +330,22 @@ def worst_mistakes(
 
 
 def filter_grid(kernel: ArrayLike) -> np.ndarray:
-    """Return the filters of a kernel as one image: 0 is at 0.5, NaN lies between the filters.
+    """Return the filters of a kernel as one image, scaled so that weight 0 becomes 0.5.
 
     Parameters
     ----------
     kernel : array, (height, width, channels, filters)
-        Of 1 or 3 channels.
+        With 1 or 3 channels.
 
     Returns
     -------
     ndarray, (rows, columns) or (rows, columns, 3)
-        In [0, 1].
+        In [0, 1], with NaN between the filters.
 
     Raises
     ------
     ValueError
-        If the kernel has another form.
+        If the kernel has another shape.
 
     Examples
     --------
@@ -351,11 +354,11 @@ def filter_grid(kernel: ArrayLike) -> np.ndarray:
     >>> filter_grid(np.array([-2.0, 1.0]).reshape(1, 1, 1, 2))
     array([[0.  ,  nan, 0.75]])
     """
-    kernel = array(kernel, "kernel").astype(np.float64)  # where a small type would overflow
+    kernel = checks.array(kernel, "kernel").astype(np.float64)  # smaller types could overflow
     if kernel.ndim != 4 or kernel.shape[2] not in (1, 3) or not kernel.size:
         raise ValueError(
             "`kernel` must be (height, width, 1 or 3 channels, filters), got "
-            f"{describe(kernel)}; take one channel of a deeper layer: kernel[:, :, :1]"
+            f"{checks.describe(kernel)}; take one channel of a deeper layer: kernel[:, :, :1]"
         )
     patterns = np.moveaxis(kernel, 3, 0)  # (F, KH, KW, C)
     patterns = 0.5 + patterns / (np.abs(kernel).max() or 1) / 2
@@ -363,7 +366,7 @@ def filter_grid(kernel: ArrayLike) -> np.ndarray:
 
 
 def _grid(images: np.ndarray) -> np.ndarray:
-    """Return images (N, H, W, ...) side by side, with a line of NaN between them."""
+    """Arrange images (N, H, W, ...) in a grid, with lines of NaN between them."""
     count, height, width = images.shape[:3]
     columns = min(count, max(8, math.ceil(math.sqrt(count))))
     rows = math.ceil(count / columns)
@@ -371,12 +374,12 @@ def _grid(images: np.ndarray) -> np.ndarray:
     grid[:count, :height, :width] = images
     # (rows * columns, H + 1, W + 1) -> (rows, H + 1, columns, W + 1)
     grid = grid.reshape(rows, columns, *grid.shape[1:]).swapaxes(1, 2)
-    whole = grid.reshape(rows * (height + 1), columns * (width + 1), *images.shape[3:])
-    return whole[:-1, :-1]
+    grid = grid.reshape(rows * (height + 1), columns * (width + 1), *images.shape[3:])
+    return grid[:-1, :-1]
 
 
 def _grid_figure(grid: np.ndarray, title: str, label: str = "", **colours: Any) -> Any:
-    """Return a figure of one grid; with a label, a bar beside it explains the colours."""
+    """Return a figure of a grid; a label adds a colour bar."""
     height, width = grid.shape[:2]
     figure = _figure(6.4, 5.3 * height / width + 0.4)
     axes = figure.subplots()
@@ -389,6 +392,6 @@ def _grid_figure(grid: np.ndarray, title: str, label: str = "", **colours: Any) 
 
 
 def _figure(width: float, height: float) -> Any:
-    """Return an empty figure of a size in inches, outside of pyplot's global list."""
+    """Return an empty figure of a size in inches that is not registered with pyplot."""
     figures = require("matplotlib.figure", "plot")
     return figures.Figure(figsize=(width, height), layout="constrained")

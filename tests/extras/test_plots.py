@@ -5,6 +5,7 @@ import html.parser
 import io
 import json
 import math
+import os
 import re
 import runpy
 import sys
@@ -97,7 +98,7 @@ def test_learning_curve_passes_over_a_last_line_that_is_half_written(tmp_path):
 )
 def test_learning_curve_names_a_line_that_is_no_json(tmp_path, line):
     (tmp_path / "evaluations.jsonl").write_bytes(b'{"global_step": 1}\n' + line + b"\n")
-    with pytest.raises(ValueError, match=r"evaluations\.jsonl, line 2 is no JSON; delete b"):
+    with pytest.raises(ValueError, match=r"evaluations\.jsonl, line 2 is not JSON; delete b"):
         plots.learning_curve(tmp_path)
 
 
@@ -120,6 +121,18 @@ def test_learning_curve_leaves_out_what_is_no_number():
 
 def test_learning_curve_of_a_generator():
     assert len(plots.learning_curve(record for record in RECORDS).axes) == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+@pytest.mark.parametrize("kind", ["a named pipe", "a folder", "a symbolic link"])
+def test_learning_curve_reads_regular_files_only(tmp_path, kind):
+    path = tmp_path / "evaluations.jsonl"
+    (tmp_path / "other").write_text('{"global_step": 1, "loss": 1}')
+    make = {"a named pipe": os.mkfifo, "a folder": os.mkdir,
+            "a symbolic link": lambda path: os.symlink("other", path)}
+    make[kind](path)
+    with pytest.raises(OSError, match=rf"evaluations\.jsonl is {kind}, not a regular file; remove"):
+        plots.learning_curve(tmp_path)
 
 
 def write_lines(folder, *records):
