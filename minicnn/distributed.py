@@ -1,9 +1,9 @@
-"""Data-parallel training: several processes, on one machine or on many, over MPI.
+"""Data-parallel training with several processes, on one machine or on many, over MPI (extra `mpi`).
 
-Every process ("rank") holds all parameters, reads the same batches and computes on its own rows of
-each. Before the update the gradients are added up, so every rank makes the step that one process
-would make on the whole batch but for rounding, and the parameters are the same bits on all ranks.
-With the same number of ranks a continued run is exact.
+Each process ("rank") has all parameters, reads the same batches and computes on its own rows of
+them. The gradients are summed before the update, so each rank makes the step that one process would
+make on the complete batch, up to rounding, and the parameters are the same bits on all ranks. A
+run that is resumed with the same number of ranks is exact.
 """
 
 import contextlib
@@ -22,30 +22,31 @@ from minicnn.core.parameter import Parameter
 from minicnn.estimator.processes import Processes
 from minicnn.warmup import warmup
 
-_PAUSE = 2e-4  # seconds from one look at a message under way to the next
+_PAUSE = 2e-4  # seconds between two tests whether a message has arrived
 
 
 class _RanksDifferError(RuntimeError):
-    """What all ranks raise together, because they differ."""
+    """All ranks raise this together because their data or parameters differ."""
 
 
 class DataParallel(Processes):
-    """All ranks of MPI train together; for `RunConfig`.
+    """Train on all ranks of MPI together; for the argument `distribute` of `RunConfig`.
 
-    Rank r of n takes the rows [r N / n, (r + 1) N / n) of a batch of N. Its gradient is weighted by
-    its share of the rows, so n need not divide N, but the loss must be a mean over rows.
+    Rank r of n uses the rows [r N / n, (r + 1) N / n) of a batch of N. Its gradient is weighted by
+    its fraction of the rows, so N need not be a multiple of n, but the loss must be a mean over
+    rows.
 
-    * Give every rank the same data: `x` and `y`, or an input_fn that yields the same whole batches.
-    * Rank 0 logs, saves and evaluates, and alone runs the monitors. They see the loss of the whole
-      batch; other tensors that they fetch hold the rows of rank 0.
-    * At each step the ranks tell each other how many rows their batch has. Where one has no batch
-      any more, or another number, all of them end with an error that names the rank and the step.
-    * An error on any rank ends all of them; the same command goes on from the last checkpoint.
+    * Give each rank the same data: `x` and `y`, or an input_fn that yields the same full batches.
+    * Only rank 0 logs, saves, evaluates and runs the monitors. They see the loss of the complete
+      batch; other tensors that they fetch contain only the rows of rank 0.
+    * At each step the ranks compare the number of rows of their batches. If a rank has no batch
+      left, or another number, all ranks raise an error that names the rank and the step.
+    * An error on any rank ends all of them; the same command resumes from the last checkpoint.
 
     Parameters
     ----------
     check_every : int
-        Steps from one check that batches and parameters are equal on all ranks to the next.
+        Number of steps between two checks that batches and parameters are equal on all ranks.
 
     Attributes
     ----------
@@ -55,11 +56,11 @@ class DataParallel(Processes):
     Raises
     ------
     ImportError
-        Where mpi4py is not installed, or finds no MPI library.
+        If mpi4py is not installed or does not find an MPI library.
 
     Examples
     --------
-    ``mpiexec -n 4 python program.py`` starts four ranks of this; without it there is one.
+    ``mpiexec -n 4 python program.py`` starts four ranks; without mpiexec there is one.
 
     >>> import minicnn as mc
     >>> ranks = mc.distributed.DataParallel()
@@ -78,18 +79,18 @@ class DataParallel(Processes):
         self._thread = ThreadPoolExecutor(1, "minicnn-mpi")
         self._early: Future[None] | None = None
 
-    def __reduce__(self) -> tuple[Any, ...]:  # MPI's objects and threads stay where they are
+    def __reduce__(self) -> tuple[Any, ...]:  # MPI's objects and threads cannot be pickled
         return type(self), (self.check_every,)
 
     @contextlib.contextmanager
     def run(self) -> Iterator[None]:
-        """End all ranks where this one fails: the others would wait for it for ever."""
+        """End all ranks if this one fails: the others would wait for it forever."""
         try:
             yield
         except BaseException as error:
-            sys.excepthook(*sys.exc_info())  # Abort does not come back to show it
+            sys.excepthook(*sys.exc_info())  # Abort ends the process without a traceback
             if isinstance(error, _RanksDifferError):
-                self._comm.Barrier()  # all ranks raise it, and each has shown it
+                self._comm.Barrier()  # all ranks raise it: wait until each has shown it
             self._comm.Abort(1)
             raise
 
@@ -97,13 +98,13 @@ class DataParallel(Processes):
         return self._comm.bcast(value)
 
     def begin(self, parameters: Sequence[Parameter]) -> None:
-        """Compile, once on each machine, and take the parameters of rank 0."""
+        """Compile once on each machine, and copy the parameters of rank 0."""
         if self._comm.Split_type(self._mpi.COMM_TYPE_SHARED).rank == 0:
             warmup()
-        self._comm.Barrier()  # the others find the kernels on the disk
+        self._comm.Barrier()  # the other ranks then load the kernels from disk
         for parameter in parameters:
             self._comm.Bcast(parameter.value)
-        # One alone is sent early: the order of several could differ with what a rank fetches.
+        # Only one is sent early: the order of several could differ if a rank fetches other tensors.
         self._largest = max(parameters, key=lambda p: p.value.size, default=None)
         self._steps = 0
 
@@ -125,27 +126,27 @@ class DataParallel(Processes):
             self._check("the batches", feeds.values(), "fit needs the same data in every process")
         rank, size, rows = self._comm.rank, self._comm.size, len(next(iter(feeds.values())))
         first, last = rows * rank // size, rows * (rank + 1) // size
-        # A layer may need a row: a rank without one takes one that counts for nothing.
+        # Layers may need a row: a rank without rows takes one, with weight 0.
         own = slice(first, max(last, first + 1))
         return {tensor: array[own] for tensor, array in feeds.items()}, first, (last - first) / rows
 
     def ready(self, parameter: Parameter) -> None:
-        """Send the largest gradient, and it alone, on its way while backward goes on."""
+        """Send the largest gradient, and only this one, while backward continues."""
         if parameter is self._largest:
             request = self._comm.Iallreduce(self._mpi.IN_PLACE, parameter.grad)
             try:
-                self._early = self._thread.submit(_see_through, request)
+                self._early = self._thread.submit(_wait_for, request)
             except RuntimeError:  # no thread can be started
-                _see_through(request)
+                _wait_for(request)
 
     def sum(self, loss: float, parameters: Sequence[Parameter]) -> float:
-        parameters = sorted(parameters, key=lambda p: p.name)  # so could the order of these
+        parameters = sorted(parameters, key=lambda p: p.name)  # in the same order on all ranks
         if self._early is not None:
             self._early.result()
             self._early = None
         if self._steps % self.check_every == 0:
             values = [p.value for p in parameters]
-            self._check("the parameters", values, "begin again from the last checkpoint")
+            self._check("the parameters", values, "restart from the last checkpoint")
         self._steps += 1
         # One message for the many small gradients and the loss.
         small = [p.grad for p in parameters if p is not self._largest]
@@ -163,7 +164,7 @@ class DataParallel(Processes):
         return bool(flags[0])
 
     def _check(self, what: str, arrays: Iterable[np.ndarray], remedy: str) -> None:
-        """Raise where the ranks hold different arrays."""
+        """Raise if the arrays differ between ranks."""
         digest = hashlib.blake2b()
         for array in arrays:
             digest.update(array.tobytes())
@@ -171,7 +172,7 @@ class DataParallel(Processes):
             raise _RanksDifferError(f"{what} are not the same on all ranks of MPI; {remedy}")
 
 
-def _see_through(request: Any) -> None:
-    """Look after a message until it is done: MPI may move nothing while nobody asks it."""
+def _wait_for(request: Any) -> None:
+    """Test a message until it is complete: MPI may make progress only when it is called."""
     while not request.Test():
-        time.sleep(_PAUSE)  # waiting inside MPI would take the CPU from backward
+        time.sleep(_PAUSE)  # request.Wait would use the CPU that backward needs

@@ -69,12 +69,12 @@ def learning_curve(source: str | Path | Sequence[Mapping[str, Any]]) -> Any:
         colours.setdefault(name, len(colours))
     if not panels:
         raise ValueError(
-            f"`source` must hold at least one evaluation, got none in {checks.describe(source)}; call "
-            "Estimator.evaluate, or fit with a ValidationMonitor"
+            "`source` must contain at least one evaluation, got none in "
+            f"{checks.describe(source)}; call Estimator.evaluate, or fit with a ValidationMonitor"
         )
     if max(len(panels), len(colours)) > _MOST_CURVES:
         raise ValueError(
-            f"`source` must hold at most {_MOST_CURVES} numbers under at most {_MOST_CURVES} "
+            f"`source` must contain at most {_MOST_CURVES} numbers under at most {_MOST_CURVES} "
             f"names, got {len(panels)} and {len(colours)}; give a list of the records to draw"
         )
     figure = _figure(4.6 * len(panels), 3.4)
@@ -98,7 +98,7 @@ def _draw_curves(
             *zip(*points, strict=True), color=_COLOURS[index], marker="osD^v<>"[index],
             linestyle=("-", "--", ":")[turn], markersize=4,
         )
-        line.set_label(f"{last} {_shortened(name)}")  # the value first: labels that start with _ are hidden
+        line.set_label(f"{last} {_shortened(name)}")  # a label that starts with _ is hidden
     if len(curves) == 1:
         title = f"{title} {last} after {step:,.0f} steps"
     else:

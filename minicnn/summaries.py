@@ -1,4 +1,4 @@
-"""Training runs in TensorBoard: a hook that writes event files with tensorboardX's formats."""
+"""Write training runs for TensorBoard, in the formats of tensorboardX (extra `tensorboard`)."""
 
 import contextlib
 import logging
@@ -16,7 +16,7 @@ from minicnn.core import checks
 from minicnn.core.extras import require
 from minicnn.core.files import open_regular
 from minicnn.core.op import Tensor
-from minicnn.core.parameter import Parameter
+from minicnn.core.parameter import Parameter, sum_of_squares
 from minicnn.estimator import MetricSpec
 from minicnn.estimator.config import checked_metrics
 from minicnn.estimator.graph import Graph
@@ -32,34 +32,37 @@ from minicnn.plots import filter_grid
 
 logger = logging.getLogger("minicnn")
 
-_MOST_EVENT = 1 << 24  # bytes of an event that is read back
+_MOST_EVENT = 1 << 24  # bytes: larger events are not read back
 
 
 class SummarySaverHook(SessionRunHook):
-    """Write what TensorBoard shows: at the first step, and then at every n-th.
+    """Write summaries for TensorBoard at the first step and then every `save_steps` steps.
 
-    Scalars: ``loss``, ``learning_rate`` and the metrics of the step's batch (in training mode: with
-    dropout), ``global_step/sec``, and ``gradient_norm/...`` of each parameter and of all, after
-    clipping. Histograms: every parameter, after the step. Images: the filters of the first
-    convolution, where it has 1 or 3 channels. And once in a run the graph. Other steps cost
-    nothing. Each write is whole on the disk when the step ends; ``tensorboard --logdir`` shows it.
-    A run that goes on in the same folder marks the step from which it writes, and warns if there
-    are events of later steps already.
-    Of several processes, give it to the chief alone; loss and metrics are then of its rows.
+    * Scalars: ``loss``, ``learning_rate`` and the metrics of the step's batch (in training mode,
+      with dropout), ``global_step/sec``, and the ``gradient_norm`` of each parameter and of all
+      together, after clipping.
+    * Histograms: each parameter, after the step.
+    * Images: the filters of the first convolution, if it has 1 or 3 channels.
+    * The graph, once per run.
+
+    Each write is complete on disk at the end of its step; view it with ``tensorboard --logdir``. A
+    run that continues in the same folder marks its first step, and warns if the folder already
+    contains events of later steps. With several processes, use the hook in the chief only; loss and
+    metrics are then those of its rows.
 
     Parameters
     ----------
     output_dir : str or Path
-        Where the event files lie; a run adds one.
+        Folder of the event files; each run adds one.
     save_steps : int
-        Steps from one write to the next.
+        Number of steps between two writes.
     metrics : dict from str to MetricSpec, optional
         As for `Estimator.evaluate`.
 
     Raises
     ------
     ImportError
-        Where the extra `tensorboard` is not installed.
+        If the extra `tensorboard` is not installed.
 
     Examples
     --------
@@ -83,15 +86,14 @@ class SummarySaverHook(SessionRunHook):
     def begin(self) -> None:
         self._summary = require("tensorboardX.summary", "tensorboard")  # a module: not pickled
         self.timer.reset()
-        # TensorBoard looks for such names, and reads a folder's files in their order.
+        # TensorBoard searches for such names and reads a folder's files in their order.
         self._path = self.output_dir / f"events.out.tfevents.{time.time_ns()}.minicnn"
 
     def before_run(self, run_context: SessionRunContext) -> SessionRunArgs | None:
         session = run_context.session
         if not self.timer.due(session.global_step + 1):
             return None
-        scalars = {tag: tag for tag in ("loss", "learning_rate")}
-        fetches: dict[str, Any] = {"scalars": scalars}
+        fetches: dict[str, Any] = {"scalars": {tag: tag for tag in ("loss", "learning_rate")}}
         if self.metrics:
             keys = {spec.prediction_key for spec in self.metrics.values()}
             outputs = session.trace.ops.predictions.items()
@@ -102,11 +104,12 @@ class SummarySaverHook(SessionRunHook):
     def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
         if run_values.results is None:
             return
-        session, first = run_context.session, self.timer.last_step is None
+        session = run_context.session
+        first = self.timer.last_step is None
         scalars = self._scalars(session, run_values.results)
         parts = [self._summary.scalar(tag, value) for tag, value in scalars.items()]
         for name, parameter in session.parameters.items():
-            if np.isfinite(parameter.value).all():  # else there is no range to cut into bins
+            if np.isfinite(parameter.value).all():  # otherwise there is no range for the bins
                 parts.append(self._summary.histogram(name, parameter.value, bins=64))
         parts += self._first_filters(session.graph)
         if first:
@@ -115,22 +118,22 @@ class SummarySaverHook(SessionRunHook):
         self._append(step=session.global_step, summary={"value": values})
 
     def _begin_file(self, session: Any) -> None:
-        """Write what stands before the first summary of a run."""
+        """Write the events that precede the first summary of a run."""
         step, last = session.global_step, _last_step(self.output_dir)
         if last >= step:
             logger.warning(
-                "%s already has events up to step %d, and this run writes from step %d on. Where "
-                "they overlap TensorBoard shows the new ones alone; if this is not the same "
-                "training, stop, and use another output_dir.",
+                "%s already has events up to step %d, and this run writes from step %d on. If they "
+                "overlap, TensorBoard shows only the new ones; if this is not the same training, "
+                "stop and use another output_dir.",
                 self.output_dir, last, step,
             )
         self._append(file_version="brain.Event:2")
         self._append(graph_def=graph_def(session.graph).SerializeToString())
         if last or step > 1:
-            self._append(step=step, session_log={"status": "START"})  # what is later is void
+            self._append(step=step, session_log={"status": "START"})  # makes later events invalid
 
     def _scalars(self, session: Any, fetched: dict[str, Any]) -> dict[str, float]:
-        """Return the numbers of a step by their tags, and note the time."""
+        """Return the scalars of a step by tag, and restart the timer."""
         scalars = dict(fetched["scalars"])
         for name, spec in self.metrics.items():
             fed = fetched["fed"]
@@ -139,11 +142,14 @@ class SummarySaverHook(SessionRunHook):
         self.timer.mark(step)
         if before is not None:
             scalars["global_step/sec"] = (step - before) / max(self.timer.last_time - since, 1e-9)
-        norms = {f"gradient_norm/{p.name}": _norm(p.grad) for p in session.parameters.values()}
+        norms = {
+            f"gradient_norm/{name}": math.sqrt(sum_of_squares(parameter.grad))
+            for name, parameter in session.parameters.items()
+        }
         return {**scalars, **norms, "gradient_norm/all": math.hypot(*norms.values())}
 
     def _first_filters(self, graph: Graph) -> list[Any]:
-        """Return an image of the first convolution's filters in a list; empty without one."""
+        """Return a list with an image of the first convolution's filters, or an empty list."""
         ops = (tensor.op for tensor in graph.tensors.values())
         first = next((op for op in ops if isinstance(op, Conv2D)), None)
         if first is None or first.kernel.shape[2] not in (1, 3):
@@ -154,7 +160,7 @@ class SummarySaverHook(SessionRunHook):
         return [self._summary.image(f"filters/{first.label}", pixels, dataformats="HWC")]
 
     def _append(self, **fields: Any) -> None:
-        """Add an event to the file as a TFRecord: length, its checksum, data, their checksum."""
+        """Append an event to the file as a TFRecord: length, its checksum, data, its checksum."""
         checksum = require("tensorboardX.record_writer", "tensorboard").masked_crc32c
         events = require("tensorboardX.proto.event_pb2", "tensorboard")
         data = events.Event(wall_time=time.time(), **fields).SerializeToString()
@@ -166,32 +172,33 @@ class SummarySaverHook(SessionRunHook):
 
 
 def _last_step(folder: Path) -> int:
-    """Return the largest step at the end of the event files in a folder; 0 without any."""
-    event, steps = require("tensorboardX.proto.event_pb2", "tensorboard").Event, [0]
+    """Return the largest last step of the event files in a folder; 0 if there are none."""
+    event = require("tensorboardX.proto.event_pb2", "tensorboard").Event
+    steps = [0]
     for path in folder.glob("*tfevents*"):
-        # Damaged bytes may raise anything, and show nothing in TensorBoard either.
+        # Damaged bytes may raise anything; TensorBoard ignores them, too.
         with contextlib.suppress(Exception), open_regular(path, follow=True) as file:
             steps.append(event.FromString(_last_record(file)).step)
     return max(steps)
 
 
 def _last_record(file: IO[bytes]) -> bytes:
-    """Return the data of the last complete TFRecord of a file; nothing if there is none."""
+    """Return the data of the last complete TFRecord of a file; empty if there is none."""
     size = file.seek(0, os.SEEK_END)
-    end, first, length = 0, 0, 0
+    start = end = length = 0  # of the last complete record
     while end + 16 <= size:
         file.seek(end)
-        (announced,) = struct.unpack("<Q", file.read(8))
-        if not announced or end + 16 + announced > size:  # an event has a byte or more
+        (declared,) = struct.unpack("<Q", file.read(8))
+        if not declared or end + 16 + declared > size:  # an event has at least one byte
             break
-        first, length = end + 12, announced
+        start, length = end, declared
         end += 16 + length
-    file.seek(first)
+    file.seek(start + 12)
     return file.read(length if length <= _MOST_EVENT else 0)
 
 
 def graph_def(graph: Graph) -> Any:
-    """Return a graph in the form of TensorFlow, which TensorBoard draws.
+    """Convert a graph to TensorFlow's GraphDef, which TensorBoard draws.
 
     Parameters
     ----------
@@ -200,7 +207,7 @@ def graph_def(graph: Graph) -> Any:
     Returns
     -------
     tensorboardX.proto.graph_pb2.GraphDef
-        A node for each tensor, its op named after its class, and one for each parameter.
+        A node for each tensor, whose op is the name of its class, and one for each parameter.
 
     Examples
     --------
@@ -223,7 +230,7 @@ def graph_def(graph: Graph) -> Any:
 
 
 def _add_node(graph: Any, kind: str, value: Tensor | Parameter, inputs: Any = ()) -> None:
-    """Add a node with the type and the shape of its value."""
+    """Add a node with the dtype and the shape of its value."""
     types = require("tensorboardX.proto.types_pb2", "tensorboard")
     node = graph.node.add(name=value.name, op=kind, input=inputs)
     word = {"float32": "float", "float64": "double"}.get(value.dtype.name, value.dtype.name)
@@ -231,8 +238,3 @@ def _add_node(graph: Any, kind: str, value: Tensor | Parameter, inputs: Any = ()
     shape = node.attr["_output_shapes"].list.shape.add()
     for size in value.shape:
         shape.dim.add(size=-1 if size is None else size)
-
-
-def _norm(gradient: np.ndarray) -> float:
-    flat = gradient.reshape(-1)
-    return math.sqrt(float(np.einsum("i,i->", flat, flat, dtype=np.float64)))
