@@ -176,7 +176,7 @@ def test_layers_inside_a_layer_keep_parameters_of_their_own():
 def test_parameters_of_one_name(tmp_path):
     two = Two()
     two.build((None, 3), 0)
-    with pytest.raises(ValueError, match="two parameters are called 'dense/kernel'; give"):
+    with pytest.raises(ValueError, match="two parameters are called 'dense/kernel'; set"):
         mc.save_weights(two, tmp_path / "two.npz")
     two(mc.Graph().placeholder("x", (None, 3), np.float32))  # a graph gives names of their own
     assert [parameter.name for parameter in two.parameters] == [

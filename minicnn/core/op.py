@@ -1,14 +1,13 @@
-"""Symbolic tensors, and the contract of what computes them.
+"""Differentiable functions (`Op`) and the symbolic values that a graph computes (`Tensor`).
 
-An `Op` computes an array from arrays and turns the gradient of its output into the gradients of its
-inputs. `apply(op, ...)` is the one door: given arrays it runs the op, given a `Tensor` it notes the
-op in that tensor's graph and returns the tensor that will come out.
+An `Op` computes an array from arrays, and the gradients of its inputs from that of its output.
+`apply(op, ...)` runs an op on arrays, or adds it to the graph of a `Tensor`.
 """
 
 import contextlib
 import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -22,7 +21,7 @@ Shape = tuple[int | None, ...]
 
 
 class Built(NamedTuple):
-    """What an op was built for, and the shape of its output."""
+    """The input shape and dtype that an op was built for, and its output shape."""
 
     input_shape: Shape
     dtype: Any
@@ -35,8 +34,8 @@ class Op:
     Parameters
     ----------
     name : str, optional
-        How errors, summaries and checkpoints call it; without one, the graph or model names it
-        after its class: ``conv2d``, ``conv2d_1``.
+        The name in errors, summaries and checkpoints. By default a graph or model names it after
+        its class: ``conv2d``, ``conv2d_1``.
 
     Examples
     --------
@@ -50,7 +49,8 @@ class Op:
     array([2., 2.], dtype=float32)
     """
 
-    output_dtype: Any = None  # None: that of the input
+    kind = "op"  # the class in default names: max_pooling2d for MaxPooling2D
+    output_dtype: Any = None  # None: that of the inputs
     _built: Built | None = None  # set by `build`
     _name: str | None = None
     _trainable = True
@@ -60,28 +60,30 @@ class Op:
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        if "kind" not in vars(cls):
+            cls.kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__).lower()
         if "build" in vars(cls):
             cls.build = _recorded(cls.build)  # type: ignore[method-assign]
 
     @property
     def name(self) -> str | None:
-        """What errors, summaries and checkpoints call it; its own parameters follow a change."""
+        """The name in errors, summaries and checkpoints; its own parameters follow a change."""
         return self._name
 
     @name.setter
     def name(self, name: str | None) -> None:
-        before = f"{self.label}/"
+        before = self.label
         self._name = checks.optional(checks.text, name, "name")
         for parameter in own_parameters(self):
-            if parameter.name.startswith(before):
-                parameter.name = f"{self.label}/{parameter.name.removeprefix(before)}"
+            if parameter.scope == before:
+                parameter.scope = self.label
 
     @property
     def trainable(self) -> bool:
-        """Whether optimizers change its parameters; it may be set before and after `build`.
+        """Whether optimizers change its parameters; can be set before and after `build`.
 
-        Setting it sets it for the ops inside, too. A parameter that is not trainable by itself
-        stays so.
+        Setting it also sets it for the ops inside. A parameter whose own `trainable` is False is
+        never trained.
         """
         return self._trainable
 
@@ -94,26 +96,21 @@ class Op:
             parameter.frozen = not trainable
 
     @property
-    def kind(self) -> str:
-        """The name of the class as it stands in default names: MaxPooling2D, max_pooling2d."""
-        return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(self).__name__).lower()
-
-    @property
     def label(self) -> str:
-        """What errors call it."""
+        """The name in errors: `name`, or the kind of an op without a name."""
         return self.name or self.kind
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
-        """The parameters among the attributes, and those of the ops among them, in their order."""
+        """The parameters of the op and of the ops inside, in the order of the attributes."""
         return tuple(parameter for op in parts(self) for parameter in own_parameters(op))
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
-        """Check the shape of the input, make the parameters, return the shape of the output."""
+        """Check the input shape, create the parameters and return the output shape."""
         return input_shape
 
     def forward(self, x: Any, ctx: Context) -> Any:
-        """Return the output; leave what backward needs in ``ctx[self]``."""
+        """Return the output; save what backward needs in ``ctx[self]``."""
         raise TypeError(f"{type(self).__name__} must define forward(self, x, ctx)")
 
     def backward(self, dy: Any, ctx: Context, need_dx: bool = True) -> Any:
@@ -125,7 +122,7 @@ class Op:
 
 
 def parts(op: Op, above: tuple[Op, ...] = ()) -> Iterator[Op]:
-    """Yield an op and the ops that it is made of: those in its public attributes."""
+    """Yield an op and the ops inside: those in its public attributes, also in lists of them."""
     if op in above:
         raise ValueError(
             f"{op.label} is a part of itself, through the attributes of {above[-1].label}; give "
@@ -145,29 +142,52 @@ def own_parameters(op: Op) -> list[Parameter]:
     return [value for value in vars(op).values() if isinstance(value, Parameter)]
 
 
+def named_parameters(op: Op) -> dict[str, Parameter]:
+    """Return the parameters of an op and of the ops inside by name; names must differ."""
+    named: dict[str, Parameter] = {}
+    for parameter in op.parameters:
+        if parameter.name in named:
+            raise ValueError(
+                f"{op.label}: two parameters are called {parameter.name!r}; set the `name` of one "
+                "of the two layers"
+            )
+        named[parameter.name] = parameter
+    return named
+
+
+def give_names(ops: Iterable[Op], prefix: str) -> None:
+    """Name the ops that have no name after their classes; the names differ."""
+    ops = list(ops)
+    taken = {op.name for op in ops if op.name}
+    for op in ops:
+        if op.name is None:
+            op.name = checks.unique(prefix + op.kind, taken)
+            taken.add(op.name)
+
+
 def forget(op: Op) -> None:
-    """Mark an op and the ops inside as not built, so that they may be built again."""
+    """Mark an op and the ops inside as not built, so that they can be built again."""
     for part in parts(op):
         part._built = None
 
 
 @contextlib.contextmanager
 def all_or_nothing(op: Op) -> Iterator[None]:
-    """Restore an op and the ops inside where the block raises."""
-    before = [(op, vars(op).copy()) for op in parts(op)]
-    names = [(parameter, parameter.name) for parameter in op.parameters]
+    """If the block raises, restore the attributes of an op, of the ops inside and all names."""
+    before = [(part, vars(part).copy()) for part in parts(op)]
+    scopes = [(parameter, parameter.scope) for parameter in op.parameters]
     try:
         yield
     except BaseException:
         for part, attributes in before:
             part.__dict__ = attributes
-        for parameter, name in names:
-            parameter.name = name
+        for parameter, scope in scopes:
+            parameter.scope = scope
         raise
 
 
 def _recorded(build: Callable[..., Shape]) -> Callable[..., Shape]:
-    """Return a `build` that records what it built; where it fails, the op stays as it was."""
+    """Wrap the `build` of a class: note what it was built for; if it fails, change nothing."""
 
     @functools.wraps(build)
     def build_and_record(self: Op, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
@@ -181,23 +201,14 @@ def _recorded(build: Callable[..., Shape]) -> Callable[..., Shape]:
     return build_and_record
 
 
-def give_names(ops: list[Op], prefix: str) -> None:
-    """Name those that have no name after their classes, each differently."""
-    taken = {op.name for op in ops if op.name}
-    for op in ops:
-        if op.name is None:
-            op.name = checks.unique(prefix + op.kind, taken)
-            taken.add(op.name)
-
-
 class GraphLike(Protocol):
-    """What a tensor knows of the graph that it lies in."""
+    """The part of `Graph` that `apply` needs."""
 
     def add(self, op: Op, inputs: "tuple[Tensor, ...]") -> "Tensor": ...
 
 
 class Tensor:
-    """A value that a graph will compute: its name, its shape and its type.
+    """A value that a graph will compute: its name, shape and dtype.
 
     Parameters
     ----------
@@ -207,9 +218,9 @@ class Tensor:
         With None for the batch.
     dtype : numpy type
     op : Op, optional
-        What computes it; None where the value is fed.
+        The op that computes it; None for a placeholder.
     inputs : tuple of Tensor
-        What it is computed from.
+        The inputs of the op.
 
     Examples
     --------
@@ -229,9 +240,12 @@ class Tensor:
         op: Op | None = None,
         inputs: "tuple[Tensor, ...]" = (),
     ) -> None:
-        self.graph, self.name = graph, checks.text(name, "name")
-        self.shape, self.dtype = checks.shape(shape, "shape"), checks.number_type(dtype)
-        self.op, self.inputs = op, inputs
+        self.graph = graph
+        self.name = checks.text(name, "name")
+        self.shape = checks.shape(shape, "shape")
+        self.dtype = checks.number_type(dtype)
+        self.op = op
+        self.inputs = inputs
 
     def __repr__(self) -> str:
         return f"Tensor({self.name!r}, shape={self.shape}, dtype={self.dtype})"
@@ -255,7 +269,7 @@ class Tensor:
 
 
 def apply(op: Op, *inputs: Any) -> Any:
-    """Run `op` on arrays, or note it in the graph of the Tensor among its inputs."""
+    """Run an op on arrays, or add it to the graph of its Tensors and return the output Tensor."""
     tensors = [value for value in inputs if isinstance(value, Tensor)]
     if not tensors:
         forward: Callable[..., Any] = op.forward

@@ -14,19 +14,23 @@ class Parameter:
     Parameters
     ----------
     name : str
-        Such as ``"conv2d/kernel"``; checkpoints know the parameter by it.
+        Such as ``"conv2d/kernel"``: the name in checkpoints.
     value : ndarray
-        float32 or float64. The only copy of the weight, C order. Write into it
+        float32 or float64. The only copy of the weight, in C order. Write into it
         (``p.value[...] = w``) to set it.
     trainable : bool
-        Optimizers leave the value alone where this is False.
+        If False, optimizers do not change the value.
 
     Attributes
     ----------
     grad : ndarray
-        Of the shape of `value`. A backward pass overwrites it, so there is nothing to reset.
+        An array of the shape of `value`. A backward pass overwrites it: no reset is needed.
+    key : str
+        The last part of the name: ``"kernel"``.
+    scope : str or None
+        The part before it: ``"conv2d"``. If the layer is renamed, this is, too.
     frozen : bool
-        Set by a layer's `trainable`: while it is True, the parameter is not trainable. Setting
+        True if the `trainable` of the layer is False; the parameter is not trained then. Setting
         the parameter's own `trainable` sets it to False.
 
     Examples
@@ -38,11 +42,20 @@ class Parameter:
     """
 
     def __init__(self, name: str, value: np.ndarray, trainable: bool = True) -> None:
-        self.name = checks.text(name, "name")
+        self.name = name
         self.trainable = trainable
         checks.float_type(checks.array(value, "value").dtype, "value")
         self._value = np.require(value, requirements=["C", "W"])
         self._grad: np.ndarray | None = None
+
+    @property
+    def name(self) -> str:
+        return self.key if self.scope is None else f"{self.scope}/{self.key}"
+
+    @name.setter
+    def name(self, name: str) -> None:
+        before, slash, self.key = checks.text(name, "name").rpartition("/")
+        self.scope: str | None = before if slash else None
 
     @property
     def trainable(self) -> bool:
@@ -72,18 +85,15 @@ class Parameter:
         self._check_same("grad", grad, self._grad)
 
     def _check_same(self, attribute: str, new: Any, array: np.ndarray | None) -> None:
-        """Let ``parameter.value *= 2`` pass, which writes into the array and then assigns it."""
+        """Allow ``parameter.value *= 2``, which writes into the array and then assigns it."""
         if new is not array:
             raise AttributeError(
-                f"{self.name}: `{attribute}` is one array for good; write into it: "
+                f"{self.name}: `{attribute}` cannot be replaced; write into it: "
                 f"parameter.{attribute}[...] = ..."
             )
 
     def writable(self, attribute: str) -> np.ndarray:
-        """Return `value` or `grad`, to be written into, or raise if it is read-only.
-
-        Kernels go by addresses: NumPy does not stop them.
-        """
+        """Return `value` or `grad`; raise if it is read-only, since kernels do not check that."""
         array: np.ndarray = getattr(self, attribute)
         if not array.flags.writeable:
             raise ValueError(
@@ -112,14 +122,14 @@ def sum_of_squares(array: np.ndarray) -> float:
 
 
 def count_parameters(parameters: Iterable[Parameter]) -> int:
-    """Return how many numbers the parameters hold."""
+    """Return the number of elements of all parameters."""
     return sum(parameter.value.size for parameter in parameters)
 
 
 def parameter_table(
     head: Sequence[str], rows: Sequence[Sequence[str]], parameters: Sequence[Parameter]
 ) -> str:
-    """Return rows under a head in columns, the last one to the right, and the total below."""
+    """Return a table: the head, the rows, and the number and size of the parameters."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = [
         "  ".join(

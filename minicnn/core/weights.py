@@ -1,4 +1,4 @@
-"""The weights of a model in one .npz file, and what other kinds of file share with it."""
+"""Save and load weights as .npz files with a checksum."""
 
 import contextlib
 import hashlib
@@ -14,24 +14,25 @@ import numpy as np
 from minicnn.core import checks
 from minicnn.core.checks import describe
 from minicnn.core.files import open_regular, replacing
+from minicnn.core.op import Op, named_parameters
 from minicnn.core.parameter import Parameter
 
 _SEAL = 64  # bytes: a SHA-256 in hexadecimal
 _CHUNK = 1 << 20  # bytes
 _RECORD = 22  # bytes: the last record of a zip archive, without its comment
-_CHECKPOINT = "meta.json"  # what every checkpoint of an Estimator holds, and no file of weights
-_WEIGHTS = "parameters/"  # how the names of a checkpoint's weights begin
+_CHECKPOINT = "meta.json"  # a member of every checkpoint of an Estimator, not of files of weights
+_WEIGHTS = "parameters/"  # the prefix of the weights in a checkpoint
 
 
 def save_weights(model: Any, path: str | Path) -> None:
     """Write every parameter of a model under its name, and a checksum of the file.
 
-    Where that fails half way, or the process is killed, a file of before stays as it was.
+    The write is atomic: on failure an existing file is unchanged.
 
     Parameters
     ----------
     model : Layer
-        Built; a Sequential, say.
+        Built, such as a Sequential.
     path : str or Path
         Ends in ``.npz``.
 
@@ -65,16 +66,16 @@ def load_weights(model: Any, path: str | Path) -> None:
     model : Layer
         Built, with the same names and shapes as the file.
     path : str or Path
-        What `save_weights` or `np.savez` wrote, or ``model.ckpt-N.npz`` in an Estimator's
-        `model_dir`: of this the parameters are read, and the optimizer's state is ignored.
+        A file of `save_weights` or `np.savez`, or ``model.ckpt-N.npz`` in an Estimator's
+        `model_dir`; the optimizer's state in a checkpoint is ignored.
 
     Raises
     ------
     ValueError
-        If the file is damaged, or no .npz of plain arrays, or a name or a shape differs; the error
-        names it, and nothing has been changed then.
+        If the file is damaged or is not an .npz file of plain arrays, or if a name or a shape
+        differs. The error names it, and the model is unchanged.
     FileNotFoundError, IsADirectoryError
-        If there is no such file, or a folder instead.
+        If the path does not exist or is a folder.
 
     Examples
     --------
@@ -86,7 +87,8 @@ def load_weights(model: Any, path: str | Path) -> None:
     >>> mc.save_weights(model, path)
     >>> mc.load_weights(model, path)
     """
-    parameters, path = parameters_of(model), checks.path(path, "path")
+    parameters = parameters_of(model)
+    path = checks.path(path, "path")
     if path.is_dir():
         raise IsADirectoryError(
             f"{path} is a folder; give the path of a file of weights, or of a checkpoint "
@@ -97,7 +99,7 @@ def load_weights(model: Any, path: str | Path) -> None:
 
 
 def _weights_in(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the weights among the arrays of a file: a checkpoint has others beside them."""
+    """Return the weights among the arrays of a file of weights or of a checkpoint."""
     if _CHECKPOINT not in arrays:
         return dict(arrays)
     return {
@@ -108,7 +110,7 @@ def _weights_in(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fill(parameters: dict[str, Parameter], arrays: dict[str, np.ndarray], path: Any) -> None:
-    """Write the arrays of a file into the parameters of a model; where one does not fit, none."""
+    """Write the arrays of a file into the parameters; if one does not fit, write none."""
     _check(parameters, arrays, path)
     values = {name: parameter.writable("value") for name, parameter in parameters.items()}
     for name, value in values.items():
@@ -116,24 +118,24 @@ def fill(parameters: dict[str, Parameter], arrays: dict[str, np.ndarray], path: 
 
 
 def _check(parameters: dict[str, Parameter], arrays: Mapping[str, Any], path: Any) -> None:
-    """Compare names, shapes and types."""
+    """Raise unless the arrays of a file have the names and shapes of the parameters."""
     for name in sorted(parameters.keys() | arrays.keys()):
-        ours = parameters[name].shape if name in parameters else "no such parameter"
-        theirs = arrays[name].shape if name in arrays else "no such array"
-        if ours != theirs:
+        wanted = parameters[name].shape if name in parameters else "no such parameter"
+        found = arrays[name].shape if name in arrays else "no such array"
+        if wanted != found:
             raise ValueError(
-                f"{name}: the model has {ours}, {path} has {theirs}; build the model that the file "
-                "was saved from"
+                f"{name}: the model has {wanted}, {path} has {found}; build the model that the "
+                "file was saved from"
             )
         if arrays[name].dtype.kind != "f":
             raise ValueError(
-                f"{name}: float numbers expected, {path} has {arrays[name].dtype}; save the "
+                f"{name}: expected float numbers, {path} has {arrays[name].dtype}; save the "
                 "weights as float32 or float64"
             )
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays by name, and as the comment of the zip archive the SHA-256 of all before it."""
+    """Write arrays by name; the comment of the zip archive is the SHA-256 of the bytes before."""
     with replacing(path) as file:
         with zipfile.ZipFile(file, "w") as archive:
             for name, array in arrays.items():
@@ -145,13 +147,13 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def _write_array(member: IO[bytes], array: np.ndarray) -> None:
-    """Write what `np.savez` would, but from where it lies: that one copies an array twice."""
+    """Write an array in the format of `np.savez`, without the two copies that this makes."""
     np.lib.format.write_array_header_1_0(member, np.lib.format.header_data_from_array_1_0(array))
     member.write(array.reshape(-1).view(np.uint8).data)
 
 
 class Member(NamedTuple):
-    """An array of a file, of which only the header has been read."""
+    """An array in a file; only its header has been read."""
 
     stream: IO[bytes]
     shape: tuple[int, ...]
@@ -159,7 +161,7 @@ class Member(NamedTuple):
     dtype: np.dtype
 
     def read(self) -> np.ndarray:
-        """Return the array, read a part at a time: the stream would hold it twice."""
+        """Return the array; reading it in chunks avoids a second copy in memory."""
         array = np.empty(self.shape, self.dtype, order="F" if self.is_fortran else "C")
         data = array.reshape(-1, order="A").view(np.uint8)
         for start in range(0, data.size, _CHUNK):
@@ -173,15 +175,24 @@ def read_npz(
     sealed: bool = False,
     follow: bool = True,
 ) -> dict[str, np.ndarray]:
-    """Return the arrays of a file by name. A stranger may have written it.
+    """Return the arrays of an untrusted file by name.
 
-    `check` sees all headers before any array is read. Nothing is unpickled or unpacked, and no
-    array is larger than its bytes in the file. `follow` says whether the path may be a link.
+    Nothing is unpickled or decompressed, and no array is larger than its bytes in the file.
+
+    Parameters
+    ----------
+    path : str or Path
+    check : callable, optional
+        Called with all headers before any array is read.
+    sealed : bool
+        Whether the file must have a checksum.
+    follow : bool
+        Whether the path may be a symbolic link.
 
     Raises
     ------
     ValueError
-        If the file is damaged, or no .npz of plain arrays, or without checksum although `sealed`.
+        If the file is damaged, is not an .npz file of plain arrays, or has no checksum but must.
     """
     with open_regular(Path(path), follow=follow) as file:
         with _naming(path):
@@ -194,11 +205,11 @@ def read_npz(
 
 @contextlib.contextmanager
 def _naming(path: str | Path) -> Iterator[None]:
-    """Turn whatever damaged bytes make of the zip and array readers into one error."""
+    """Turn every error that the zip and array readers raise for damaged bytes into one."""
     try:
         yield
     except Exception as error:
-        raise ValueError(f"{path} is no whole .npz file of plain arrays ({error})") from error
+        raise ValueError(f"{path} is not a complete .npz file of plain arrays ({error})") from error
 
 
 def _digest(file: IO[bytes], size: int) -> bytes:
@@ -212,16 +223,18 @@ def _digest(file: IO[bytes], size: int) -> bytes:
 
 
 def _members(file: IO[bytes], sealed: bool) -> dict[str, Member]:
-    """Compare a file with its checksum, and read the headers of its arrays."""
-    archive, size = zipfile.ZipFile(file), os.fstat(file.fileno()).st_size
+    """Compare a file with its checksum and read the headers of its arrays."""
+    archive = zipfile.ZipFile(file)
+    size = os.fstat(file.fileno()).st_size
     if not _ends_as_it_says(file, len(archive.comment)):
         raise ValueError("its end, with the checksum, is damaged or cut off")
     if (sealed or archive.comment) and archive.comment != _digest(file, size - _SEAL):
         raise ValueError("its bytes are not those of the checksum at its end")
-    infos, members = archive.infolist(), {}
+    infos = archive.infolist()
     is_stored = all(i.compress_type == 0 and i.compress_size == i.file_size for i in infos)
     if not is_stored or sum(info.file_size for info in infos) > size:
         raise ValueError("it is compressed, or claims more than it holds; write it with np.savez")
+    members = {}
     for info in infos:
         stream = archive.open(info)
         version = np.lib.format.read_magic(stream)
@@ -229,15 +242,15 @@ def _members(file: IO[bytes], sealed: bool) -> dict[str, Member]:
         bytes_left = info.file_size - stream.tell()
         is_plain = version == (1, 0) and dtype.kind in "biufU"
         if not is_plain or math.prod(shape) * dtype.itemsize != bytes_left:
-            raise ValueError(f"{info.filename} is no plain array of {bytes_left} bytes")
+            raise ValueError(f"{info.filename} is not a plain array of {bytes_left} bytes")
         members[info.filename.removesuffix(".npy")] = Member(stream, shape, is_fortran, dtype)
     return members
 
 
 def _ends_as_it_says(file: IO[bytes], comment: int) -> bool:
-    """Whether an archive's last record and its comment, which is the checksum, are its last bytes.
+    """Whether the last bytes of an archive are its last record and the comment, the checksum.
 
-    zipfile also takes a comment that is shorter than the record says, and bytes after it.
+    zipfile also accepts a comment that is too short, and bytes after it.
     """
     file.seek(-_RECORD - comment, os.SEEK_END)
     record = file.read(_RECORD)
@@ -247,16 +260,9 @@ def _ends_as_it_says(file: IO[bytes], comment: int) -> bool:
 
 def parameters_of(model: Any) -> dict[str, Parameter]:
     """Return the parameters of a built model by name."""
-    found = () if isinstance(model, type) else getattr(model, "parameters", ())
-    parameters = {parameter.name: parameter for parameter in found}
+    parameters = named_parameters(model) if isinstance(model, Op) else {}
     if not parameters:
         is_layer = hasattr(model, "build")
         remedy = "call build first" if is_layer else "give a layer, such as a Sequential"
         raise ValueError(f"the model has no parameters, got {describe(model)}; {remedy}")
-    if len(parameters) < len(found):
-        names = [parameter.name for parameter in found]
-        raise ValueError(
-            f"two parameters are called {max(names, key=names.count)!r}; give the layers inside "
-            f"{describe(model)} names of their own"
-        )
     return parameters

@@ -1,14 +1,14 @@
-"""The graph: what a model_fn writes down, and how it is run forward and backward.
+"""The graph that a model_fn builds, and how it is run forward and backward.
 
-A `Graph` notes every op that is applied to its tensors. The order in which they were made is an
-order in which they can be computed. A `Plan` is the part of it that some fetched tensors need, with
-the chains of single consumers fused.
+A `Graph` records the ops that are applied to its tensors, in an order in which they can be
+computed. A `Plan` is the part of it that some tensors need; chains of layers in it are fused.
 """
 
 import difflib
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from minicnn.core import checks
 from minicnn.core.context import Context
@@ -24,10 +24,10 @@ class Graph:
     Parameters
     ----------
     rng : numpy.random.Generator or int
-        Where the start values of new parameters are drawn from.
+        The source of the start values of new parameters.
     parameters : dict, optional
-        Parameters by name that layers of the same name share, as those of the training graph are
-        shared by the graph for evaluation. New ones are added to it.
+        Parameters by name. Layers with these names use them: so the graph for evaluation shares
+        the parameters of the graph for training. New parameters are added.
 
     Examples
     --------
@@ -49,7 +49,7 @@ class Graph:
         self._ops: set[Op] = set()
 
     def placeholder(self, name: str, shape: Shape, dtype: Any) -> Tensor:
-        """Return a tensor whose value is fed.
+        """Return a new tensor whose value is given to `Plan.forward`.
 
         Parameters
         ----------
@@ -66,7 +66,7 @@ class Graph:
         return self._note(Tensor(self, name, checks.shape(shape, "shape"), dtype))
 
     def add(self, op: Op, inputs: tuple[Tensor, ...]) -> Tensor:
-        """Note an op, build it for its inputs and return its output; `apply` calls it."""
+        """Build an op for its inputs and return its output Tensor; called by `apply`."""
         if not self._ops.isdisjoint(parts(op)):
             raise ValueError(
                 f"{op.label}: this layer was applied before in this graph; make a second layer"
@@ -75,27 +75,27 @@ class Graph:
         if name in self.tensors:
             raise ValueError(f"{name}: the name is taken in this graph; give another `name`")
         op.name = name
-        give_names(list(parts(op)), f"{name}/")
-        dtype = inputs[-1].dtype
+        give_names(parts(op), f"{name}/")
+        dtype = _dtype_of(inputs)
         output_shape = build_once(op, inputs[0].shape, self.rng, dtype)
         self._ops.update(parts(op))
         self._share(op)
         return self._note(Tensor(self, name, output_shape, op.output_dtype or dtype, op, inputs))
 
     def find(self, name: str) -> Tensor:
-        """Return the tensor of a name.
+        """Return the tensor with this name.
 
         Raises
         ------
         ValueError
-            If there is none; the error lists names that are near.
+            If no tensor has the name; the error lists similar names.
         """
         key = checks.text(name, "name").removesuffix(":0")
         if key not in self.tensors:
             near = difflib.get_close_matches(key, self.tensors, n=3, cutoff=0.5)
             raise ValueError(
                 f"no tensor has the `name` {name!r}; "
-                + (f"near names: {', '.join(near)}; " if near else "")
+                + (f"similar names: {', '.join(near)}; " if near else "")
                 + f"all names: {', '.join(self.tensors)}"
             )
         return self.tensors[key]
@@ -106,8 +106,9 @@ class Graph:
         Parameters
         ----------
         fetches : iterable of Tensor
-            They are never fused away.
         fuse : bool
+            Compute chains of layers in one pass where possible. A fetched tensor is always
+            computed.
 
         Returns
         -------
@@ -120,7 +121,7 @@ class Graph:
         return Plan(self, fetches, fusing(checks.boolean(fuse, "fuse")))
 
     def summary(self) -> str:
-        """Return a table of the tensors: what makes them, their names, shapes and parameters."""
+        """Return a table of the tensors: kind of op, name, shape and number of parameters."""
         rows = [
             (
                 tensor.op.kind if tensor.op else "placeholder",
@@ -138,7 +139,7 @@ class Graph:
         return tensor
 
     def _share(self, op: Op) -> None:
-        """Put the shared parameters in the place of those that a layer of the same name made."""
+        """Replace the parameters that an op has created by the shared ones of the same names."""
         for part in parts(op):
             for attribute, own in list(vars(part).items()):
                 if isinstance(own, Parameter):
@@ -147,9 +148,10 @@ class Graph:
                             f"{op.label}: {own.name!r} is the name of a parameter already; give "
                             "the layers inside, or this one, another `name`"
                         )
-                    self.parameters[own.name] = self._shared.setdefault(own.name, own)
-                    _check_alike(own, self._shared[own.name])
-                    setattr(part, attribute, self._shared[own.name])
+                    shared = self._shared.setdefault(own.name, own)
+                    _check_alike(own, shared)
+                    self.parameters[own.name] = shared
+                    setattr(part, attribute, shared)
 
 
 class Step(NamedTuple):
@@ -158,10 +160,13 @@ class Step(NamedTuple):
     op: Op
     inputs: tuple[Tensor, ...]
     output: Tensor
+    parameters: tuple[Parameter, ...]
+    need_dx: bool  # whether an input depends on a parameter
+    last_uses: set[Tensor]  # the inputs that no later step needs
 
 
 class Plan:
-    """The steps that compute some tensors of a graph, and the way back from a loss.
+    """The steps that compute some tensors of a graph, forward and backward.
 
     Parameters
     ----------
@@ -172,14 +177,21 @@ class Plan:
 
     def __init__(self, graph: Graph, fetches: tuple[Tensor, ...], fuse: bool) -> None:
         self.fetches = fetches
-        self.steps = _steps(_needed(graph, fetches), fetches, fuse)
-        sources = {*fetches, *(tensor for step in self.steps for tensor in step.inputs)}
-        self._fed = [tensor for tensor in sources if tensor.op is None]
-        # Gradients flow only where a parameter lies upstream.
-        self._trained: set[Tensor] = set()
-        for step in self.steps:
-            if step.op.parameters or any(tensor in self._trained for tensor in step.inputs):
-                self._trained.add(step.output)
+        nodes = _nodes(_needed(graph, fetches), fetches, fuse)
+        last_uses = []
+        needed = set(fetches)
+        for _, inputs, _ in reversed(nodes):
+            last_uses.append(set(inputs) - needed)
+            needed.update(inputs)
+        self._fed = [tensor for tensor in needed if tensor.op is None]
+        self._trained: set[Tensor] = set()  # the tensors that depend on a parameter
+        self.steps: list[Step] = []
+        for op, inputs, output in nodes:
+            need_dx = not self._trained.isdisjoint(inputs)
+            parameters = op.parameters
+            self.steps.append(Step(op, inputs, output, parameters, need_dx, last_uses.pop()))
+            if parameters or need_dx:
+                self._trained.add(output)
 
     def forward(self, feeds: dict[Tensor, Any], ctx: Context) -> dict[Tensor, Any]:
         """Return the values of the fetched tensors.
@@ -187,7 +199,7 @@ class Plan:
         Parameters
         ----------
         feeds : dict
-            From each placeholder to its array.
+            The array of each placeholder.
         ctx : Context
 
         Returns
@@ -198,15 +210,11 @@ class Plan:
         for tensor in self._fed:
             if tensor not in values:
                 raise ValueError(f"`feeds` must give the array of the placeholder {tensor.name!r}")
-        uses = Counter(tensor for step in self.steps for tensor in step.inputs)
-        uses.update(self.fetches)
-        for op, inputs, output in self.steps:
-            forward: Callable[..., Any] = op.forward  # of as many arrays as the step has inputs
-            values[output] = forward(*(values[tensor] for tensor in inputs), ctx)
-            for tensor in inputs:  # a value that nobody needs any more gives its memory back
-                uses[tensor] -= 1
-                if not uses[tensor]:
-                    del values[tensor]
+        for step in self.steps:
+            forward: Callable[..., Any] = step.op.forward  # of as many arrays as inputs
+            values[step.output] = forward(*(values[tensor] for tensor in step.inputs), ctx)
+            for tensor in step.last_uses:  # frees memory
+                del values[tensor]
         return {tensor: values[tensor] for tensor in self.fetches}
 
     def backward(
@@ -216,19 +224,19 @@ class Plan:
         scale: float = 1.0,
         ready: Callable[[Parameter], None] | None = None,
     ) -> tuple[Parameter, ...]:
-        """Write the gradient of `loss` into every parameter that it depends on; return those.
+        """Write the gradient of `loss` into each parameter that it depends on; return those.
 
-        The gradients of a tensor that is used twice are added.
+        The gradients of a tensor that is used several times are added.
 
         Parameters
         ----------
         loss : Tensor
         ctx : Context
-            That of the forward pass.
+            The context of the forward pass.
         scale : float
-            A factor of the gradient.
+            Multiplies the gradients.
         ready : callable, optional
-            Called with each parameter once its gradient is written.
+            Called with each parameter as soon as its gradient is final.
 
         Returns
         -------
@@ -238,17 +246,17 @@ class Plan:
             raise ValueError(f"`loss` must be one of the fetched tensors, got {loss!r}")
         gradients: dict[Tensor, Any] = {loss: scale}
         reached: list[Parameter] = []
-        for op, inputs, output in reversed(self.steps):
-            dy = gradients.pop(output, None)
-            if dy is None or output not in self._trained:
+        for step in reversed(self.steps):
+            dy = gradients.pop(step.output, None)
+            if dy is None or step.output not in self._trained:
                 continue
-            reached[:0] = op.parameters
-            need_dx = any(tensor in self._trained for tensor in inputs)
-            dx = op.backward(dy, ctx, need_dx)
+            reached[:0] = step.parameters
+            dx = step.op.backward(dy, ctx, step.need_dx)
             if ready is not None:
-                for parameter in op.parameters:
+                for parameter in step.parameters:
                     ready(parameter)
-            for tensor, gradient in zip(inputs, dx if len(inputs) > 1 else (dx,), strict=True):
+            gradients_of_inputs = dx if len(step.inputs) > 1 else (dx,)
+            for tensor, gradient in zip(step.inputs, gradients_of_inputs, strict=True):
                 if tensor in self._trained and gradient is not None:
                     known = gradients.get(tensor)
                     gradients[tensor] = gradient if known is None else known + gradient
@@ -267,13 +275,15 @@ def _needed(graph: Graph, fetches: Sequence[Tensor]) -> list[Tensor]:
     return [tensor for tensor in graph.tensors.values() if tensor in needed and tensor.op]
 
 
-def _steps(tensors: list[Tensor], fetches: Sequence[Tensor], fusing: bool) -> list[Step]:
-    """Return a step for each tensor, or for each part of a chain that can be fused."""
+def _nodes(
+    tensors: list[Tensor], fetches: Sequence[Tensor], fusing: bool
+) -> list[tuple[Op, tuple[Tensor, ...], Tensor]]:
+    """Return (op, inputs, output) for each tensor, or for each part of a chain that is fused."""
     consumers: dict[Tensor, list[Tensor]] = {}
     for tensor in tensors:
         for source in tensor.inputs:
             consumers.setdefault(source, []).append(tensor)
-    steps: list[Step] = []
+    nodes: list[tuple[Op, tuple[Tensor, ...], Tensor]] = []
     done: set[Tensor] = set()
     for first in tensors:
         if first in done:
@@ -288,12 +298,19 @@ def _steps(tensors: list[Tensor], fetches: Sequence[Tensor], fusing: bool) -> li
         ops = [tensor.op for tensor in chain if tensor.op]
         start = 0
         for op, length in fuse(ops) if fusing else [(op, 1) for op in ops]:
-            steps.append(Step(op, chain[start].inputs, chain[start + length - 1]))
+            nodes.append((op, chain[start].inputs, chain[start + length - 1]))
             start += length
-    return steps
+    return nodes
+
+
+def _dtype_of(inputs: Sequence[Tensor]) -> np.dtype[Any]:
+    """Return the dtype that an op computes with: that of its floating-point inputs, if any."""
+    floats = [tensor.dtype for tensor in inputs if tensor.dtype.kind == "f"]
+    return np.result_type(*floats) if floats else inputs[0].dtype
 
 
 def _check_alike(own: Parameter, shared: Parameter) -> None:
+    """Raise if a layer cannot use the shared parameter of the same name."""
     if shared.shape != own.shape or shared.dtype != own.dtype:
         raise ValueError(
             f"{own.name}: this graph makes it {own.shape} {own.dtype}, but the model has "

@@ -89,7 +89,7 @@ def to_onnx(
     file = _File(onnx, outputs)
     inputs = [tensor for tensor in graph.tensors.values() if tensor.op is None]
     values = {tensor: _Value(file.unique(tensor.name)) for tensor in inputs}
-    for op, sources, tensor in graph.plan(outputs.values(), fuse=False).steps:
+    for op, sources, tensor, *_ in graph.plan(outputs.values(), fuse=False).steps:
         values[tensor] = file.add(op, values[sources[0]], tensor.shape)
     for name, tensor in outputs.items():
         node = onnx.helper.make_node("Identity", [file.plain(values[tensor])], [name], name)

@@ -163,7 +163,9 @@ class Layer(Op):
 
     def add_parameter(self, name: str, value: np.ndarray, trainable: bool = True) -> Parameter:
         """Return a new parameter with the layer's dtype, named after the layer."""
-        return Parameter(f"{self.label}/{name}", np.asarray(value, self.dtype), trainable)
+        parameter = Parameter(f"{self.label}/{name}", np.asarray(value, self.dtype), trainable)
+        parameter.scope, parameter.key = self.label, name  # `name` may have slashes
+        return parameter
 
     def initialize(
         self, name: str, shape: tuple[int, ...], rng: np.random.Generator

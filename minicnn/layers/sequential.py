@@ -9,7 +9,7 @@ import numpy as np
 
 from minicnn.core import checks
 from minicnn.core.context import Context
-from minicnn.core.op import Op, Shape, Tensor, give_names, parts
+from minicnn.core.op import Op, Shape, Tensor, give_names, named_parameters, parts
 from minicnn.core.parameter import count_parameters, parameter_table
 from minicnn.layers.fusion import fuse, fusing
 from minicnn.layers.layer import Layer, build_once
@@ -91,12 +91,7 @@ class Sequential(Layer):
         shapes = [shape]
         for layer in self.layers:
             shapes.append(build_once(layer, shapes[-1], rng, dtype, remedy))
-        names = [parameter.name for parameter in self.parameters]
-        if len(set(names)) < len(names):
-            raise ValueError(
-                f"{self.label}: the name {max(names, key=names.count)!r} is there twice; set the "
-                "`name` of one of the two layers"
-            )
+        named_parameters(self)  # raises if two have the same name
         self._shapes = shapes[1:]
         self._chain = [op for op, _ in fuse(self.layers)] if fusing(self.fuse) else self.layers
         self.dtype = np.dtype(dtype)

@@ -192,7 +192,7 @@ def test_a_header_that_claims_terabytes_allocates_nothing(path):
         header = {"descr": "<f8", "fortran_order": False, "shape": (1 << 20, 1 << 20)}
         np.lib.format.write_array_header_1_0(stream, header)
         stream.write(bytes(100))
-    assert peak_of_refusal(path, "second/kernel.npy is no plain array of 100 bytes") < 2e6
+    assert peak_of_refusal(path, "second/kernel.npy is not a plain array of 100 bytes") < 2e6
 
 
 def test_a_file_with_a_wrong_checksum_is_refused(path):

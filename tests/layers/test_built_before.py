@@ -207,7 +207,7 @@ def test_models_whose_layers_have_the_same_names():
         models.append(Sequential([Dense(4)]))
         models[-1].build((None, 4), rng)
     both = Sequential(models)
-    with pytest.raises(ValueError, match="'dense/kernel' is there twice; set the `name` of one"):
+    with pytest.raises(ValueError, match="two parameters are called 'dense/kernel'; set the `name`"):
         both.build((None, 4), rng=0)
     models[1].layers[0].name = "second"
     assert both.predict(np.ones((1, 4))).shape == (1, 4)
@@ -324,3 +324,35 @@ def test_a_build_that_fails_gives_the_parameters_their_names_back():
     with pytest.raises(ValueError, match="must have 4 dimensions"):
         Sequential([layer, Conv2D(2, 3)], name="net").build((None, 4), rng=0)
     assert (layer.name, layer.kernel.name) == (None, "dense/kernel")
+
+
+class Several(mc.layers.Layer):
+    """A layer whose parameters are named in three ways."""
+
+    def build(self, input_shape, rng, dtype=np.float32):
+        shape = super().build(input_shape, rng, dtype)
+        self.deep = self.add_parameter("gate/kernel", np.ones(1, dtype))
+        self.full = mc.Parameter(f"{self.label}/bias", np.ones(1, dtype))
+        self.free = mc.Parameter("another/bias", np.ones(1, dtype))
+        return shape
+
+
+def test_a_parameter_knows_its_part_of_the_name():
+    layer = Several()
+    layer.build((None, 2), rng=0)
+    assert [p.name for p in layer.parameters] == [
+        "several/gate/kernel", "several/bias", "another/bias",
+    ]
+    layer.name = "net/first"
+    assert [(p.scope, p.key) for p in layer.parameters] == [
+        ("net/first", "gate/kernel"), ("net/first", "bias"), ("another", "bias"),
+    ]
+    layer.name = None
+    assert [p.name for p in layer.parameters] == [
+        "several/gate/kernel", "several/bias", "another/bias",
+    ]
+
+
+@pytest.mark.parametrize("name", ["w", "/w", "w/", "a/b/w"])
+def test_a_parameter_has_the_name_that_it_was_given(name):
+    assert mc.Parameter(name, np.ones(1, np.float32)).name == name
