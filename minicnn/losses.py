@@ -13,7 +13,7 @@ from minicnn.ops import OneHot, Softmax, check_labels
 
 logger = logging.getLogger("minicnn")
 
-_SUM_TOLERANCE = 1e-3  # of a row of label probabilities
+_SUM_TOLERANCE = 1e-3  # of the sum of a row of labels
 _LABELS_FIRST = "the labels come first"
 _TWO_UNITS = "the last layer needs one unit for each class: two units for yes or no"
 
@@ -47,28 +47,14 @@ class SoftmaxCrossEntropy(Op):
         self.weights = weights
         self.label_smoothing = checks.number(label_smoothing, "label_smoothing", 0.0, 1.0)
 
-    def build_pair(self, labels: Tensor, logits: Tensor) -> None:
-        """Check the two inputs when the graph is traced."""
-        _check_shapes(self.label, labels.shape, logits.shape)
-        if isinstance(logits.op, OneHot):
-            raise ValueError(
-                f"{self.label}: `logits` must be the outputs of the model, got {logits!r}; "
-                f"{_LABELS_FIRST}"
-            )
-        if isinstance(getattr(logits.op, "activation", logits.op), Softmax):
-            logger.warning(
-                "%s: the logits %r are probabilities already; the loss applies the softmax itself, "
-                "so give it the values before the softmax", self.label, logits.name,
-            )
-        if isinstance(labels.op, OneHot):
-            labels.op.strict = True  # a label outside the classes would silently have no loss
-
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
         return ()
 
     def forward(  # type: ignore[override]  # two inputs
         self, labels: np.ndarray, logits: np.ndarray, ctx: Context
     ) -> Any:
+        labels = checks.labels(labels, "labels")
+        logits = checks.array(logits, "logits")
         loss, gradient = _loss_and_gradient(
             self.label, labels, logits, self.weights, self.label_smoothing, ctx.save
         )
@@ -77,6 +63,26 @@ class SoftmaxCrossEntropy(Op):
 
     def backward(self, dy: Any, ctx: Context, need_dx: bool = True) -> tuple[None, np.ndarray]:
         return None, ctx[self] if dy == 1 else dy * ctx[self]
+
+
+class _OfClassNumbers(SoftmaxCrossEntropy):
+    """The loss of rows that `one_hot` made of class numbers; these are the third input.
+
+    A class number that `one_hot` does not reach gives a row of zeros: the error names the number.
+    """
+
+    kind = SoftmaxCrossEntropy.kind
+
+    def forward(  # type: ignore[override]  # three inputs
+        self, labels: np.ndarray, logits: np.ndarray, numbers: np.ndarray, ctx: Context
+    ) -> Any:
+        check_labels(numbers, labels.shape[1], self.label)
+        return super().forward(labels, logits, ctx)
+
+    def backward(  # type: ignore[override]
+        self, dy: Any, ctx: Context, need_dx: bool = True
+    ) -> tuple[None, np.ndarray, None]:
+        return *super().backward(dy, ctx), None
 
 
 def softmax_cross_entropy(
@@ -93,25 +99,24 @@ def softmax_cross_entropy(
     Parameters
     ----------
     onehot_labels : ndarray or Tensor
-        (N, classes); each row sums to 1.
+        (N, classes). Each row sums to 1.
     logits : ndarray or Tensor
-        (N, classes), of any size: exp cannot overflow.
+        (N, classes). Large values do not overflow.
     weights : float or ndarray
-        One for all, or (N,) or (N, 1).
+        A number, or one for each row: (N,) or (N, 1).
     label_smoothing : float
-        In [0, 1): labels become labels * (1 - s) + s / classes.
+        In [0, 1). The labels become labels * (1 - s) + s / classes.
     name : str, optional
 
     Returns
     -------
     float or Tensor
-        0 where every weight is 0.
+        0 if every weight is 0.
 
     Raises
     ------
     ValueError
-        If the shapes differ, or a row of labels is no distribution over the classes; the error
-        names the row.
+        If the shapes differ, or if a row of labels is not a distribution over the classes.
 
     Examples
     --------
@@ -123,8 +128,25 @@ def softmax_cross_entropy(
     """
     op = SoftmaxCrossEntropy(weights, label_smoothing, name)
     if isinstance(onehot_labels, Tensor) and isinstance(logits, Tensor):
-        op.build_pair(onehot_labels, logits)
+        _check_tensors(op.label, onehot_labels, logits)
+        if isinstance(onehot_labels.op, OneHot):
+            op = _OfClassNumbers(weights, label_smoothing, name)
+            return apply(op, onehot_labels, logits, *onehot_labels.inputs)
     return apply(op, onehot_labels, logits)
+
+
+def _check_tensors(label: str, labels: Tensor, logits: Tensor) -> None:
+    """Check the inputs of the loss when a graph is built."""
+    _check_shapes(label, labels.shape, logits.shape)
+    if isinstance(logits.op, OneHot):
+        raise ValueError(
+            f"{label}: `logits` must be the outputs of the model, got {logits!r}; {_LABELS_FIRST}"
+        )
+    if isinstance(getattr(logits.op, "activation", logits.op), Softmax):
+        logger.warning(
+            "%s: the logits %r are probabilities already; the loss applies the softmax itself, "
+            "so give it the values before the softmax", label, logits.name,
+        )
 
 
 def softmax_cross_entropy_with_grad(
@@ -151,7 +173,7 @@ def softmax_cross_entropy_with_grad(
     Raises
     ------
     ValueError
-        If the shapes differ, or a label is none of the classes; the error names the row.
+        If the shapes differ, or if a label is not one of the classes.
 
     Examples
     --------
@@ -163,7 +185,8 @@ def softmax_cross_entropy_with_grad(
     """
     label = "softmax_cross_entropy_with_grad"
     smoothing = checks.number(label_smoothing, "label_smoothing", 0.0, 1.0)
-    labels, logits = checks.labels(labels, "labels"), checks.array(logits, "logits")
+    labels = checks.labels(labels, "labels")
+    logits = checks.array(logits, "logits")
     if labels.ndim == 1 and logits.ndim == 2:
         labels = _rows_of(labels, logits, label)
     return _loss_and_gradient(label, labels, logits, weights, smoothing, True)
@@ -181,9 +204,14 @@ def _rows_of(labels: np.ndarray, logits: np.ndarray, label: str) -> np.ndarray:
 
 
 def _loss_and_gradient(
-    label: str, labels: Any, logits: Any, weights: Any, smoothing: float, gradient: bool
-) -> tuple[float, Any]:
-    labels, logits = checks.labels(labels, "labels"), checks.array(logits, "logits")
+    label: str,
+    labels: np.ndarray,
+    logits: np.ndarray,
+    weights: Any,
+    smoothing: float,
+    need_gradient: bool,
+) -> tuple[float, np.ndarray | None]:
+    """Return the loss, and its gradient with respect to the logits or None."""
     _check_shapes(label, labels.shape, logits.shape)
     if logits.dtype not in (np.float32, np.float64):
         raise TypeError(f"{label}: `logits` must be float32 or float64, got {describe(logits)}")
@@ -202,11 +230,11 @@ def _loss_and_gradient(
     np.multiply(labels, np.log(total) - shifted, out=terms, where=labels > 0)  # 0 times inf is 0
     row_loss = terms.sum(axis=1, dtype=np.float64)
     loss = float((w * row_loss).sum() / counted)
-    if not gradient:
+    if not need_gradient:
         return loss, None
     scale = (w / counted).astype(logits.dtype)[:, None]
-    share = labels.sum(axis=1, keepdims=True)  # 1, but for rounding
-    return loss, scale * (exp / total * share - labels)
+    sums = labels.sum(axis=1, keepdims=True)  # 1, except for rounding errors
+    return loss, scale * (exp / total * sums - labels)
 
 
 def _check_shapes(label: str, labels: Shape, logits: Shape) -> None:
@@ -223,7 +251,7 @@ def _check_shapes(label: str, labels: Shape, logits: Shape) -> None:
 
 
 def _shape_remedy(labels: Shape, logits: Shape) -> str:
-    """Return what to do about labels and logits of different shapes."""
+    """Return how to correct labels and logits of different shapes."""
     if len(logits) > 2:
         return "flatten the features before the last layer (layers.Flatten)"
     if len(logits) < 2 or not labels:
@@ -233,7 +261,7 @@ def _shape_remedy(labels: Shape, logits: Shape) -> str:
         return _TWO_UNITS
     if len(labels) == 1:
         return f"make the labels with one_hot(labels, depth={logits[1]})"
-    if labels[1] == 1 or len(labels) > 2:  # class numbers in a column, or rows made one-hot twice
+    if labels[1] == 1 or len(labels) > 2:  # a column of class numbers, or one_hot twice
         return f"give class numbers: {checks.class_numbers('y', labels[:2], np.int64)}"
     if labels[1] != logits[1]:
         return f"give the last layer {labels[1]} units, or make the labels with depth={logits[1]}"
@@ -241,7 +269,7 @@ def _shape_remedy(labels: Shape, logits: Shape) -> str:
 
 
 def _check_rows(label: str, labels: np.ndarray, logits: np.ndarray) -> None:
-    """Raise where a row of labels is no distribution over the classes."""
+    """Raise if a row of labels is not a distribution over the classes."""
     good = _distributions(labels)
     if not good.all():
         row = int(np.flatnonzero(~good)[0])
@@ -257,7 +285,7 @@ def _check_rows(label: str, labels: np.ndarray, logits: np.ndarray) -> None:
 
 
 def _distributions(rows: np.ndarray) -> np.ndarray:
-    """Return which rows are probabilities of the classes."""
+    """Return whether each row is a distribution over the classes."""
     return (rows >= 0).all(axis=1) & (np.abs(rows.sum(axis=1) - 1.0) < _SUM_TOLERANCE)
 
 

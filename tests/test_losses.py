@@ -273,3 +273,18 @@ def test_the_gradient_is_scaled_by_that_of_what_uses_the_loss():
     nothing, part = op.backward(0.25, ctx)
     assert nothing is None
     assert_array_equal(part, 0.25 * whole)
+
+
+def test_a_loss_leaves_the_op_that_made_its_labels_as_it_is():
+    graph = mc.Graph()
+    indices = graph.placeholder("indices", (None,), np.int64)
+    logits = graph.placeholder("logits", (None, 3), np.float32)
+    rows = mc.one_hot(indices, 3)
+    before = vars(rows.op).copy()
+    loss = mc.losses.softmax_cross_entropy(rows, logits)
+    assert vars(rows.op) == before
+    assert (loss.name, loss.shape, loss.dtype) == ("softmax_cross_entropy", (), np.float32)
+    feeds = {indices: np.array([0, 7]), logits: np.zeros((2, 3), np.float32)}
+    assert graph.plan([rows]).forward(feeds, mc.Context())[rows].tolist() == [[1, 0, 0], [0, 0, 0]]
+    with pytest.raises(ValueError, match=f"{loss.name}: the label of row 1 is 7, outside the cla"):
+        graph.plan([loss]).forward(feeds, mc.Context())

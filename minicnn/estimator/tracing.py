@@ -13,7 +13,8 @@ from minicnn.core.parameter import Parameter
 from minicnn.estimator.config import ModeKeys, ModelFnOps, call_model_fn
 from minicnn.estimator.feeding import Batch
 from minicnn.estimator.graph import Graph
-from minicnn.ops import Cast, OneHot, check_labels
+from minicnn.losses import SoftmaxCrossEntropy
+from minicnn.ops import Cast, check_labels
 
 
 class _Copies(Graph):
@@ -92,18 +93,18 @@ class Trace:
                 )
 
     def check_labels(self, labels: Any) -> None:
-        """Raise where a row of labels is none of the classes that a loss makes one-hot rows of."""
+        """Raise if a label is not one of the classes of a loss."""
         holders = self._labels if isinstance(self._labels, dict) else {None: self._labels}
         for tensor in self.graph.tensors.values():
-            if not isinstance(tensor.op, OneHot) or not tensor.op.strict:
-                continue
-            source = tensor.inputs[0]
+            if not isinstance(tensor.op, SoftmaxCrossEntropy) or len(tensor.inputs) < 3:
+                continue  # no loss, or one of labels that `one_hot` did not make
+            onehot, _, source = tensor.inputs
             while isinstance(source.op, Cast):
                 source = source.inputs[0]
             for name, holder in holders.items():
                 if source is holder:
                     rows = labels if name is None else labels[name]
-                    check_labels(rows, tensor.op.depth, name or "labels")
+                    check_labels(rows, onehot.shape[1], name or "labels")
 
     def feeds(self, batch: Batch) -> dict[Tensor, np.ndarray]:
         """Return the value of each placeholder for a batch."""

@@ -202,7 +202,7 @@ def test_find_by_name():
     assert graph.find("softmax_tensor:0") is graph.find("softmax_tensor")  # TensorFlow's way
     assert graph.find("features") is features
     assert graph.find(loss.name) is loss
-    with pytest.raises(ValueError, match=r"'softmax_tensr'; similar names: softmax_tensor.*conv2d_1"):
+    with pytest.raises(ValueError, match=r"'softmax_tensr'; similar names: softmax_tensor.*conv2d"):
         graph.find("softmax_tensr")
     with pytest.raises(ValueError, match="'zzz'; all names: features, labels, reshape, conv2d"):
         graph.find("zzz")
@@ -719,3 +719,21 @@ def test_a_model_inside_a_model_fn_is_the_model_that_is_trained(built, tmp_path)
     assert_close(estimator.predict(x, as_iterable=False)["logits"], logits.astype(np.float32))
     loss = naive.softmax_cross_entropy(np.eye(3)[y], logits)
     assert estimator.evaluate(x, y)["loss"] == pytest.approx(loss, rel=1e-5)
+
+
+class Weighted(mc.Op):
+    """The sum of numbers by row, times an integer for each row that comes first or last."""
+
+    def build(self, input_shape, rng, dtype=np.float32):
+        self.dtype = dtype
+        return ()
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_dtype_of_an_op_is_that_of_its_floats_in_any_order_of_its_inputs(reverse):
+    graph, op = mc.Graph(), Weighted()
+    inputs = [
+        graph.placeholder("factor", (None,), np.int64), graph.placeholder("x", (None,), np.float32),
+    ]
+    y = apply(op, *(reversed(inputs) if reverse else inputs))
+    assert y.dtype == op.dtype == np.float32

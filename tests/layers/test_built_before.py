@@ -207,7 +207,7 @@ def test_models_whose_layers_have_the_same_names():
         models.append(Sequential([Dense(4)]))
         models[-1].build((None, 4), rng)
     both = Sequential(models)
-    with pytest.raises(ValueError, match="two parameters are called 'dense/kernel'; set the `name`"):
+    with pytest.raises(ValueError, match="two parameters are called 'dense/kernel'; set the"):
         both.build((None, 4), rng=0)
     models[1].layers[0].name = "second"
     assert both.predict(np.ones((1, 4))).shape == (1, 4)
