@@ -37,7 +37,8 @@ from minicnn.kernels.simd import (
 )
 
 DEPTH = (1 << 14) // (VECTORS * VECTOR_BYTES)  # rows of a panel in half a first-level cache
-_FEW = (ROWS - 2) // 2  # rows of the tile for what is left over
+_FEW = (ROWS - 2) // 2  # rows of the tiles for what is left over
+_SOME = (ROWS + _FEW) // 2
 
 
 @register_jitable  # called from Python too
@@ -102,24 +103,32 @@ def multiply(a, a_row, a_col, packed, s, s_row, s_col, c, c_row, m, n, k):
         for j in range(0, n, width):
             block_of_rows(pointer(a, p * a_col), a_row, a_col, pointer(packed, j * k + p * width),
                           pointer(s, j * s_col), s_row, pointer(c, j), c_row, m,
-                          min(width, n - j), depth)
+                          min(width, n - j), depth, 1, 0)
         s, s_row, s_col = c, c_row, 1  # what follows adds to what is there
 
 
 @helper
-def block_of_rows(a, a_row, a_col, b, s, s_row, c, c_row, m, n, depth):
-    """C (m, n) = S + A B for one panel of B, by tiles as high as the registers allow."""
+def block_of_rows(a, a_row, a_col, b, s, s_row, c, c_row, m, n, depth, rounds, a_round):
+    """C (m, n) = S + A B for one panel of B, by tiles of such heights that few rows are wasted.
+
+    The columns of A come in `rounds` of `depth`, each `a_round` elements after the one before.
+    """
     i = 0
     while i < m:
         rows = m - i
         a_, s_, c_ = pointer(a, i * a_row), pointer(s, i * s_row), pointer(c, i * c_row)
-        if rows > _FEW:
+        if rows > 2 * _SOME or _SOME < rows <= ROWS:
             rows = min(rows, ROWS)
-            tile(ROWS, VECTORS, a_, a_row, a_col, b, s_, s_row, c_, c_row, rows, n, depth)
-            i += ROWS
+            tile(ROWS, VECTORS, a_, a_row, a_col, b, s_, s_row, c_, c_row, rows, n, depth, rounds,
+                 a_round)
+        elif rows > _FEW:
+            rows = min(rows, _SOME)
+            tile(_SOME, VECTORS, a_, a_row, a_col, b, s_, s_row, c_, c_row, rows, n, depth, rounds,
+                 a_round)
         else:
-            tile(_FEW, VECTORS, a_, a_row, a_col, b, s_, s_row, c_, c_row, rows, n, depth)
-            i += _FEW
+            tile(_FEW, VECTORS, a_, a_row, a_col, b, s_, s_row, c_, c_row, rows, n, depth, rounds,
+                 a_round)
+        i += rows
 
 
 @helper

@@ -21,6 +21,7 @@ on integer addresses can be miscompiled once Numba links the kernel again from i
 `load`, `store`, `broadcast`           whole vectors, one element in every lane
 `load_some`, `store_some`              the first lanes alone, at the end of a row
 `splat`, `fma`, `add`, `sub`, `relu`   arithmetic
+`where_positive`                       the gradient of ReLU
 `largest_of_four`                      2x2 max pooling with ReLU, and where the maximum was
 `transpose`                            a square of vectors
 `tile`                                 a block of a matrix product, in registers
@@ -318,6 +319,18 @@ def relu(typingctx, x):
 
 
 @intrinsic
+def where_positive(typingctx, x, y):
+    """Return y in the lanes where x > 0, and 0 in the others."""
+
+    def generate(context, builder, signature, arguments):
+        zero = _same(arguments[0].type, 0.0)
+        positive = builder.fcmp_ordered(">", arguments[0], zero)
+        return builder.select(positive, arguments[1], zero)
+
+    return x(x, x), generate
+
+
+@intrinsic
 def largest_of_four(typingctx, x0, x1, x2, x3, bias, y, code, count):
     """Write max(x0, x1, x2, x3) + bias through ReLU to y, and where it was to code, in some lanes.
 
@@ -414,11 +427,30 @@ def _products(
     return end, totals
 
 
+def _rounds(
+    builder: Any, vector: Vector, rows: Sequence[Any], a: Any, a_step: Any, a_round: Any, b: Any,
+    depth: Any, rounds: Any, sums: Sequence[Any],
+) -> list[Any]:
+    """Emit `_products` for A and for as many A further, each `a_round` after the one before."""
+
+    def next_round(u, values):
+        place, line, *totals = values
+        line, totals = _products(builder, vector, rows, place, a_step, line, depth, totals)
+        return [builder.gep(place, [a_round]), line, *totals]
+
+    _, _, *totals = _loop(builder, rounds, [a, b, *sums], next_round)
+    return totals
+
+
 @intrinsic(prefer_literal=True)
-def tile(typingctx, rows, vectors, a, a_row, a_col, b, s, s_row, c, c_row, height, width, depth):
+def tile(
+    typingctx, rows, vectors, a, a_row, a_col, b, s, s_row, c, c_row, height, width, depth, rounds,
+    a_round,
+):
     """Write C = S + A B for a block of `rows` x `vectors` vectors of C, both literal.
 
-    A is read through its two strides; B (depth, vectors) is one panel; S and C have contiguous
+    A is read through its two strides, and its columns come in `rounds` of `depth`, each `a_round`
+    elements after the one before; B (rounds * depth, vectors) is one panel; S and C have contiguous
     rows. Of the block, C has `height` rows and `width` columns, and nothing beyond them is read or
     written: A's last row stands for those below it.
     """
@@ -426,7 +458,8 @@ def tile(typingctx, rows, vectors, a, a_row, a_col, b, s, s_row, c, c_row, heigh
     vector = Vector(c.dtype)
 
     def generate(context, builder, signature, arguments):
-        _, _, a_, a_row_, a_col_, b_, s_, s_row_, c_, c_row_, height_, width_, depth_ = arguments
+        (_, _, a_, a_row_, a_col_, b_, s_, s_row_, c_, c_row_, height_, width_, depth_, rounds_,
+         a_round_) = arguments
         last = builder.sub(height_, _index(1))
         numbers = [_index(0)]
         for r in range(1, count):
@@ -463,7 +496,7 @@ def tile(typingctx, rows, vectors, a, a_row, a_col, b, s, s_row, c, c_row, heigh
             phi.add_incoming(y, block2)
             sums.append(phi)
         lines = [builder.mul(a_row_, number) for number in numbers]
-        _, sums = _products(builder, vector, lines, a_, a_col_, b_, depth_, sums)
+        sums = _rounds(builder, vector, lines, a_, a_col_, a_round_, b_, depth_, rounds_, sums)
         targets = list(zip(sums, places(c_row_), strict=True))
         each(
             lambda: [_store(builder, x, c_, at) for x, (at, _) in targets],
@@ -472,7 +505,7 @@ def tile(typingctx, rows, vectors, a, a_row, a_col, b, s, s_row, c, c_row, heigh
         return context.get_dummy_value()
 
     i = types.int64
-    return types.void(rows, vectors, a, i, i, b, s, i, c, i, i, i, i), generate
+    return types.void(rows, vectors, a, i, i, b, s, i, c, i, i, i, i, i, i), generate
 
 
 @intrinsic(prefer_literal=True)
@@ -490,12 +523,9 @@ def block_2x2(typingctx, vectors, x, down, right, row, w, kh, run, target):
         corners = [_index(0), right_, down_, builder.add(down_, right_)]
         zeros = [_same(_llvm_type(vector), 0.0)] * (4 * across)
 
-        def window_row(u, values):
-            place, line, *sums = values
-            line, sums = _products(builder, vector, corners, place, _index(1), line, run_, sums)
-            return [builder.gep(place, [row_]), line, *sums]
-
-        _, _, *sums = _loop(builder, kh_, [x_, w_, *zeros], window_row)
+        sums = _rounds(
+            builder, vector, corners, x_, _index(1), row_, w_, run_, kh_, zeros
+        )
         for n, value in enumerate(sums):
             q, v = divmod(n, across)
             _store(builder, value, target_, _index((4 * v + q) * vector.lanes))

@@ -17,7 +17,7 @@ from minicnn.kernels import simd as compiled_simd
 from minicnn.kernels import threads, window
 
 NAMES = (
-    "conv.conv", "conv.direct", "conv.im2col", "conv.padded", "conv.pooled", "conv.winograd",
+    "conv.conv", "conv.direct", "conv.implicit", "conv.im2col", "conv.padded", "conv.pooled", "conv.winograd",
     "dense.dense", "dense.lists", "elementwise", "gather", "gemm", "pooling", "update",
 )
 CONSTANTS = ("VECTOR_BYTES", "REGISTERS", "LANES", "VECTORS", "PANEL", "ROWS", "ZEROED")
@@ -44,7 +44,7 @@ def simd():
     vars(module).update({name: getattr(compiled_simd, name) for name in CONSTANTS})
     functions = (
         pointer, lanes, load, load_some, store, store_some, broadcast, splat, fma, add, sub, relu,
-        largest_of_four, transpose, tile, block_2x2, gather, gather_pair,
+        where_positive, largest_of_four, transpose, tile, block_2x2, gather, gather_pair,
     )
     vars(module).update({function.__name__: function for function in functions})
     return module
@@ -123,6 +123,10 @@ def relu(x):
     return np.where(x <= 0, x.dtype.type(0), x)
 
 
+def where_positive(x, y):
+    return np.where(x > 0, y, y.dtype.type(0))
+
+
 def largest_of_four(x0, x1, x2, x3, bias, y, code, count):
     values = np.stack([x0, x1, x2, x3])
     winner = values.argmax(axis=0)  # the first of the largest; NaN is the largest
@@ -143,22 +147,28 @@ def products(rows, vectors, a, a_step, b, depth, sums):
     return b
 
 
-def tile(rows, vectors, a, a_row, a_col, b, s, s_row, c, c_row, height, width, depth):
+def in_rounds(rows, vectors, a, a_step, a_round, b, depth, rounds, sums):
+    for u in range(rounds):
+        b = products(rows, vectors, pointer(a, u * a_round), a_step, b, depth, sums)
+
+
+def tile(
+    rows, vectors, a, a_row, a_col, b, s, s_row, c, c_row, height, width, depth, rounds, a_round
+):
     assert 0 < height <= rows <= 14
     assert width > 0
     numbers = [min(r, height - 1) for r in range(rows)]
     places = [(r, v * c.lanes) for r in numbers for v in range(vectors)]
     sums = [load_some(s, r * s_row + at, width - at) for r, at in places]
-    products([r * a_row for r in numbers], vectors, a, a_col, b, depth, sums)
+    lines = [r * a_row for r in numbers]
+    in_rounds(lines, vectors, a, a_col, a_round, b, depth, rounds, sums)
     for (r, at), total in zip(places, sums, strict=True):
         store_some(total, c, r * c_row + at, width - at)
 
 
 def block_2x2(vectors, x, down, right, row, w, kh, run, target):
     sums = [np.zeros(x.lanes, x.flat.dtype)] * (4 * vectors)
-    corners = (0, right, down, down + right)
-    for u in range(kh):
-        w = products(corners, vectors, pointer(x, u * row), 1, w, run, sums)
+    in_rounds((0, right, down, down + right), vectors, x, 1, row, w, run, kh, sums)
     for n, total in enumerate(sums):
         store(total, target, (n % vectors * 4 + n // vectors) * x.lanes)
 

@@ -3,7 +3,8 @@
     y = x * w + b        x (N, H, W, C)   w (KH, KW, C, F)   b (F,)   y (N, OH, OW, F)
 
 `forward`, `input_gradient`, `kernel_gradient` and `pooled_gradients` take the fastest path that a
-configuration has: `direct`, `winograd` or `pooled`, and otherwise the general one, `im2col`.
+configuration has: `direct`, `winograd`, `implicit` or `pooled`, and otherwise the general one,
+`im2col`.
 """
 
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from minicnn.kernels import elementwise, pooling
-from minicnn.kernels.conv import direct, im2col, pooled, winograd
+from minicnn.kernels.conv import direct, im2col, implicit, pooled, winograd
 from minicnn.kernels.simd import ZEROED
 from minicnn.kernels.threads import check
 from minicnn.kernels.window import Window, slide
@@ -56,7 +57,8 @@ def input_gradient(dy: np.ndarray, w: np.ndarray, dx: np.ndarray, window: Window
         height=window.out_h, width=window.out_w, out_h=window.height, out_w=window.width,
         top=window.kernel_h - 1 - window.top, left=window.kernel_w - 1 - window.left,
     )
-    if _fast_path(dy, turned, back) is winograd:
+    strided = window.stride_h > 1 or window.stride_w > 1
+    if not strided and _fast_path(dy, turned, back) is not None:
         forward(dy, turned, np.zeros(dx.shape[3], dx.dtype), dx, back)
     else:
         im2col.input_gradient(dy, w, dx, window)
@@ -73,8 +75,12 @@ def kernel_gradient(
     """
     _check(x, dw, db, dy, window)
     if y is not None:
+        check(dy=(dy, y.shape), y=(y, y.shape), **({} if dz is None else {"dz": (dz, y.shape)}))
+    if FAST_PATHS and x.dtype == np.float32 and implicit.fits(window):
+        implicit.kernel_gradient(x, dy, dw, db, window, y, dz, _CHUNKS)
+        return
+    if y is not None:
         dz = np.empty_like(dy) if dz is None else dz
-        check(dy=(dy, y.shape), dz=(dz, y.shape))
         elementwise.relu_gradient(dy, y, dz)
         dy = dz
     im2col.kernel_gradient(x, dy, dw, db, window)
@@ -120,7 +126,9 @@ def _fast_path(x: np.ndarray, w: np.ndarray, window: Window) -> Any:
         return None
     if direct.fits(window, w.shape[2]):
         return direct
-    return winograd if winograd.fits(window) else None
+    if winograd.fits(window):
+        return winograd
+    return implicit if implicit.fits(window) else None
 
 
 def _pool_window(window: Window) -> Window:

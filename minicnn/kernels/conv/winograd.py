@@ -184,7 +184,7 @@ def _forward(chunk, scratch, x, u, b, y, code, window, images, tiles_h, tiles_w,
                     block_of_rows(
                         pointer(v, (p * block + i) * depth), depth, 1,
                         pointer(u, (panel * points + p) * depth * PANEL), pointer(zeros, 0), 0,
-                        pointer(m, p * ROWS * PANEL), PANEL, rows, PANEL, x.shape[3])
+                        pointer(m, p * ROWS * PANEL), PANEL, rows, PANEL, x.shape[3], 1, 0)
                 for r in range(rows):
                     n, ty, tx = _tile(first + i + r, tiles_h, tiles_w)
                     row, column = ty * _OUT >> pool, tx * _OUT >> pool

@@ -1,0 +1,260 @@
+"""Convolution as a matrix product that reads its columns in the image itself, float32.
+
+Without dilation the KW taps of one row of the window are one run of KW * C adjacent elements of the
+padded image, in the order of the kernel's. So a row of outputs is a sum of KH matrix products whose
+left factors lie in the image: their rows are sw * C elements apart and overlap.
+
+    y[oy, ox] = b + sum over u of padded[sh oy + u, sw ox ...] w[u]        (KW C) times (KW C, F)
+    dw[u]    += sum over oy of padded[sh oy + u, sw ox ...]' dz[oy]        (KW C, OW) times (OW, F)
+
+`simd.tile` walks through both sums, over u or oy and within a run or row, without columns being
+made. In the same passes ReLU and 2x2 max pooling are applied to y, ReLU's gradient dz = dy where
+y > 0 is formed, and the bias' gradient is summed.
+
+The work is cut into *bands*, a few rows of outputs of one image. The rows of the image that a band
+reads are copied to `padded`, unless the window never leaves the image: then they are read where
+they are. For the gradient, dz of a band is packed into panels. A band has some 128 positions, so
+that both stay in the first-level cache.
+
+`conv` takes this path for every convolution without dilation for which it has nothing faster. It
+is called an implicit matrix product (implicit GEMM) elsewhere.
+
+S. Chetlur et al., "cuDNN: Efficient primitives for deep learning", arXiv:1410.0759, 2014.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minicnn.kernels.elementwise import BLOCK, blocks_of, sum_sums
+from minicnn.kernels.gemm import block_of_rows, clear, copy, pack, packed_shape, round_up
+from minicnn.kernels.jit import helper, kernel
+from minicnn.kernels.simd import (
+    LANES,
+    PANEL,
+    add,
+    largest_of_four,
+    load,
+    load_some,
+    pointer,
+    splat,
+    store,
+    store_some,
+    where_positive,
+)
+from minicnn.kernels.threads import aligned, parallel_for, share
+from minicnn.kernels.window import Window
+
+_POSITIONS = 128  # of a band
+_POOLED_POSITIONS = 64  # of a band whose outputs wait for their maxima
+
+
+class _Bands(NamedTuple):
+    """How the rows of outputs are cut into bands; a plain tuple for the kernels."""
+
+    rows: int  # of outputs in a band
+    per_image: int
+    in_place: bool  # whether the window never leaves the image
+    adjacent: bool  # whether the patches of a row follow those of the row above
+    wide: int  # columns of the rows that a band reads
+
+
+def fits(window: Window) -> bool:
+    """Return whether the taps of a window's row are adjacent."""
+    return window.dilation_h == window.dilation_w == 1
+
+
+def forward(
+    x: np.ndarray, w: np.ndarray, b: np.ndarray, y: np.ndarray, code: np.ndarray, window: Window,
+    relu: bool, pool: bool, chunks: int,
+) -> None:
+    """Write what `winograd.forward` writes."""
+    (*_, channels, filters) = w.shape
+    depth = w.size // filters
+    panels = packed_shape(depth, filters, np.float32)
+    packed = aligned(panels, np.float32)
+    parallel_for(_pack, panels[0], (w,), (packed,), depth, filters)
+    bands = _bands(window, pool)
+    length = share(len(x) * bands.per_image, chunks)
+    outputs = (bands.rows * window.out_w if pool else 0, round_up(filters, LANES))
+    parallel_for(
+        _forward, -(-len(x) * bands.per_image // length), (x, packed, b), (y, code), tuple(window),
+        tuple(bands), length, relu, pool,
+        scratch={
+            "padded": (_padded(window, bands, channels), np.float32),
+            "outputs": (outputs, np.float32),
+        },
+    )
+
+
+def kernel_gradient(
+    x: np.ndarray, dy: np.ndarray, dw: np.ndarray, db: np.ndarray, window: Window,
+    y: np.ndarray | None, dz: np.ndarray | None, chunks: int,
+) -> None:
+    """Write dw and db; with y also through ReLU, and the gradient before it to dz if it is given.
+
+    x (N, H, W, C)   dy, y, dz (N, OH, OW, F)   dw (KH, KW, C, F)   db (F,)
+    """
+    (*_, channels, filters) = dw.shape
+    bands = _bands(window, False)
+    total = len(x) * bands.per_image
+    length = share(total, chunks)
+    chunks = -(-total // length)
+    positions = bands.rows * window.out_w
+    partial = aligned((chunks, dw.size), np.float32)
+    biases = np.empty((total, blocks_of(positions), filters), np.float32)
+    nothing = np.empty((0, 0, 0, 0), np.float32)
+    parallel_for(
+        _kernel_gradient, chunks, (x, dy, nothing if y is None else y),
+        (partial, biases, nothing if dz is None else dz), tuple(window), tuple(bands), length,
+        y is not None, dz is not None,
+        scratch={
+            "padded": (_padded(window, bands, channels), np.float32),
+            "packed": (packed_shape(positions, filters, np.float32), np.float32),
+        },
+    )
+    sum_sums(partial, dw.reshape(-1))
+    sum_sums(biases, db)
+
+
+def _bands(window: Window, pool: bool) -> _Bands:
+    """Return how the outputs are cut: by positions, so that no sum depends on the CPU."""
+    out_h, out_w = window.out_h, window.out_w
+    rows = min(max(1, _POSITIONS // out_w), out_h)
+    if pool:
+        out_h = out_h // 2 * 2
+        rows = 2 * max(1, _POOLED_POSITIONS // (2 * out_w))
+    high = (window.out_h - 1) * window.stride_h + window.kernel_h
+    wide = (window.out_w - 1) * window.stride_w + window.kernel_w
+    in_place = window.top == window.left == 0 and high <= window.height and wide <= window.width
+    wide = window.width if in_place else max(wide, window.left + window.width)
+    adjacent = window.stride_h * wide == window.stride_w * window.out_w
+    return _Bands(rows, -(-out_h // rows), in_place, adjacent, wide)
+
+
+def _padded(window: Window, bands: _Bands, channels: int) -> tuple[int, ...]:
+    """Return the shape of the rows that a band reads, or of none where they are read in place."""
+    high = (bands.rows - 1) * window.stride_h + window.kernel_h
+    return (0 if bands.in_place else high, bands.wide, channels)
+
+
+@kernel
+def _pack(panel, scratch, w, packed, depth, filters):
+    """Copy a panel of filters: (KH KW C, F) to (panels, KH KW C, PANEL)."""
+    first = panel * PANEL
+    pack(pointer(w, first), filters, 1, depth, min(PANEL, filters - first),
+         pointer(packed, first * depth))
+
+
+@kernel
+def _forward(chunk, scratch, x, packed, b, y, code, window, bands, length, relu, pool):
+    """Compute bands of outputs: y = b + sum over u of padded[u] w[u]."""
+    padded, outputs = scratch
+    _, _, kh, kw, sh, sw, _, _, _, _, oh, ow = window
+    rows, per_image, _, adjacent, wide = bands
+    channels, filters, depth = x.shape[3], b.size, packed.shape[1]
+    clear(pointer(padded, 0), padded.size)
+    for band in range(chunk * length, min(x.shape[0] * per_image, (chunk + 1) * length)):
+        n, first = band // per_image, band % per_image * rows
+        count = min(rows, (oh // 2 * 2 if pool else oh) - first)
+        image = _rows_of_image(x, n, first, count, padded, window, bands)
+        out, line = pointer(y, (n * oh + first) * ow * filters), filters
+        if pool:
+            out, line = pointer(outputs, 0), outputs.shape[1]
+        height, lines = (count * ow, 1) if adjacent else (ow, count)
+        for f in range(0, filters, PANEL):
+            for i in range(lines):
+                block_of_rows(pointer(image, i * sh * wide * channels), sw * channels, 1,
+                              pointer(packed, f * depth), pointer(b, f), 0,
+                              pointer(out, i * ow * line + f), line, height,
+                              min(PANEL, filters - f), kw * channels, kh, wide * channels)
+        if pool:
+            at = (n * (oh // 2) + first // 2) * (ow // 2) * filters
+            _emit_maxima(out, line, count, ow, filters, pointer(y, at), pointer(code, at))
+        elif relu:
+            for e in range(count * ow * filters):
+                out[e] = 0 if out[e] <= 0 else out[e]
+
+
+@kernel
+def _kernel_gradient(chunk, scratch, x, dy, y, partial, biases, dz, window, bands, length, relu,
+                     need_dz):
+    """Sum dw and db over bands of outputs: dw[u] += padded[u]' dz."""
+    padded, packed = scratch
+    _, _, kh, kw, sh, sw, _, _, _, _, oh, ow = window
+    rows, per_image, _, adjacent, wide = bands
+    channels, filters = x.shape[3], dy.shape[3]
+    run = kw * channels
+    clear(pointer(padded, 0), padded.size)
+    clear(pointer(packed, 0), packed.size)  # the lanes beyond the last filter
+    partial[chunk] = 0
+    dw = pointer(partial, chunk * partial.shape[1])
+    for band in range(chunk * length, min(x.shape[0] * per_image, (chunk + 1) * length)):
+        n, first = band // per_image, band % per_image * rows
+        count = min(rows, oh - first)
+        image = _rows_of_image(x, n, first, count, padded, window, bands)
+        at = (n * oh + first) * ow * filters
+        _pack_gradient(pointer(dy, at), pointer(y, at if relu else 0),
+                       pointer(dz, at if need_dz else 0), pointer(packed, 0),
+                       pointer(biases, band * biases.shape[1] * filters), count * ow, filters, relu,
+                       need_dz)
+        width, lines = (count * ow, 1) if adjacent else (ow, count)
+        for f in range(0, filters, PANEL):
+            for u in range(kh):
+                target = pointer(dw, u * run * filters + f)
+                block_of_rows(pointer(image, u * wide * channels), 1, sw * channels,
+                              pointer(packed, f * count * ow), target, filters, target, filters,
+                              run, min(PANEL, filters - f), width, lines, sh * wide * channels)
+
+
+@helper
+def _rows_of_image(x, n, first, count, padded, window, bands):
+    """Return the rows of image n that `count` rows of outputs read, from `first` on."""
+    height, width, kh, _, sh, _, _, _, top, left, _, _ = window
+    _, _, in_place, _, wide = bands
+    channels, row = x.shape[3], first * sh - top
+    if in_place:
+        return pointer(x, (n * height + row) * width * channels)
+    for r in range((count - 1) * sh + kh):
+        target = pointer(padded, (r * wide + left) * channels)
+        if 0 <= row + r < height:
+            source = pointer(x, (n * height + row + r) * width * channels)
+            copy(source, 0, target, 0, 1, width * channels)
+        else:
+            clear(target, width * channels)
+    return pointer(padded, 0)
+
+
+@helper
+def _emit_maxima(outputs, line, rows, columns, filters, y, code):
+    """Write the maxima of 2x2 outputs through ReLU, and where they were."""
+    zero = splat(np.float32(0))
+    for i in range(rows // 2):
+        for j in range(columns // 2):
+            corner = pointer(outputs, (i * columns + j) * 2 * line)
+            at = (i * (columns // 2) + j) * filters
+            for f in range(0, filters, LANES):
+                above = pointer(corner, f)
+                below = pointer(above, columns * line)
+                largest_of_four(load(above, 0), load(above, line), load(below, 0),
+                                load(below, line), zero, pointer(y, at + f), pointer(code, at + f),
+                                filters - f)
+
+
+@helper
+def _pack_gradient(dy, y, dz, packed, biases, positions, filters, relu, need_dz):
+    """Copy dz = dy where y > 0 to panels (panels, positions, PANEL); sum the biases' gradients."""
+    for f in range(0, filters, LANES):
+        some, first = filters - f, f // PANEL * positions * PANEL + f % PANEL
+        for begin in range(0, positions, BLOCK):
+            total = splat(np.float32(0))
+            for p in range(begin, min(begin + BLOCK, positions)):
+                at = p * filters + f
+                gradient = load_some(dy, at, some)
+                if relu:
+                    gradient = where_positive(load_some(y, at, some), gradient)
+                    if need_dz:
+                        store_some(gradient, dz, at, some)
+                store(gradient, packed, first + p * PANEL)
+                total = add(total, gradient)
+            store_some(total, biases, begin // BLOCK * filters + f, some)
