@@ -67,7 +67,22 @@ DENSE = (("dense", 1024, True), ("dropout", 0.4))
 NETWORKS = {
     "documented": Network((28, 28, 1), chain((5, 32), (5, 64), dense=DENSE)),
     "cifar": Network((32, 32, 3), chain((3, 32), (3, 64), (3, 128)), 64, 0.01),
-}
+    "vgg": Network((32, 32, 3), (
+        ("conv", 3, 32, 1, True), *chain((3, 32))[:2], ("conv", 3, 64, 1, True),
+        *chain((3, 64), dense=(("dense", 256, True),)),
+    ), 64, 0.01),
+    "lenet5": Network(
+        (28, 28, 1), chain((5, 6), (5, 16), dense=(("dense", 120, True), ("dense", 84, True)))
+    ),
+    "strided": Network((49, 49, 3), (  # odd, so that all pad both sides alike
+        ("conv", 3, 32, 2, True), ("conv", 3, 64, 2, True),
+        *chain((3, 128), dense=(("dense", 128, True),)),
+    ), 32, 0.01),
+    "bottleneck": Network((32, 32, 3), (
+        *chain((3, 64))[:2], ("conv", 1, 32, 1, True), ("conv", 3, 32, 1, True),
+        *chain((1, 128), dense=(("dense", 128, True),)),
+    ), 32, 0.01),
+}  # fmt: skip
 
 
 def start_values(network):

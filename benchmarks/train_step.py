@@ -2,6 +2,7 @@
 
     python benchmarks/train_step.py                    the documented network on MNIST, batch 100
     python benchmarks/train_step.py --network cifar    three 3x3 convolutions on 32x32x3, batch 64
+    python benchmarks/train_step.py --network vgg      or lenet5, strided, bottleneck
 
 Twice: from the start values, and from the weights after ``--late-steps`` steps, because what skips
 zeros depends on how many there are. The contenders are those of PyTorch (two memory layouts),
@@ -25,7 +26,7 @@ def main():
     harness.serve(networks.Training)
     parser = harness.parser(__doc__, rounds=7, seconds=1.0)
     parser.add_argument("--network", choices=networks.NETWORKS, default="documented")
-    parser.add_argument("--batch", type=int, help="default: that of the network, 100 or 64")
+    parser.add_argument("--batch", type=int, help="default: that of the network")
     parser.add_argument(
         "--late-steps", type=int, default=3000, help="0 times the start alone (default: 3000)"
     )
