@@ -221,7 +221,7 @@ overlapping, ctx = mc.layers.MaxPooling2D(2, strides=1), mc.Context()
 overlapping.build((None, 4, 4, 1), rng=0)
 overlapping.forward(square.reshape(1, 4, 4, 1), ctx)
 dx = overlapping.backward(np.ones((1, 3, 3, 1), np.float32), ctx)
-claim("with stride 1, the 8 is the maximum of four windows and gets 1 from each", dx[0, 1, 2, 0] == 4)
+claim("with stride 1, the 8 is the maximum of four windows: 1 from each", dx[0, 1, 2, 0] == 4)
 claim("no gradient is lost: nine windows, a sum of 9", dx.sum() == 9)
 
 # %% [markdown]

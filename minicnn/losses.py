@@ -210,7 +210,7 @@ def _loss_and_gradient(
     weights: Any,
     smoothing: float,
     need_gradient: bool,
-) -> tuple[float, np.ndarray | None]:
+) -> tuple[float, Any]:
     """Return the loss, and its gradient with respect to the logits or None."""
     _check_shapes(label, labels.shape, logits.shape)
     if logits.dtype not in (np.float32, np.float64):

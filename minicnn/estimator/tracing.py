@@ -99,12 +99,13 @@ class Trace:
             if not isinstance(tensor.op, SoftmaxCrossEntropy) or len(tensor.inputs) < 3:
                 continue  # no loss, or one of labels that `one_hot` did not make
             onehot, _, source = tensor.inputs
+            classes: Any = onehot.shape[1]  # always known
             while isinstance(source.op, Cast):
                 source = source.inputs[0]
             for name, holder in holders.items():
                 if source is holder:
                     rows = labels if name is None else labels[name]
-                    check_labels(rows, onehot.shape[1], name or "labels")
+                    check_labels(rows, classes, name or "labels")
 
     def feeds(self, batch: Batch) -> dict[Tensor, np.ndarray]:
         """Return the value of each placeholder for a batch."""

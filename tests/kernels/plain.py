@@ -17,7 +17,8 @@ from minicnn.kernels import simd as compiled_simd
 from minicnn.kernels import threads, window
 
 NAMES = (
-    "conv.conv", "conv.direct", "conv.implicit", "conv.im2col", "conv.padded", "conv.pooled", "conv.winograd",
+    "conv.conv", "conv.direct", "conv.implicit", "conv.im2col", "conv.padded", "conv.pooled",
+    "conv.winograd",
     "dense.dense", "dense.lists", "elementwise", "gather", "gemm", "pooling", "update",
 )
 CONSTANTS = ("VECTOR_BYTES", "REGISTERS", "LANES", "VECTORS", "PANEL", "ROWS", "ZEROED")

@@ -22,7 +22,7 @@ is called an implicit matrix product (implicit GEMM) elsewhere.
 S. Chetlur et al., "cuDNN: Efficient primitives for deep learning", arXiv:1410.0759, 2014.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
