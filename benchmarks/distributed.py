@@ -1,12 +1,12 @@
-"""Time the training step of the documented network on several ranks of MPI.
+"""Time the training step of the documented network on several MPI ranks.
 
     python benchmarks/distributed.py
     python benchmarks/distributed.py --ranks 1 2 4 8 --mpiexec "mpiexec --hostfile hosts"
 
-The batch has 100 rows in all, so each of n ranks computes on 100 / n. A step is the Estimator's:
-the rank's rows forward and backward, the sum of the gradients over all ranks, the update. Every
-block starts anew, and only one runs at a time: a rank that waits takes a whole CPU. Each must come
-to the same losses as the first.
+The batch has 100 rows in total, so each of n ranks computes 100 / n of them. A step is that of the
+Estimator: forward and backward for the rank's rows, the sum of the gradients over all ranks, the
+update. Every block starts new processes, and only one block runs at a time, as a waiting rank uses
+a complete CPU. All blocks must have the same losses.
 """
 
 import json
@@ -30,7 +30,7 @@ AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 
 
 class Clock(mc.hooks.SessionRunHook):
-    """Note when steps end, and their losses, for so many seconds."""
+    """Record the end and the loss of each step for some seconds."""
 
     def __init__(self, seconds):
         self.seconds, self.losses, self.ends = seconds, [], []
@@ -47,7 +47,7 @@ class Clock(mc.hooks.SessionRunHook):
 
 
 def rank(folder, seconds):
-    """Be one of the ranks; rank 0 prints the losses and the median time of a step."""
+    """Run one rank; rank 0 prints the losses and the median time of a step."""
     ranks, clock = mc.distributed.DataParallel(), Clock(seconds)
     train = mc.datasets.load_dataset("mnist").train
     config = mc.RunConfig(seed=0, distribute=ranks)
@@ -59,7 +59,7 @@ def rank(folder, seconds):
 
 
 def block(ranks, args):
-    """Return what rank 0 prints where so many train together."""
+    """Return what rank 0 prints for this number of ranks."""
     with tempfile.TemporaryDirectory() as folder:
         command = [*shlex.split(args.mpiexec), "-n", str(ranks), sys.executable, sys.argv[0]]
         run = subprocess.run(
@@ -72,7 +72,7 @@ def block(ranks, args):
 
 
 def measure(args):
-    """Return the times of the blocks, one a round, for each number of ranks."""
+    """Return the times of the blocks, one per round, for each number of ranks."""
     times, expected = {ranks: [] for ranks in args.ranks}, None
     for i in range(args.rounds):
         turn = i % len(args.ranks)

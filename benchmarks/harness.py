@@ -1,9 +1,9 @@
-"""What the benchmarks share: a process for each contender, alternating blocks, tables and JSON.
+"""Shared parts of the benchmarks: a process for each contender, alternating blocks, tables, JSON.
 
-Every contender runs in a process of its own, so that no two thread pools meet in one, and answers
-JSON lines. The processes take turns, a block each and one at a time, in an order that rotates. What
-slows the machine down for a while therefore slows all of them, and the ratio of two contenders
-within one round is steadier than the ratio of their times.
+A contender is a framework that is compared. Each runs in its own process, so that thread pools do
+not interfere, and answers requests as JSON lines. The processes take turns, one block at a time, in
+rotating order. A temporary slowdown of the machine therefore affects all of them, and the ratio of
+two contenders within a round varies less than the ratio of their total times.
 """
 
 import argparse
@@ -30,12 +30,12 @@ THREADS = ("MINICNN_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLA
 
 
 def parser(description, **defaults):
-    """Return a parser with the arguments that the benchmarks share, if need be rounds, seconds."""
+    """Return a parser with the common arguments, and optionally rounds and seconds."""
     result = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     result.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE")
-    result.add_argument("--smoke", action="store_true", help="only see whether it works")
+    result.add_argument("--smoke", action="store_true", help="only test that it works")
     result.add_argument("--threads", type=int, default=cpus(), help="default: %(default)s")
     for name, value in defaults.items():
         what = {"rounds": "of blocks", "seconds": "of a block"}[name] + " (default: %(default)s)"
@@ -44,7 +44,7 @@ def parser(description, **defaults):
 
 
 def parse(arguments):
-    """Return the parsed command line; a smoke test measures as little as can be."""
+    """Return the parsed command line; a smoke test measures as little as possible."""
     args = arguments.parse_args()
     if args.smoke:
         args.rounds, args.seconds = 1, 0.0
@@ -52,17 +52,17 @@ def parse(arguments):
 
 
 class Contender:
-    """A process that has built what `settings` say, and calls its methods on request."""
+    """A process that builds a contender from `settings` and calls its methods on request."""
 
     def __init__(self, name, threads, **settings):
         self.name = name
         command = [sys.executable, sys.argv[0], "--serve", json.dumps({"name": name, **settings})]
         pipe, env = subprocess.PIPE, environment(threads)
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=env)
-        self._reply()  # it is built, or its error is shown here
+        self._reply()  # wait until it is built; raises if that fails
 
     def ask(self, method, **arguments):
-        """Return what the method of the contender returns; JSON passes in and out."""
+        """Call a method of the contender; arguments and result are JSON."""
         print(json.dumps([method, arguments]), file=self.process.stdin, flush=True)
         return self._reply()
 
@@ -76,7 +76,7 @@ class Contender:
 
 @contextlib.contextmanager
 def contenders(names, threads, **settings):
-    """Start a contender for each name, and end all of them in the end."""
+    """Start a contender for each name; stop all of them at the end."""
     started = [Contender(name, threads, **settings) for name in names]
     yield started
     for contender in started:
@@ -85,14 +85,14 @@ def contenders(names, threads, **settings):
 
 
 def serve(make):
-    """In a contender's process: build the contender, and answer until the input ends."""
+    """Build the contender in its process, and answer requests until the input ends."""
     if sys.argv[1:2] != ["--serve"]:
         return
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with the process that asks
-    # A framework that prints must not disturb the answers: its stdout becomes stderr.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with its parent process
+    # If a framework prints, this must not mix with the answers: its stdout becomes stderr.
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    if hasattr(os, "sched_setaffinity"):  # not every framework obeys the environment
+    if hasattr(os, "sched_setaffinity"):  # some frameworks ignore the environment
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(os.environ[THREADS[0]])])
     try:
         contender = make(**json.loads(sys.argv[2]))
@@ -112,7 +112,7 @@ def environment(threads):
 
 
 def block(call, seconds):
-    """Return the median time of a call, of at least three and as many as `seconds` have room for.
+    """Return the median time of a call, from at least three calls and as many as fit in `seconds`.
 
     One more comes first and is not counted: another contender has just used the caches.
     """
@@ -126,7 +126,7 @@ def block(call, seconds):
 
 
 def alternate(contenders, rounds, **arguments):
-    """Return for each contender the times of its blocks, one a round."""
+    """Return for each contender the times of its blocks, one per round."""
     times = {contender.name: [] for contender in contenders}
     for i in range(rounds):
         turn = i % len(contenders)
@@ -136,7 +136,7 @@ def alternate(contenders, rounds, **arguments):
 
 
 def compare(times, ours="minicnn"):
-    """Return for each contender the median of its times, and of its ratio to ours in each round."""
+    """Return for each contender the median of its times, and of its ratio to minicnn per round."""
     result = {}
     for name, theirs in times.items():
         ratios = [a / b for a, b in zip(theirs, times[ours], strict=True)]
@@ -148,13 +148,13 @@ def compare(times, ours="minicnn"):
 
 
 def better(result, names):
-    """Return the fastest of those names that were measured, or None."""
+    """Return the fastest of these contenders, or None if none was measured."""
     return min((n for n in names if n in result), key=lambda n: result[n]["seconds"], default=None)
 
 
 @functools.cache
 def installed(package):
-    """Return whether a package is there; say once what to install where it is not."""
+    """Return whether a package is installed; if not, print once how to install it."""
     there = importlib.util.find_spec(package) is not None
     if not there:
         print(f"{package} is not installed and not compared: pip install {package}")
@@ -162,7 +162,7 @@ def installed(package):
 
 
 def cpus():
-    """Return how many CPUs this process may use."""
+    """Return the number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
@@ -177,7 +177,7 @@ def table(headers, rows):
 
 
 def ratio_table(result):
-    """Print what `compare` returns."""
+    """Print the result of `compare`."""
     rows = []
     for name, r in result.items():
         ratios = r["ratio"], *r["ratio_range"]
@@ -186,7 +186,7 @@ def ratio_table(result):
 
 
 def report(args, results, say=True):
-    """Print what the results depend on, and write both where the command line asks for it."""
+    """Print the environment of the results; with --json, write both to the file."""
     info = Path("/proc/cpuinfo")
     cpu = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
     known = {d.name.lower().replace("_", "-") for d in importlib.metadata.distributions()}
@@ -204,7 +204,7 @@ def report(args, results, say=True):
 
 
 def write_json(path, content):
-    """Write a file that is whole at every moment."""
+    """Write a file atomically."""
     beside = path.with_name(path.name + ".tmp")
     beside.write_text(json.dumps(content, indent=1) + "\n")
     beside.replace(path)

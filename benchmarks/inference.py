@@ -3,9 +3,9 @@
     python benchmarks/inference.py
 
 `Sequential.predict` against PyTorch (eager, `inference_mode`, two memory layouts) and ONNX Runtime
-on the same weights. Arrays (N, H, W, C) go in and arrays come out. A thousand images go in one call
-and in calls of a hundred, since neither way is the faster for everyone. The logits are compared
-before anything is timed.
+with the same weights. Inputs are arrays (N, H, W, C), outputs are arrays. A thousand images are
+predicted in one call and in calls of a hundred, as neither is faster for all. The logits are
+compared before the timing.
 """
 
 import itertools
@@ -17,7 +17,7 @@ import harness
 import networks
 import numpy as np
 
-CALLS = {  # images, images a call
+CALLS = {  # images, images per call
     "1 image": (1, 1), "100 images": (100, 100),
     "1,000 in one call": (1000, 1000), "1,000 by hundreds": (1000, 100),
 }  # fmt: skip
@@ -26,7 +26,7 @@ LIMIT = 1e-4
 
 
 class Inference:
-    """A contender that computes logits with the weights and images of a folder."""
+    """A contender that computes logits with the weights and images in a folder."""
 
     def __init__(self, name, folder):
         self.images = np.load(Path(folder) / "images.npy")
@@ -62,7 +62,7 @@ def pytorch(runner):
 
 
 def onnx_runtime(network, weights):
-    """Return a function that runs the network as an ONNX graph, which is made here."""
+    """Return a function that runs the network as an ONNX graph."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -73,7 +73,7 @@ def onnx_runtime(network, weights):
 
 
 def onnx_graph(network, weights):
-    """Return the network as ONNX: channels first inside, as it wants them, images (N, H, W, C)."""
+    """Return the network as ONNX: images (N, H, W, C), channels first inside as ONNX needs."""
     from onnx import TensorProto, helper, numpy_helper
 
     nodes, constants, values = [], [], iter(weights)
@@ -113,7 +113,7 @@ def onnx_graph(network, weights):
 
 
 def check(contenders, folder):
-    """End where the logits or the classes are not minicnn's."""
+    """Stop if logits or classes differ from minicnn's."""
     path, ours = Path(folder) / "logits.npy", None
     for contender in contenders:
         contender.ask("record", output=str(path))
@@ -123,7 +123,7 @@ def check(contenders, folder):
         same = (ours.argmax(axis=1) == theirs.argmax(axis=1)).mean()
         print(f"{contender.name}: logits differ by at most {off:.1e}, {same:.2%} of classes equal")
         if not (off <= LIMIT * np.abs(ours).max() and same > 0.999):
-            raise SystemExit("that is too much")
+            raise SystemExit("the logits differ too much")
 
 
 def main():

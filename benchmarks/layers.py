@@ -1,16 +1,16 @@
 """Time each layer, forward and backward with the gradient of its input, against PyTorch.
 
     python benchmarks/layers.py                        the guide's at batch 100, the others at 32
-    python benchmarks/layers.py --batches 1 32 256     all of them at these
+    python benchmarks/layers.py --batches 1 32 256     all layers at these batch sizes
 
-minicnn runs a layer as it does in a model: `Sequential` with a workspace, so neighbours are fused.
-PyTorch runs in both memory layouts, and the better one counts. Values and gradients are compared
+minicnn runs a layer as in a model: `Sequential` with a workspace, so adjacent layers are fused.
+PyTorch runs in both memory layouts, and the faster one counts. Values and gradients are compared
 before a layer is timed.
 
 FLOP are those of the direct computation, forward and twice as many backward: the dense-equivalent
-rate. Who does less arithmetic (Winograd, gradients that are zero) can be above the peak of the
-machine. That peak is the rate of a product of two large float32 matrices, the best of the
-contenders'. All numbers are normal, so half of what ReLU gets is negative.
+rate. It can be above the peak of the machine if fewer operations are done (Winograd, skipped
+zeros). The peak is the rate of a product of two large float32 matrices by the fastest contender.
+All numbers are drawn from a normal distribution, so half of the inputs of ReLU are negative.
 """
 
 import math
@@ -22,8 +22,8 @@ import networks
 import numpy as np
 from networks import Network
 
-# One ReLU or one winner of a pooling window that falls the other way in the last bit moves a
-# gradient by some 1e-3 of its norm; a wrong formula moves it by far more.
+# If rounding changes the sign before one ReLU, or one maximum of a pooling window, a gradient
+# changes by about 1e-3 of its norm; with a wrong formula it changes by far more.
 SMOOTH, WITH_KINKS = 1e-4, 2e-2
 CONV1, CONV2, POOL = ("conv", 5, 32, 1, True), ("conv", 5, 64, 1, True), ("pool",)
 DENSE, DROPOUT = networks.DENSE
@@ -39,13 +39,13 @@ GUIDE = {
     "dense1 + ReLU + dropout": Network((3136,), (DENSE, DROPOUT)),
     "logits": Network((1024,), (("dense", 10, False),)),
 }
-GENERAL = {  # convolutions without pooling, whose geometric mean is reported
+GENERAL = {  # convolutions without pooling; their geometric mean is reported
     f"{size}x{size} {channels}-{filters} at {side}x{side}, stride {stride}": Network(
         (side, side, channels), (("conv", size, filters, stride, False),), batch=32
     )
     for size, channels, filters, side, stride in (
         (3, 32, 32, 32, 1), (3, 64, 64, 16, 1), (3, 128, 128, 8, 1), (3, 256, 256, 8, 1),
-        (1, 64, 256, 16, 1), (3, 64, 128, 17, 2),  # odd, so that all pad both sides alike
+        (1, 64, 256, 16, 1), (3, 64, 128, 17, 2),  # odd: the same padding on both sides
     )
 }  # fmt: skip
 ALL = GUIDE | GENERAL
@@ -73,7 +73,7 @@ class Layers:
         np.savez(output, *self.arrays(*self.run()))
 
     def peak(self, size, seconds):
-        """Return the FLOP a second of a product of two square matrices."""
+        """Return the FLOP per second of a product of two square matrices."""
         layer = Network((size,), (("dense", size, False),))
         runner = networks.make(self.name, layer, networks.start_values(layer))
         x = np.ones((size, size), np.float32)
@@ -111,7 +111,7 @@ def _pytorch(runner, x, dy):
 
 
 def check(case, contenders):
-    """End where a contender's results are not minicnn's; of dropout only the zeros are counted."""
+    """Stop if results differ from minicnn's; for dropout, only the zeros are counted."""
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         for contender in contenders:
@@ -158,8 +158,8 @@ def cells(entry, peak):
 def main():
     harness.serve(Layers)
     parser = harness.parser(__doc__, rounds=5, seconds=0.3)
-    parser.add_argument("--batches", type=int, nargs="+", help="see above")
-    parser.add_argument("--only", default="", help="the layers whose name has this text in it")
+    parser.add_argument("--batches", type=int, nargs="+", help="batch sizes, see above")
+    parser.add_argument("--only", default="", help="only layers whose name contains this text")
     args = harness.parse(parser)
     peers = networks.PYTORCH if harness.installed("torch") else ()
     size, entries = 256 if args.smoke else 2048, []

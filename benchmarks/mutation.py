@@ -9,6 +9,7 @@ in a copy of the checkout, and the tests of the row run there: at least one must
 ends with an error if a change survives, which asks for a missing test, or if a row does not apply.
 """
 
+import re
 import shlex
 import shutil
 import subprocess
@@ -299,7 +300,7 @@ def run(tests, copy, cache, threads):
         return True, "hung"
     if done.returncode not in (0, 1) and done.returncode > 0:  # below zero: a signal ended it
         raise SystemExit(f"{tests} did not run:\n{done.stdout}{done.stderr}")
-    failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
+    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
     return done.returncode != 0, failed[-1] if failed else done.stdout[-2000:]
 
 
@@ -329,7 +330,7 @@ def measure(mutations, threads):
             shutil.rmtree(Path(root) / "changed", ignore_errors=True)
             results.append({"change": title(mutation), "noticed": noticed, "by": by,
                             "seconds": time.perf_counter() - start})
-            by = by.removeprefix("FAILED ").partition(" - ")[0] if noticed else "SURVIVED"
+            by = re.sub(r"^(FAILED|ERROR) | - .*", "", by) if noticed else "SURVIVED"
             print(f"{results[-1]['seconds']:4.0f} s  {results[-1]['change']:<70} {by}", flush=True)
     return results
 

@@ -1,8 +1,8 @@
 """The networks that are compared, and how each framework runs and trains them.
 
-Weights are lists of arrays in minicnn's order and layout: a kernel and a bias a layer, of a
-convolution (KH, KW, C, F), of a dense layer (inputs, units). Images are (N, H, W, C). A framework
-is imported where it is used and nowhere else.
+Weights are lists of arrays in minicnn's order and layout: a kernel and a bias for each layer, with
+kernels (KH, KW, C, F) and (inputs, units). Images are (N, H, W, C). A framework is imported only
+where it is used.
 """
 
 import itertools
@@ -32,7 +32,7 @@ class Network(NamedTuple):
     learning_rate: float = 0.001
 
     def walk(self):
-        """Yield each layer as kind, options, the shape that it gets, its kernel's and its output's.
+        """Yield each layer as kind, options, and the shapes of its input, kernel and output.
 
         The shapes are without the batch; the kernel's is () where there is none.
         """
@@ -126,14 +126,14 @@ def read_weights(path):
 
 
 def write_task(folder, network, count):
-    """Write what `Training` reads: the start weights, and so many batches."""
+    """Write the files that `Training` reads: the start weights and the batches."""
     images, labels = zip(*itertools.islice(batches(network), count), strict=True)
     np.savez(Path(folder) / "data.npz", images=np.stack(images), labels=np.stack(labels))
     np.savez(Path(folder) / "start.npz", *start_values(network))
 
 
 class Training:
-    """A contender that trains a network in its own process, on the files of a folder."""
+    """A contender that trains a network in its own process, with the files in a folder."""
 
     def __init__(self, name, network, folder):
         self.name, self.network, self.folder = name, Network(*network), Path(folder)
@@ -149,7 +149,7 @@ class Training:
         return harness.block(lambda: self.trainer.step(*next(self._placed)), seconds)
 
     def train(self, steps, output):
-        """Train on with fresh batches, and write the weights."""
+        """Continue training with new batches, and write the weights."""
         for x, y in itertools.islice(batches(self.network, seed=1), steps):
             self.trainer.step(*self.trainer.place(x, y))
         np.savez(self.folder / output, *self.trainer.weights())
@@ -169,7 +169,7 @@ class Training:
 
 
 def difference(ours, theirs):
-    """Return the norm of the difference of two arrays as a share of their norm; NaN stays."""
+    """Return the norm of the difference of two arrays relative to their norm; NaN stays."""
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     if ours.shape != theirs.shape:
         raise ValueError(f"shapes {ours.shape} and {theirs.shape} differ")
@@ -177,7 +177,7 @@ def difference(ours, theirs):
 
 
 def make(name, network, weights):
-    """Return what runs and trains a network with a contender's framework.
+    """Return an object that runs and trains a network with a contender's framework.
 
     ``place(x, y)`` brings a batch into the framework's own form, which is not timed; ``step`` makes
     a step of SGD on it and returns the loss; ``weights`` are those of now.
@@ -190,7 +190,7 @@ def make(name, network, weights):
 
 
 def build(layers, network):
-    """Return the layers of a network, made of minicnn's layers or of Keras', which are alike."""
+    """Return the layers of a network from minicnn or Keras, whose classes have the same names."""
     built = []
     for kind, *options in network.layers:
         relu = "relu" if options and options[-1] is True else None
@@ -238,7 +238,7 @@ class Minicnn:
 
 
 def to_torch(value, flat):
-    """Return a weight in PyTorch's layout; `flat` is the image (H, W, C) that Flatten gets."""
+    """Return a weight in PyTorch's layout; `flat` is the shape (H, W, C) of Flatten's input."""
     if value.ndim == 4:
         return value.transpose(3, 2, 0, 1)
     if value.ndim == 2 and len(value) == math.prod(flat):  # PyTorch flattens (C, H, W)

@@ -1,21 +1,20 @@
-"""Kill training, read damaged files, work for long and with small numbers: does anything go wrong?
+"""Test kills, damaged files, long runs and denormal numbers.
 
     python benchmarks/reliability.py
 
-Processes that train are killed with SIGKILL, in turn: at a random time from their start on, at a
-random time while they train, at a random call inside the writing of a checkpoint. After each kill
-every checkpoint in the folder must be whole and the newest still there, and the next process goes
-on from it. In the end the weights and the optimizer's state must equal, bit for bit, those of a run
-that nothing has disturbed. Beside that, mutated checkpoints, files of weights and IDX files are
-read: each must be refused with an error that names it, or do no harm, in little memory. And model
-folders are prepared as a stranger may have left them: with links to other files, pipes and devices,
-thousands of broken checkpoints, and hostile values under a right checksum. Compiled kernels are
-damaged on disk: none may be loaded, and each start must compile them again.
+Training processes are killed with SIGKILL: after their start, during training, and at a random call
+while a checkpoint is written. After each kill every checkpoint in the folder must be valid and the
+newest still there; the next process continues from it. In the end the weights and the optimizer's
+state must equal those of an undisturbed run, bit for bit. Mutated checkpoints, weights files and
+IDX files are read: each must be refused with an error that names it, or do no harm, in little
+memory. Model folders from a stranger have links to other files, pipes and devices, thousands of
+broken checkpoints, or hostile values with a right checksum. Compiled kernels are damaged on disk:
+none may be loaded, and each start must compile them again.
 
-Then threads and processes predict for a minute, each answer compared bit by bit. A tiny network
-makes a million steps, and the documented one predicts one image ten thousand times, while the
-memory of the process is watched. And a training step is timed with numbers so small that they are
-denormal, which some processors are slow with.
+Then threads and processes predict for a minute, and every answer is compared bit by bit. The memory
+of the process is measured while a tiny network makes a million steps and the documented one
+predicts one image ten thousand times. Finally a training step is timed with denormal numbers, which
+are slow on some processors.
 """
 
 import contextlib
@@ -53,17 +52,17 @@ from minicnn.estimator import checkpoints
 from minicnn.kernels import update
 
 ROWS, BATCH_SIZE = 50, 7
-MEMORY = 4e6  # bytes that reading a file of some kilobytes may take
+MEMORY = 4e6  # bytes allowed for reading a file of some kilobytes
 DEADLINE = 60  # seconds
-GROWTH = 2  # bytes a step or a call, by which the memory of a process may grow
-TINY = np.float32(1e-41)  # times a number around 1, it is denormal
+GROWTH = 2  # bytes per step or call by which the memory of a process may grow
+TINY = np.float32(1e-41)  # its product with a number around 1 is denormal
 
 
 # Kills --------------------------------------------------------------------------------------------
 
 
 def model_fn(features, labels, mode):
-    """A small network with all that draws numbers or keeps state."""
+    """Build a small network with everything that draws numbers or keeps state."""
     training = mode == mc.ModeKeys.TRAIN
     h = mc.layers.conv2d(features, 4, 3, padding="same", activation=mc.relu)
     h = mc.reshape(mc.layers.max_pooling2d(h, 2, 2), [-1, 144])
@@ -77,14 +76,14 @@ def model_fn(features, labels, mode):
 
 
 class Tell(mc.hooks.SessionRunHook):
-    """Say that training goes on."""
+    """Print the step, to show that training is running."""
 
     def after_run(self, run_context, run_values):
         print(run_context.session.global_step, flush=True)
 
 
 def estimator_in(folder, every=1, keep=3):
-    """Return an Estimator that writes a checkpoint after every so many steps."""
+    """Return an Estimator that writes a checkpoint every few steps."""
     config = mc.RunConfig(
         seed=1, save_checkpoints_steps=every, keep_checkpoint_max=keep, progress=False
     )
@@ -92,20 +91,20 @@ def estimator_in(folder, every=1, keep=3):
 
 
 def data():
-    """Return the data that is trained on."""
+    """Return the training data."""
     x = np.random.default_rng(0).normal(size=(ROWS, 12, 12, 1)).astype(np.float32)
     return x, np.arange(ROWS) % 3
 
 
 def train(folder, steps, monitors=(), **config):
-    """Train to a step, with a checkpoint after every one."""
+    """Train up to a step, with a checkpoint after each step."""
     estimator_in(folder, **config).fit(
         *data(), batch_size=BATCH_SIZE, max_steps=steps, monitors=monitors
     )
 
 
 def train_and_die(folder, share):
-    """Train until some share of all the calls that write a checkpoint is done, the second time."""
+    """Die at a share of the calls that write a checkpoint, in the second checkpoint."""
     save, calls = checkpoints.save, []
 
     def save_or_die(*arguments):
@@ -127,7 +126,7 @@ def train_and_die(folder, share):
 
 
 def newest_step(folder):
-    """Return the step of the newest checkpoint; an error where any in the folder is not whole."""
+    """Return the step of the newest checkpoint; raise if any in the folder is damaged."""
     for path in sorted(folder.glob("model.ckpt-*.npz")):
         checkpoints.load(path)
     found = checkpoints.newest(folder)
@@ -152,12 +151,12 @@ def kill(folder, draw, moment, threads):
         raise SystemExit(f"the process that should be killed failed:\n{errors.decode()}")
     step = newest_step(folder)
     if step < before:
-        raise SystemExit(f"step {before} was there, and after a kill step {step} is the newest")
+        raise SystemExit(f"the newest checkpoint was step {before}, and is {step} after a kill")
     return bool(set(folder.glob(".*.tmp")) - left)
 
 
 def measure_kills(kills, draw, threads, say):
-    """Kill training so many times; return what came of it."""
+    """Kill training `kills` times; return the results."""
     with tempfile.TemporaryDirectory() as root:
         folder, expected = Path(root) / "killed", Path(root) / "undisturbed"
         half_written, steps = 0, [0]
@@ -189,7 +188,7 @@ def measure_kills(kills, draw, threads, say):
 
 
 def sealed(data):
-    """Give an archive the checksum that is right for it, so that its damage is not seen by that."""
+    """Give an archive its right checksum, so that the checksum does not show the damage."""
     body = bytes(data[: -64 - 2]) + (64).to_bytes(2, "little")
     return body + hashlib.sha256(body).hexdigest().encode()
 
@@ -199,7 +198,7 @@ def unchanged(data):
 
 
 def mutate(data, draw):
-    """Return other bytes: some changed, some cut out, put in, or doubled."""
+    """Return the bytes with some of them changed, removed, inserted or repeated."""
     data = bytearray(data)
     for _ in range(draw.choice([1, 1, 2, 4, 16])):
         at, kind = draw.randrange(len(data)), draw.randrange(7)
@@ -218,7 +217,7 @@ def mutate(data, draw):
 
 
 def read_all_kinds(folder):
-    """Return kind -> (path, bytes of a good file, what mends them, how to read it, its error)."""
+    """Return kind -> (path, bytes of a good file, function to repair them, reader, its error)."""
     arrays = {"parameters/w": np.arange(40, dtype=np.float32).reshape(5, 8),
               "optimizer/iterations": np.array(5)}
     meta = {"global_step": 5, "seed": 1, "place": {"epoch": 0, "row": 7, "rows": 9},
@@ -234,7 +233,7 @@ def read_all_kinds(folder):
     right = [parameter.value.copy() for parameter in model.parameters]
 
     def load_weights(path):
-        """Load all numbers and the right ones, or none."""
+        """Load either all numbers, which must be right, or none."""
         for parameter in model.parameters:
             parameter.value[...] = 0
         expected = [np.zeros_like(value) for value in right]
@@ -260,7 +259,7 @@ def read_all_kinds(folder):
 
 
 def measure_damage(files, draw):
-    """Read so many mutated files of each kind; any other error than the promised one ends all."""
+    """Read mutated files of each kind; stop at any error other than the promised one."""
     results = {}
     with tempfile.TemporaryDirectory() as root:
         for kind, (path, good, mend, read, error) in read_all_kinds(Path(root)).items():
@@ -294,7 +293,7 @@ VICTIM = b"a document of somebody else\n"
 
 
 def put(make):
-    """Return an attack that makes something under one of the names that minicnn chooses."""
+    """Return an attack that creates something under a name that minicnn chooses."""
     def attack(folder, victim, draw):
         path = folder / draw.choice(NAMES)
         path.unlink(missing_ok=True)
@@ -312,7 +311,7 @@ def break_checkpoints(folder, victim, draw):
 
 
 def poison(folder, victim, draw):
-    """Add a checkpoint with a right checksum and values that no run leaves."""
+    """Add a checkpoint with a right checksum and values that no run produces."""
     checkpoint = checkpoints.load(folder / "model.ckpt-3.npz")
     arrays = {name: array.copy() for name, array in checkpoint.arrays.items()}
     meta, step = dict(checkpoint.meta, global_step=4), 4
@@ -353,7 +352,7 @@ ATTACKS = {
 
 
 def answers_of(folder):
-    """Return what a model in a folder predicts, and its evaluation."""
+    """Return the predictions and the evaluation of a model in a folder."""
     config, x = mc.RunConfig(seed=1, progress=False), images(7, 12)
     estimator = mc.Estimator(model_fn, folder, config=config)
     predictions = estimator.predict(x, as_iterable=False).tobytes()
@@ -365,10 +364,10 @@ def hang(signum, frame):
 
 
 def measure_strangers(folders, draw):
-    """Use so many hostile folders of each kind; return what came of it."""
+    """Use hostile folders of each kind; return the results."""
     results = {}
     signal.signal(signal.SIGALRM, hang)
-    logging.getLogger("minicnn").setLevel(logging.ERROR)  # the warnings are many, and right
+    logging.getLogger("minicnn").setLevel(logging.ERROR)  # many expected warnings
     with tempfile.TemporaryDirectory() as root:
         good, victim = Path(root) / "good", Path(root) / "victim"
         train(good, 3)
@@ -409,7 +408,7 @@ def measure_strangers(folders, draw):
 
 
 def load_damaged_kernels(files, draw):
-    """Run a kernel; read its file so many times, damaged; print what came of both."""
+    """Run a kernel; read damaged copies of its file; print the results."""
     w = np.ones(3)
     update.sgd(w, np.ones(3), 1.0, 0.0)
     cache, path = update._sgd._cache, next(Path(os.environ["NUMBA_CACHE_DIR"]).rglob("*.nbc"))
@@ -428,7 +427,7 @@ def load_damaged_kernels(files, draw):
 
 
 def measure_cache(files, starts, draw, threads):
-    """Damage compiled kernels: reading them, and so many starts of a process."""
+    """Damage compiled kernels; read them, and start processes that use them."""
     with tempfile.TemporaryDirectory() as folder:
         environment = harness.environment(threads) | {"NUMBA_CACHE_DIR": folder}
 
@@ -457,7 +456,7 @@ def measure_cache(files, starts, draw, threads):
 
 
 class Fail(mc.hooks.SessionRunHook):
-    """End a run: with an error after so many steps, or without one when it is told."""
+    """End a run: with an error after some steps, or without one on request."""
 
     def __init__(self, steps, stop):
         self.steps, self.stop, self.done = steps, stop, 0
@@ -471,7 +470,7 @@ class Fail(mc.hooks.SessionRunHook):
 
 
 def fit_again(estimator, stop, steps):
-    """Train by runs that fail after so many steps, until it is told to stop."""
+    """Train with runs that fail after some steps, until told to stop."""
     while not stop.is_set():
         with contextlib.suppress(InterruptedError):
             estimator.fit(*data(), batch_size=BATCH_SIZE, monitors=[Fail(steps, stop)])
@@ -479,7 +478,7 @@ def fit_again(estimator, stop, steps):
 
 @contextlib.contextmanager
 def writer(kind, folder, estimator, threads):
-    """Let somebody train in a folder meanwhile."""
+    """Train in a folder in the background."""
     if kind == "another process":
         command = [sys.executable, __file__, "--write", str(folder)]
         process = subprocess.Popen(command, env=harness.environment(threads))
@@ -500,12 +499,12 @@ def writer(kind, folder, estimator, threads):
 
 
 def outputs(labels, predictions):
-    """A metric: the predictions themselves, so that evaluate says of which step they are."""
+    """Return the predictions as a metric, so that evaluate returns them with their step."""
     return predictions
 
 
 def ask(estimator, path=None):
-    """Return the step and the loss that evaluate claims, its outputs, and those of predict."""
+    """Return the step, the loss and the outputs of evaluate, and the outputs of predict."""
     x, y = data()
     metrics = {"outputs": mc.MetricSpec(outputs)}
     results = estimator.evaluate(x, y, metrics=metrics, checkpoint_path=path)
@@ -515,7 +514,7 @@ def ask(estimator, path=None):
 
 
 def wrong_answers(answers, folder):
-    """Return how many answers are not those of a checkpoint, in the order of the steps."""
+    """Return the number of answers that are of no checkpoint, or out of order."""
     alone, wrong, least, right = estimator_in(folder), 0, 0, {}
     for path in folder.glob("model.ckpt-*.npz"):
         claim, output = ask(alone, path)
@@ -529,7 +528,7 @@ def wrong_answers(answers, folder):
 
 
 def measure_readers(seconds, threads):
-    """Ask an Estimator for so long while somebody trains; return how often, by who trains."""
+    """Ask an Estimator during training; return the counts for each kind of training."""
     results = {}
     for kind in ("another process", "another thread", "a fit that fails"):
         with tempfile.TemporaryDirectory() as root:
@@ -563,7 +562,7 @@ def images(rows, side=28):
 
 
 def predict_for(seconds, number, model=None):
-    """Predict some rows again and again; return how often, and how often it went wrong."""
+    """Predict some rows repeatedly; return the number of predictions and of wrong ones."""
     model, x, wrong = model or documented(), images(100), 0
     expected, end = model.predict(x).tobytes(), time.monotonic() + seconds
     for count in itertools.count(1):
@@ -576,7 +575,7 @@ def predict_for(seconds, number, model=None):
 
 
 def measure_load(seconds):
-    """Predict by 16 threads, and by 4 processes of each kind; return how often."""
+    """Predict in 16 threads, and in 4 processes of each kind; return the counts."""
     results, model = {}, documented()
     with ThreadPoolExecutor(16) as threads:
         work = [threads.submit(predict_for, seconds, number, model) for number in range(16)]
@@ -594,13 +593,13 @@ def measure_load(seconds):
 
 
 def resident():
-    """Return the bytes of this process that are in memory."""
+    """Return the resident memory of this process in bytes."""
     gc.collect()
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
 def growth(call, count):
-    """Call so many times; return by how many bytes a call memory grew, after the first tenth."""
+    """Return by how many bytes per call the memory grows, after the first tenth of the calls."""
     memory = []
     for number in range(count):
         if number * 100 % count < 100:
@@ -611,7 +610,7 @@ def growth(call, count):
 
 
 def step_of(model, optimizer, x, scale=1.0):
-    """Return a function that makes a step; the gradient of the loss is scaled."""
+    """Return a function that makes a step with a scaled gradient of the loss."""
     rng, workspace, labels = np.random.default_rng(0), mc.Workspace(), np.arange(len(x)) % 3
 
     def step():
@@ -625,7 +624,7 @@ def step_of(model, optimizer, x, scale=1.0):
 
 
 def measure_growth(steps, predictions):
-    """Return by how many bytes a step of a tiny network grows the memory, and a prediction."""
+    """Return the memory growth per step of a tiny network, and per prediction."""
     if not os.path.exists("/proc/self/statm"):
         return {}
     tiny = mc.Sequential([
@@ -639,7 +638,7 @@ def measure_growth(steps, predictions):
         f"{predictions:,} predictions": growth(lambda: model.predict(x), predictions),
     }
     if steps >= 10**6 and max(results.values()) > GROWTH:
-        raise SystemExit(f"the memory grows, by bytes a step: {results}")
+        raise SystemExit(f"the memory grows, in bytes per step: {results}")
     return results
 
 
@@ -647,12 +646,12 @@ def measure_growth(steps, predictions):
 
 
 def measure_denormals(rounds):
-    """Return how many times longer a step of the documented network takes with small numbers."""
+    """Return the relative time of a step of the documented network with denormal numbers."""
     x, momentum = images(20), mc.optimizers.SGD(0.0, momentum=0.9)
     small = documented()
     for parameter in small.parameters:
         parameter.value[...] *= TINY
-    cases = {  # each beside what it is compared with
+    cases = {  # case, and what it is compared with
         "inputs": ("plain", step_of(documented(), mc.optimizers.SGD(0.0), x * TINY)),
         "all weights": ("plain", step_of(small, mc.optimizers.SGD(0.0), x)),
         "gradients": ("plain", step_of(documented(), mc.optimizers.SGD(0.0), x, TINY)),

@@ -2,9 +2,9 @@
 
     python benchmarks/scaling.py --plot scaling.png
 
-The batch and the threads belong to the documented network. Sides and channels are those of its
-convolutions without the dense layer of 1,024 units, whose size would hide them; the digits are
-brought to the side. The exponent is the slope of log time over log size: 1 is proportional.
+For batch and threads it is the documented network. For sides and channels it is its convolutions
+without the dense layer of 1,024 units, which would dominate; the digits are resized. The exponent
+is the slope of log time over log size: 1 is proportional.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ def points(threads):
 
 
 def measure(of_axis, names, args):
-    """Return value -> contender -> times; everything given takes part in the same rounds."""
+    """Return value -> contender -> times; all values are measured in the same rounds."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         started = []
         for value, (network, threads) in of_axis.items():
@@ -51,7 +51,7 @@ def measure(of_axis, names, args):
 
 
 def exponent(sizes, seconds):
-    """Return the slope of the straight line through the logarithms; NaN for a single point."""
+    """Return the slope of the line through the logarithms; NaN for a single point."""
     if len(sizes) < 2:
         return float("nan")
     return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
@@ -77,7 +77,7 @@ def show(axis, results):
 
 
 def show_speedup(results):
-    """Print how many times faster than with one thread minicnn is, median over the rounds."""
+    """Print the speedup of minicnn over one thread, as the median over the rounds."""
     rounds = {count: times["minicnn"]["rounds"] for count, times in results.items()}
     speedup = harness.compare(rounds, ours=1)
     for count in list(rounds)[1:]:
@@ -85,7 +85,7 @@ def show_speedup(results):
 
 
 def plot(path, lines):
-    """Draw a panel for each axis, both of its axes logarithmic."""
+    """Draw a log-log panel for each axis."""
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(1, len(lines), figsize=(4 * len(lines), 3.5))
@@ -104,18 +104,18 @@ def plot(path, lines):
 def main():
     harness.serve(networks.Training)
     parser = harness.parser(__doc__, rounds=5, seconds=0.5)
-    parser.add_argument("--plot", metavar="FILE", help="a picture (.png, .svg); needs matplotlib")
+    parser.add_argument("--plot", metavar="FILE", help="write a picture; needs matplotlib")
     args = harness.parse(parser)
     names = ["minicnn", *(networks.PYTORCH if harness.installed("torch") else ())]
     results, lines = {}, {}
     for axis, of_axis in points(args.threads).items():
-        if args.smoke and axis == "channels":  # nothing that the sides do not show
+        if args.smoke and axis == "channels":  # the sides test the same code
             continue
         values = list(of_axis)[: 2 if args.smoke else None]
-        if axis == "threads":  # together: here the ratio of two values is what is asked
+        if axis == "threads":  # together, as the ratio of two values is the result
             results[axis] = measure({value: of_axis[value] for value in values}, names, args)
             show_speedup(results[axis])
-        else:  # one by one: together they would need too much memory
+        else:  # one by one: together they need too much memory
             results[axis] = {}
             for value in values:
                 results[axis] |= measure({value: of_axis[value]}, names, args)

@@ -1,11 +1,11 @@
-"""Time what comes before the first step, and measure memory and disk.
+"""Time the start up to the first step, and measure memory and disk.
 
     python benchmarks/startup.py
 
 Every number is from fresh processes: the import; the first training step of the documented network,
 cold (an empty folder for compiled kernels) and warm; the peak memory of 200 steps with the 55,000
-images in memory; the same for `examples/mnist_cnn.py`, whole: 1,000 steps, which end with a
-validation and a checkpoint, and the test set; the size of what must be installed.
+images in memory; the same for the complete `examples/mnist_cnn.py` with 1,000 steps, a validation,
+a checkpoint and the test set; the size of the required packages.
 """
 
 import importlib.metadata
@@ -26,19 +26,19 @@ import networks
 import numpy as np
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "mnist_cnn.py"
-EXAMPLE_STEPS = 1000  # to its first validation
+EXAMPLE_STEPS = 1000  # up to its first validation
 PACKAGES = {"minicnn": "minicnn", "PyTorch": "torch", "TensorFlow": "tensorflow", "JAX": "jax"}
-TO_MB = 1e-6 if sys.platform == "darwin" else 1024e-6  # ru_maxrss has bytes there, else KiB
+TO_MB = 1e-6 if sys.platform == "darwin" else 1024e-6  # ru_maxrss is in bytes there, else in KiB
 
 
 class Startup:
-    """A contender that has not even imported its framework."""
+    """A contender that has not imported its framework yet."""
 
     def __init__(self, name, network, folder):
         self.name, self.network, self.folder = name, networks.Network(*network), Path(folder)
 
     def write_data(self, count):
-        """Write so many batches of MNIST.
+        """Write some batches of MNIST.
 
         Not in the parent: a process starts with the peak memory of the one that started it.
         """
@@ -47,7 +47,7 @@ class Startup:
         np.save(self.folder / "labels.npy", np.stack(labels))
 
     def run(self, steps):
-        """Return the seconds of the first step and the peak memory of so many."""
+        """Return the seconds of the first step and the peak memory of all steps."""
         images, labels = (np.load(self.folder / f"{name}.npy") for name in ("images", "labels"))
         trainer = networks.make(self.name, self.network, networks.start_values(self.network))
         start = time.perf_counter()
@@ -61,7 +61,7 @@ class Startup:
 
 def import_seconds(package):
     code = f"import time; s = time.perf_counter(); import {package}; print(time.perf_counter() - s)"
-    # An installed package has byte code; that of a checkout is written by the first round.
+    # An installed package has byte code; the first round writes that of a checkout.
     environment = os.environ | {"PYTHONDONTWRITEBYTECODE": ""}
     command = [sys.executable, "-c", code]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -69,7 +69,7 @@ def import_seconds(package):
 
 
 def train(name, network, cache, folder, steps, threads):
-    """Return what `Startup.run` does in a process that looks for compiled kernels in `cache`."""
+    """Return the result of `Startup.run` in a process with compiled kernels in `cache`."""
     os.environ["NUMBA_CACHE_DIR"] = str(cache)
     with harness.contenders([name], threads, network=network, folder=folder) as [contender]:
         result = contender.ask("run", steps=steps)
@@ -94,7 +94,7 @@ def run_example(cache, steps, threads):
 
 
 def needed(distribution, found=None):
-    """Return the names of the installed distributions that one needs, and its own."""
+    """Return the names of a distribution and of the installed ones that it requires."""
     found = set() if found is None else found
     name = distribution.lower().replace("_", "-")
     if name not in found:
@@ -110,7 +110,7 @@ def needed(distribution, found=None):
 
 
 def installed_mb(name):
-    """Return the size of a framework with all that it needs."""
+    """Return the size of a framework and of the packages that it requires."""
     top = {"minicnn": ["numba"], "TensorFlow": ["tensorflow", "tensorflow-cpu"]}
     names = set().union(*map(needed, top.get(name, [PACKAGES[name]])))
     paths = [path.locate() for n in names for path in importlib.metadata.files(n) or ()]
@@ -121,10 +121,10 @@ def installed_mb(name):
 
 
 def measure(names, args):
-    """Return contender -> what was measured -> one number a round."""
+    """Return contender -> measurement -> one number per round."""
     results = {name: {} for name in names}
     network, steps, batches = networks.NETWORKS["documented"], 200, 550
-    if args.smoke:  # what compiles in a moment
+    if args.smoke:  # compiles quickly
         network, steps, batches = network._replace(layers=networks.chain()), 2, 2
 
     def note(name, numbers, prefix=""):

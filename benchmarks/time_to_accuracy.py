@@ -1,10 +1,10 @@
-"""Make the documented run, and note time, accuracy and loss on the test set on the way.
+"""Make the documented run, and record time, accuracy and loss on the test set during it.
 
     python benchmarks/time_to_accuracy.py --model-dir runs --json runs/result.json
 
-The program of `examples/mnist_cnn.py` through the Estimator, once a seed. Training time is that of
-`fit` alone, compilation included where nothing is in the cache. The numbers are written after every
-evaluation, and the same command with the same ``--model-dir`` goes on after an interruption.
+Runs the network of `examples/mnist_cnn.py` with the Estimator, once for each seed. Training time is
+that of `fit` alone, including compilation if the cache is empty. The numbers are written after
+every evaluation; the same command with the same ``--model-dir`` continues an interrupted run.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ def documented_model_fn():
 
 
 class Run:
-    """The run of one seed, in a folder that holds its checkpoints and `progress.json`."""
+    """The run of one seed, in a folder with its checkpoints and `progress.json`."""
 
     def __init__(self, folder, seed, every, data):
         self.path, self.data, self._began = folder / "progress.json", data, time.perf_counter()
@@ -40,7 +40,7 @@ class Run:
             self.progress = json.loads(self.path.read_text())
         self.estimator = mc.Estimator(
             documented_model_fn(), folder, {"learning_rate": 0.001},
-            # Else a run that was killed would go on from a step whose time nobody has noted.
+            # Otherwise a killed run would continue from a step without a recorded time.
             mc.RunConfig(seed=seed, save_checkpoints_steps=every),
         )
 
@@ -54,12 +54,12 @@ class Run:
             train = self.data.train
             y = np.asarray(train.labels, np.int32)
             self.estimator.fit(train.images, y, batch_size=100, max_steps=last_step)
-        finally:  # Ctrl-C leaves a checkpoint of the steps that took this time
+        finally:  # after Ctrl-C there is a checkpoint of these steps
             self.progress["training s"] += time.perf_counter() - start
             self._write()
 
     def evaluate(self, rows):
-        """Evaluate, note the result and return it."""
+        """Evaluate, record the result and return it."""
         x, y = self.data.test.images[:rows], np.asarray(self.data.test.labels[:rows], np.int32)
         accuracy = mc.MetricSpec(mc.metrics.accuracy, prediction_key="classes")
         result = self.estimator.evaluate(x, y, metrics={"accuracy": accuracy})
@@ -77,7 +77,7 @@ class Run:
 
 
 def show(results):
-    """Print accuracy, loss and minutes of training of every seed at every step."""
+    """Print accuracy, loss and training minutes of every seed at every evaluation."""
     headers, rows = ["step"], []
     for run in results:
         headers += [f"{what}, seed {run['seed']}" for what in ("accuracy", "loss", "minutes")]
@@ -95,7 +95,7 @@ def main():
     parser.add_argument("--steps", type=int, default=20000, help="default: 20000")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--every", type=int, default=1000, help="default: 1000 steps")
-    parser.add_argument("--model-dir", type=Path, help="kept; default: a temporary folder")
+    parser.add_argument("--model-dir", type=Path, help="default: a temporary folder")
     args = harness.parse(parser)
     if args.smoke:
         args.steps, args.every, args.seeds = 4, 2, [0]

@@ -1,13 +1,13 @@
-"""Time a whole training step: forward, loss, backward and SGD.
+"""Time a training step: forward, loss, backward and SGD.
 
     python benchmarks/train_step.py                    the documented network on MNIST, batch 100
     python benchmarks/train_step.py --network cifar    three 3x3 convolutions on 32x32x3, batch 64
     python benchmarks/train_step.py --network vgg      or lenet5, strided, bottleneck
 
-Twice: from the start values, and from the weights after ``--late-steps`` steps, because what skips
-zeros depends on how many there are. The contenders are those of PyTorch (two memory layouts),
-TensorFlow (with and without XLA) and JAX that are installed. Before anything is timed, all have to
-make the same step (without dropout), and the same three losses.
+The step is timed twice: from the start values, and from the weights after ``--late-steps`` steps,
+because the speed of skipping zeros depends on their number. minicnn is compared with PyTorch (two
+memory layouts), TensorFlow (with and without XLA) and JAX, if they are installed. Before the
+timing, all must make the same step (without dropout) and have the same three losses.
 """
 
 import tempfile
@@ -17,8 +17,8 @@ import harness
 import networks
 import numpy as np
 
-# One ReLU or one winner of a pooling window that falls the other way in the last bit moves a
-# gradient by some 1e-3 of its norm; a wrong formula moves it by far more.
+# If rounding changes the sign before one ReLU, or one maximum of a pooling window, a gradient
+# changes by about 1e-3 of its norm; with a wrong formula it changes by far more.
 GRADIENT_LIMIT, LOSS_LIMIT = 2e-2, 1e-3
 
 
@@ -28,11 +28,11 @@ def main():
     parser.add_argument("--network", choices=networks.NETWORKS, default="documented")
     parser.add_argument("--batch", type=int, help="default: that of the network")
     parser.add_argument(
-        "--late-steps", type=int, default=3000, help="0 times the start alone (default: 3000)"
+        "--late-steps", type=int, default=3000, help="0: only the start (default: 3000)"
     )
     parser.add_argument(
         "--peers", nargs="*", choices=networks.PEERS, default=list(networks.PEERS), metavar="NAME",
-        help=f"of {', '.join(networks.PEERS)} (default: all that are installed)",
+        help=f"from {', '.join(networks.PEERS)} (default: all that are installed)",
     )
     args = harness.parse(parser)
     late_steps = min(args.late_steps, 3) if args.smoke else args.late_steps
@@ -59,7 +59,7 @@ def main():
 
 
 def check(contenders, folder, start):
-    """Let every contender make the same steps; end where weights or losses differ.
+    """Let every contender make the same steps; stop if weights or losses differ.
 
     The biases are moved off zero: where they are zero, ReLU stands at its kink over every blank
     patch, and there the rounding of a fast convolution decides whether a gradient lives.
@@ -87,7 +87,7 @@ def show(steps, losses, result):
     for name in ("PyTorch", "TensorFlow", "JAX"):
         if best := harness.better(result, [peer for peer in networks.PEERS if name in peer]):
             ratio = result[best]["ratio"]
-            print(f"\n{name} at its best ({best}): {ratio:.2f} times minicnn's time")
+            print(f"\n{name}, its fastest variant ({best}): {ratio:.2f} times minicnn's time")
 
 
 if __name__ == "__main__":
