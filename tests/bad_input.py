@@ -1,7 +1,7 @@
-"""For each public function a valid call, and for each of its arguments what cannot be right.
+"""For each public function a valid call, and bad values for each of its arguments.
 
-The names and the arguments are read from the public surface, so that one which nobody has thought
-of here fails a test. `problem` says of a bad value what is wrong with the answer to it.
+The names and the arguments are read from the public surface, so that a new one fails a test until
+it is added here. `problem` says what is wrong with the response to a bad value.
 """
 
 import contextlib
@@ -25,9 +25,9 @@ import minicnn as mc
 from minicnn.core.checks import describe
 
 NAN, INF, THING = math.nan, math.inf, object()
-HUGE, BEYOND = 10**12, 10**30  # exhausts the memory; does not fit into 64 bits
-TRAINED = "trained"  # the folder that a hook is tried out in
-SECONDS = 120  # after which a call hangs
+HUGE, BEYOND = 10**12, 10**30  # exceeds the memory; exceeds 64 bits
+TRAINED = "trained"  # the folder in which a hook is tested
+SECONDS = 120  # after which a call counts as hanging
 MEMORY = 2 << 30  # bytes that a call may ask for
 
 RNG = np.random.default_rng
@@ -123,7 +123,7 @@ def model_fn(features, labels, mode):
 
 
 def fitted():
-    """Return an Estimator that has done a step, and no more, in the folder "model"."""
+    """Return an Estimator that has made one step in the folder "model"."""
     shutil.rmtree("model", ignore_errors=True)
     estimator = mc.Estimator(model_fn, "model", config=mc.RunConfig(seed=0, progress=False))
     return estimator.fit(images(4, 6, 6, 2), [0, 1, 2, 0], steps=1)
@@ -150,7 +150,7 @@ def saved(save, name):
 
 
 def through(layer):
-    """Build a layer and take a batch there and back."""
+    """Build a layer and run a batch forward and backward."""
     built(layer)
     ctx = mc.Context(training=True, rng=RNG(0))
     y = layer.forward(images(2, 6, 6, 2), ctx)
@@ -165,7 +165,7 @@ def scalar_loss():
 
 
 def train_with(hook):
-    """Train a step with a hook; what it is told comes to light there."""
+    """Train a step with a hook, which then uses its arguments."""
     config = mc.RunConfig(seed=0, progress=False)
     estimator = mc.Estimator(model_fn, TRAINED, config=config)
     estimator.fit(images(4, 6, 6, 2), [0, 1, 2, 0], steps=2, monitors=[hook])
@@ -189,7 +189,7 @@ _LOSS = {"weights": [1.0, 0.0], "label_smoothing": 0.1}
 _START = {"shape": (3, 4), "rng": 0, "dtype": np.float32}
 _SCHEDULE = {"rate": 0.1}
 
-# The valid arguments of each public name, all of them. What is made anew for each call is a lambda.
+# All valid arguments of each public name. An argument that each call needs new is a lambda.
 CALLS = {
     "minicnn.CheckpointError": dict,
     "minicnn.Context": lambda: {
@@ -371,14 +371,14 @@ CALLS = {
     "minicnn.summaries.graph_def": lambda: {"graph": scalar_loss().graph},
 }
 
-# Methods: what is called, and its arguments.
+# Methods, and their arguments.
 _LAYERS = {
     mc.layers.Activation: ["relu"], mc.layers.Conv2D: [2, 3], mc.layers.Dense: [3],
     mc.layers.Dropout: [0.5], mc.layers.Flatten: [], mc.layers.MaxPooling2D: [2],
     mc.layers.Reshape: [(-1,)], mc.Sequential: [[mc.layers.Flatten()]],
 }
 
-new = copy.deepcopy  # of arguments: a layer among them is not built yet
+new = copy.deepcopy  # for arguments: a layer among them is not built yet
 
 METHODS = {
     **{
@@ -437,7 +437,7 @@ METHODS = {
     ),
 }
 
-# Methods that no user calls, and who does, with arguments that are right by then.
+# Methods that the library calls, not a user; who calls them with checked arguments.
 INTERNAL = {
     r"(Op|SoftmaxCrossEntropy)\.\w+|Graph\.add": "a graph, which has checked what is applied",
     r"(step|exponential|cosine)_decay\.__call__|constant\.__call__": "an optimizer or a layer",
@@ -478,7 +478,7 @@ def digit_on_paper():
     return pixels
 
 
-# What is done with the result, where an argument is looked at no sooner.
+# What is done with the result, if an argument is checked only then.
 USES = {
     "minicnn.MetricSpec": compute,
     **{f"minicnn.layers.{name}": through for name in (
@@ -498,7 +498,7 @@ USES = {
 
 # Which kind an argument is ------------------------------------------------------------------------
 
-# By its name alone, or after the name of what is called.
+# By its name alone, or together with the name of the function.
 ARGUMENTS = {
     "name": "name", "trainable": "flag", "training": "flag", "save": "flag", "fuse": "flag",
     "progress": "flag", "use_bias": "flag", "nesterov": "flag", "staircase": "flag",
@@ -643,7 +643,7 @@ KINDS |= {
     "unknown name": ["", "no such name", 3, None, NAN, [], THING],
 }
 
-# What is taken as it is, and why: all values of an argument, or those that are listed.
+# What is accepted, and why: all values of an argument, or those that are listed.
 ACCEPTED = {
     "minicnn.Tensor": "a graph makes it, from what it has checked",
     "minicnn.TrainOp": "optimize_loss makes it, from what it has checked",
@@ -697,7 +697,7 @@ ACCEPTED = {
 
 
 def names(extras=False):
-    """Return what there is to call: in the core, or with an extra."""
+    """Return what can be called: in the core, or with an extra."""
     surface = [*public.objects(), *METHODS]
     return [name for name in surface if bool(extra(name)) == extras]
 
@@ -742,14 +742,14 @@ def default(name, argument):
 
 
 def bad_values(name, argument):
-    """Return what an argument must refuse: the values of its kind, and None where it needs one."""
+    """Return the values that an argument must refuse, among them None if it needs a value."""
     values = KINDS[kind(name, argument)]
     needs_one = default(name, argument) is not None
     return [*(v for v in values if v is not None), *([None] if needs_one else [])]
 
 
 def accepted(name, argument, value):
-    """Return why a value is accepted; None where it must be refused."""
+    """Return why a value is accepted; None if it must be refused."""
     for key in (f"{name}.{argument}", f"*.{argument}"):
         for values, reason in ACCEPTED.get(key, []):
             if any(value is v or repr(value) == repr(v) for v in values):
@@ -777,7 +777,7 @@ CHANGES = {
 
 
 def check_valid(name):
-    """The valid call gives every argument and succeeds; nothing that it was given has changed."""
+    """Check that the valid call gives every argument, succeeds and changes no argument."""
     function, given = call(name)
     assert set(given) == set(arguments(name))
     before = snapshot(given)
@@ -787,7 +787,7 @@ def check_valid(name):
 
 
 def check_refused(name):
-    """Every bad value of every argument is refused well, or accepted as the table says."""
+    """Check that every bad value is refused with a good error, or accepted as the table says."""
     problems = []
     for argument in arguments(name):
         for value in [] if accepted_whole(name, argument) else bad_values(name, argument):
@@ -800,7 +800,7 @@ def check_refused(name):
 
 
 def check_layouts(name):
-    """An array that is read-only, or not contiguous, gives what any other gives, or is refused."""
+    """Check that a read-only or non-contiguous array gives the same result, or is refused."""
     for argument, value in call(name)[1].items():
         if isinstance(value, np.ndarray):
             expected = _answer(name, argument, value)
@@ -809,7 +809,7 @@ def check_layouts(name):
 
 
 def layouts(array):
-    """Yield an array in other places of the memory: read-only, with gaps, reversed, unaligned."""
+    """Yield an array in other memory layouts: read-only, with gaps, reversed, unaligned."""
     frozen = array.copy()
     frozen.flags.writeable = False
     yield frozen
@@ -836,7 +836,7 @@ def _answer(name, argument, value):
 
 
 def problem(name, argument, value):
-    """Return what is wrong with the answer to a bad value; None where it is refused well."""
+    """Return what is wrong with the response to a bad value; None if the error is good."""
     function, given = call(name)
     given[argument] = value
     owner = getattr(function, "__self__", None)  # of a method
@@ -869,10 +869,10 @@ def problem(name, argument, value):
     return None
 
 
-# How an argument is called in errors, where that is not its own name.
+# The name of an argument in errors, if that is not its own.
 ALIASES = {
     "x": ["inputs"], "input_shape": ["inputs"], "dtype": ["inputs"],
-    "units": ["kernel"], "filters": ["kernel"],  # of which they are a size, which is shown
+    "units": ["kernel"], "filters": ["kernel"],  # their size, which the error shows
     "labels": ["class numbers"], "predictions": ["prediction"], "values": ["weights"],
     "tensors": ["name", "fetched"],
     "loss_tensor": ["name", "fetched"], "y": ["labels", "indices"],
@@ -883,7 +883,7 @@ ALIASES = {
 
 
 def says(message, value):
-    """Whether a message tells what came: the value itself, or its type or shape.
+    """Return whether a message contains the value, or its type or shape.
 
     What has parts (or makes them, as an initializer) may only have a part that is wrong.
     """
@@ -891,7 +891,7 @@ def says(message, value):
     if isinstance(value, np.ndarray):
         words += [str(value.shape), str(value.dtype)]
     if isinstance(value, int | float):
-        words += [f"{value:g}", "got ()", "shape ()", "logits ()", "got (1,)"]  # taken for an array
+        words += [f"{value:g}", "got ()", "shape ()", "logits ()", "got (1,)"]  # as an array
     if isinstance(value, list | tuple | dict):
         words += map(str, value if len(value) < 9 else [])
     if isinstance(value, list | tuple | dict | np.ndarray | types.FunctionType):
@@ -900,7 +900,7 @@ def says(message, value):
 
 
 def snapshot(value, seen=()):
-    """Return the state of a value, deep, in a form that compares with ==."""
+    """Return the complete state of a value in a form that compares with ==."""
     if id(value) in seen:
         return "above"
     seen = (*seen, id(value))
@@ -909,7 +909,7 @@ def snapshot(value, seen=()):
         return value.shape, value.dtype.str, elements
     if isinstance(value, mc.Parameter):
         return value.name, snapshot(value.value), snapshot(value.grad)
-    if isinstance(value, mc.Graph):  # what was drawn from its generator stays drawn
+    if isinstance(value, mc.Graph):  # its generator may have drawn numbers
         return snapshot(value.tensors, seen), snapshot(value.parameters, seen)
     if isinstance(value, mc.optimizers.Optimizer):
         return snapshot(value.state_dict())
@@ -926,14 +926,14 @@ def snapshot(value, seen=()):
 
 
 def world():
-    """Return what is global: random state, threads, floating-point errors, files here."""
+    """Return the global state: random state, threads, floating-point errors, files here."""
     files = sorted(str(path) for path in Path().rglob("*") if path.parts[0] != TRAINED)
     return str(np.random.get_state()), mc.get_num_threads(), np.geterr(), files
 
 
 @contextlib.contextmanager
 def limits():
-    """End a call that hangs, with a traceback of where; refuse it the memory of everybody."""
+    """Stop a call that hangs, with a traceback; limit its memory."""
     faulthandler.dump_traceback_later(SECONDS, exit=True)
     try:
         with _memory():

@@ -1,4 +1,4 @@
-"""What every test shares: no skips in CI, Ctrl-C, profiles of hypothesis, the fixture `threads`."""
+"""Shared by all tests: no skips in CI, Ctrl-C, hypothesis profiles, the fixture `threads`."""
 
 import os
 import signal
@@ -8,10 +8,10 @@ from hypothesis import settings
 
 import minicnn as mc
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job in a shell's background
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # some tests press Ctrl-C
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job of a shell
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # some tests send Ctrl-C
 
-settings.register_profile("local", deadline=None, max_examples=50)  # a first call may compile
+settings.register_profile("local", deadline=None, max_examples=50)  # the first call may compile
 settings.register_profile("ci", settings.get_profile("local"), derandomize=True, print_blob=True)
 in_ci = os.environ.get("CI", "").lower() == "true"
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if in_ci else "local"))
@@ -34,7 +34,7 @@ def pytest_sessionfinish(session, exitstatus):
 
 
 def _not_run(config):
-    """Count the tests that did not have to pass; 0 where nobody asked."""
+    """Count skipped and expected failures; 0 without --forbid-skips."""
     if not config.getoption("--forbid-skips"):
         return 0
     stats = config.pluginmanager.get_plugin("terminalreporter").stats
@@ -43,7 +43,7 @@ def _not_run(config):
 
 @pytest.fixture(params=[1, 2])
 def threads(request):
-    """The number of threads: the test runs once with each."""
+    """Run the test once with each number of threads."""
     before = mc.get_num_threads()
     mc.set_num_threads(request.param)
     yield request.param

@@ -1,11 +1,11 @@
-"""Runs the examples in the docstrings of a module."""
+"""Run the examples in the docstrings of a module."""
 
 import doctest
 import importlib
 
 import pytest
 
-# The modules whose examples need an extra, and what they import of it.
+# The modules whose examples need an extra, and what they import from it.
 EXTRAS = {
     "minicnn.distributed": ["mpi4py"],
     "minicnn.export.onnx": ["onnx"],

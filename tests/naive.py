@@ -1,8 +1,8 @@
-"""Oracles: every operation restated from its definition, to be believed at sight.
+"""Oracles: every operation restated from its definition, so simply that a reader believes it.
 
 Nothing here is fast, and nothing is shared with the library. Loops run over positions; only the
-batch and the channels of one position are handled as arrays. Whatever comes in, the arithmetic is
-float64 and so is what goes out. Layout: images (N, H, W, C), convolution kernels (KH, KW, C, F),
+batch and the channels of one position are handled as arrays. Arithmetic and results are float64 for
+any inputs. Layout: images (N, H, W, C), convolution kernels (KH, KW, C, F),
 dense kernels (in, units).
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 
 
 def as_float64(*arrays):
-    """The arrays in float64; one array comes back by itself."""
+    """Return the arrays in float64; a single array not as a tuple."""
     arrays = [np.asarray(array, dtype=np.float64) for array in arrays]
     return arrays[0] if len(arrays) == 1 else arrays
 
@@ -26,30 +26,30 @@ def as_float64(*arrays):
 #   same:  out = ceil(size / stride), padding = max(0, (out - 1) * stride + span - size),
 #          half of it before, rounded down, the rest after
 #
-# Padding is never stored: the taps outside the image are left out of every sum and maximum.
+# Padding is never stored: taps outside the image are left out of every sum and maximum.
 
 
 def span(k, dilation=1):
-    """Positions from the first tap of a window to its last, both counted."""
+    """Return the number of positions from the first tap of a window to the last."""
     return (k - 1) * dilation + 1
 
 
 def output_size(size, k, stride=1, dilation=1, padding="valid"):
-    """Number of windows along one axis."""
+    """Return the number of windows along one axis."""
     if padding == "same":
         return math.ceil(size / stride)
     return (size - span(k, dilation)) // stride + 1
 
 
 def same_padding(size, k, stride=1, dilation=1):
-    """Padding (before, after) of one axis under padding="same"."""
+    """Return the padding (before, after) of one axis with padding="same"."""
     out = output_size(size, k, stride, dilation, "same")
     total = max(0, (out - 1) * stride + span(k, dilation) - size)
     return total // 2, total - total // 2
 
 
 def windows(size, k, stride=1, dilation=1, padding="valid"):
-    """For each output position of one axis: its (tap, input position) pairs inside the image."""
+    """Return the (tap, input position) pairs inside the image for each output position."""
     before = same_padding(size, k, stride, dilation)[0] if padding == "same" else 0
     result = []
     for o in range(output_size(size, k, stride, dilation, padding)):
@@ -67,7 +67,7 @@ def windows(size, k, stride=1, dilation=1, padding="valid"):
 
 
 def conv_taps(x, w, strides, padding, dilation):
-    """Every (oy, ox, ky, kx, iy, ix) that takes part in the sum."""
+    """Yield every (oy, ox, ky, kx, iy, ix) of the sum."""
     rows = windows(x.shape[1], w.shape[0], strides[0], dilation[0], padding)
     columns = windows(x.shape[2], w.shape[1], strides[1], dilation[1], padding)
     for oy, row in enumerate(rows):
@@ -77,7 +77,7 @@ def conv_taps(x, w, strides, padding, dilation):
 
 
 def conv2d(x, w, b=None, strides=(1, 1), padding="valid", dilation=(1, 1)):
-    """Cross-correlation: x (N, H, W, C), w (KH, KW, C, F), b (F,) -> y (N, OH, OW, F)."""
+    """Cross-correlate x (N, H, W, C), w (KH, KW, C, F), b (F,) -> y (N, OH, OW, F)."""
     x, w = as_float64(x, w)
     out_h = output_size(x.shape[1], w.shape[0], strides[0], dilation[0], padding)
     out_w = output_size(x.shape[2], w.shape[1], strides[1], dilation[1], padding)
@@ -88,7 +88,7 @@ def conv2d(x, w, b=None, strides=(1, 1), padding="valid", dilation=(1, 1)):
 
 
 def conv2d_backward(x, w, dy, strides=(1, 1), padding="valid", dilation=(1, 1)):
-    """Gradients dx, dw, db of sum(conv2d(x, w, b) * dy)."""
+    """Return the gradients dx, dw, db of sum(conv2d(x, w, b) * dy)."""
     x, w, dy = as_float64(x, w, dy)
     dx, dw = np.zeros_like(x), np.zeros_like(w)
     for oy, ox, ky, kx, iy, ix in conv_taps(x, w, strides, padding, dilation):
@@ -101,12 +101,12 @@ def conv2d_backward(x, w, dy, strides=(1, 1), padding="valid", dilation=(1, 1)):
 #
 #   y[n, oy, ox, c] = max of x[n, iy, ix, c] over the window; a NaN in the window is its maximum
 #
-# The gradient of an output goes to one position, the first maximum in row-major order. Where
-# windows overlap, a position adds up what each of them sends.
+# The gradient of an output goes to one position, the first maximum in row-major order. If windows
+# overlap, a position gets the sum of their gradients.
 
 
 def first_maximum(plane, window):
-    """The first of the window's positions with the largest value; the first NaN if there is one."""
+    """Return the first position of the window with the largest value, or the first NaN."""
     best = window[0]
     for position in window[1:]:
         value, largest = plane[position], plane[best]
@@ -116,7 +116,7 @@ def first_maximum(plane, window):
 
 
 def pool_winners(x, pool, strides, padding):
-    """Every (n, oy, ox, c, iy, ix): the input position whose value the output position takes."""
+    """Yield (n, oy, ox, c, iy, ix): each output position and the input position of its value."""
     rows = windows(x.shape[1], pool[0], strides[0], 1, padding)
     columns = windows(x.shape[2], pool[1], strides[1], 1, padding)
     for n, c in itertools.product(range(x.shape[0]), range(x.shape[3])):
@@ -127,7 +127,7 @@ def pool_winners(x, pool, strides, padding):
 
 
 def max_pool2d(x, pool, strides, padding="valid"):
-    """Maximum of each window: x (N, H, W, C) -> y (N, OH, OW, C)."""
+    """Return the maximum of each window: x (N, H, W, C) -> y (N, OH, OW, C)."""
     x = as_float64(x)
     out_h = output_size(x.shape[1], pool[0], strides[0], 1, padding)
     out_w = output_size(x.shape[2], pool[1], strides[1], 1, padding)
@@ -138,7 +138,7 @@ def max_pool2d(x, pool, strides, padding="valid"):
 
 
 def max_pool2d_backward(x, dy, pool, strides, padding="valid"):
-    """Gradient dx of sum(max_pool2d(x) * dy)."""
+    """Return the gradient dx of sum(max_pool2d(x) * dy)."""
     x, dy = as_float64(x, dy)
     dx = np.zeros_like(x)
     for n, oy, ox, c, iy, ix in pool_winners(x, pool, strides, padding):
@@ -152,7 +152,7 @@ def max_pool2d_backward(x, dy, pool, strides, padding="valid"):
 
 
 def dense(x, w, b=None):
-    """Last axis of x times w: x (..., I), w (I, U), b (U,) -> y (..., U)."""
+    """Multiply the last axis of x by w: x (..., I), w (I, U), b (U,) -> y (..., U)."""
     x, w = as_float64(x, w)
     y = np.zeros((*x.shape[:-1], w.shape[1]))
     for row in np.ndindex(x.shape[:-1]):
@@ -162,7 +162,7 @@ def dense(x, w, b=None):
 
 
 def dense_backward(x, w, dy):
-    """Gradients dx, dw, db of sum(dense(x, w, b) * dy)."""
+    """Return the gradients dx, dw, db of sum(dense(x, w, b) * dy)."""
     x, w, dy = as_float64(x, w, dy)
     dx, dw, db = np.zeros_like(x), np.zeros_like(w), np.zeros(w.shape[1])
     for row in np.ndindex(x.shape[:-1]):
@@ -179,12 +179,12 @@ def dense_backward(x, w, dy):
 
 
 def relu(x):
-    """max(x, 0), entry by entry."""
+    """Return max(x, 0), entry by entry."""
     return np.maximum(as_float64(x), 0)
 
 
 def relu_backward(x, dy):
-    """Gradient dx of sum(relu(x) * dy); 0 where x = 0."""
+    """Return the gradient dx of sum(relu(x) * dy); 0 where x = 0."""
     return np.where(as_float64(x) > 0, as_float64(dy), 0)
 
 
@@ -193,7 +193,7 @@ def relu_backward(x, dy):
 #   p[i, k] = exp(z[i, k]) / sum over j of exp(z[i, j])
 #   y       = labels * (1 - s) + s / classes
 #   loss[i] = -sum over k of y[i, k] * log p[i, k]
-#   loss    = sum over i of weight[i] * loss[i] / count(weight != 0), and 0 where the count is 0
+#   loss    = sum over i of weight[i] * loss[i] / count(weight != 0), and 0 if the count is 0
 #
 #   dz[i, k] = weight[i] / count * (p[i, k] * sum over j of y[i, j] - y[i, k])
 #
@@ -201,32 +201,32 @@ def relu_backward(x, dy):
 
 
 def softmax(z):
-    """Probabilities along the last axis."""
+    """Return the probabilities along the last axis."""
     return np.exp(log_softmax(z))
 
 
 def log_softmax(z):
-    """log(softmax(z)), finite even where the probability itself vanishes."""
+    """Return log(softmax(z)), finite even if the probability is 0."""
     z = as_float64(z)
-    z = z - z.max(axis=-1, keepdims=True)  # cancels in the quotient, and exp cannot overflow
+    z = z - z.max(axis=-1, keepdims=True)  # cancels in the quotient; exp cannot overflow
     return z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
 
 
 def smooth(labels_onehot, label_smoothing):
-    """Labels (N, K) with the share `label_smoothing` spread evenly over the classes."""
+    """Return labels (N, K) with the share `label_smoothing` spread evenly over the classes."""
     labels = as_float64(labels_onehot)
     return labels * (1 - label_smoothing) + label_smoothing / labels.shape[-1]
 
 
 def row_shares(weights, rows):
-    """weight / count(weight != 0) for every row; zeros where the count is 0."""
+    """Return weight / count(weight != 0) for every row; zeros if the count is 0."""
     weights = np.broadcast_to(as_float64(weights), (rows,))
     count = sum(weight != 0 for weight in weights)
     return weights / count if count else np.zeros(rows)
 
 
 def softmax_cross_entropy(labels_onehot, logits, weights=1.0, label_smoothing=0):
-    """Loss, a float, of labels and logits (N, K); weights broadcast over the N rows."""
+    """Return the loss of labels and logits (N, K); weights broadcast over the N rows."""
     y, log_p = smooth(labels_onehot, label_smoothing), log_softmax(logits)
     loss = 0.0
     for i, share in enumerate(row_shares(weights, len(y))):
@@ -235,7 +235,7 @@ def softmax_cross_entropy(labels_onehot, logits, weights=1.0, label_smoothing=0)
 
 
 def softmax_cross_entropy_backward(labels_onehot, logits, weights=1.0, label_smoothing=0):
-    """Gradient (N, K) of softmax_cross_entropy with respect to the logits."""
+    """Return the gradient (N, K) of softmax_cross_entropy with respect to the logits."""
     y, p = smooth(labels_onehot, label_smoothing), softmax(logits)
     dz = np.zeros_like(p)
     for i, share in enumerate(row_shares(weights, len(y))):
@@ -249,7 +249,7 @@ def softmax_cross_entropy_backward(labels_onehot, logits, weights=1.0, label_smo
 
 
 def numeric_gradient(f, x, eps=1e-6):
-    """Gradient of the scalar function f at the array x, one entry after the other."""
+    """Return the gradient of the scalar function f at the array x, entry by entry."""
     x = as_float64(x)
     gradient = np.zeros_like(x)
     for i in np.ndindex(x.shape):

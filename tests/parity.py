@@ -1,11 +1,11 @@
-"""The run on which minicnn is compared with PyTorch, and the comparison itself.
+"""The run that compares minicnn with PyTorch, and the comparison.
 
 The network is the documented one, without dropout: conv 5x5 x 32, ReLU, pool 2x2, conv 5x5 x 64,
 ReLU, pool 2x2, flatten (height, width, channel), dense 1024, ReLU, dense 10. Plain SGD, and no
 shuffling: step i = 0, 1, ... sees rows [100 * i, 100 * i + 100) of MNIST's training split.
 
 `data/make_torch_parity.py` records this run with PyTorch, `test_torch_parity.py` repeats it with
-minicnn. This module is what both share; it needs NumPy alone. The record of a run is a dict of
+minicnn. Both use this module, which needs only NumPy. The record of a run is a dict of
 arrays:
 
     losses                 (STEPS,)                 the loss of each step, before its update, at
@@ -26,11 +26,11 @@ import numpy as np
 
 STEPS = 20
 BATCH_SIZE = 100
-# Rounding that flips one ReLU or one pool winner moves a gradient by some 1e-3 of its norm, and the
-# steps amplify it: at a rate of 0.05 correct float32 runs may part by 1e-2 in 20 steps (PyTorch's
-# own does from some seeds), at 0.005 by 1e-5. The general path, with the rounding of a plain sum,
-# meets the record at 0.05 from this seed; Winograd's rounding is another, so the fast path is
-# compared at the slow rate.
+# Rounding that changes one ReLU or one maximum of a pool changes a gradient by about 1e-3 of its
+# norm, and the steps amplify it: with a rate of 0.05, correct float32 runs may differ by 1e-2 after
+# 20 steps (as PyTorch's own does with some seeds), with 0.005 by 1e-5. The general path, with the
+# rounding of a plain sum, agrees with the record at 0.05 with this seed. Winograd rounds in another
+# way, so the fast path is compared at the slow rate.
 RATES = {"losses": 0.05, "slow_losses": 0.005}
 DIRECTIONS = 8
 START_SEED = 2017
@@ -47,7 +47,7 @@ PARAMETERS = tuple(f"{layer}/{part}" for layer in KERNEL_SHAPES for part in ("ke
 
 
 def start_values(seed=START_SEED):
-    """The float32 parameters before step 1, in the order of PARAMETERS.
+    """Return the float32 parameters before step 1, in the order of PARAMETERS.
 
     One generator draws the kernels in order, each from U(-a, a) with a = sqrt(3 / fan_in), in
     float64, rounded to float32. fan_in is KH * KW * in, or in. The biases are zero.
@@ -62,14 +62,14 @@ def start_values(seed=START_SEED):
 
 
 def batches(images, labels):
-    """The images (BATCH_SIZE, ...) and labels (BATCH_SIZE,) of each step."""
+    """Return the images (BATCH_SIZE, ...) and labels (BATCH_SIZE,) of each step."""
     for start in range(0, STEPS * BATCH_SIZE, BATCH_SIZE):
         rows = slice(start, start + BATCH_SIZE)
         yield images[rows], labels[rows]
 
 
 def summary(arrays):
-    """Norms (PARAMETERS,) and projections (PARAMETERS, DIRECTIONS) of one array a parameter.
+    """Return norms (PARAMETERS,) and projections (PARAMETERS, DIRECTIONS) of the arrays.
 
     The directions of parameter i are the successive draws of default_rng([DIRECTION_SEED, i]),
     laid over the array in C order. All arithmetic is float64.
@@ -84,7 +84,7 @@ def summary(arrays):
 
 
 def record(start, losses, gradients):
-    """The record of a run: its start values, its losses by name, its gradients of step 1."""
+    """Return the record of a run from its start values, losses and gradients of step 1."""
     start_norms, start_projections = summary(start)
     gradient_norms, gradient_projections = summary(gradients)
     return {
@@ -97,7 +97,7 @@ def record(start, losses, gradients):
 
 
 def violations(run, reference, tolerance=1e-4):
-    """What in the record `run` is further from `reference` than it may be, one line each.
+    """Return a line for each entry of `run` that is too far from `reference`.
 
     Of the losses, those that the run has are compared; they may differ by `tolerance`, absolute;
     norms and projections by `tolerance` times the norm in the reference. NaN is a violation.

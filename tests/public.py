@@ -1,10 +1,10 @@
-"""The public surface: the names under which a user finds a class or a function."""
+"""The public surface: the names by which a user imports a class or a function."""
 
 import enum
 import importlib
 import inspect
 
-# Where a user finds a name: `minicnn` itself and these modules of it.
+# Users import names from `minicnn` and these modules.
 PUBLIC_MODULES = [
     "layers", "losses", "metrics", "optimizers", "hooks", "datasets", "initializers",
     "distributed", "export", "images", "plots", "summaries",
@@ -12,7 +12,7 @@ PUBLIC_MODULES = [
 
 
 def objects():
-    """Return the public classes and functions, by the names under which a user finds them."""
+    """Return the public classes and functions by the names by which a user imports them."""
     found = {}
     for module_name in ["minicnn", *(f"minicnn.{name}" for name in PUBLIC_MODULES)]:
         module = importlib.import_module(module_name)
@@ -22,7 +22,7 @@ def objects():
 
 
 def _names(module):
-    """Return `__all__`; without one, the public names that were defined here or in rooms below."""
+    """Return `__all__`; without one, the public names defined in this module or below it."""
     own = [
         name
         for name, thing in vars(module).items()
@@ -37,7 +37,7 @@ def has_signature(thing):
 
 
 def parameters(thing):
-    """Return the names in the signature of a function, or of what makes an object of a class."""
+    """Return the names of the parameters of a function, or of the constructor of a class."""
     if inspect.isclass(thing) and (issubclass(thing, enum.Enum) or not _has_own_signature(thing)):
         return []
     names = list(inspect.signature(thing).parameters)

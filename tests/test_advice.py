@@ -1,4 +1,4 @@
-"""Errors of a first try: each names its remedy, and what it says works when it is followed."""
+"""Common mistakes: each error names a remedy, and following it works."""
 
 import copy
 import pickle
@@ -20,7 +20,7 @@ LOGITS = np.zeros((12, 3), np.float32)
 
 
 class Table:
-    """A table or a column of pandas, as far as arrays are made of it."""
+    """A pandas table or column, with what NumPy needs to convert it."""
 
     def __init__(self, values):
         self.values = np.asarray(values)
@@ -58,7 +58,7 @@ def make(function, folder):
 
 
 def refused(call, *arguments, **named):
-    """Return what the error of a call says."""
+    """Return the text of the error that a call raises."""
     with pytest.raises((TypeError, ValueError, AttributeError)) as caught:
         call(*arguments, **named)
     message = str(caught.value)
@@ -67,7 +67,7 @@ def refused(call, *arguments, **named):
 
 
 def followed(message, name, value):
-    """Return what an expression makes that an error names for an argument."""
+    """Return the value of the expression that an error suggests for an argument."""
     expression = re.search(rf"np\.(asarray|unique)\({name}.*?\)(\.\w+\([^()]*\))*(?=$|;)", message)
     return eval(expression.group(), {"np": np, name: value})
 
@@ -298,7 +298,7 @@ def test_images_of_the_other_data_format(ours, theirs, name, channels):
     turned = eval(re.search(r"x\.transpose\([^)]*\)", message).group(), {"x": x})
     assert turned.shape == good.shape
     network.build((None, *turned.shape[1:]), 0)
-    if channels > 1:  # of a model that was built before
+    if channels > 1:  # for a built model
         message = refused(network.predict, x)
         assert f"exchange the axes {name}" in message
         turned = eval(re.search(r"x\.transpose\([^)]*\)", message).group(), {"x": x})

@@ -1,4 +1,4 @@
-"""Bad input: every argument of every public function refuses it, with an error that helps.
+"""Bad input: every argument of every public function refuses it with a helpful error.
 
 Which values are bad, and what is accepted and why, stands in `bad_input`.
 """
@@ -61,7 +61,7 @@ def test_arrays_may_lie_in_memory_in_any_way(name):
     bad_input.check_layouts(name)
 
 
-# What no signature shows --------------------------------------------------------------------------
+# What signatures do not show ----------------------------------------------------------------------
 
 
 def test_ops_that_refer_to_each_other_are_an_error():
@@ -150,9 +150,9 @@ def test_a_parameter_in_the_place_of_another_has_its_shape_and_type(layer, shape
 
 
 class Two(mc.layers.Layer):
-    """Two layers that nobody has named."""
+    """Two layers without names."""
 
-    def __init__(self):  # forgets that of its base
+    def __init__(self):  # does not call that of its base
         self.first, self.second = mc.layers.Dense(3), mc.layers.Dense(3)
 
     def build(self, input_shape, rng, dtype=np.float32):
@@ -178,7 +178,7 @@ def test_parameters_of_one_name(tmp_path):
     two.build((None, 3), 0)
     with pytest.raises(ValueError, match="two parameters are called 'dense/kernel'; set"):
         mc.save_weights(two, tmp_path / "two.npz")
-    two(mc.Graph().placeholder("x", (None, 3), np.float32))  # a graph gives names of their own
+    two(mc.Graph().placeholder("x", (None, 3), np.float32))  # a graph names them
     assert [parameter.name for parameter in two.parameters] == [
         "two/dense/kernel", "two/dense/bias", "two/dense_1/kernel", "two/dense_1/bias",
     ]
@@ -245,7 +245,7 @@ def test_what_is_masked_is_not_taken_for_what_it_hides():
     lambda number: mc.layers.Dropout(number), lambda number: mc.one_hot([1], 3, on_value=number),
 ])
 def test_integers_without_end(call):
-    for number in (10**400, 10**5000):  # no float; too many digits to print
+    for number in (10**400, 10**5000):  # beyond float; too many digits to print
         with pytest.raises(ValueError, match=r"`\w+` must be .*got (inf|1000|<int object)"):
             call(number)
 

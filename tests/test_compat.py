@@ -34,7 +34,7 @@ def test_the_name_is_there(name):
 
 @pytest.fixture
 def quiet():
-    """Give minicnn's logger its handlers and its level back."""
+    """Restore the handlers and the level of minicnn's logger."""
     logger = logging.getLogger("minicnn")
     handlers, level = list(logger.handlers), logger.level
     logger.handlers.clear()
@@ -43,7 +43,7 @@ def quiet():
     logger.setLevel(level)
 
 
-# The guide's program, on data of its own and with fewer rows and steps ----------------------------
+# The guide's program, with other data, fewer rows and fewer steps ---------------------------------
 
 
 def cnn_model_fn(features, labels, mode):
@@ -174,7 +174,7 @@ def test_the_initializer_is_the_one_that_the_guides_log_was_made_with(name):
         x = graph.placeholder("x", (None, fan_in), np.float32)
         tf.layers.dense(x, 40)
     kernel, limit = graph.parameters[f"{name}/kernel"].value, math.sqrt(3 / fan_in)
-    assert 0.99 * limit < np.abs(kernel).max() <= limit  # glorot_uniform's limits are others
+    assert 0.99 * limit < np.abs(kernel).max() <= limit  # not the limits of glorot_uniform
     assert kernel.std() == pytest.approx(limit / math.sqrt(3), rel=0.05)
     assert not graph.parameters[f"{name}/bias"].value.any()
 
@@ -204,7 +204,7 @@ def test_set_verbosity_installs_one_handler(quiet, monkeypatch):
     tf.logging.set_verbosity(tf.logging.WARN)
     quiet.info("not seen")
     assert output.getvalue() == "INFO:minicnn:seen once\n"
-    assert logging.getLogger().level == logging.WARNING  # the user's own logging is left alone
+    assert logging.getLogger().level == logging.WARNING  # the user's own logging is unchanged
 
 
 def test_importing_installs_no_handler():

@@ -1,4 +1,4 @@
-"""Tests of minicnn.hooks, through training runs, with a clock of their own."""
+"""Tests of minicnn.hooks in training runs, with an artificial clock."""
 
 import copy
 import logging
@@ -40,7 +40,7 @@ def network(rate=0.1, decay=None, layer=None):
 
 
 class Fetch(SessionRunHook):
-    """Keep what was fetched in each step, and a copy made at once."""
+    """Keep the values fetched in each step, and a copy of them."""
 
     def __init__(self, fetches):
         self.fetches, self.results, self.copies = fetches, [], []
@@ -54,7 +54,7 @@ class Fetch(SessionRunHook):
 
 
 class Tick(SessionRunHook):
-    """Let a second pass in every step."""
+    """Let one second pass in every step."""
 
     def __init__(self, clock, seconds=1.0):
         self.clock, self.seconds = clock, seconds
@@ -65,7 +65,7 @@ class Tick(SessionRunHook):
 
 @pytest.fixture
 def run(tmp_path):
-    """Return fit, on an Estimator that goes on from call to call."""
+    """Return `fit` of an Estimator that continues from call to call."""
     estimators = {}
 
     def fit(*monitors, steps=1, model_fn=None, x=X, **config):
@@ -85,7 +85,7 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def lines(caplog):
-    """Return what minicnn has logged with `word` in it."""
+    """Return the log messages of minicnn that contain `word`."""
     caplog.set_level(logging.INFO, logger="minicnn")
 
     def read(word):
@@ -108,7 +108,7 @@ class Notes(SessionRunHook):
 
     def after_run(self, run_context, run_values):
         self.notes.append(f"{self.name} after {run_context.session.global_step}")
-        assert run_values.results is None  # nothing was asked for
+        assert run_values.results is None  # nothing was requested
 
     def end(self, session):
         self.notes.append(f"{self.name} end {session.global_step}")
@@ -304,7 +304,7 @@ def test_logging_at_the_first_step_and_then_every_nth(run, lines):
     run(steps=3)
     hook = hooks.LoggingTensorHook({"at": "global_step"}, every_n_iter=50)
     run(hook, steps=102)
-    run(hook, steps=1)  # a new run begins anew
+    run(hook, steps=1)  # a new run starts again
     got = lines("at = ")
     assert [line.split()[2] for line in got] == ["4", "54", "104", "106"]
     assert got[0] == "at = 4"
@@ -415,7 +415,7 @@ def test_a_checkpoint_saver_of_ones_own_replaces_the_estimators(run, tmp_path):
 
 
 def test_checkpoints_by_seconds(run, tmp_path, clock):
-    run(Tick(clock, 100), steps=15)  # every 600 seconds where nothing is said
+    run(Tick(clock, 100), steps=15)  # every 600 seconds by default
     assert saved(tmp_path) == [1, 7, 13, 15]
 
 
@@ -472,7 +472,7 @@ def test_validation_uses_the_weights_in_memory(run, tmp_path, lines):
     assert monitor.best_step == 31
     assert monitor.best_value == pytest.approx(estimator.evaluate(X, Y)["loss"], rel=1e-6)
     assert not monitor.early_stopped
-    assert saved(tmp_path) == [1, 31]  # no checkpoint is needed for it
+    assert saved(tmp_path) == [1, 31]  # needs no checkpoint
 
 
 def test_validation_does_not_disturb_training(tmp_path):
@@ -488,7 +488,7 @@ def test_validation_does_not_disturb_training(tmp_path):
 
 def test_early_stopping(run, lines):
     monitor = hooks.ValidationMonitor(X, Y, every_n_steps=2, early_stopping_rounds=4)
-    estimator = run(monitor, steps=50, model_fn=network(rate=0.0))  # it never gets better
+    estimator = run(monitor, steps=50, model_fn=network(rate=0.0))  # it never improves
     assert monitor.early_stopped
     assert monitor.best_step == 3  # evaluated at 3, 5 and 7
     assert estimator.evaluate(X, Y)["global_step"] == 7

@@ -34,17 +34,17 @@ EDGE = [
     "datasets", "compat", "warmup",
     "export", "plots", "distributed", "summaries", "images",
 ]
-# What no user imports by its path. Every other module at the top of the package is a public name.
+# Users do not import from these. Every other module at the top of the package is a public name.
 INNER = {"core", "estimator", "kernels"}
 
-# Statements that the library may have, docstrings aside. Lines are not counted: a limit on lines
-# makes people pack unrelated calls into one.
+# The most statements of the library, without docstrings. Lines are not limited: such a limit makes
+# people pack unrelated calls into one line.
 MOST_STATEMENTS = 6500
 MOST_TUPLE_ASSIGNMENTS = 106  # with calls, such as `a, b = f(x), g(y)`
 LINES_OF_A_FUNCTION = 60  # beside its docstring
 LINE_LENGTH = 100
 
-IMPORT_SECONDS = 0.15  # over `import numba`
+IMPORT_SECONDS = 0.15  # more than `import numba`
 OPTIONAL_PACKAGES = {
     "matplotlib", "tqdm", "tensorboardX", "PIL", "flask", "onnx", "safetensors", "mpi4py",
     "torch", "scipy",
@@ -58,11 +58,11 @@ def _module_name(path):
 
 SOURCES = {_module_name(path): path for path in sorted(ROOT.glob("minicnn/**/*.py"))}
 TREES = {name: ast.parse(path.read_text("utf-8")) for name, path in SOURCES.items()}
-INSIDE = [name for name in SOURCES if name != "minicnn"]  # all but the roof, which imports them
+INSIDE = [name for name in SOURCES if name != "minicnn"]  # not the package itself
 
 
 def room(module):
-    """Return the part of the house that a module is in: "layers" for minicnn.layers.conv."""
+    """Return the room of a module: "layers" for minicnn.layers.conv2d."""
     return [*module.split("."), ""][1]
 
 
@@ -75,7 +75,7 @@ def forbid(problems):
 
 
 def imports(module):
-    """Return the modules of minicnn that a module imports, anywhere but under TYPE_CHECKING."""
+    """Return the modules of minicnn that a module imports, except under TYPE_CHECKING."""
     tree = TREES[module]
     unseen = [node for test in ast.walk(tree) if _is_type_checking(test) for node in test.body]
     hidden = {node for statement in unseen for node in ast.walk(statement)}
@@ -95,7 +95,7 @@ def _is_type_checking(node):
 
 
 def _absolute(module, node):
-    """Return where `from ... import` looks, with the dots of a relative import resolved."""
+    """Return the module of a `from ... import`, with the dots of a relative import resolved."""
     if not node.level:
         return node.module
     is_package = SOURCES[module].name == "__init__.py"
@@ -110,7 +110,7 @@ def floor(module):
 
 
 def points_up(module, target):
-    """Whether a module imports from a floor above, from the edge, or from the roof."""
+    """Return whether a module imports from a floor above, the edge, or the package itself."""
     if floor(module) is None:
         return False
     return floor(target) is None or floor(target) < floor(module)
@@ -146,7 +146,7 @@ def test_no_import_is_circular():
 
 
 def statements(module):
-    """Return how many statements a module has, docstrings aside."""
+    """Return the number of statements of a module, without docstrings."""
     return sum(isinstance(n, ast.stmt) and not _is_docstring(n) for n in ast.walk(TREES[module]))
 
 
@@ -183,7 +183,7 @@ def test_tuple_assignments_with_calls_are_few():
 
 
 def _length(function):
-    """Return how many lines a function has, without those of its docstring."""
+    """Return the number of lines of a function, without its docstring."""
     first = function.body[0]
     docstring = first.end_lineno - first.lineno + 1 if _is_docstring(first) else 0
     return function.end_lineno - function.lineno + 1 - docstring
@@ -227,12 +227,12 @@ def all_objects():
 
 
 def documented_parameters(thing):
-    """Return the names in the section "Parameters" of a docstring; None where there is none."""
+    """Return the names in the section "Parameters" of a docstring; None without one."""
     doc = inspect.cleandoc(thing.__doc__ or "")
     section = re.search(r"(?ms)^Parameters\n-+\n(.*?)(?=\n[^\n]+\n---|\Z)", doc)
     if section is None:
         return None
-    entries = re.findall(r"^\S[^:\n]*", section[1], re.MULTILINE)  # what follows is indented
+    entries = re.findall(r"^\S[^:\n]*", section[1], re.MULTILINE)  # descriptions are indented
     return [name.lstrip("*") for entry in entries for name in re.findall(r"[*\w]+", entry)]
 
 
@@ -244,7 +244,7 @@ def signatures():
         if layer := re.match(r"Apply a new `(\w+)` to the Tensor `inputs`", thing.__doc__ or ""):
             own = set(re.findall(r"`(\w+)`", thing.__doc__)) - {layer[1]}
             documented = own.union(documented_parameters(getattr(minicnn.layers, layer[1])))
-        # What is internal may explain its arguments in another way than by a section.
+        # Internal functions may document their arguments without a section.
         if documented is not None or thing in surface:
             yield name, set(documented or []), set(public.parameters(thing))
 
@@ -285,7 +285,7 @@ import json, logging, sys, threading, time, warnings
 import numba, numpy
 from numba.core import event
 
-class Spy:  # sees what is asked for, installed or not
+class Spy:  # records the imported names, installed or not
     def find_spec(self, name, path=None, target=None):
         asked.add(name.split(".")[0])
 
@@ -299,11 +299,11 @@ def state():
         "numba": (numba.config.NUMBA_NUM_THREADS, numba.config.THREADING_LAYER),
     }
 
-numpy.set_printoptions(threshold=sys.maxsize)  # the random state, whole
+numpy.set_printoptions(threshold=sys.maxsize)  # for the complete random state
 asked, before = set(), state()
 sys.meta_path.insert(0, Spy())
 with event.install_recorder("numba:compile") as recorder:
-    start = time.process_time()  # not disturbed by what else the machine does
+    start = time.process_time()  # not wall time: other processes do not count
     import minicnn
     seconds = time.process_time() - start
 changed = [key for key, value in state().items() if value != before[key]]
@@ -322,9 +322,9 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def probes():
-    """What `import minicnn` did, in three processes of their own."""
+    """Return the effects of `import minicnn` in three new processes."""
     command = [sys.executable, "-c", PROBE]
-    # Byte code is a part of how Python imports: where none may be written, each run compiles it.
+    # Without permission to write byte code, each run would compile the sources.
     environment = os.environ | {"PYTHONDONTWRITEBYTECODE": ""}
     runs = [
         subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -337,7 +337,7 @@ def probes():
 
 
 def test_import_is_quick(probes):
-    # The best of three: the first may have to write byte code.
+    # The best of three: the first one may write byte code.
     assert min(probe["seconds"] for probe in probes) <= IMPORT_SECONDS
 
 
@@ -360,7 +360,7 @@ def test_import_asks_for_no_optional_package(probes):
 
 
 def offence(node):
-    """Return what is wrong with a node of a syntax tree; None where nothing is."""
+    """Return what is wrong with a node of a syntax tree, or None."""
     if isinstance(node, ast.Call) and ast.unparse(node.func) == "print":
         return "print; use the logger"
     if isinstance(node, ast.Assert):

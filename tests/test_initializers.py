@@ -1,4 +1,4 @@
-"""Tests of minicnn.initializers: the distributions, the fans, what arguments may be."""
+"""Tests of minicnn.initializers: distributions, fans, arguments."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def test_uniform_limits(shape, fan_in, fan_out):
         w = flat(function, shape)
         assert 0.999 * limit < w.max() <= limit
         assert -limit <= w.min() < -0.999 * limit
-        # flat: every tenth of the range holds its share, within five standard deviations
+        # uniform: every tenth of the range has its share, within five standard deviations
         counts, _ = np.histogram(w, bins=10, range=(-limit, limit))
         assert np.abs(counts - w.size / 10).max() < 5 * (w.size * 0.09) ** 0.5
 
@@ -89,9 +89,9 @@ def test_constant_fills_or_copies(dtype):
     assert (filled == dtype(0.1)).all()
     value = np.arange(6.0).reshape(2, 3)
     initializer = constant(value)
-    value[:] = -1  # the caller's array may change: the initializer has its own
+    value[:] = -1  # the caller may change the array: the initializer has a copy
     first = initializer((2, 3), None, dtype)
-    first[:] = 9  # and so has each parameter
+    first[:] = 9  # and each parameter too
     assert np.array_equal(initializer((2, 3), None, dtype), np.arange(6.0).reshape(2, 3))
     assert constant(np.asfortranarray(value))((2, 3), None, dtype).flags.c_contiguous
 

@@ -20,13 +20,13 @@ from tolerances import assert_same_bits
 import minicnn as mc
 from minicnn.kernels.dense import dense
 
-SECONDS = 60  # after which a test calls it a deadlock
+SECONDS = 60  # after which it counts as a deadlock
 STEPS = 2000
-GROWTH = STEPS // 5  # objects in so many steps: caches fill up, also a tracer's of coverage
+GROWTH = STEPS // 5  # objects in STEPS steps: caches grow, also those of coverage
 
 
 def make(seed=0, filters=16):
-    """A small network whose kernels share their work among the threads."""
+    """Build a small network whose kernels use several threads."""
     model = mc.Sequential([
         mc.layers.Conv2D(filters, 5, padding="same", activation="relu"), mc.layers.MaxPooling2D(2),
         mc.layers.Conv2D(16, 3, padding="same", activation="relu"), mc.layers.MaxPooling2D(2),
@@ -51,7 +51,7 @@ def images(rows, side=12):
 
 
 def train(model, optimizer, steps, x):
-    """Train in the plain loop; return the last loss."""
+    """Train in a plain loop; return the last loss."""
     rng, workspace, labels = np.random.default_rng(2), mc.Workspace(), np.arange(len(x)) % 3
     for _ in range(steps):
         ctx = mc.Context(training=True, rng=rng, workspace=workspace)
@@ -86,7 +86,7 @@ def two_threads():
 
 
 def test_sixteen_threads_predict(tmp_path):
-    """With one model, and with one Estimator that has yet to trace its model."""
+    """Use one model, and one Estimator that has not traced its model yet."""
     model, x = make(), images(40)
     estimator = mc.Estimator(model_fn, tmp_path, config=mc.RunConfig(seed=0, progress=False))
     estimator.fit(x, np.arange(40) % 3, batch_size=20, steps=1)
@@ -110,7 +110,7 @@ def test_sixteen_threads_predict(tmp_path):
 
 
 def bits_of_a_process(seed):
-    """What a worker process does: make, train and predict."""
+    """Build, train and predict in a worker process."""
     model, x = make(seed), images(40)
     train(model, mc.optimizers.SGD(0.1, momentum=0.9), 3, x)
     return model.predict(x).tobytes()
@@ -119,7 +119,7 @@ def bits_of_a_process(seed):
 @pytest.mark.parametrize("how", multiprocessing.get_all_start_methods())
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_worker_processes(how):
-    """The parent has threads of its own, and works on beside them."""
+    """The parent has its own threads and works at the same time."""
     expected = [bits_of_a_process(seed) for seed in range(4)]
     with ProcessPoolExecutor(2, multiprocessing.get_context(how)) as processes:
         results = processes.map(bits_of_a_process, range(4), timeout=SECONDS)
@@ -128,9 +128,9 @@ def test_worker_processes(how):
 
 
 def test_a_hundred_models():
-    """Each by itself is what it would be alone; together they need no more threads."""
+    """Each model gives the same results as alone; together they need no more threads."""
     x, before = images(4), threading.active_count()
-    train(largest := make(filters=20), mc.optimizers.SGD(0.1), 1, x)  # loads what is kept for good
+    train(largest := make(filters=20), mc.optimizers.SGD(0.1), 1, x)  # allocates what is kept
     largest.predict(x)
     tracemalloc.start()
     try:
@@ -153,13 +153,13 @@ def test_a_hundred_models():
 
 
 def objects():
-    """Return how many there are; an array is one whatever its size."""
+    """Return the number of objects; an array of any size is one."""
     gc.collect()
     return sys.getallocatedblocks()
 
 
 def growth(run, count):
-    """Return how many objects so many more rounds leave behind."""
+    """Return how many objects remain after more rounds."""
     run(count // 4)
     before = objects()
     run(count)
@@ -206,7 +206,7 @@ def test_ten_thousand_predictions_keep_no_memory():
 
 
 def product(size=1200):
-    """Return a product of matrices that takes long, and where to write it."""
+    """Return a long matrix product, and the array for its result."""
     rng = np.random.default_rng(0)
     x, w = (rng.standard_normal((size, size), dtype=np.float32) for _ in range(2))
     return x, w, np.zeros(size, np.float32), np.zeros((size, size), np.float32)
@@ -221,14 +221,14 @@ def test_ctrl_c_in_a_kernel_waits_for_its_chunks():
         timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
         try:
             timer.start()
-            while timer.is_alive():  # a quick machine multiplies more than once
+            while timer.is_alive():  # a fast machine multiplies more than once
                 dense.forward(x, w, b, y)
             timer.join()
         except KeyboardInterrupt:
             interrupted += 1
             now = y.copy()
             time.sleep(0.02)
-            assert_same_bits(y, now)  # no thread writes any more
+            assert_same_bits(y, now)  # no thread writes now
         dense.forward(x, w, b, y)
         assert_same_bits(y, expected)
     assert interrupted == 12

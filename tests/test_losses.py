@@ -1,4 +1,4 @@
-"""The losses: values and gradients against the definition, weights, smoothing, and wrong labels."""
+"""The losses: values and gradients by definition, weights, smoothing, and wrong labels."""
 
 import naive
 import numpy as np
@@ -42,7 +42,7 @@ def problems(draw):
 
 
 def flat(options):
-    """The options as the oracle takes them: weights (N,) or a number."""
+    """Return the options for the oracle: weights (N,) or a number."""
     weights = np.asarray(options["weights"], np.float64)
     return {**options, "weights": weights.reshape(-1) if weights.ndim else weights}
 

@@ -1,4 +1,4 @@
-"""The oracles against numbers worked out by hand, and their gradients against differences."""
+"""Compare the oracles with numbers calculated by hand, and their gradients with differences."""
 
 import naive
 import numpy as np
@@ -18,17 +18,17 @@ WINDOWS = [  # size of window, strides, padding; strides below, at and above the
 
 
 def image(plane):
-    """A plane (H, W) as one image of one channel (1, H, W, 1)."""
+    """Return a plane (H, W) as one image of one channel (1, H, W, 1)."""
     return np.array(plane, dtype=float)[None, :, :, None]
 
 
 def plane(y):
-    """The plane (H, W) of one image of one channel."""
+    """Return the plane (H, W) of one image of one channel."""
     return y[0, :, :, 0]
 
 
 def assert_gradient(f, x, dx, g):
-    """dx is the gradient of sum(f(x) * g) at x."""
+    """Check that dx is the gradient of sum(f(x) * g) at x."""
     assert dx.shape == x.shape
     expected = naive.numeric_gradient(lambda x: np.sum(f(x) * g), x)
     assert_allclose(dx, expected, rtol=1e-7, atol=1e-7)
@@ -42,7 +42,7 @@ def assert_gradient(f, x, dx, g):
     [
         (28, 5, 1, 1, 28, (2, 2)),
         (28, 2, 2, 1, 14, (0, 0)),
-        (5, 4, 1, 1, 5, (1, 2)),  # an odd padding: the larger half comes after
+        (5, 4, 1, 1, 5, (1, 2)),  # odd padding: the larger half is after
         (5, 2, 2, 1, 3, (0, 1)),
         (4, 3, 2, 1, 2, (0, 1)),
         (7, 3, 1, 2, 7, (2, 2)),
@@ -233,11 +233,11 @@ def test_softmax_cross_entropy_gradient(weights, label_smoothing):
     assert_gradient(lambda z: naive.softmax_cross_entropy(labels, z, **options), logits, dz, g=1)
 
 
-# The ruler itself
+# The differences
 
 
 def test_numeric_gradient_by_hand():
     x = np.array([[1.0, -2.0], [0.5, 3.0]])
     gradient = naive.numeric_gradient(lambda x: np.sum(x**3) + x[0, 0] * x[1, 1], x)
     assert_allclose(gradient, [[3 + 3, 12], [0.75, 27 + 1]], rtol=1e-8)
-    assert_array_equal(x, [[1, -2], [0.5, 3]])  # untouched
+    assert_array_equal(x, [[1, -2], [0.5, 3]])  # unchanged

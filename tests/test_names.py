@@ -1,4 +1,4 @@
-"""The names that others rely on: each is there, with parameters of these names and defaults."""
+"""The names that users rely on exist, with these parameters and defaults."""
 
 import inspect
 
@@ -86,7 +86,7 @@ SIGNATURES = {
     "datasets.load_dataset": "name, ...",
 }
 
-# Parameters that are given by keyword alone, in any order.
+# Keyword-only parameters, in any order.
 KEYWORDS = {
     "layers.Conv2D": {
         "strides": 1, "padding": "valid", "data_format": "channels_last", "dilation_rate": 1,
@@ -134,7 +134,7 @@ def wanted(text):
 
 
 def split(text):
-    """Cut at the commas that stand in no brackets."""
+    """Split at the commas outside of brackets."""
     parts, depth = [""], 0
     for letter in text:
         depth += (letter in "([") - (letter in ")]")
@@ -146,7 +146,7 @@ def split(text):
 
 
 def reorder(text):
-    """Put the parameters without a default first, as Python wants them."""
+    """Put the parameters without a default first, as Python requires."""
     return ",".join(sorted(split(text), key=lambda part: "=" in part))
 
 
@@ -178,7 +178,7 @@ def test_attribute(path):
 
 def test_a_convolution_in_the_order_of_another_library_is_an_error():
     with pytest.raises(TypeError, match="positional arguments"):
-        mc.layers.Conv2D(1, 16, 3)  # there: channels of the input, filters, size of a filter
+        mc.layers.Conv2D(1, 16, 3)  # as in PyTorch: input channels, filters, filter size
     x = mc.Graph().placeholder("x", (None, 6, 6, 1), np.float32)
     assert mc.layers.conv2d(x, 16, 3, 2, "same").shape == (None, 3, 3, 16)
     assert mc.layers.MaxPooling2D(3, 2).build((None, 7, 7, 1), rng=0) == (None, 3, 3, 1)

@@ -21,7 +21,7 @@ by_type = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 
 def exact(labels, logits):
-    """Return loss, gradient and probabilities, in numbers of 64 bits of precision and more."""
+    """Return loss, gradient and probabilities, computed with at least 64 bits of precision."""
     y, z = labels.astype(np.longdouble), logits.astype(np.longdouble)
     z -= z.max(axis=1, keepdims=True)
     log_p = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
@@ -30,7 +30,7 @@ def exact(labels, logits):
 
 
 def logits_of(kind, dtype):
-    """Return 50 rows of ten logits, and labels: class numbers as rows, and shares."""
+    """Return 50 rows of ten logits, and labels: one-hot rows, and distributions."""
     rng = np.random.default_rng(5)
     z = rng.standard_normal((50, 10))
     z *= {"plain": 1, "1e4": 1e4, "vanishing": 100, "far from zero": 1}[kind]
@@ -52,7 +52,7 @@ def test_the_loss_is_right_where_exp_overflows_or_vanishes(kind, dtype):
         assert_allclose(dlogits, gradient.astype(float), rtol=0, atol=epsilon)
         # A probability below the smallest number is 0 or that number.
         tiny = np.finfo(dtype).smallest_subnormal
-        relative = 16 * epsilon * max(1, np.log(1 / np.finfo(dtype).tiny))  # exp magnifies an error
+        relative = 16 * epsilon * max(1, np.log(1 / np.finfo(dtype).tiny))  # exp amplifies an error
         assert_allclose(mc.softmax(logits), probabilities.astype(float), rtol=relative, atol=tiny)
 
 
@@ -80,7 +80,7 @@ def test_sigmoid_is_right_where_it_vanishes(dtype):
 
 
 def rows_of(kind, n, columns, seed):
-    """Return n rows of float32: signed, positive, or all of them equal."""
+    """Return n rows of float32: signed, positive, or all equal."""
     rng = np.random.default_rng(seed)
     if kind == "signed":
         return rng.standard_normal((n, columns), np.float32)
@@ -89,7 +89,7 @@ def rows_of(kind, n, columns, seed):
 
 
 def assert_within_rounding(actual, exact):
-    """Every element is right within 2e-6 of the largest: what a float32 sum should reach."""
+    """Check that every element is right within 2e-6 of the largest one."""
     assert_allclose(actual, exact, rtol=0, atol=2e-6 * np.abs(exact).max())
 
 
@@ -104,7 +104,7 @@ def test_the_gradients_of_a_dense_layer_are_right_for_many_rows(n, kind):
     elementwise.sum_rows(dy, db)
     assert_within_rounding(db, dy.sum(axis=0, dtype=np.float64))
     few = np.where(np.random.default_rng(2).random((n, 5)) < 0.5, dy, 0).astype(np.float32)
-    for gradient in (dy, few):  # the packed product, and lists of what is not zero
+    for gradient in (dy, few):  # the packed product, and lists of nonzero gradients
         dense.gradients(x, gradient, w, dw, None, True)
         assert_within_rounding(dw, x.T.astype(np.float64) @ gradient)
 
@@ -152,12 +152,12 @@ def test_a_probability_that_vanishes_costs_its_logits():
         assert np.abs(gradient).tolist() == [[1, 1]]  # and it still learns
 
 
-# The gradient of the whole network ----------------------------------------------------------------
+# The gradient of the complete network -------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def network():
-    """The documented network in float64, biases off zero, three images, and its loss."""
+    """Return the documented network in float64 with nonzero biases, three images, and its loss."""
     mnist = mc.datasets.load_dataset("mnist", reshape=False).train
     x, labels = mnist.images[:3].astype(np.float64), mnist.labels[:3]
     model = mc.Sequential([
@@ -169,11 +169,11 @@ def network():
     model.build((None, *x.shape[1:]), rng=0, dtype=np.float64)
     rng = np.random.default_rng(1)
     for parameter in model.parameters:
-        if parameter.value.ndim == 1:  # over blank patches ReLU would stand at its kink
+        if parameter.value.ndim == 1:  # otherwise the inputs of ReLU would be 0 in blank patches
             parameter.value[...] = rng.uniform(0.01, 0.1, parameter.shape)
 
     def loss(backward=False):
-        ctx = mc.Context(training=True, rng=np.random.default_rng(2))  # drops the same each time
+        ctx = mc.Context(training=True, rng=np.random.default_rng(2))  # the same dropout each time
         logits = model.forward(x, ctx)
         value, gradient = mc.losses.softmax_cross_entropy_with_grad(labels, logits)
         if backward:
@@ -185,11 +185,11 @@ def network():
 
 
 def slope(network, parameters, seed):
-    """Return the loss' slope along a random direction: what backward says, and differences."""
+    """Return the slope of the loss along a random direction, from backward and differences."""
     _, loss = network
     rng, step = np.random.default_rng(seed), 1e-7
     starts = [parameter.value.copy() for parameter in parameters]
-    # Along the signs of the gradient, so that the terms do not cancel; where it is 0, up or down.
+    # Along the signs of the gradient, so that the terms do not cancel; random signs where it is 0.
     signs = [np.where(p.grad == 0, rng.choice([-1, 1], p.shape), np.sign(p.grad))
              for p in parameters]
     moves = [rng.uniform(0.5, 1.5, sign.shape) * sign for sign in signs]
@@ -206,7 +206,7 @@ def slope(network, parameters, seed):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_gradient_of_the_documented_network(network, seed):
-    """Along all 3,274,634 weights at once, and along those of each array."""
+    """Test all 3,274,634 weights together, and those of each array."""
     parameters = network[0].parameters
     assert sum(p.value.size for p in parameters) == 3_274_634
     for some in (parameters, *((p,) for p in parameters)):

@@ -250,7 +250,7 @@ def test_cast():
     assert op.backward(np.ones((2, 3)), ctx).dtype == np.float32
 
 
-# What an `activation` argument means
+# The argument `activation`
 
 
 def test_activation():

@@ -1,4 +1,4 @@
-"""What a user makes goes through pickle, to another process say, and is the same there."""
+"""Objects that a user creates are the same after pickle, for example in another process."""
 
 import pickle
 

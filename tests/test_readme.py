@@ -1,4 +1,4 @@
-"""The README's programs run as they stand there."""
+"""The programs of the README run unchanged."""
 
 import re
 import subprocess

@@ -1,8 +1,8 @@
 """One seed, the same bits: a hundred steps of the documented network on MNIST, run in many ways.
 
-Other optimizers, hooks and more ways to be stopped are in tests/estimator/test_resume.py. Each
-layer by its number of threads is in tests/layers, every kernel with a cold and a warm cache in
-tests/kernels/test_jit.py.
+tests/estimator/test_resume.py has other optimizers, hooks and interruptions; tests/layers has each
+layer with several numbers of threads; tests/kernels/test_jit.py has every kernel with a cold and a
+warm cache.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ model_fn = runpy.run_path(str(ROOT / "examples" / "mnist_cnn.py"))["cnn_model_fn
 
 
 class Stop(mc.hooks.SessionRunHook):
-    """Send this process a signal in one of the steps."""
+    """Send this process a signal in a given step."""
 
     def __init__(self, step, number):
         self.step, self.number = step, number
@@ -35,7 +35,7 @@ class Stop(mc.hooks.SessionRunHook):
 
 
 def train(folder, threads, stop=None, seed=3):
-    """Train, by batches of a few images for each chunk; return a hash of all weights."""
+    """Train with a few images per chunk; return a hash of all weights."""
     mnist = mc.datasets.load_dataset("mnist").train
     config = mc.RunConfig(seed=seed, save_checkpoints_steps=20, progress=False)
     estimator = mc.Estimator(model_fn, folder, params={"learning_rate": 0.05}, config=config)
@@ -80,7 +80,7 @@ def test_a_run_that_was_interrupted(tmp_path, expected):
 
 
 def test_a_cold_cache_a_kill_and_a_warm_cache(tmp_path, expected):
-    """Another process compiles all kernels and is killed; a third one finds them, and goes on."""
+    """Another process compiles all kernels and is killed; a third one uses them and continues."""
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
         "NUMBA_CACHE_DIR": str(tmp_path / "cache"),

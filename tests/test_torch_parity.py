@@ -1,4 +1,4 @@
-"""Twenty steps of the documented network against PyTorch's record of the same steps."""
+"""Compare twenty steps of the documented network with PyTorch's record of the same steps."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def train():
 
 
 def run(train, fast=True, conv1_factor=1.0):
-    """The record of the run on the fast or the general path, at the rate that suits it.
+    """Return the record of the run on the fast or the general path, at its rate.
 
     conv1_factor is a fault put into one gradient.
     """

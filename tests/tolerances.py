@@ -1,13 +1,13 @@
-"""How far a result may lie from the exact one: one table, by the type of its elements."""
+"""The allowed distance of a result from the exact one, by the type of its elements."""
 
 import numpy as np
 
-# The share of the sum of its terms' absolute values by which a sum may be wrong.
+# The allowed error of a sum, relative to the sum of the absolute values of its terms.
 RELATIVE = {"float32": 1e-5, "float64": 1e-13}
 
 
 def assert_close(actual, expected, magnitude=None):
-    """Every element lies within the tolerance of its type; NaN and inf stand where they should.
+    """Check that every element is within the tolerance; NaN and inf are in the same places.
 
     `magnitude` is what the tolerance is relative to: the expected values of the absolute values of
     all inputs, where the elements are sums that may cancel; else the largest expected value.
@@ -22,12 +22,12 @@ def assert_close(actual, expected, magnitude=None):
         at = tuple(int(i) for i in np.argwhere(wrong)[0])
         raise AssertionError(
             f"{wrong.sum()} of {wrong.size} elements are wrong; "
-            f"the first, {at}, is {actual[at]!r} in place of {expected[at]!r}"
+            f"the first, {at}, is {actual[at]!r} instead of {expected[at]!r}"
         )
 
 
 def assert_same_bits(*arrays):
-    """All arrays are the same to the last bit, NaN and the sign of zero included."""
+    """Check that all arrays are the same bit for bit, including NaN and the sign of zero."""
     first, *others = arrays
     for other in others:
         assert (other.dtype, other.shape) == (first.dtype, first.shape)
