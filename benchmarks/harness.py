@@ -114,7 +114,7 @@ def environment(threads):
 def block(call, seconds):
     """Return the median time of a call, from at least three calls and as many as fit in `seconds`.
 
-    One more comes first and is not counted: another contender has just used the caches.
+    The first call is not counted: another contender has just used the caches.
     """
     call()
     times, end = [], time.perf_counter() + seconds

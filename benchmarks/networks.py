@@ -34,7 +34,7 @@ class Network(NamedTuple):
     def walk(self):
         """Yield each layer as kind, options, and the shapes of its input, kernel and output.
 
-        The shapes are without the batch; the kernel's is () where there is none.
+        The shapes are without the batch; the kernel's is () without a kernel.
         """
         shape = tuple(self.image)
         for kind, *options in self.layers:

@@ -176,7 +176,7 @@ def measure_kills(kills, draw, threads, say):
             for name, array in first.arrays.items()
         )
         if left or not same:
-            raise SystemExit(f"left behind: {left}; the same as undisturbed: {same}")
+            raise SystemExit(f"files left over: {left}; equal to an undisturbed run: {same}")
     return {
         "kills": kills, "that left a half-written file": half_written,
         "runs that went further": sum(a < b for a, b in itertools.pairwise(steps)),

@@ -90,7 +90,7 @@ def run_example(cache, steps, threads):
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{EXAMPLE.name} failed")
-    return {"whole run, s": time.perf_counter() - start, "peak, MB": usage.ru_maxrss * TO_MB}
+    return {"complete, s": time.perf_counter() - start, "peak, MB": usage.ru_maxrss * TO_MB}
 
 
 def needed(distribution, found=None):

@@ -61,8 +61,8 @@ def main():
 def check(contenders, folder, start):
     """Let every contender make the same steps; stop if weights or losses differ.
 
-    The biases are moved off zero: where they are zero, ReLU stands at its kink over every blank
-    patch, and there the rounding of a fast convolution decides whether a gradient lives.
+    The biases are made nonzero: with zero biases, the input of ReLU is 0 for every blank patch, and
+    the rounding of a fast convolution would decide whether a gradient passes.
     """
     before = [w + 0.01 if w.ndim == 1 else w for w in networks.read_weights(Path(folder) / start)]
     np.savez(Path(folder) / "before.npz", *before)

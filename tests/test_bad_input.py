@@ -115,7 +115,7 @@ def ones(*shape):
     (mc.layers.Dense(3), (4,), (400_000,)),
     (mc.layers.Dense(3, activation="relu"), (4,), (400_000,)),
 ])
-def test_backward_of_a_layer_that_was_built_anew(layer, before, after):
+def test_backward_of_a_layer_that_was_built_again(layer, before, after):
     layer.build((None, *before), 0)
     ctx = mc.Context()
     layer.forward(ones(8, *before), ctx)
@@ -126,7 +126,7 @@ def test_backward_of_a_layer_that_was_built_anew(layer, before, after):
 
 @pytest.mark.parametrize("fuse", [True, False])
 @pytest.mark.parametrize("number", [0, 1])
-def test_a_layer_inside_a_model_that_was_built_anew(fuse, number):
+def test_a_layer_inside_a_model_that_was_built_again(fuse, number):
     model = mc.Sequential(
         [mc.layers.Conv2D(2, 3, activation="relu"), mc.layers.MaxPooling2D(2)], fuse=fuse
     )

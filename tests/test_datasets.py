@@ -552,7 +552,7 @@ def test_batch_over_the_end_of_an_epoch():
     assert data.epochs_completed == 2
 
 
-def test_each_epoch_is_shuffled_anew():
+def test_each_epoch_is_shuffled_again():
     epochs = drawn(numbered(50), 3, 50).reshape(3, 50)
     assert len({tuple(epoch) for epoch in [*epochs, np.arange(50)]}) == 4
 

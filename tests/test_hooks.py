@@ -525,7 +525,7 @@ def test_early_stopping_by_a_metric(minimize, best_step, end):
     assert monitor.best_value == (0.1 if minimize else 0.9)
 
 
-def test_a_monitor_begins_anew_with_a_run_that_does(tmp_path):
+def test_a_monitor_starts_again_with_a_new_run(tmp_path):
     monitor = hooks.ValidationMonitor(X, Y, every_n_steps=2, early_stopping_rounds=4)
     for number in range(2):
         mc.Estimator(network(rate=0.0), tmp_path / str(number), config=mc.RunConfig(seed=1)).fit(
@@ -534,7 +534,7 @@ def test_a_monitor_begins_anew_with_a_run_that_does(tmp_path):
         assert saved(tmp_path / str(number)) == [1, 7]
 
 
-def test_a_monitor_goes_on_with_a_run_that_does(run):
+def test_a_monitor_continues_with_a_continued_run(run):
     monitor = hooks.ValidationMonitor(X, Y, every_n_steps=2, early_stopping_rounds=4)
     for end in (5, 7):
         estimator = run(monitor, steps=5, model_fn=network(rate=0.0))

@@ -30,7 +30,7 @@ def test_uniform_limits(shape, fan_in, fan_out):
 
 
 @pytest.mark.parametrize(("shape", "fan_in", "fan_out"), KERNELS)
-def test_he_normal_is_the_whole_normal_distribution(shape, fan_in, fan_out):
+def test_he_normal_is_not_truncated(shape, fan_in, fan_out):
     z = flat(he_normal, shape) / (2 / fan_in) ** 0.5
     assert abs(z.mean()) < 5 / z.size**0.5
     assert abs(z.var() - 1) < 5 * (2 / z.size) ** 0.5

@@ -1,4 +1,4 @@
-"""Numbers that go wrong quietly: large logits, vanishing probabilities, a whole network's gradient.
+"""Silent numerical errors: large logits, tiny probabilities, the gradient of a complete network.
 
 NaN and infinity: tests/layers/test_conformance.py has every layer, tests/kernels every kernel.
 """

@@ -221,7 +221,7 @@ def through_a_file(state):
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("steps", [0, 3])
-def test_a_saved_run_goes_on_to_the_same_bits(rule, dtype, steps):
+def test_a_saved_run_continues_to_the_same_bits(rule, dtype, steps):
     schedule = cosine_decay(0.1, decay_steps=8)
     straight = run(RULES[rule](schedule), make_parameters(dtype), steps=steps + 3)
 

@@ -50,7 +50,7 @@ def test_a_model_that_is_not_built():
 
 
 @pytest.mark.parametrize("fuse", [True, False])
-def test_a_model_that_is_built_goes_on_training(fuse):
+def test_a_built_model_continues_training(fuse):
     model = mc.Sequential(layers(), fuse=fuse)
     model.build((None, 6, 6, 2), rng=0)
     model.layers[2].trainable = False
@@ -123,7 +123,7 @@ def test_what_has_attributes_alone(value, protocol):
     assert vars(copy).keys() == vars(value).keys()
 
 
-def test_a_dataset_goes_on_with_the_same_batches():
+def test_a_dataset_continues_with_the_same_batches():
     data = mc.datasets.Dataset(IMAGES, np.arange(3), seed=5)
     data.next_batch(2)
     copy = again(data)

@@ -1,10 +1,10 @@
-"""Records the run of `tests/parity.py` with PyTorch, into `torch_parity.npz` beside this file.
+"""Record the run of `tests/parity.py` with PyTorch in `torch_parity.npz` beside this file.
 
     pip install torch
     PYTHONPATH=tests python tests/data/make_torch_parity.py
 
-PyTorch computes in float64, from the same float32 start values and images: the record is the truth
-up to some 1e-14, so that its whole distance to minicnn's float32 is minicnn's. Made with PyTorch
+PyTorch computes in float64 from the same float32 start values and images: the record is exact to
+about 1e-14, so its distance from minicnn's float32 result is the error of minicnn. Made with PyTorch
 2.13.0 and NumPy 2.4.6 on a CPU.
 """
 
