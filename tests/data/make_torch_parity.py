@@ -4,7 +4,7 @@
     PYTHONPATH=tests python tests/data/make_torch_parity.py
 
 PyTorch computes in float64 from the same float32 start values and images: the record is exact to
-about 1e-14, so its distance from minicnn's float32 result is the error of minicnn. Made with PyTorch
+about 1e-14, so its distance from minicnn's float32 result is minicnn's error. Made with PyTorch
 2.13.0 and NumPy 2.4.6 on a CPU.
 """
 
