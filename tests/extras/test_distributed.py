@@ -32,7 +32,7 @@ class Add(mc.Op):
 
 
 def two_branches(features, labels, mode):
-    """A network whose gradients come in another order where `a` is fetched: it is not fused."""
+    """Build a network that is not fused if `a` is fetched, with another order of gradients."""
     a, b = mc.layers.dense(features, 6, name="a"), mc.layers.dense(features, 5, name="b")
     a, b = mc.relu(a), mc.relu(b)
     logits = apply(Add(), mc.layers.dense(a, 3, name="c"), mc.layers.dense(b, 3, name="d"))
@@ -55,7 +55,7 @@ CASES = {  # 50 rows by 7: the ranks have unequal shares, and of the last batch 
 
 
 class Watch(mc.hooks.SessionRunHook):
-    """Note the losses, and stop at a step; fetch what else would be fused away."""
+    """Record the losses, stop at a step, and fetch a tensor to prevent fusion."""
 
     def __init__(self, last_step, fetch):
         self.last_step, self.fetch, self.losses = last_step, fetch, []
@@ -73,7 +73,7 @@ class Watch(mc.hooks.SessionRunHook):
 
 def train(folder, last_step, ranks=None, *, model=model_fn, optimizer="momentum", data="arrays",
           fetch=(), seed=1):
-    """Train until a monitor says stop; return the estimator and the losses that it saw."""
+    """Train until a monitor stops; return the estimator and the recorded losses."""
     config = mc.RunConfig(seed=seed, save_checkpoints_steps=4, distribute=ranks)
     estimator = mc.Estimator(model, folder, params={"optimizer": optimizer}, config=config)
     watch = Watch(last_step, fetch)
@@ -91,7 +91,7 @@ def train_all(folder, last_step, rank, ranks):
 
 
 def stop_early(folder, rank, ranks):
-    """Train until validation gets no better; the others have no files to read."""
+    """Train until validation does not improve; only rank 0 has files."""
     of_rank = folder / ("model" if rank == 0 else f"rank {rank}")
     config = mc.RunConfig(seed=1, save_checkpoints_steps=4, distribute=ranks)
     estimator = mc.Estimator(model_fn, of_rank, params={"optimizer": "momentum"}, config=config)
@@ -106,7 +106,7 @@ def stop_early(folder, rank, ranks):
 
 
 def spoilt(rank, how):
-    """Return an input_fn that goes wrong with rank 1 at the tenth batch."""
+    """Return an input_fn that fails on rank 1 at the tenth batch."""
     def input_fn():
         for i, (x, y) in enumerate(batches()):
             if rank == 1 and i == 9:
@@ -126,7 +126,7 @@ def spoilt(rank, how):
 
 
 class Ranks(mc.distributed.DataParallel):
-    """Ranks whose machines have drawn other start values."""
+    """Ranks with different start values."""
 
     def begin(self, given):
         for parameter in given:
@@ -182,7 +182,7 @@ def job(ranks, folder, **task):
 
 @pytest.fixture(scope="module", params=[2, 4])
 def trained(request, tmp_path_factory):
-    """The number of ranks, and a folder: once trained in one go, once stopped half-way."""
+    """Return the number of ranks and a folder with a complete run and a resumed one."""
     folder = tmp_path_factory.mktemp(f"{request.param} ranks")
     (folder / "whole").mkdir()
     (folder / "halves").mkdir()
@@ -193,7 +193,7 @@ def trained(request, tmp_path_factory):
 
 
 def of_rank(folder, name, rank):
-    """Return the losses that a rank saw, and its parameters."""
+    """Return the losses and the parameters of a rank."""
     with np.load(folder / "whole" / f"{name} {rank}.npz") as file:
         values = dict(file)
     return values.pop("losses"), values

@@ -1,4 +1,4 @@
-"""The examples in the docstrings that need an extra."""
+"""Run the examples in docstrings that need an extra."""
 
 import docstrings
 import pytest

@@ -1,4 +1,4 @@
-"""The page to draw a digit on: what its server refuses, and the page itself in a real browser."""
+"""The drawing page: what its server refuses, and the page in a real browser."""
 
 import contextlib
 import http.client
@@ -53,7 +53,7 @@ def client(app):
 
 @pytest.fixture(scope="module")
 def server(page, classifier):
-    """The server of the example, in this process."""
+    """Run the server of the example in this process."""
     server = page.make_server(classifier, 0)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -163,7 +163,7 @@ def test_headers(client, path):
 
 
 def ask(server, body, headers=()):
-    """Send a request of its own connection; return the code and the JSON."""
+    """Send a request on a new connection; return the status code and the JSON."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     try:
         sent = {"Content-Type": "application/json", **dict(headers)}
@@ -262,7 +262,7 @@ def test_the_program_serves_this_computer_alone(page, digit_model):
 
 @pytest.fixture
 def main(page, monkeypatch):
-    """Run the program, up to the moment in which it serves."""
+    """Run the program until it starts to serve."""
 
     def interrupted(self, *args, **kwargs):
         self.server_close()
@@ -320,7 +320,7 @@ def browser():
 
 @pytest.fixture
 def visit(browser, server):
-    """Open the page; afterwards nothing may have gone wrong, or been asked for elsewhere."""
+    """Open the page; afterwards check that there was no error and no request to other sites."""
     contexts, wrong = [], []
     address = f"http://127.0.0.1:{server.port}/"
 

@@ -1,4 +1,4 @@
-"""Pictures of one's own: files of every kind, hostile ones too, and digits in any light."""
+"""Pictures of digits: files of every kind, hostile files, and any light."""
 
 import io
 import itertools
@@ -44,12 +44,12 @@ def levels(picture):
 
 
 def lit(pixels, light, rng):
-    """Take a photo: the paper is not white, the ink not black, and the sensor has its noise."""
+    """Simulate a photo: grey paper, ink that is not black, and sensor noise."""
     return np.clip((0.15 + 0.75 * pixels) * light + rng.normal(0, 0.05, pixels.shape), 0, 1)
 
 
 def light_on(shape, kind):
-    """Return how bright the light is on each pixel of the paper."""
+    """Return the brightness of the light on each pixel of the paper."""
     y, x = (axis / n for axis, n in zip(np.indices(shape), shape, strict=True))
     return {
         "even": np.ones(shape),
@@ -170,7 +170,7 @@ FIELDS = {
 
 @pytest.fixture(scope="module")
 def thirty(mnist):
-    """Twenty images of MNIST and ten digits of a font: their ink, cropped, and their classes."""
+    """Return the cropped ink and the classes of twenty MNIST images and ten digits of a font."""
     pictures = [Image.fromarray(np.uint8(255 * image[..., 0])) for image in mnist.images[:20]]
     fonts = [drawn(n) for n in range(10)]
     pictures += [Image.fromarray(255 - np.asarray(picture)) for picture in fonts]
@@ -179,7 +179,7 @@ def thirty(mnist):
 
 
 def in_a_field(ink, size, lines, width, angle, rng):
-    """Put ink into a picture of 400 x 400, and lines of so many pixels around it."""
+    """Put ink into a picture of 400 x 400, with lines of this width around it."""
     ink = ink.resize([round(size / max(ink.size) * n) for n in ink.size], Image.Resampling.BICUBIC)
     picture = Image.new("L", (400, 400), 0)
     side, (left, top) = size + rng.integers(50, 90), rng.integers(15, 45, 2)
@@ -193,7 +193,7 @@ def in_a_field(ink, size, lines, width, angle, rng):
 
 
 def outcome(classify, pictures, labels):
-    """Return which part of the pictures is read rightly, and which wrongly."""
+    """Return the fractions of the pictures that are read correctly and wrongly."""
     digits, classes = [], []
     for pixels, label in zip(pictures, labels, strict=True):
         try:
@@ -485,7 +485,7 @@ def test_damaged_bytes_raise_one_kind_of_error(tmp_path, form):
 
 @pytest.fixture
 def run(example, digit_model, monkeypatch, capsys):
-    """Run the example; return its exit code and what it printed."""
+    """Run the example; return its exit code and output."""
 
     def run(*arguments, model=digit_model):
         monkeypatch.setattr(sys, "argv", ["predict_image.py", str(model), *map(str, arguments)])

@@ -1,4 +1,4 @@
-"""Tests of minicnn.export.onnx: ONNX Runtime computes from the file what the model computes."""
+"""Tests of minicnn.export.onnx: ONNX Runtime gives the results of the model."""
 
 import sys
 
@@ -43,13 +43,13 @@ def session(path):
 
 
 def assert_near(y, expected):
-    """Equal within the tolerance of the type; of sums that may cancel, one of numbers around 1."""
+    """Check equality within the tolerance; sums that may cancel use that of numbers around 1."""
     assert y.dtype == expected.dtype
     assert_close(y, expected, magnitude=max(1, np.abs(expected).max()))
 
 
 def assert_exported(model, path, x, **options):
-    """The file gives what the model gives, for batches of several sizes."""
+    """Check that file and model give the same results for several batch sizes."""
     mc.export.to_onnx(model, path, **options)
     # ONNX Runtime has no float64 convolution.
     program = session(path) if x.dtype == np.float32 else reference.ReferenceEvaluator(str(path))
@@ -89,7 +89,7 @@ PAIRS = st.tuples(st.integers(1, 4), st.integers(1, 4))
 
 @st.composite
 def sliding_layers(draw):
-    """A convolution or a pooling, and the (height, width) of images that it fits on."""
+    """Draw a convolution or a pooling, and a (height, width) of images that it fits."""
     size, strides, dilation = draw(PAIRS), draw(PAIRS), (1, 1)
     padding = draw(st.sampled_from(["valid", "same"]))
     data_format = draw(st.sampled_from(["channels_last", "channels_first"]))
@@ -195,7 +195,7 @@ def test_export_leaves_the_model_alone(path):
 
 
 def estimator(predict, folder):
-    """An Estimator of three classes; `predict` gives its predictions and logits."""
+    """Return an Estimator of three classes; `predict` gives predictions and logits."""
 
     def model_fn(features, labels, mode):
         predictions, logits = predict(features)
@@ -291,7 +291,7 @@ def mnist():
 
 
 def compare(probabilities, expected):
-    """1,000 images: probabilities that hardly differ, and the same classes."""
+    """Check 1,000 images: nearly equal probabilities, and the same classes."""
     assert len(expected) == 1000
     assert np.abs(probabilities - expected).max() < 5e-6
     np.testing.assert_array_equal(probabilities.argmax(axis=1), expected.argmax(axis=1))

@@ -1,4 +1,4 @@
-"""Tests of minicnn.plots and examples/report.py: what a picture shows is asked of its parts."""
+"""Tests of minicnn.plots and examples/report.py, by the parts of each figure."""
 
 import base64
 import html.parser
@@ -30,7 +30,7 @@ RECORDS = [
 
 @pytest.fixture(autouse=True)
 def drawable(monkeypatch):
-    """Draw each figure of a test to the end, and look that pyplot knows of none."""
+    """Draw each figure of a test completely, and check that pyplot has none of them."""
     made, figure = [], plots._figure
     monkeypatch.setattr(plots, "_figure", lambda *size: made.append(figure(*size)) or made[-1])
     yield
@@ -347,7 +347,7 @@ def test_worst_mistakes_refuses_arrays_that_do_not_fit(images, labels, probabili
 
 
 class Page(html.parser.HTMLParser):
-    """The tags of a page, and its text."""
+    """Collect the tags and the text of a page."""
 
     def __init__(self, source):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The bar of `fit` and `evaluate`: of a process on a real terminal, and on a pretended one."""
+"""The bar of `fit` and `evaluate`, on a real terminal and on a simulated one."""
 
 import contextlib
 import fcntl
@@ -48,7 +48,7 @@ def batches():
 
 
 class Sleep(mc.hooks.SessionRunHook):
-    """Take far too long for one step."""
+    """Make one step very slow."""
 
     def after_run(self, run_context, run_values):
         if run_context.session.global_step == 3:
@@ -57,7 +57,7 @@ class Sleep(mc.hooks.SessionRunHook):
 
 
 def main(job, folder):
-    """Do what a test wants of a process."""
+    """Run the job of a test in a process."""
     if sys.stdin.isatty():
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # Ctrl-C on this terminal is meant for this process
     folder = Path(folder)
@@ -89,7 +89,7 @@ def start(job, folder, **streams):
 
 
 def on_terminal(job, folder, press=lambda text: None):
-    """Run a job on a terminal; `press` says what to type on seeing a text. Return text and code."""
+    """Run a job on a terminal; `press` maps a text to the keys to type. Return text and code."""
     ours, theirs = os.openpty()
     termios.tcsetwinsize(theirs, (24, 100))
     process = start(job, folder, stdin=theirs, stdout=theirs, stderr=theirs)
@@ -105,7 +105,7 @@ def on_terminal(job, folder, press=lambda text: None):
 
 
 def screen(text):
-    """Return the lines that a terminal shows in the end."""
+    """Return the lines that a terminal shows at the end."""
     lines, row, column = {}, 0, 0
     for part in re.findall(r"\x1b\[A|.", text, re.DOTALL):
         if part == "\x1b[A":
@@ -127,7 +127,7 @@ def log_lines(lines):
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
-    """What a terminal got while a process trained, validated and evaluated; and the folder."""
+    """Return the terminal output of training, validation and evaluation, and the folder."""
     folder = tmp_path_factory.mktemp("seen")
     text, code = on_terminal("train", folder)
     assert code == 0, text
@@ -225,7 +225,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def pretend(monkeypatch):
-    """What makes the error output a terminal; called in the test, as pytest comes before it."""
+    """Return a function that makes stderr a terminal, to be called after pytest's capture."""
     monkeypatch.setattr(tqdm.tqdm, "monitor_interval", 0)  # no thread is left behind
 
     def function():
@@ -245,7 +245,7 @@ def add_handler(monkeypatch, name, stream):
 
 
 class Look(mc.hooks.SessionRunHook):
-    """Note the state of logging during a run; fail where asked."""
+    """Record the state of logging during a run; fail on request."""
 
     def __init__(self, error=None):
         self.error = error

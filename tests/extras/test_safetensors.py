@@ -1,4 +1,4 @@
-"""Tests of minicnn.export.safetensors: weights go out and come back, and damage is an error."""
+"""Tests of minicnn.export.safetensors: saving, loading and damaged files."""
 
 import json
 import math
@@ -84,7 +84,7 @@ def test_of_an_estimator_the_newest_checkpoint_counts(path, tmp_path):
 
 
 def assert_refused(path, *words, error=ValueError):
-    """Loading raises an error with these words, and the model stays as it is."""
+    """Check that loading raises an error with these words and does not change the model."""
     model = make_model(1)
     before = values_of(model)
     with pytest.raises(error) as caught:
@@ -142,7 +142,7 @@ def peak_of(call, *arguments):
 
 
 def write_sparse(path, arrays):
-    """Write a header for arrays of float32 by name and shape, and no more behind it than a hole."""
+    """Write a header for float32 arrays by name and shape, followed by a hole."""
     header, end = {}, 0
     for name, shape in arrays.items():
         start, end = end, end + 4 * math.prod(shape)

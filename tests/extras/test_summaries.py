@@ -1,4 +1,4 @@
-"""Tests of minicnn.summaries: what stands in the event files, read back from their bytes."""
+"""Tests of minicnn.summaries: the contents of the event files, read from their bytes."""
 
 import io
 import math
@@ -50,7 +50,7 @@ def model_fn(features, labels, mode, params):
 
 
 class Look(hooks.SessionRunHook):
-    """Keep what TensorBoard should show of each step."""
+    """Record what TensorBoard should show for each step."""
 
     def __init__(self):
         self.scalars, self.values = {}, {}
@@ -76,7 +76,7 @@ class Look(hooks.SessionRunHook):
 
 
 def crc32c(data):
-    """CRC-32C bit by bit, masked as TFRecord files have it."""
+    """Return the CRC-32C, computed bit by bit and masked as in TFRecord files."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc ^= byte
@@ -87,7 +87,7 @@ def crc32c(data):
 
 
 def events(folder):
-    """Return the events of a folder's files, a list for each file."""
+    """Return the events in a folder, a list for each file."""
     return [read(path) for path in sorted(folder.iterdir())]
 
 
@@ -120,7 +120,7 @@ def fit(folder, *monitors, steps=5, model=None, **params):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """Five steps, every second of them written: the file's events, and what a second hook saw."""
+    """Run five steps, write every second one; return the events and the record of a hook."""
     folder, look = tmp_path_factory.mktemp("run"), Look()
     hook = SummarySaverHook(folder / "tb", save_steps=2, metrics={"accuracy": ACCURACY})
     fit(folder, hook, look)
@@ -255,7 +255,7 @@ def test_each_run_adds_a_file(tmp_path):
 
 
 def starts(folder):
-    """Return for each file the step that is marked as a start; None without."""
+    """Return for each file the step that is marked as a start, or None."""
     found = [[e.step for e in file if e.session_log.status == SessionLog.START] for file in folder]
     return [steps[0] if steps else None for steps in found]
 
@@ -281,7 +281,7 @@ def test_later_steps_in_the_folder_are_a_warning(tmp_path, caplog):
 
 
 def make_large(path, head=b""):
-    """Make a file of 100 GB, which takes no room on the disk."""
+    """Make a sparse file of 100 GB."""
     path.write_bytes(head)
     os.truncate(path, 10**11)
 

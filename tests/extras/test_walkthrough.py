@@ -1,4 +1,4 @@
-"""The walkthrough runs as a program, with its pictures and without, and reads as a notebook."""
+"""The walkthrough runs as a program, with and without pictures, and is a notebook."""
 
 import ast
 import re
