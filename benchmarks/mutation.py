@@ -1,6 +1,6 @@
 """Break minicnn on purpose, in one place at a time: does the test suite notice every time?
 
-    python mutation_old.py
+    python benchmarks/mutation.py
 
 Each row of the table below changes one place: an index that is off by one, swapped axes, a missing
 bias, ties that go to another winner, a wrong scale. A row names the place by its symbol, and
