@@ -22,7 +22,6 @@ from minicnn.kernels import update as kernels
 
 Schedule = Callable[[int], float]
 Rate = float | Schedule
-Array = np.ndarray
 
 
 class Optimizer:
@@ -65,9 +64,9 @@ class Optimizer:
     def __init__(self, learning_rate: Rate) -> None:
         self.learning_rate = learning_rate
         self.iterations = 0
-        self._state: dict[str, Array] = {}  # by name: "conv2d/kernel/momentum"
+        self._state: dict[str, np.ndarray] = {}  # by name: "conv2d/kernel/momentum"
 
-    def update(self, w: Array, g: Array, state: list[Array], rate: float) -> None:
+    def update(self, w: np.ndarray, g: np.ndarray, state: list[np.ndarray], rate: float) -> None:
         """Update one parameter in place.
 
         Parameters
@@ -127,7 +126,7 @@ class Optimizer:
             self.update(value, parameter.grad, state, rate)
         self.iterations += 1
 
-    def state_dict(self) -> dict[str, Array]:
+    def state_dict(self) -> dict[str, np.ndarray]:
         """Return a copy of the state that is needed to resume training.
 
         Returns
@@ -147,7 +146,9 @@ class Optimizer:
         arrays = {name: array.copy() for name, array in self._state.items()}
         return {"iterations": np.array(self.iterations, np.int64), **arrays}
 
-    def load_state_dict(self, state: Mapping[str, Array], parameters: Iterable[Parameter]) -> None:
+    def load_state_dict(
+        self, state: Mapping[str, np.ndarray], parameters: Iterable[Parameter]
+    ) -> None:
         """Restore the state that `state_dict` returned.
 
         Parameters
@@ -182,7 +183,7 @@ class Optimizer:
             raise ValueError(f"{fault}, which no step produces; {remedy}")
         self._state, self.iterations = entries, int(count)
 
-    def _state_of(self, parameter: Parameter) -> list[Array]:
+    def _state_of(self, parameter: Parameter) -> list[np.ndarray]:
         """Return the state of a parameter, one array per slot; zeros at its first step."""
         names = [f"{parameter.name}/{slot}" for slot in self.slots]
         for name in names:
@@ -242,7 +243,7 @@ class SGD(Optimizer):
             raise ValueError("`momentum` must be above 0 with nesterov=True, got 0; 0.9 is usual")
         self.slots = ("momentum",) if self.momentum else ()
 
-    def update(self, w: Array, g: Array, state: list[Array], rate: float) -> None:
+    def update(self, w: np.ndarray, g: np.ndarray, state: list[np.ndarray], rate: float) -> None:
         """Update one parameter in place."""
         if self.momentum:
             kernels.momentum(w, g, state[0], rate, self.weight_decay, self.momentum, self.nesterov)
@@ -304,7 +305,7 @@ class Adam(Optimizer):
         self.epsilon = _positive(epsilon, "epsilon")
         self.weight_decay = number(weight_decay, "weight_decay", least=0)
 
-    def update(self, w: Array, g: Array, state: list[Array], rate: float) -> None:
+    def update(self, w: np.ndarray, g: np.ndarray, state: list[np.ndarray], rate: float) -> None:
         """Update one parameter in place."""
         m, s = state
         t = self.iterations + 1
@@ -562,7 +563,7 @@ def _checked(parameters: Iterable[Parameter]) -> list[Parameter]:
     return [instance(parameter, Parameter, "parameters") for parameter in given]
 
 
-def _check_fits(name: str, array: Array, parameter: Parameter) -> None:
+def _check_fits(name: str, array: np.ndarray, parameter: Parameter) -> None:
     if array.shape != parameter.shape or array.dtype != parameter.dtype:
         raise ValueError(
             f"{name!r} must be like its parameter, {parameter.shape} {parameter.dtype}, got "

@@ -1,8 +1,8 @@
-"""Models as ONNX files, which ONNX Runtime and others run without minicnn (extra `onnx`).
+"""Export models as ONNX files, which run without minicnn, in ONNX Runtime say (extra `onnx`).
 
-A file takes and gives what the model does: images are (N, H, W, C), unless its layers are
-channels_first, and N is left free. ONNX's convolution and pooling want (N, C, H, W), so a Transpose
-stands where images enter a chain of them, and one where they leave it.
+The inputs and outputs of a file have the same layout as those of the model: images are
+(N, H, W, C), unless its layers are channels_first, and N may vary. ONNX's convolution and pooling
+expect (N, C, H, W), so a chain of them has a Transpose before it and one after it.
 """
 
 import copy
@@ -15,7 +15,6 @@ import numpy as np
 
 from minicnn import layers, ops
 from minicnn.core import VERSION, checks
-from minicnn.core.checks import describe, unique
 from minicnn.core.extras import require
 from minicnn.core.files import replacing
 from minicnn.core.op import Op, Shape, Tensor, parts
@@ -24,7 +23,7 @@ from minicnn.estimator.feeding import feed
 from minicnn.estimator.graph import Graph
 from minicnn.kernels.window import Window
 
-_OPSET, _IR_VERSION = 17, 8  # of 2022; newer ones would only shut out older programs
+_OPSET, _IR_VERSION = 17, 8  # of 2022; newer versions would only exclude older programs
 
 
 def to_onnx(
@@ -34,37 +33,37 @@ def to_onnx(
     softmax: bool = False,
     checkpoint_path: str | Path | None = None,
 ) -> None:
-    """Write what a model computes in prediction as an ONNX file.
+    """Write the prediction of a model as an ONNX file.
 
-    Of a layer or a Sequential the file has the input ``inputs`` and the output ``outputs``. Of an
-    Estimator it has the inputs of model_fn in mode INFER, ``features`` or the names of its
-    features, and an output for each of the predictions, under its name. (An input whose name is
-    also that of an output gets another: ``features_1``.)
+    The file of a layer or a Sequential has the input ``inputs`` and the output ``outputs``. The
+    file of an Estimator has the inputs of model_fn in mode INFER, ``features`` or the names of the
+    features, and an output for each prediction, under its name. (An input with the name of an
+    output is renamed: ``features_1``.)
 
     Parameters
     ----------
     model : Layer or Estimator
-        Built; or an Estimator, whose newest checkpoint at the moment of the call is written.
+        A built layer; or an Estimator, whose newest checkpoint at the time of the call is written.
     path : str or Path
     x : ndarray or dict of str to ndarray, optional
-        For an Estimator, and only for one: rows as for `predict`, to tell their shape and type;
-        one is enough.
+        Required for an Estimator, and only allowed there: rows as for `predict`, which define the
+        shapes and dtypes of the inputs; one row is enough.
     softmax : bool
-        Whether to put a softmax behind a model that ends in logits. An Estimator's predictions
-        have their own.
+        Whether to add a softmax to a layer that returns logits. An Estimator's model_fn adds it
+        itself.
     checkpoint_path : str or Path, optional
-        For an Estimator, and only for one: the file of another checkpoint.
+        For an Estimator only: the file of another checkpoint.
 
     Raises
     ------
     ValueError, TypeError
-        If the model is not built, is larger than 2 GiB, or holds what cannot be exported; the
-        error names it.
+        If the model is not built, is larger than 2 GiB, or contains an op that cannot be exported;
+        the error names it.
 
     Notes
     -----
-    A float64 model becomes a float64 file. That is valid ONNX, but ONNX Runtime has no float64
-    convolution: for it, build the model as float32 and load the weights.
+    A float64 model is exported as float64. This is valid ONNX, but ONNX Runtime has no float64
+    convolution: build the model as float32 and load the weights to use it there.
 
     Examples
     --------
@@ -76,14 +75,15 @@ def to_onnx(
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "model.onnx"
     >>> mc.export.to_onnx(model, path, softmax=True)
     """
-    path, softmax = checks.path(path, "path"), checks.boolean(softmax, "softmax")
+    path = checks.path(path, "path")
+    softmax = checks.boolean(softmax, "softmax")
     onnx = require("onnx", "onnx")
     trace = _trace_estimator if isinstance(model, Estimator) else _trace_layer
     graph, outputs = trace(model, x, softmax, checkpoint_path)
     size = sum(parameter.value.nbytes for parameter in graph.parameters.values())
-    if size > onnx.checker.MAXIMUM_PROTOBUF - 2**20:  # all else needs less
+    if size > onnx.checker.MAXIMUM_PROTOBUF - 2**20:  # for everything else
         raise ValueError(
-            f"`model` has {size:,} bytes of weights, but one ONNX file holds at most 2 GiB; write "
+            f"`model` has {size:,} bytes of weights, but an ONNX file has at most 2 GiB; write "
             "them with save_safetensors or save_weights"
         )
     file = _File(onnx, outputs)
@@ -92,7 +92,7 @@ def to_onnx(
     for op, sources, tensor, *_ in graph.plan(outputs.values(), fuse=False).steps:
         values[tensor] = file.add(op, values[sources[0]], tensor.shape)
     for name, tensor in outputs.items():
-        node = onnx.helper.make_node("Identity", [file.plain(values[tensor])], [name], name)
+        node = onnx.helper.make_node("Identity", [file.name_of(values[tensor])], [name], name)
         file.nodes.append(node)
     contents = onnx.helper.make_model(
         onnx.helper.make_graph(
@@ -118,7 +118,7 @@ def _trace_estimator(
     """Return the graph of a model_fn in mode INFER, and its predictions."""
     if softmax:
         raise ValueError(
-            "`softmax` is for layers; an Estimator's model_fn gives mc.softmax(logits) itself"
+            "`softmax` is for layers; return mc.softmax(logits) from the Estimator's model_fn"
         )
     if x is None:
         raise ValueError("`x` is missing; an Estimator needs rows as for predict, such as x[:1]")
@@ -133,47 +133,48 @@ def _trace_layer(
     """Return the graph of a layer or a Sequential, and its output."""
     if x is not None:
         raise ValueError(
-            f"`x` is for an Estimator, got {describe(x)}; a layer knows what it was built for"
+            f"`x` is for an Estimator, got {checks.describe(x)}; leave it out for a layer"
         )
     if checkpoint_path is not None:
         raise ValueError(
-            f"`checkpoint_path` is for an Estimator, got {describe(checkpoint_path)}; load weights "
-            "into a layer with load_weights"
+            f"`checkpoint_path` is for an Estimator, got {checks.describe(checkpoint_path)}; load "
+            "weights into a layer with load_weights"
         )
     if getattr(model, "input_shape", None) is None:
         raise ValueError(
-            f"`model` must be a layer that is built, or an Estimator, got {describe(model)}; call "
-            "build(input_shape, rng) first"
+            "`model` must be a layer that is built, or an Estimator, got "
+            f"{checks.describe(model)}; call build(input_shape, rng) first"
         )
-    for part in parts(model):  # in a graph there will be its layers alone
+    for part in parts(model):  # the graph will contain only the layers of a Sequential
         if isinstance(part, layers.Sequential) and type(part).forward != layers.Sequential.forward:
             raise ValueError(_refusal(part))
     graph = Graph()
-    name = checks.unique("inputs", [part.label for part in parts(model)])  # of no layer
+    name = checks.unique("inputs", [part.label for part in parts(model)])  # no layer's
     inputs = graph.placeholder(name, model.input_shape, model.dtype)
-    outputs = copy.deepcopy(model)(inputs)  # a copy, for a graph names what it takes in
+    outputs = copy.deepcopy(model)(inputs)  # a copy, because the graph names its layers
     inputs.name = "inputs"
     return graph, {"outputs": ops.softmax(outputs) if softmax else outputs}
 
 
 class _Value(NamedTuple):
-    """A value in the file; `moved` where it is (N, C, H, W) and minicnn has (N, H, W, C)."""
+    """A value in the file; `is_nchw` if it is (N, C, H, W) instead of minicnn's (N, H, W, C)."""
 
     name: str
-    moved: bool = False
+    is_nchw: bool = False
 
 
 class _File:
-    """The nodes and the constants of a file in the making; no name is there twice."""
+    """Collects the nodes and constants of a file, with unique names."""
 
     def __init__(self, onnx: ModuleType, taken: Iterable[str]) -> None:
-        self.onnx, self._taken = onnx, set(taken)
+        self.onnx = onnx
+        self._taken = set(taken)
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
 
     def unique(self, name: str) -> str:
-        """Return the name, or one like it, that nothing else has."""
-        name = unique(name, self._taken)
+        """Return an unused name: `name`, if possible."""
+        name = checks.unique(name, self._taken)
         self._taken.add(name)
         return name
 
@@ -183,7 +184,7 @@ class _File:
         return self.onnx.helper.make_tensor_value_info(name, self.type(tensor.dtype), sizes)
 
     def type(self, dtype: Any) -> int:
-        """Return ONNX's number of a type."""
+        """Return ONNX's number of a dtype."""
         return self.onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
 
     def node(self, kind: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
@@ -198,20 +199,15 @@ class _File:
         self.constants.append(self.onnx.numpy_helper.from_array(np.asarray(array), name))
         return name
 
-    def plain(self, x: _Value) -> str:
-        """Return the name of a value as minicnn has it."""
-        if not x.moved:
+    def name_of(self, x: _Value, is_nchw: bool = False) -> str:
+        """Return the name of a value in minicnn's layout or in (N, C, H, W)."""
+        if x.is_nchw == is_nchw:
             return x.name
-        return self.node("Transpose", [x.name], f"{x.name}/nhwc", perm=[0, 2, 3, 1])
-
-    def moved(self, x: _Value) -> str:
-        """Return the name of a value of images as (N, C, H, W)."""
-        if x.moved:
-            return x.name
-        return self.node("Transpose", [x.name], f"{x.name}/nchw", perm=[0, 3, 1, 2])
+        layout, perm = ("nchw", [0, 3, 1, 2]) if is_nchw else ("nhwc", [0, 2, 3, 1])
+        return self.node("Transpose", [x.name], f"{x.name}/{layout}", perm=perm)
 
     def add(self, op: Op | None, x: _Value, shape: Shape) -> _Value:
-        """Add what an op computes from `x`, of `shape` in minicnn; without an op, `x` itself."""
+        """Add the output of an op for `x`, of `shape` in minicnn; for None return `x`."""
         if op is None:
             return x
         if type(op) not in _EXPORTS:
@@ -222,8 +218,8 @@ class _File:
 def _refusal(op: Op) -> str:
     known = ", ".join(sorted({kind.__name__ for kind in _EXPORTS}))
     return (
-        f"{op.label}: {type(op).__name__} cannot be exported; what can be is Sequential, {known}, "
-        "and no subclass that computes something else"
+        f"{op.label}: {type(op).__name__} cannot be exported; use Sequential, {known}, but no "
+        "subclasses that compute something else"
     )
 
 
@@ -240,19 +236,19 @@ def _max_pooling2d(file: _File, layer: Any, x: _Value, shape: Shape) -> _Value:
 
 
 def _slide(file: _File, kind: str, layer: Any, x: _Value, weights: Sequence[str] = ()) -> _Value:
-    """Add a node whose window slides over (N, C, H, W)."""
-    first = layer.data_format == "channels_first"
-    images = file.plain(x) if first else file.moved(x)
+    """Add a node with a sliding window."""
+    is_nchw = layer.data_format == "channels_last"
+    images = file.name_of(x, is_nchw)
     window = layer.window
     y = file.node(
         kind, [images, *weights], layer.label, kernel_shape=layer.size, strides=layer.strides,
         dilations=(window.dilation_h, window.dilation_w), pads=_pads(window),
     )
-    return _Value(y, moved=not first)
+    return _Value(y, is_nchw)
 
 
 def _pads(w: Window) -> list[int]:
-    """Return the rows and columns of padding above, left, below, right."""
+    """Return the padding: rows above, columns left, rows below, columns right."""
     rows = (w.out_h - 1) * w.stride_h + (w.kernel_h - 1) * w.dilation_h + 1 - w.height
     columns = (w.out_w - 1) * w.stride_w + (w.kernel_w - 1) * w.dilation_w + 1 - w.width
     return [w.top, w.left, max(0, rows - w.top), max(0, columns - w.left)]
@@ -260,7 +256,7 @@ def _pads(w: Window) -> list[int]:
 
 def _dense(file: _File, layer: Any, x: _Value, shape: Shape) -> _Value:
     kernel = file.constant(layer.kernel.value, layer.kernel.name)
-    y = file.node("MatMul", [file.plain(x), kernel], layer.label)
+    y = file.node("MatMul", [file.name_of(x), kernel], layer.label)
     if layer.bias is not None:
         bias = file.constant(layer.bias.value, layer.bias.name)
         y = file.node("Add", [y, bias], layer.label)
@@ -270,8 +266,8 @@ def _dense(file: _File, layer: Any, x: _Value, shape: Shape) -> _Value:
 def _dropout(file: _File, layer: Any, x: _Value, shape: Shape) -> _Value:
     if layer.training and layer.rate:
         raise ValueError(
-            f"{layer.label}: it drops in prediction too, which cannot be exported; its `training` "
-            "must be None or False there (mode == mc.ModeKeys.TRAIN)"
+            f"{layer.label}: dropout in prediction cannot be exported; `training` must be None or "
+            "False there (mode == mc.ModeKeys.TRAIN)"
         )
     return x
 
@@ -289,25 +285,25 @@ def _elementwise(file: _File, op: Op, x: _Value, shape: Shape) -> _Value:
 
 
 def _softmax(file: _File, op: Any, x: _Value, shape: Shape) -> _Value:
-    return _Value(file.node("Softmax", [file.plain(x)], op.label, axis=op.axis))
+    return _Value(file.node("Softmax", [file.name_of(x)], op.label, axis=op.axis))
 
 
 def _reshape(file: _File, op: Op, x: _Value, shape: Shape) -> _Value:
-    row = file.constant(np.array([0, *shape[1:]], np.int64), f"{op.label}/shape")  # 0: as it is
-    return _Value(file.node("Reshape", [file.plain(x), row], op.label))
+    row = file.constant(np.array([0, *shape[1:]], np.int64), f"{op.label}/shape")  # 0: unchanged
+    return _Value(file.node("Reshape", [file.name_of(x), row], op.label))
 
 
 def _argmax(file: _File, op: Any, x: _Value, shape: Shape) -> _Value:
-    return _Value(file.node("ArgMax", [file.plain(x)], op.label, axis=op.axis, keepdims=0))
+    return _Value(file.node("ArgMax", [file.name_of(x)], op.label, axis=op.axis, keepdims=0))
 
 
 def _one_hot(file: _File, op: Any, x: _Value, shape: Shape) -> _Value:
-    # Not ONNX's OneHot, which counts negative indices from the end.
-    index = file.node("Cast", [file.plain(x)], op.label, to=file.type(np.int64))
+    # Not ONNX's OneHot, in which negative indices count from the end.
+    index = file.node("Cast", [file.name_of(x)], op.label, to=file.type(np.int64))
     axis = file.constant(np.array([op.axis]), f"{op.label}/axis")
     index = file.node("Unsqueeze", [index, axis], op.label)
-    behind = len(shape) - 1 - op.axis % len(shape)  # axes behind the new one
-    classes = np.arange(op.depth).reshape(-1, *[1] * behind)
+    axes_after = len(shape) - 1 - op.axis % len(shape)  # the new axis
+    classes = np.arange(op.depth).reshape(-1, *[1] * axes_after)
     on = file.node("Equal", [index, file.constant(classes, f"{op.label}/classes")], op.label)
     values = [
         file.constant(np.array(value).astype(op.output_dtype), f"{op.label}/{name}")
@@ -328,7 +324,7 @@ _EXPORTS: dict[type[Op], Callable[[_File, Any, _Value, Shape], _Value]] = {
     layers.Flatten: _reshape,
     layers.Reshape: _reshape,
     layers.Activation: _activation,
-    ops.Relu: _elementwise,  # of the same name in ONNX
+    ops.Relu: _elementwise,  # these have the same names in ONNX
     ops.Sigmoid: _elementwise,
     ops.Tanh: _elementwise,
     ops.Identity: _identity,

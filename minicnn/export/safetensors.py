@@ -1,6 +1,6 @@
-"""The weights of a model as a safetensors file, which every framework reads (extra `safetensors`).
+"""Save and load weights as safetensors files, for other frameworks (extra `safetensors`).
 
-The arrays have the names and the layout that they have in minicnn.
+The arrays have the same names and layouts as in minicnn.
 """
 
 from pathlib import Path
@@ -20,12 +20,13 @@ _LAYOUT = "conv2d kernel: (height, width, channels, filters); dense kernel: (inp
 def save_safetensors(model: Any, path: str | Path) -> None:
     """Write every parameter of a model under its name, such as ``conv2d/kernel``.
 
-    The file's metadata say its `format`, the `minicnn_version` and the `layout` of the kernels.
+    The metadata of the file contain its `format`, the `minicnn_version` and the `layout` of the
+    kernels.
 
     Parameters
     ----------
     model : Layer or Estimator
-        Built; or an Estimator, whose newest checkpoint at the moment of the call is written.
+        A built layer; or an Estimator, whose newest checkpoint at the time of the call is written.
     path : str or Path
 
     Examples
@@ -40,7 +41,7 @@ def save_safetensors(model: Any, path: str | Path) -> None:
     """
     path = checks.path(path, "path")
     if isinstance(model, Estimator):
-        arrays = model._model(None).weights()  # of one checkpoint, whatever is saved meanwhile
+        arrays = model._model(None).weights()  # all of the same checkpoint
     else:
         arrays = {name: parameter.value for name, parameter in parameters_of(model).items()}
     metadata = {"format": "minicnn", "minicnn_version": VERSION, "layout": _LAYOUT}
@@ -55,14 +56,14 @@ def load_safetensors(model: Any, path: str | Path) -> None:
     Parameters
     ----------
     model : Layer
-        Built, with the same names and shapes as the file.
+        A built layer, with the same names and shapes as the file.
     path : str or Path
 
     Raises
     ------
     ValueError
-        If the file is no safetensors file, or a name or a shape differs; the error names it, and
-        nothing has been changed then.
+        If the file is not a valid safetensors file, or a name or a shape differs; the error names
+        it. Nothing is changed then.
     FileNotFoundError
         If there is no such file.
 
@@ -81,24 +82,28 @@ def load_safetensors(model: Any, path: str | Path) -> None:
 
 
 class _Array:
-    """An array of a file, of which only the header has been read until NumPy asks for the rest."""
+    """An array of a file whose data are read when NumPy converts it."""
 
     def __init__(self, file: Any, name: str) -> None:
         header = file.get_slice(name)
-        self.shape, code = tuple(header.get_shape()), header.get_dtype()  # such as F32
+        code = header.get_dtype()  # such as F32
+        self.shape = tuple(header.get_shape())
         self.dtype = np.dtype("?" if code == "BOOL" else f"{code[0].lower()}{int(code[1:]) // 8}")
-        self._file, self._name = file, name
+        self._file = file
+        self._name = name
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self._file.get_tensor(self._name), dtype)
 
 
 def _open(path: Path) -> dict[str, Any]:
-    """Return the arrays of a file by name; ValueError where it is no safetensors file."""
+    """Return the arrays of a file by name."""
     safe_open = require("safetensors", "safetensors").safe_open
-    open_regular(path, follow=True).close()  # for the errors of Python where it cannot be read
+    open_regular(path, follow=True).close()  # raises Python's errors if it cannot be read
     try:
-        file = safe_open(path, "numpy")  # maps it
+        file = safe_open(path, "numpy")  # maps it into memory
         return {name: _Array(file, name) for name in sorted(file.keys())}
-    except Exception as error:  # whatever damaged bytes make of the header
-        raise ValueError(f"{path} is no safetensors file of NumPy's types ({error})") from error
+    except Exception as error:  # a damaged header may raise anything
+        raise ValueError(
+            f"{path} is not a safetensors file of NumPy's types ({error}); save it again"
+        ) from error

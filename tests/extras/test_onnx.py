@@ -398,7 +398,7 @@ def test_a_model_that_is_a_class_of_its_own_is_exported(path):
     (lambda: OwnDense(2), "own_dense: OwnDense cannot be exported"),
     (lambda: OwnModel([Dense(2)]), "own_model: OwnModel cannot be exported"),
     (lambda: Dense(2, activation=Own(name="act")), "act: Own cannot be exported"),
-    (lambda: Dropout(0.5, training=True), "dropout: it drops in prediction too"),
+    (lambda: Dropout(0.5, training=True), "dropout: dropout in prediction cannot be exported"),
 ])
 def test_what_cannot_be_exported_is_named(tmp_path, make, words):
     model, _ = built(lambda: Sequential([Sequential([make()])]), (4,))

@@ -117,10 +117,10 @@ def test_other_float_types_are_converted(path):
 def test_files_of_another_kind_are_refused(path):
     for content in (b"", b"PK", b"text, and not a short one", b"\xff" * 16):
         path.write_bytes(content)
-        assert_refused(path, str(path), "no safetensors file")
+        assert_refused(path, str(path), "not a safetensors file")
     header = json.dumps({"a": {"dtype": "F8_E4M3", "shape": [1], "data_offsets": [0, 1]}}).encode()
     path.write_bytes(struct.pack("<Q", len(header)) + header + b"\0")  # a type NumPy has not
-    assert_refused(path, str(path), "no safetensors file")
+    assert_refused(path, str(path), "not a safetensors file")
     assert_refused(path.with_name("none"), "none", error=FileNotFoundError)
 
 
@@ -129,7 +129,7 @@ def test_a_truncated_file_is_refused(path, share):
     mc.export.save_safetensors(make_model(), path)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
-    assert_refused(path, str(path), "no safetensors file")
+    assert_refused(path, str(path), "not a safetensors file")
 
 
 def peak_of(call, *arguments):
@@ -156,7 +156,7 @@ def write_sparse(path, arrays):
 def test_a_large_file_of_another_kind_is_not_read(path):
     with path.open("wb") as file:
         file.truncate(1 << 28)
-    assert peak_of(assert_refused, path, str(path), "no safetensors file") < 2e6
+    assert peak_of(assert_refused, path, str(path), "not a safetensors file") < 2e6
 
 
 def test_arrays_that_the_model_has_no_room_for_are_not_read(path):
