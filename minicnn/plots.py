@@ -136,17 +136,14 @@ def _points_of_file(path: Path) -> Iterator[tuple[str, str, float, float]]:
         )
     lines = data.split(b"\n")
     for n, line in enumerate(lines, 1):
-        place = f"{path}, line {n}"
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            if n < len(lines):
-                raise ValueError(f"{place} is not JSON; delete {checks.describe(line)}") from error
-            return
-        try:
-            yield from _points(place, record)
-        except TypeError as error:
-            raise ValueError(f"{error}; delete the line") from error
+            yield from _points("record", json.loads(line))
+        except (TypeError, ValueError, RecursionError) as error:
+            if n == len(lines):
+                return
+            raise ValueError(
+                f"{path}, line {n} is not an evaluation ({error}); delete {checks.describe(line)}"
+            ) from error
 
 
 def _shortened(name: str) -> str:
