@@ -1,4 +1,4 @@
-"""Common mistakes: each error names a remedy, and following it works."""
+"""Errors of typical first attempts: following the remedy in the message works."""
 
 import copy
 import pickle
@@ -20,7 +20,7 @@ LOGITS = np.zeros((12, 3), np.float32)
 
 
 class Table:
-    """A pandas table or column, with what NumPy needs to convert it."""
+    """Like a table or a column of pandas, as far as conversion to arrays is concerned."""
 
     def __init__(self, values):
         self.values = np.asarray(values)
@@ -38,7 +38,7 @@ class Table:
 
 
 def model(features, labels, mode):
-    """Classify rows, of class numbers."""
+    """A classifier whose labels are class numbers."""
     logits = mc.layers.dense(mc.reshape(features, [-1, 64]), 3)
     loss = train_op = None
     if mode != mc.ModeKeys.INFER:
@@ -49,7 +49,7 @@ def model(features, labels, mode):
 
 
 def casting(features, labels, mode):
-    """Cast the labels first, as the guide does."""
+    """A classifier that casts the labels first, as in the guide."""
     return model(features, None if labels is None else mc.cast(labels, np.int32), mode)
 
 
@@ -58,7 +58,7 @@ def make(function, folder):
 
 
 def refused(call, *arguments, **named):
-    """Return the text of the error that a call raises."""
+    """Return the message of the error that a call raises."""
     with pytest.raises((TypeError, ValueError, AttributeError)) as caught:
         call(*arguments, **named)
     message = str(caught.value)
@@ -67,7 +67,7 @@ def refused(call, *arguments, **named):
 
 
 def followed(message, name, value):
-    """Return the value of the expression that an error suggests for an argument."""
+    """Evaluate the expression that an error suggests for an argument."""
     expression = re.search(rf"np\.(asarray|unique)\({name}.*?\)(\.\w+\([^()]*\))*(?=$|;)", message)
     return eval(expression.group(), {"np": np, name: value})
 
@@ -298,7 +298,7 @@ def test_images_of_the_other_data_format(ours, theirs, name, channels):
     turned = eval(re.search(r"x\.transpose\([^)]*\)", message).group(), {"x": x})
     assert turned.shape == good.shape
     network.build((None, *turned.shape[1:]), 0)
-    if channels > 1:  # for a built model
+    if channels > 1:  # a model that is already built
         message = refused(network.predict, x)
         assert f"exchange the axes {name}" in message
         turned = eval(re.search(r"x\.transpose\([^)]*\)", message).group(), {"x": x})

@@ -43,7 +43,7 @@ def quiet():
     logger.setLevel(level)
 
 
-# The guide's program, with other data, fewer rows and fewer steps ---------------------------------
+# The guide's program, on small synthetic data and with fewer steps --------------------------------
 
 
 def cnn_model_fn(features, labels, mode):
@@ -174,7 +174,7 @@ def test_the_initializer_is_the_one_that_the_guides_log_was_made_with(name):
         x = graph.placeholder("x", (None, fan_in), np.float32)
         tf.layers.dense(x, 40)
     kernel, limit = graph.parameters[f"{name}/kernel"].value, math.sqrt(3 / fan_in)
-    assert 0.99 * limit < np.abs(kernel).max() <= limit  # not the limits of glorot_uniform
+    assert 0.99 * limit < np.abs(kernel).max() <= limit  # glorot_uniform has other limits
     assert kernel.std() == pytest.approx(limit / math.sqrt(3), rel=0.05)
     assert not graph.parameters[f"{name}/bias"].value.any()
 
@@ -204,7 +204,7 @@ def test_set_verbosity_installs_one_handler(quiet, monkeypatch):
     tf.logging.set_verbosity(tf.logging.WARN)
     quiet.info("not seen")
     assert output.getvalue() == "INFO:minicnn:seen once\n"
-    assert logging.getLogger().level == logging.WARNING  # the user's own logging is unchanged
+    assert logging.getLogger().level == logging.WARNING  # the user's own logging is not changed
 
 
 def test_importing_installs_no_handler():
@@ -254,7 +254,7 @@ def test_get_global_step_needs_no_session():
     lambda predictions, targets: float((targets - predictions).sum()),
 ], ids=["labels first", "predictions first", "targets"])
 def test_a_metric_is_given_its_arguments_by_name(metric_fn):
-    """The guide's library looked at the names; its own metrics took the predictions first."""
+    """TensorFlow passed arguments by name; its own metrics took the predictions first."""
     spec = learn.MetricSpec(metric_fn=metric_fn, prediction_key="classes")
     value = spec.compute({"classes": np.array([1, 2])}, np.array([5, 9]), None)
     assert value == 11.0

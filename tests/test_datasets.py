@@ -76,7 +76,7 @@ def test_round_trip(tmp_path, array, compress):
     result = read_idx(path)
     assert result.shape == array.shape
     assert result.dtype == array.dtype and result.dtype.isnative
-    assert result.tobytes() == array.tobytes()  # bytes, so that NaN is compared too
+    assert result.tobytes() == array.tobytes()  # bytes, so that NaN is also compared
     assert result.flags.c_contiguous and result.flags.writeable
 
 

@@ -1,4 +1,4 @@
-"""Tests of minicnn.initializers: distributions, fans, arguments."""
+"""Tests of minicnn.initializers: distributions, fans and arguments."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def test_uniform_limits(shape, fan_in, fan_out):
         w = flat(function, shape)
         assert 0.999 * limit < w.max() <= limit
         assert -limit <= w.min() < -0.999 * limit
-        # uniform: every tenth of the range has its share, within five standard deviations
+        # uniform: each tenth of the range has its fraction, within five standard deviations
         counts, _ = np.histogram(w, bins=10, range=(-limit, limit))
         assert np.abs(counts - w.size / 10).max() < 5 * (w.size * 0.09) ** 0.5
 
@@ -34,7 +34,7 @@ def test_he_normal_is_not_truncated(shape, fan_in, fan_out):
     z = flat(he_normal, shape) / (2 / fan_in) ** 0.5
     assert abs(z.mean()) < 5 / z.size**0.5
     assert abs(z.var() - 1) < 5 * (2 / z.size) ** 0.5
-    for limit, share in ((1, 0.6827), (2, 0.9545), (3, 0.9973)):  # not cut at two deviations
+    for limit, share in ((1, 0.6827), (2, 0.9545), (3, 0.9973)):  # not truncated at two deviations
         deviation = (share * (1 - share) / z.size) ** 0.5
         assert abs((np.abs(z) < limit).mean() - share) < 5 * deviation + 1e-4
 
@@ -89,9 +89,9 @@ def test_constant_fills_or_copies(dtype):
     assert (filled == dtype(0.1)).all()
     value = np.arange(6.0).reshape(2, 3)
     initializer = constant(value)
-    value[:] = -1  # the caller may change the array: the initializer has a copy
+    value[:] = -1  # the caller's array may change: the initializer has a copy
     first = initializer((2, 3), None, dtype)
-    first[:] = 9  # and each parameter too
+    first[:] = 9  # and each parameter has its own copy
     assert np.array_equal(initializer((2, 3), None, dtype), np.arange(6.0).reshape(2, 3))
     assert constant(np.asfortranarray(value))((2, 3), None, dtype).flags.c_contiguous
 

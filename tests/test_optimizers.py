@@ -1,4 +1,4 @@
-"""Tests of minicnn.optimizers, compared with the formulas in plain NumPy."""
+"""Tests of minicnn.optimizers against the formulas in plain NumPy."""
 
 import io
 import math

@@ -1,4 +1,4 @@
-"""Objects that a user creates are the same after pickle, for example in another process."""
+"""Public objects can be pickled, for example for another process, and are then equal."""
 
 import pickle
 

@@ -1,4 +1,4 @@
-"""Shared by the tests of the extras: the examples as modules, and a trained model."""
+"""Fixtures for the tests of the extras: the examples as modules, and a trained model."""
 
 import contextlib
 import importlib
@@ -12,7 +12,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 @pytest.fixture(scope="session")
 def example():
-    """Import an example by its name, with its folder on the path as when it is run."""
+    """Import an example by name, with its folder on the path, as when it is run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(EXAMPLES))
         yield importlib.import_module
@@ -20,7 +20,7 @@ def example():
 
 @pytest.fixture(scope="session")
 def digit_model(example, tmp_path_factory):
-    """Return the folder of a model that reads digits: 120 steps of the page's training."""
+    """The folder of a model that recognizes digits well enough: 120 steps of training."""
     folder = tmp_path_factory.mktemp("digit_model")
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         example("draw_digit").train(folder, steps=120)

@@ -1,4 +1,4 @@
-"""Bad input for public names that need an extra."""
+"""Bad input for functions that need an extra."""
 
 import bad_input
 import pytest

@@ -1,6 +1,6 @@
 """Tests of data-parallel training. The ranks are real processes: they run this file's `main`.
 
-To start processes takes seconds, so one job trains all the cases, each in a folder of its own.
+Starting processes takes seconds, so one job trains all cases, each in its own folder.
 """
 
 import json
@@ -32,7 +32,7 @@ class Add(mc.Op):
 
 
 def two_branches(features, labels, mode):
-    """Build a network that is not fused if `a` is fetched, with another order of gradients."""
+    """A network whose order of gradients changes if `a` is fetched: it is then not fused."""
     a, b = mc.layers.dense(features, 6, name="a"), mc.layers.dense(features, 5, name="b")
     a, b = mc.relu(a), mc.relu(b)
     logits = apply(Add(), mc.layers.dense(a, 3, name="c"), mc.layers.dense(b, 3, name="d"))
@@ -41,7 +41,7 @@ def two_branches(features, labels, mode):
     return mc.ModelFnOps(mode, logits, loss, mc.optimize_loss(loss, optimizer=optimizer))
 
 
-CASES = {  # 50 rows by 7: the ranks have unequal shares, and of the last batch most have none
+CASES = {  # 50 rows in batches of 7: ranks have unequal numbers of rows, or none
     "momentum": {"optimizer": "momentum", "data": "arrays"},
     "adam": {"optimizer": "adam", "data": "input_fn"},
     "nesterov of some": {"optimizer": "nesterov of some", "data": "arrays"},
@@ -55,7 +55,7 @@ CASES = {  # 50 rows by 7: the ranks have unequal shares, and of the last batch 
 
 
 class Watch(mc.hooks.SessionRunHook):
-    """Record the losses, stop at a step, and fetch a tensor to prevent fusion."""
+    """Record the losses and stop at a step; fetch a tensor that would otherwise be fused."""
 
     def __init__(self, last_step, fetch):
         self.last_step, self.fetch, self.losses = last_step, fetch, []
@@ -65,7 +65,7 @@ class Watch(mc.hooks.SessionRunHook):
 
     def after_run(self, run_context, run_values):
         loss, *others = run_values.results
-        assert all(map(len, others))  # no rank is ever without a row: a layer may not stand it
+        assert all(map(len, others))  # each rank always has a row: layers may need one
         self.losses.append(loss)
         if run_context.session.global_step == self.last_step:
             run_context.request_stop()
@@ -83,7 +83,7 @@ def train(folder, last_step, ranks=None, *, model=model_fn, optimizer="momentum"
 
 def train_all(folder, last_step, rank, ranks):
     for name, case in CASES.items():
-        # Each on a disk of its own: the others must not need the files of rank 0.
+        # Each has its own disk: the others must not need the files of rank 0.
         of_rank = folder / (name if rank == 0 else f"{name}, rank {rank}")
         estimator, losses = train(of_rank, last_step, ranks, **case)
         values = {n: estimator.get_variable_value(n) for n in estimator.get_variable_names()}
@@ -91,12 +91,12 @@ def train_all(folder, last_step, rank, ranks):
 
 
 def stop_early(folder, rank, ranks):
-    """Train until validation does not improve; only rank 0 has files."""
+    """Train until validation stops improving; only rank 0 has files."""
     of_rank = folder / ("model" if rank == 0 else f"rank {rank}")
     config = mc.RunConfig(seed=1, save_checkpoints_steps=4, distribute=ranks)
     estimator = mc.Estimator(model_fn, of_rank, params={"optimizer": "momentum"}, config=config)
     monitor = mc.hooks.ValidationMonitor(
-        X, (Y + 1) % 3, every_n_steps=2, early_stopping_rounds=4  # labels that it never learns
+        X, (Y + 1) % 3, every_n_steps=2, early_stopping_rounds=4  # labels that it cannot learn
     )
     for _ in range(2):
         estimator.fit(**DATA["arrays"], monitors=[monitor], max_steps=40)
@@ -126,7 +126,7 @@ def spoilt(rank, how):
 
 
 class Ranks(mc.distributed.DataParallel):
-    """Ranks with different start values."""
+    """Ranks that have drawn different initial values."""
 
     def begin(self, given):
         for parameter in given:
@@ -150,7 +150,7 @@ def main():
             train_all(folder / part, last_step, rank, Ranks())
 
 
-parameters = {}  # of the run, for a rank that spoils them
+parameters = {}  # of the run, for a rank that corrupts them
 if __name__ == "__main__":
     main()
     sys.exit()
@@ -182,7 +182,7 @@ def job(ranks, folder, **task):
 
 @pytest.fixture(scope="module", params=[2, 4])
 def trained(request, tmp_path_factory):
-    """Return the number of ranks and a folder with a complete run and a resumed one."""
+    """The number of ranks, and a folder with a complete run and an interrupted one."""
     folder = tmp_path_factory.mktemp(f"{request.param} ranks")
     (folder / "whole").mkdir()
     (folder / "halves").mkdir()
@@ -193,7 +193,7 @@ def trained(request, tmp_path_factory):
 
 
 def of_rank(folder, name, rank):
-    """Return the losses and the parameters of a rank."""
+    """Return the losses that a rank recorded, and its parameters."""
     with np.load(folder / "whole" / f"{name} {rank}.npz") as file:
         values = dict(file)
     return values.pop("losses"), values
@@ -246,10 +246,10 @@ def test_rank_0_alone_runs_the_monitors_and_saves(trained):
 def test_the_failure_of_a_rank_ends_all(tmp_path, how, said):
     run = job(2, tmp_path, spoil=how)
     assert run.returncode != 0
-    assert run.stderr.count(said) == (1 if how == "raise" else 2)  # each rank says it
+    assert run.stderr.count(said) == (1 if how == "raise" else 2)  # each rank reports it
     estimator = mc.Estimator(model_fn, tmp_path, params={"optimizer": "momentum"})
     assert estimator.evaluate(X, Y)["global_step"] == 9
-    train(tmp_path, STEPS, data="input_fn")  # and it goes on, here in one process
+    train(tmp_path, STEPS, data="input_fn")  # and it continues, here in one process
     train(tmp_path / "whole", STEPS, data="input_fn")
     ours, whole = arrays_in(tmp_path, STEPS), arrays_in(tmp_path / "whole", STEPS)
     for name in ours.keys() - {"meta.json"}:

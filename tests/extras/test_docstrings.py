@@ -1,4 +1,4 @@
-"""Run the examples in docstrings that need an extra."""
+"""Run the docstring examples that need an extra."""
 
 import docstrings
 import pytest

@@ -1,4 +1,4 @@
-"""The drawing page: what its server refuses, and the page in a real browser."""
+"""The page for drawing digits: what its server refuses, and the page in a real browser."""
 
 import contextlib
 import http.client
@@ -163,7 +163,7 @@ def test_headers(client, path):
 
 
 def ask(server, body, headers=()):
-    """Send a request on a new connection; return the status code and the JSON."""
+    """Send a request over a new connection; return the status code and the JSON."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     try:
         sent = {"Content-Type": "application/json", **dict(headers)}
@@ -180,7 +180,7 @@ def ask(server, body, headers=()):
 ])
 def test_no_path_reaches_the_file_system(server, path):
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-    connection.request("GET", path)  # as it is, not tidied
+    connection.request("GET", path)  # unchanged, not normalized
     answer = connection.getresponse()
     assert answer.status in (308, 404)
     assert b"root" not in answer.read()
@@ -208,7 +208,7 @@ def test_too_much_over_a_socket(server):
     assert (code, list(answer)) == (413, ["error"])
     chunks = (b"1" * 1000 for _ in range(100))  # no Content-Length
     assert ask(server, chunks)[0] in (400, 413)
-    assert ask(server, json.dumps(GOOD))[0] == 200  # it is still there
+    assert ask(server, json.dumps(GOOD))[0] == 200  # it still answers
 
 
 @pytest.mark.parametrize("start", [
@@ -311,7 +311,7 @@ STROKES = {
 @pytest.fixture(scope="module")
 def browser():
     path = shutil.which("chromium") or pytest.skip("needs Chromium: apt-get install chromium")
-    playwright.expect.set_options(timeout=60_000)  # a busy machine is no error
+    playwright.expect.set_options(timeout=60_000)  # the machine may be busy
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
@@ -320,7 +320,7 @@ def browser():
 
 @pytest.fixture
 def visit(browser, server):
-    """Open the page; afterwards check that there was no error and no request to other sites."""
+    """Open the page; check afterwards that there were no errors and no requests elsewhere."""
     contexts, wrong = [], []
     address = f"http://127.0.0.1:{server.port}/"
 
@@ -370,7 +370,7 @@ def test_drawing_with_the_mouse(visit):
         said(tab, f"It looks like a {digit} (")
         bars = tab.get_by_role("list", name="Probability of each digit").get_by_role("listitem")
         assert bars.count() == 10
-        # The answer to a part of the stroke may say the same: only the last one stays.
+        # The answer to a part of the stroke may be the same: wait for the last one.
         waits = itertools.repeat(100, 600)  # milliseconds
         while not tab.evaluate(LONGEST_BAR, digit):
             tab.wait_for_timeout(next(waits))

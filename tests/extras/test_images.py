@@ -1,4 +1,4 @@
-"""Pictures of digits: files of every kind, hostile files, and any light."""
+"""Tests of minicnn.images: all kinds of files, also hostile ones, and digits in any light."""
 
 import io
 import itertools
@@ -49,7 +49,7 @@ def lit(pixels, light, rng):
 
 
 def light_on(shape, kind):
-    """Return the brightness of the light on each pixel of the paper."""
+    """Return the brightness of the light at each pixel."""
     y, x = (axis / n for axis, n in zip(np.indices(shape), shape, strict=True))
     return {
         "even": np.ones(shape),
@@ -179,7 +179,7 @@ def thirty(mnist):
 
 
 def in_a_field(ink, size, lines, width, angle, rng):
-    """Put ink into a picture of 400 x 400, with lines of this width around it."""
+    """Put ink into a picture of 400 x 400 pixels, with lines of this width around it."""
     ink = ink.resize([round(size / max(ink.size) * n) for n in ink.size], Image.Resampling.BICUBIC)
     picture = Image.new("L", (400, 400), 0)
     side, (left, top) = size + rng.integers(50, 90), rng.integers(15, 45, 2)
@@ -193,7 +193,7 @@ def in_a_field(ink, size, lines, width, angle, rng):
 
 
 def outcome(classify, pictures, labels):
-    """Return the fractions of the pictures that are read correctly and wrongly."""
+    """Return the fractions of pictures that are classified correctly and wrongly."""
     digits, classes = [], []
     for pixels, label in zip(pictures, labels, strict=True):
         try:
@@ -222,8 +222,8 @@ def test_accuracy_in_printed_fields(classify, thirty, field, width, turn):
 
 
 @pytest.mark.parametrize("lines", [
-    [[(150, 60), (150, 240)]],  # a 1 is no line
-    [[(90, 60), (210, 60), (210, 240)]],  # nor is a 7 a corner
+    [[(150, 60), (150, 240)]],  # a 1 is not a line
+    [[(90, 60), (210, 60), (210, 240)]],  # a 7 is not a corner
     [[(180, 130), (180, 240)], [(90, 50), (90, 170), (170, 170)]],  # an open 4, in two parts
     [[(100, 45), (210, 45)], [(100, 60), (100, 140), (200, 140), (200, 240), (100, 240)]],  # a 5
     [[(90, 60), (210, 60), (210, 240), (90, 240), (90, 60)]],  # a 0 of straight lines
@@ -522,7 +522,7 @@ def test_predict_image_names_each_bad_file_and_reads_the_others(run, saved, tmp_
     assert "7.png: 7 " in out
     lines = err.splitlines()
     assert [line.split(":")[0] for line in lines] == [str(path) for path in bad]
-    assert all(";" in line for line in lines)  # what to do
+    assert all(";" in line for line in lines)  # the remedy
 
 
 def test_predict_image_without_a_model(run, saved, tmp_path):

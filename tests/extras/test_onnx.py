@@ -1,4 +1,4 @@
-"""Tests of minicnn.export.onnx: ONNX Runtime gives the results of the model."""
+"""Tests of minicnn.export.onnx: ONNX Runtime and the model compute the same from one input."""
 
 import sys
 
@@ -21,7 +21,7 @@ onnx = pytest.importorskip("onnx", reason='pip install -e ".[onnx]"')
 reference = pytest.importorskip("onnx.reference", reason='pip install -e ".[onnx]"')
 onnxruntime = pytest.importorskip("onnxruntime", reason='pip install -e ".[test-all]"')
 
-# What has no export of its own, and why.
+# Ops without an export, and the reasons.
 NOT_EXPORTED = {
     mc.layers.Layer: "the base",
     Affine: "a base",
@@ -43,13 +43,13 @@ def session(path):
 
 
 def assert_near(y, expected):
-    """Check equality within the tolerance; sums that may cancel use that of numbers around 1."""
+    """Compare within the tolerance of the dtype, absolute for sums that may cancel."""
     assert y.dtype == expected.dtype
     assert_close(y, expected, magnitude=max(1, np.abs(expected).max()))
 
 
 def assert_exported(model, path, x, **options):
-    """Check that file and model give the same results for several batch sizes."""
+    """Check that file and model give the same results for batches of several sizes."""
     mc.export.to_onnx(model, path, **options)
     # ONNX Runtime has no float64 convolution.
     program = session(path) if x.dtype == np.float32 else reference.ReferenceEvaluator(str(path))
@@ -89,7 +89,7 @@ PAIRS = st.tuples(st.integers(1, 4), st.integers(1, 4))
 
 @st.composite
 def sliding_layers(draw):
-    """Draw a convolution or a pooling, and a (height, width) of images that it fits."""
+    """Draw a convolution or a pooling, and a valid (height, width) of images for it."""
     size, strides, dilation = draw(PAIRS), draw(PAIRS), (1, 1)
     padding = draw(st.sampled_from(["valid", "same"]))
     data_format = draw(st.sampled_from(["channels_last", "channels_first"]))
@@ -188,14 +188,14 @@ def test_export_leaves_the_model_alone(path):
     assert path.read_bytes() == before
     kernel.value[...] += 1
     mc.export.to_onnx(layer, path)
-    assert path.read_bytes() != before  # the weights are those of now
+    assert path.read_bytes() != before  # the current weights
 
 
 # Ops of a model_fn -------------------------------------------------------------------------------
 
 
 def estimator(predict, folder):
-    """Return an Estimator of three classes; `predict` gives predictions and logits."""
+    """An Estimator with three classes; `predict` returns its predictions and logits."""
 
     def model_fn(features, labels, mode):
         predictions, logits = predict(features)
@@ -236,7 +236,7 @@ def test_every_op(path, tmp_path):
         return {
             "conv": conv, "twice": conv, "input": features, "logits": logits, "classes": classes,
             "dense": mc.relu(logits),  # the name of another tensor
-            "features": mc.identity(images),  # that of the input
+            "features": mc.identity(images),  # the name of the input
             "sigmoid": mc.sigmoid(conv), "tanh": mc.tanh(conv),
             "softmax": mc.softmax(logits), "channels": mc.softmax(conv, axis=1),
             "winner": mc.argmax(conv, axis=-1), "row": mc.argmax(conv, axis=1),
@@ -291,7 +291,7 @@ def mnist():
 
 
 def compare(probabilities, expected):
-    """Check 1,000 images: nearly equal probabilities, and the same classes."""
+    """1,000 images: nearly equal probabilities, and the same classes."""
     assert len(expected) == 1000
     assert np.abs(probabilities - expected).max() < 5e-6
     np.testing.assert_array_equal(probabilities.argmax(axis=1), expected.argmax(axis=1))
@@ -316,7 +316,7 @@ def test_mnist_sequential(path, mnist):
     mc.export.to_onnx(model, path, softmax=True)
     (y,) = session(path).run(None, {"inputs": x})
     compare(y, mc.softmax(model.predict(x)))
-    assert (y.argmax(axis=1) == mnist.test.labels[:1000]).mean() > 0.6  # no constant answer
+    assert (y.argmax(axis=1) == mnist.test.labels[:1000]).mean() > 0.6  # not a constant answer
 
 
 def test_mnist_estimator(path, mnist, tmp_path):

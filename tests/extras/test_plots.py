@@ -1,4 +1,4 @@
-"""Tests of minicnn.plots and examples/report.py, by the parts of each figure."""
+"""Tests of minicnn.plots and examples/report.py, which look into the figures."""
 
 import base64
 import html.parser
@@ -30,7 +30,7 @@ RECORDS = [
 
 @pytest.fixture(autouse=True)
 def drawable(monkeypatch):
-    """Draw each figure of a test completely, and check that pyplot has none of them."""
+    """Render each figure of a test, and check that none is registered with pyplot."""
     made, figure = [], plots._figure
     monkeypatch.setattr(plots, "_figure", lambda *size: made.append(figure(*size)) or made[-1])
     yield
@@ -98,7 +98,7 @@ def test_learning_curve_passes_over_a_last_line_that_is_half_written(tmp_path):
 )
 def test_learning_curve_names_a_line_that_is_no_json(tmp_path, line):
     (tmp_path / "evaluations.jsonl").write_bytes(b'{"global_step": 1}\n' + line + b"\n")
-    with pytest.raises(ValueError, match=r"evaluations\.jsonl, line 2 is not an evaluation .*; delete b"):
+    with pytest.raises(ValueError, match=r"evaluations\.jsonl, 2 is not an evaluation .*; delete b"):
         plots.learning_curve(tmp_path)
 
 
@@ -143,7 +143,7 @@ def write_lines(folder, *records):
 def test_learning_curve_has_a_line_for_each_name(tmp_path):
     of_validation = [{"name": "validation", "rows": 9, **record} for record in RECORDS]
     write_lines(tmp_path, *of_validation, {"global_step": 300, "name": "test", "loss": 0.6},
-                {"global_step": 300, "loss": 0.7})  # from before there were names
+                {"global_step": 300, "loss": 0.7})  # of a version without names
     accuracy, loss = plots.learning_curve(tmp_path).axes
     assert accuracy.lines[0].get_xydata().tolist() == [[100, 0.25], [300, 0.75]]
     assert accuracy.get_title() == "accuracy 0.7500 after 300 steps"
@@ -194,7 +194,7 @@ def test_learning_curve_draws_what_is_sound(tmp_path):
         f'{{"global_step": 3, "lo$s": {"9" * 400}, "name": "_a"}}',
         {"global_step": 4, "lo$s": -1e100, "name": "_a"}, {"global_step": 5, "lo$s": math.inf},
     )
-    _, other = plots.learning_curve(tmp_path).axes  # the fixture draws it to the end
+    _, other = plots.learning_curve(tmp_path).axes  # the fixture renders it
     assert other.get_title() == other.get_ylabel() == "lo$s"
     assert [line.get_ydata().tolist() for line in other.lines] == [[1e100], [-1e100]]
     said = [text.get_text() for text in other.get_legend().get_texts()]
@@ -393,7 +393,7 @@ def test_report_is_one_page_with_its_pictures_inside(run, tmp_path, monkeypatch)
     before = (folder / "evaluations.jsonl").read_bytes()
     output = run(folder)
     assert victim.read_bytes() == b"important"  # replaced, not written through
-    assert (folder / "evaluations.jsonl").read_bytes() == before  # looking changes nothing
+    assert (folder / "evaluations.jsonl").read_bytes() == before  # the report does not change it
     assert f"test accuracy {results['accuracy']:.2%}" in output
     page = Page((folder / "report" / "report.html").read_text("utf-8"))
     for number in (f"{results['accuracy']:.2%}", f"{results['loss']:.4f}", "3,274,634"):

@@ -1,4 +1,4 @@
-"""The bar of `fit` and `evaluate`, on a real terminal and on a simulated one."""
+"""The progress bar of `fit` and `evaluate`, on a real terminal and on a simulated one."""
 
 import contextlib
 import fcntl
@@ -48,7 +48,7 @@ def batches():
 
 
 class Sleep(mc.hooks.SessionRunHook):
-    """Make one step very slow."""
+    """Sleep in one step."""
 
     def after_run(self, run_context, run_values):
         if run_context.session.global_step == 3:
@@ -57,7 +57,7 @@ class Sleep(mc.hooks.SessionRunHook):
 
 
 def main(job, folder):
-    """Run the job of a test in a process."""
+    """Run the job of a test in this process."""
     if sys.stdin.isatty():
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # Ctrl-C on this terminal is meant for this process
     folder = Path(folder)
@@ -89,13 +89,13 @@ def start(job, folder, **streams):
 
 
 def on_terminal(job, folder, press=lambda text: None):
-    """Run a job on a terminal; `press` maps a text to the keys to type. Return text and code."""
+    """Run a job on a terminal; `press` returns what to type after a text. Return text and code."""
     ours, theirs = os.openpty()
     termios.tcsetwinsize(theirs, (24, 100))
     process = start(job, folder, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
     text = b""
-    with contextlib.suppress(OSError):  # how Linux says that the other side is closed
+    with contextlib.suppress(OSError):  # Linux raises it if the other side is closed
         while chunk := os.read(ours, 4096):
             text += chunk
             if keys := press(text):
@@ -105,7 +105,7 @@ def on_terminal(job, folder, press=lambda text: None):
 
 
 def screen(text):
-    """Return the lines that a terminal shows at the end."""
+    """Return the lines that a terminal finally shows."""
     lines, row, column = {}, 0, 0
     for part in re.findall(r"\x1b\[A|.", text, re.DOTALL):
         if part == "\x1b[A":
@@ -121,13 +121,13 @@ def screen(text):
 
 
 def log_lines(lines):
-    """Return the lines without what changes from run to run."""
+    """Return the lines without the parts that change from run to run."""
     return [re.sub(r"[\d.]+ sec\)|/sec: .*", "", line.removeprefix("> ")) for line in lines]
 
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
-    """Return the terminal output of training, validation and evaluation, and the folder."""
+    """The output of a process that trained, validated and evaluated; and its folder."""
     folder = tmp_path_factory.mktemp("seen")
     text, code = on_terminal("train", folder)
     assert code == 0, text
@@ -147,7 +147,7 @@ def test_a_terminal_shows_steps_speed_time_left_and_loss(seen):
 def test_the_bars_stay_and_no_line_is_torn(seen):
     lines = [line for line in screen(seen[0]) if line]
     bars = [line for line in lines if not line.startswith("> ")]
-    assert len(bars) == 2  # none of the validations
+    assert len(bars) == 2  # none for the validations
     assert re.fullmatch("fit:" + BAR, bars[0]) and re.fullmatch("evaluate:" + BAR, bars[1])
     assert lines.index(bars[0]) > lines.index("> Input iterator is exhausted.")
     assert lines[lines.index(bars[0]) + 1].startswith("> Loss for final step: ")
@@ -206,7 +206,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
 
     def press(text):
         if b"asleep" in text and len(pressed) < 2:  # the terminal shows the first, then calls again
-            pressed.append(time.sleep(0.5))  # two at the same moment would be one
+            pressed.append(time.sleep(0.5))  # two signals at the same time would be one
             return b"\x03"
 
     text, code = on_terminal("sleep", tmp_path, press)
@@ -225,8 +225,8 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def pretend(monkeypatch):
-    """Return a function that makes stderr a terminal, to be called after pytest's capture."""
-    monkeypatch.setattr(tqdm.tqdm, "monitor_interval", 0)  # no thread is left behind
+    """A function that makes stderr a terminal; called in the test, after pytest's capture."""
+    monkeypatch.setattr(tqdm.tqdm, "monitor_interval", 0)  # no thread remains
 
     def function():
         monkeypatch.setattr(sys, "stderr", Terminal())
@@ -236,7 +236,7 @@ def pretend(monkeypatch):
 
 
 def add_handler(monkeypatch, name, stream):
-    """Put a handler with a level and a filter on a logger."""
+    """Add a handler with a level and a filter to a logger."""
     logger, handler = logging.getLogger(name), logging.StreamHandler(stream)
     handler.setLevel(logging.WARNING)
     handler.addFilter(lambda record: True)
@@ -245,7 +245,7 @@ def add_handler(monkeypatch, name, stream):
 
 
 class Look(mc.hooks.SessionRunHook):
-    """Record the state of logging during a run; fail on request."""
+    """Record the state of logging during a run; raise if requested."""
 
     def __init__(self, error=None):
         self.error = error

@@ -1,4 +1,4 @@
-"""Tests of minicnn.export.safetensors: saving, loading and damaged files."""
+"""Tests of minicnn.export.safetensors: saved weights can be loaded; damage is an error."""
 
 import json
 import math
@@ -119,7 +119,7 @@ def test_files_of_another_kind_are_refused(path):
         path.write_bytes(content)
         assert_refused(path, str(path), "not a safetensors file")
     header = json.dumps({"a": {"dtype": "F8_E4M3", "shape": [1], "data_offsets": [0, 1]}}).encode()
-    path.write_bytes(struct.pack("<Q", len(header)) + header + b"\0")  # a type NumPy has not
+    path.write_bytes(struct.pack("<Q", len(header)) + header + b"\0")  # a type that NumPy lacks
     assert_refused(path, str(path), "not a safetensors file")
     assert_refused(path.with_name("none"), "none", error=FileNotFoundError)
 
@@ -142,7 +142,7 @@ def peak_of(call, *arguments):
 
 
 def write_sparse(path, arrays):
-    """Write a header for float32 arrays by name and shape, followed by a hole."""
+    """Write a header for float32 arrays by name and shape, followed by a hole in the file."""
     header, end = {}, 0
     for name, shape in arrays.items():
         start, end = end, end + 4 * math.prod(shape)

@@ -50,7 +50,7 @@ def model_fn(features, labels, mode, params):
 
 
 class Look(hooks.SessionRunHook):
-    """Record what TensorBoard should show for each step."""
+    """Record the values of each step that TensorBoard should show."""
 
     def __init__(self):
         self.scalars, self.values = {}, {}
@@ -87,12 +87,12 @@ def crc32c(data):
 
 
 def events(folder):
-    """Return the events in a folder, a list for each file."""
+    """Return a list of events for each file of a folder."""
     return [read(path) for path in sorted(folder.iterdir())]
 
 
 def read(path):
-    assert "tfevents" in path.name  # else TensorBoard passes it by
+    assert "tfevents" in path.name  # otherwise TensorBoard ignores it
     data, found = path.read_bytes(), []
     while data:
         (length,), (check,) = struct.unpack("<Q", data[:8]), struct.unpack("<I", data[8:12])
@@ -120,7 +120,7 @@ def fit(folder, *monitors, steps=5, model=None, **params):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """Run five steps, write every second one; return the events and the record of a hook."""
+    """Five steps, of which every second is written: the events, and the values of a second hook."""
     folder, look = tmp_path_factory.mktemp("run"), Look()
     hook = SummarySaverHook(folder / "tb", save_steps=2, metrics={"accuracy": ACCURACY})
     fit(folder, hook, look)
@@ -181,7 +181,7 @@ def test_histograms_are_of_the_weights_after_the_step(written):
             assert histogram.num == sum(histogram.bucket) == value.size
             limits = np.array(histogram.bucket_limit)
             below = [(value <= limit + 1e-12).sum() for limit in limits]
-            assert np.abs(np.cumsum(histogram.bucket) - below).max() <= 1  # one may lie on an edge
+            assert np.abs(np.cumsum(histogram.bucket) - below).max() <= 1  # one may be on an edge
 
 
 def test_the_image_shows_the_first_filters(written):
@@ -274,14 +274,14 @@ def test_a_restart_is_marked_with_its_step(tmp_path, caplog, from_disk):
 def test_later_steps_in_the_folder_are_a_warning(tmp_path, caplog):
     hook, folder = SummarySaverHook(tmp_path / "tb", save_steps=2), tmp_path / "tb"
     fit(tmp_path / "a", hook, steps=5)
-    fit(tmp_path / "b", hook, steps=2)  # another training into the same folder
+    fit(tmp_path / "b", hook, steps=2)  # another training in the same folder
     assert starts(events(folder)) == [None, 1]
     (said,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert f"{folder} already has events up to step 5, and this run writes from step 1" in said
 
 
 def make_large(path, head=b""):
-    """Make a sparse file of 100 GB."""
+    """Create a sparse file of 100 GB."""
     path.write_bytes(head)
     os.truncate(path, 10**11)
 

@@ -1,4 +1,4 @@
-"""The walkthrough runs as a program, with and without pictures, and is a notebook."""
+"""The walkthrough runs as a program, with and without pictures, and as a notebook."""
 
 import ast
 import re
