@@ -95,8 +95,8 @@ class Optimizer:
         """Return the learning rate of the next step."""
         if not callable(self._learning_rate):
             return self._learning_rate
-        step = self.iterations
-        return number(self._learning_rate(step), f"learning_rate({step})", least=0)
+        rate = self._learning_rate(self.iterations)
+        return number(rate, f"learning_rate({self.iterations})", least=0)
 
     def step(self, parameters: Iterable[Parameter]) -> None:
         """Update every trainable parameter from its gradient.
@@ -553,14 +553,18 @@ def _trained(parameters: list[Parameter]) -> list[Parameter]:
     trained = [parameter for parameter in parameters if parameter.trainable]
     names = [parameter.name for parameter in trained]
     if len(set(names)) < len(names):
-        twice = max(names, key=names.count)
-        raise ValueError(f"`parameters` must have different names, got {twice!r} twice; rename one")
+        raise ValueError(
+            "`parameters` must have different names, got "
+            f"{max(names, key=names.count)!r} twice; rename one"
+        )
     return trained
 
 
 def _checked(parameters: Iterable[Parameter]) -> list[Parameter]:
-    given = sequence(parameters, "parameters", "Parameters, such as model.parameters")
-    return [instance(parameter, Parameter, "parameters") for parameter in given]
+    return [
+        instance(parameter, Parameter, "parameters")
+        for parameter in sequence(parameters, "parameters", "Parameters, such as model.parameters")
+    ]
 
 
 def _check_fits(name: str, array: np.ndarray, parameter: Parameter) -> None:

@@ -318,11 +318,9 @@ def worst_mistakes(
     for axes in panels:
         axes.set_axis_off()
     for axes, index in zip(panels, worst, strict=False):  # the last row may not be full
-        guess = guesses[index]
         axes.imshow(images[index], cmap="gray_r", vmin=0, vmax=1)
-        axes.set_title(
-            f"{guess}, not {labels[index]}\n{chances[index, guess]:.0%} sure", fontsize=8
-        )
+        title = f"{guesses[index]}, not {labels[index]}\n{chances[index].max():.0%} sure"
+        axes.set_title(title, fontsize=8)
     return figure
 
 
@@ -390,5 +388,5 @@ def _grid_figure(grid: np.ndarray, title: str, label: str = "", **colours: Any) 
 
 def _figure(width: float, height: float) -> Any:
     """Return an empty figure of a size in inches that is not registered with pyplot."""
-    figures = require("matplotlib.figure", "plot")
-    return figures.Figure(figsize=(width, height), layout="constrained")
+    figure_module = require("matplotlib.figure", "plot")
+    return figure_module.Figure(figsize=(width, height), layout="constrained")
