@@ -1,6 +1,6 @@
-"""Functions of arrays and Tensors without parameters: activations, reshape, one_hot, argmax, cast.
+"""Functions without parameters: activations, reshape, argmax, one_hot, cast.
 
-Each is an `Op` and the function that applies it.
+Each is an `Op`, followed by the function that applies it to an array or a Tensor.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from minicnn.core import checks
-from minicnn.core.checks import array, describe, integer
+from minicnn.core.checks import describe, integer
 from minicnn.core.context import Context
 from minicnn.core.op import Op, Shape, Tensor, apply
 from minicnn.kernels import elementwise
@@ -35,11 +35,34 @@ class Relu(Op):
         return dx
 
 
+def relu(inputs: Any, name: str | None = None) -> Any:
+    """Return max(inputs, 0), element by element.
+
+    Parameters
+    ----------
+    inputs : ndarray or Tensor
+    name : str, optional
+
+    Returns
+    -------
+    ndarray or Tensor
+        Of the same shape. The gradient is 0 where inputs <= 0.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> mc.relu(np.array([-1.0, 2.0], np.float32))
+    array([0., 2.], dtype=float32)
+    """
+    return apply(Relu(name), _floats(inputs, "relu"))
+
+
 class Sigmoid(Op):
     """y = 1 / (1 + exp(-x));  dx = dy y (1 - y)."""
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
-        one, e = x.dtype.type(1), np.exp(-np.abs(x))  # exp(-x) would overflow
+        one = x.dtype.type(1)
+        e = np.exp(-np.abs(x))  # exp(-x) would overflow
         ctx[self] = y = np.where(x < 0, e, one) / (one + e)
         return y
 
@@ -47,6 +70,27 @@ class Sigmoid(Op):
         y = ctx[self]
         checks.gradient(dy, y.shape, y.dtype, self.label)
         return dy * y * (1 - y) if need_dx else None
+
+
+def sigmoid(inputs: Any, name: str | None = None) -> Any:
+    """Return 1 / (1 + exp(-inputs)), element by element.
+
+    Parameters
+    ----------
+    inputs : ndarray or Tensor
+    name : str, optional
+
+    Returns
+    -------
+    ndarray or Tensor
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> mc.sigmoid(np.zeros(1, np.float32))
+    array([0.5], dtype=float32)
+    """
+    return apply(Sigmoid(name), _floats(inputs, "sigmoid"))
 
 
 class Tanh(Op):
@@ -62,6 +106,27 @@ class Tanh(Op):
         return dy * (1 - y * y) if need_dx else None
 
 
+def tanh(inputs: Any, name: str | None = None) -> Any:
+    """Return the hyperbolic tangent, element by element.
+
+    Parameters
+    ----------
+    inputs : ndarray or Tensor
+    name : str, optional
+
+    Returns
+    -------
+    ndarray or Tensor
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> mc.tanh(np.zeros(1, np.float32))
+    array([0.], dtype=float32)
+    """
+    return apply(Tanh(name), _floats(inputs, "tanh"))
+
+
 class Identity(Op):
     """y = x."""
 
@@ -75,6 +140,27 @@ class Identity(Op):
         return dy if need_dx else None
 
 
+def identity(inputs: Any, name: str | None = None) -> Any:
+    """Return the inputs as they are.
+
+    Parameters
+    ----------
+    inputs : ndarray or Tensor
+    name : str, optional
+
+    Returns
+    -------
+    ndarray or Tensor
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> mc.identity(np.ones(1, np.float32))
+    array([1.], dtype=float32)
+    """
+    return apply(Identity(name), _floats(inputs, "identity"))
+
+
 class Softmax(Op):
     """y = exp(x) / sum exp(x) along an axis;  dx = y (dy - sum(dy y))."""
 
@@ -83,10 +169,7 @@ class Softmax(Op):
         self.axis = axis
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
-        if not -len(input_shape) <= self.axis < len(input_shape):
-            raise ValueError(
-                f"{self.label}: no axis {self.axis} in an input of shape {input_shape}"
-            )
+        _axis(self.axis, input_shape, self.label)
         return input_shape
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
@@ -101,8 +184,59 @@ class Softmax(Op):
         return y * (dy - (dy * y).sum(axis=self.axis, keepdims=True)) if need_dx else None
 
 
+def softmax(logits: Any, axis: int = -1, name: str | None = None) -> Any:
+    """Return the probabilities exp(logits) / sum exp(logits) along an axis.
+
+    Parameters
+    ----------
+    logits : ndarray or Tensor
+        Large values do not overflow: the largest is subtracted first.
+    axis : int
+    name : str, optional
+
+    Returns
+    -------
+    ndarray or Tensor
+        Of the same shape; sums to 1 along `axis`.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> mc.softmax(np.zeros((1, 4), np.float32))
+    array([[0.25, 0.25, 0.25, 0.25]], dtype=float32)
+    """
+    logits = _floats(logits, "softmax", "logits")
+    return apply(Softmax(_axis(axis, logits.shape, "softmax"), name), logits)
+
+
+_ACTIVATIONS: dict[Callable[..., Any], type[Op]] = {
+    relu: Relu,
+    softmax: Softmax,
+    sigmoid: Sigmoid,
+    tanh: Tanh,
+    identity: Identity,
+}
+
+
+def activation(spec: Any) -> Op | None:
+    """Return the op for an `activation` argument: the name of a function, the function or an Op."""
+    if spec is None or isinstance(spec, Op):
+        return spec
+    for function, op in _ACTIVATIONS.items():
+        if spec is function or (isinstance(spec, str) and spec.lower() == function.__name__):
+            return op()
+    names = ", ".join(repr(function.__name__) for function in _ACTIVATIONS)
+    raise ValueError(
+        f"`activation` must be one of {names}, the function of that name, an Op or None, got "
+        f"{describe(spec)}"
+    )
+
+
 class Reshape(Op):
-    """The same elements in another shape, row by row of the batch."""
+    """The same elements in another shape, whose first size is the batch.
+
+    `layers.Reshape` is the layer; it takes the shape of a row.
+    """
 
     def __init__(self, shape: Any, name: str | None = None) -> None:
         super().__init__(name)
@@ -134,8 +268,53 @@ class Reshape(Op):
         return dy.reshape(ctx[self]) if need_dx else None
 
 
+def reshape(tensor: Any, shape: Any, name: str | None = None) -> Any:
+    """Return the same elements in another shape.
+
+    Parameters
+    ----------
+    tensor : ndarray or Tensor
+        (N, ...)
+    shape : list of int
+        The first is the batch size, -1. If it is a number instead, one other size may be -1.
+    name : str, optional
+
+    Returns
+    -------
+    ndarray or Tensor
+
+    Raises
+    ------
+    ValueError
+        If the number of elements does not fit.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> mc.reshape(np.zeros((2, 784), np.float32), [-1, 28, 28, 1]).shape
+    (2, 28, 28, 1)
+    """
+    return apply(Reshape(shape, name), _array(tensor, "tensor"))
+
+
+def row_shape(input_shape: Shape, wanted: tuple[int, ...], label: str) -> tuple[int, ...]:
+    """Return the shape `wanted` of a row, with the size that replaces -1."""
+    size = math.prod(axis for axis in input_shape[1:] if axis is not None)
+    known = abs(math.prod(wanted))
+    shape = tuple(size // max(known, 1) if axis == -1 else axis for axis in wanted)
+    if math.prod(shape) != size:
+        needs_batch = size < known and known % size == 0  # a row, not a batch?
+        single = "a single row needs a batch axis, x[None]; otherwise " if needs_batch else ""
+        raise ValueError(
+            f"{label}: a row of shape {input_shape[1:]} has {size} elements, which do not fit into "
+            f"the shape {list(wanted)}; {single}the sizes after the batch "
+            f"(the first one, -1) must multiply to {size}"
+        )
+    return shape
+
+
 class Argmax(Op):
-    """The position of the largest element along an axis; the first one among equals."""
+    """The index of the largest element along an axis; of equal elements the first."""
 
     output_dtype = np.int64
 
@@ -147,13 +326,39 @@ class Argmax(Op):
         axis = self.axis + len(input_shape) if self.axis < 0 else self.axis
         if not 0 < axis < len(input_shape):
             raise ValueError(
-                f"{self.label}: `axis` {self.axis} does not name one of the axes behind the batch "
-                f"of an input of shape {input_shape}"
+                f"{self.label}: `axis` {self.axis} is not one of the axes after the batch of an "
+                f"input of shape {input_shape}"
             )
         return input_shape[:axis] + input_shape[axis + 1 :]
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
         return np.argmax(x, axis=self.axis)
+
+
+def argmax(input: Any, axis: int, name: str | None = None) -> Any:
+    """Return the index of the largest element along an axis; of equal elements the first.
+
+    Parameters
+    ----------
+    input : ndarray or Tensor
+        (N, ...)
+    axis : int
+        For a Tensor any axis but 0, the batch.
+    name : str, optional
+
+    Returns
+    -------
+    ndarray or Tensor
+        int64, without that axis. There is no gradient.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> mc.argmax(np.array([[0.1, 0.7, 0.2]]), axis=1)
+    array([1])
+    """
+    input = _array(input, "input")
+    return apply(Argmax(_axis(axis, input.shape, "argmax"), name), input)
 
 
 class OneHot(Op):
@@ -166,14 +371,14 @@ class OneHot(Op):
         self.depth = integer(depth, "depth", 1, checks.MOST)
         self.on_value = checks.number(on_value, "on_value")
         self.off_value = checks.number(off_value, "off_value")
-        self.axis, self.output_dtype = axis, checks.number_type(dtype)
+        self.axis = axis
+        self.output_dtype = checks.number_type(dtype)
         values = np.array([self.on_value, self.off_value])
         if self.output_dtype.kind != "f" and (values.astype(self.output_dtype) != values).any():
             raise ValueError(
                 f"`on_value` and `off_value` must be values of {self.output_dtype}, got "
                 f"{on_value} and {off_value}; choose another `dtype`"
             )
-        self.strict = False  # a loss that is fed by these rows sets it: no label outside the range
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
         _check_indices(self.label, input_shape, dtype)
@@ -188,234 +393,10 @@ class OneHot(Op):
     def forward(self, x: Any, ctx: Context) -> np.ndarray:
         indices = np.asarray(x)
         _check_indices(self.label, indices.shape, indices.dtype)
-        if self.strict:
-            check_labels(indices, self.depth, self.label)
         checks.room((*indices.shape, self.depth), f"{self.label}: `depth`, the rows")
         on = np.expand_dims(indices, -1) == np.arange(self.depth)
         rows = np.where(on, self.on_value, self.off_value).astype(self.output_dtype)
         return np.ascontiguousarray(np.moveaxis(rows, -1, self.axis))
-
-
-class Cast(Op):
-    """The same values in another type; the gradient goes back in the input's."""
-
-    def __init__(self, dtype: Any, name: str | None = None) -> None:
-        super().__init__(name)
-        self.output_dtype = checks.number_type(dtype)
-
-    def forward(self, x: Any, ctx: Context) -> np.ndarray:
-        x = checks.array(x, "x")
-        ctx[self] = x.dtype
-        return x.astype(self.output_dtype, copy=False)
-
-    def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
-        return dy.astype(ctx[self], copy=False) if need_dx else None
-
-
-def check_labels(labels: np.ndarray, classes: int, label: str) -> None:
-    """Raise ValueError where a label is not an integer in [0, classes), naming the row."""
-    outside = np.flatnonzero((labels < 0) | (labels >= classes) | (labels % 1 != 0))
-    if outside.size:
-        row = int(outside[0])
-        remedy = "correct the labels or the number of classes"
-        if labels.min() == 1 and labels.max() == classes:
-            remedy = "labels that begin at 1 need y - 1"
-        raise ValueError(
-            f"{label}: the label of row {row} is {labels.reshape(-1)[row]}, outside the classes "
-            f"0 to {classes - 1}; {remedy}"
-        )
-
-
-def row_shape(input_shape: Shape, wanted: tuple[int, ...], label: str) -> tuple[int, ...]:
-    """Return the shape of a row, with the one -1 in `wanted` worked out."""
-    size = math.prod(axis for axis in input_shape[1:] if axis is not None)
-    known = abs(math.prod(wanted))
-    shape = tuple(size // max(known, 1) if axis == -1 else axis for axis in wanted)
-    if math.prod(shape) != size:
-        needs_batch = size < known and known % size == 0  # the first axis may be that of an image
-        single = "a single row needs a batch axis, x[None]; otherwise " if needs_batch else ""
-        raise ValueError(
-            f"{label}: a row of shape {input_shape[1:]} has {size} elements, which do not fit into "
-            f"the shape {list(wanted)}; {single}the sizes after the batch "
-            f"(the first one, -1) must multiply to {size}"
-        )
-    return shape
-
-
-def _check_indices(label: str, shape: Shape, dtype: Any) -> None:
-    kind = np.dtype(dtype).kind
-    if kind not in "iu":
-        given = {"f": "floating-point numbers", "b": "booleans"}.get(kind, f"type {dtype}")
-        raise TypeError(
-            f"{label}: the indices must be integers, got {given} of shape {shape}; give class "
-            f"numbers: {checks.class_numbers('y', shape, dtype)}"
-        )
-
-
-def relu(inputs: Any, name: str | None = None) -> Any:
-    """Return max(inputs, 0), element by element.
-
-    Parameters
-    ----------
-    inputs : ndarray or Tensor
-    name : str, optional
-
-    Returns
-    -------
-    ndarray or Tensor
-        Of the same shape. The gradient is that of the output where inputs > 0, else 0.
-
-    Examples
-    --------
-    >>> import numpy as np, minicnn as mc
-    >>> mc.relu(np.array([-1.0, 2.0], np.float32))
-    array([0., 2.], dtype=float32)
-    """
-    return apply(Relu(name), _floats(inputs, "relu"))
-
-
-def sigmoid(inputs: Any, name: str | None = None) -> Any:
-    """Return 1 / (1 + exp(-inputs)), element by element.
-
-    Parameters
-    ----------
-    inputs : ndarray or Tensor
-    name : str, optional
-
-    Returns
-    -------
-    ndarray or Tensor
-
-    Examples
-    --------
-    >>> import numpy as np, minicnn as mc
-    >>> mc.sigmoid(np.zeros(1, np.float32))
-    array([0.5], dtype=float32)
-    """
-    return apply(Sigmoid(name), _floats(inputs, "sigmoid"))
-
-
-def tanh(inputs: Any, name: str | None = None) -> Any:
-    """Return the hyperbolic tangent, element by element.
-
-    Parameters
-    ----------
-    inputs : ndarray or Tensor
-    name : str, optional
-
-    Returns
-    -------
-    ndarray or Tensor
-
-    Examples
-    --------
-    >>> import numpy as np, minicnn as mc
-    >>> mc.tanh(np.zeros(1, np.float32))
-    array([0.], dtype=float32)
-    """
-    return apply(Tanh(name), _floats(inputs, "tanh"))
-
-
-def identity(inputs: Any, name: str | None = None) -> Any:
-    """Return the inputs as they are.
-
-    Parameters
-    ----------
-    inputs : ndarray or Tensor
-    name : str, optional
-
-    Returns
-    -------
-    ndarray or Tensor
-
-    Examples
-    --------
-    >>> import numpy as np, minicnn as mc
-    >>> mc.identity(np.ones(1, np.float32))
-    array([1.], dtype=float32)
-    """
-    return apply(Identity(name), _floats(inputs, "identity"))
-
-
-def softmax(logits: Any, axis: int = -1, name: str | None = None) -> Any:
-    """Return exp(logits) / sum exp(logits) along an axis: probabilities.
-
-    Parameters
-    ----------
-    logits : ndarray or Tensor
-        Of any size: the largest is subtracted first, so exp cannot overflow.
-    axis : int
-    name : str, optional
-
-    Returns
-    -------
-    ndarray or Tensor
-        Of the same shape; sums to 1 along `axis`.
-
-    Examples
-    --------
-    >>> import numpy as np, minicnn as mc
-    >>> mc.softmax(np.zeros((1, 4), np.float32))
-    array([[0.25, 0.25, 0.25, 0.25]], dtype=float32)
-    """
-    logits = _floats(logits, "softmax", "logits")
-    return apply(Softmax(_axis(axis, logits), name), logits)
-
-
-def reshape(tensor: Any, shape: Any, name: str | None = None) -> Any:
-    """Return the same elements in another shape.
-
-    Parameters
-    ----------
-    tensor : ndarray or Tensor
-        (N, ...)
-    shape : list of int
-        The first is the batch's and is written -1 (one other -1 in its place is allowed where
-        the batch size is given); the others must hold one row.
-    name : str, optional
-
-    Returns
-    -------
-    ndarray or Tensor
-
-    Raises
-    ------
-    ValueError
-        If the elements do not fit.
-
-    Examples
-    --------
-    >>> import numpy as np, minicnn as mc
-    >>> mc.reshape(np.zeros((2, 784), np.float32), [-1, 28, 28, 1]).shape
-    (2, 28, 28, 1)
-    """
-    return apply(Reshape(shape, name), tensor if _symbolic(tensor) else array(tensor, "tensor"))
-
-
-def argmax(input: Any, axis: int, name: str | None = None) -> Any:
-    """Return the position of the largest element along an axis; the first one among equals.
-
-    Parameters
-    ----------
-    input : ndarray or Tensor
-        (N, ...)
-    axis : int
-        One behind the batch.
-    name : str, optional
-
-    Returns
-    -------
-    ndarray or Tensor
-        int64, without that axis. It has no gradient.
-
-    Examples
-    --------
-    >>> import numpy as np, minicnn as mc
-    >>> mc.argmax(np.array([[0.1, 0.7, 0.2]]), axis=1)
-    array([1])
-    """
-    input = input if _symbolic(input) else array(input, "input")
-    return apply(Argmax(_axis(axis, input), name), input)
 
 
 def one_hot(
@@ -432,13 +413,13 @@ def one_hot(
     Parameters
     ----------
     indices : ndarray or Tensor
-        Integers, (N, ...). One outside [0, depth) gives a row that is all off; where the rows
-        are the labels of a loss, it is an error instead.
+        Integers, (N, ...). An index outside [0, depth) gives a row of `off_value`; if the rows are
+        the labels of a loss, it is an error.
     depth : int
         The number of classes.
     on_value, off_value : float
     axis : int
-        Where the new axis stands; -1 is the last.
+        The position of the new axis; -1 is the last.
     dtype : numpy type
     name : str, optional
 
@@ -454,9 +435,50 @@ def one_hot(
     array([[0., 1., 0.],
            [0., 0., 0.]], dtype=float32)
     """
-    indices = indices if _symbolic(indices) else checks.labels(indices, "indices")
-    op = OneHot(depth, on_value, off_value, _axis(axis, indices, 1), dtype, name)
-    return apply(op, indices)
+    indices = _array(indices, "indices", checks.labels)
+    axis = _axis(axis, (*indices.shape, depth), "one_hot")
+    return apply(OneHot(depth, on_value, off_value, axis, dtype, name), indices)
+
+
+def check_labels(labels: np.ndarray, classes: int, label: str) -> None:
+    """Raise ValueError if a label is not an integer in [0, classes); the error names the row."""
+    outside = np.flatnonzero((labels < 0) | (labels >= classes) | (labels % 1 != 0))
+    if outside.size:
+        row = int(outside[0])
+        remedy = "correct the labels or the number of classes"
+        if labels.min() == 1 and labels.max() == classes:
+            remedy = "labels that begin at 1 need y - 1"
+        raise ValueError(
+            f"{label}: the label of row {row} is {labels.reshape(-1)[row]}, outside the classes "
+            f"0 to {classes - 1}; {remedy}"
+        )
+
+
+def _check_indices(label: str, shape: Shape, dtype: Any) -> None:
+    """Raise unless the indices are integers."""
+    kind = np.dtype(dtype).kind
+    if kind not in "iu":
+        given = {"f": "floating-point numbers", "b": "booleans"}.get(kind, f"type {dtype}")
+        raise TypeError(
+            f"{label}: the indices must be integers, got {given} of shape {shape}; give class "
+            f"numbers: {checks.class_numbers('y', shape, dtype)}"
+        )
+
+
+class Cast(Op):
+    """The same values in another type; the gradient is cast back."""
+
+    def __init__(self, dtype: Any, name: str | None = None) -> None:
+        super().__init__(name)
+        self.output_dtype = checks.number_type(dtype)
+
+    def forward(self, x: Any, ctx: Context) -> np.ndarray:
+        x = checks.array(x, "x")
+        ctx[self] = x.dtype
+        return x.astype(self.output_dtype, copy=False)
+
+    def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
+        return dy.astype(ctx[self], copy=False) if need_dx else None
 
 
 def cast(x: Any, dtype: Any, name: str | None = None) -> Any:
@@ -481,44 +503,28 @@ def cast(x: Any, dtype: Any, name: str | None = None) -> Any:
     return apply(Cast(dtype, name), x)
 
 
-_ACTIVATIONS: dict[Callable[..., Any], type[Op]] = {
-    relu: Relu,
-    softmax: Softmax,
-    sigmoid: Sigmoid,
-    tanh: Tanh,
-    identity: Identity,
-}
-
-
-def activation(spec: Any) -> Op | None:
-    """Return the op that an `activation` argument means: a name, a function here, an Op, None."""
-    if spec is None or isinstance(spec, Op):
-        return spec
-    for function, op in _ACTIVATIONS.items():
-        if spec is function or (isinstance(spec, str) and spec.lower() == function.__name__):
-            return op()
-    names = ", ".join(repr(function.__name__) for function in _ACTIVATIONS)
-    raise ValueError(
-        f"`activation` must be one of {names}, the function of that name, an Op or None, got "
-        f"{describe(spec)}"
-    )
-
-
-def _symbolic(value: Any) -> bool:
-    return isinstance(value, Tensor)
-
-
-def _axis(axis: Any, values: Any, more: int = 0) -> int:
-    """Return an axis of an array with `more` axes; that of a Tensor is for the op to check."""
-    rank = 32 if _symbolic(values) else values.ndim + more
-    return integer(axis, "axis", -rank, rank - 1)
+def _array(value: Any, name: str, check: Callable[..., np.ndarray] = checks.array) -> Any:
+    """Return a Tensor unchanged, anything else as an array."""
+    return value if isinstance(value, Tensor) else check(value, name)
 
 
 def _floats(value: Any, name: str, argument: str = "inputs") -> Any:
-    """Return a Tensor as it is, or a float array; refuse what is neither."""
-    result = value if _symbolic(value) else array(value, argument)
+    """Return a Tensor or an array of floats; raise for other types."""
+    result = _array(value, argument)
     if result.dtype not in (np.float32, np.float64):
         raise TypeError(
             f"{name}: float32 or float64 expected, got {describe(result)}; cast `{argument}` first"
         )
     return result
+
+
+def _axis(axis: Any, shape: Shape, label: str) -> int:
+    """Return an axis of an array of this shape; raise if there is no such axis."""
+    axis = integer(axis, "axis", least=-checks.MOST)
+    rank = len(shape)
+    if not -rank <= axis < rank:
+        raise ValueError(
+            f"{label}: no `axis` {axis} in an input of shape {shape}; give one from {-rank} to "
+            f"{rank - 1}"
+        )
+    return axis

@@ -133,7 +133,7 @@ def test_softmax_along_an_axis(axis):
 def test_softmax_along_an_axis_that_is_not_there(axis):
     with pytest.raises(ValueError, match="axis"):
         mc.softmax(X, axis=axis)
-    with pytest.raises(ValueError, match=f"no axis {axis} in an input of shape"):
+    with pytest.raises(ValueError, match=f"no `axis` {axis} in an input of shape"):
         ops.Softmax(axis).build((None, 3), rng=0)
 
 
@@ -193,8 +193,8 @@ def test_argmax_needs_an_axis(axis):
 
 
 @pytest.mark.parametrize("axis", [0, 2, -2, -3])
-def test_argmax_goes_behind_the_batch(axis):
-    with pytest.raises(ValueError, match=f"`axis` {axis} does not name one of the axes behind"):
+def test_argmax_is_along_an_axis_after_the_batch(axis):
+    with pytest.raises(ValueError, match=f"`axis` {axis} is not one of the axes after"):
         ops.Argmax(axis).build((None, 3), rng=0)
     assert ops.Argmax(-1).build((None, 3), rng=0) == (None,)
     assert ops.Argmax(1).build((None, 3, 4), rng=0) == (None, 4)

@@ -138,7 +138,7 @@ def test_an_op_with_a_parameter_is_trained(make):
 
 def test_an_axis_that_the_output_lacks_is_an_error_at_build():
     for layer in (Activation(mc.ops.Softmax(5)), Dense(3, activation=mc.ops.Softmax(5))):
-        with pytest.raises(ValueError, match="no axis 5 in an input of shape"):
+        with pytest.raises(ValueError, match="no `axis` 5 in an input of shape"):
             layer.build((None, 3), rng=0)
 
 
