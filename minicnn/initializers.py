@@ -257,7 +257,7 @@ def _fans(shape: tuple[int, ...]) -> tuple[int, int]:
 
 def _shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     checked = checks.integers(shape, "shape", least=1)
-    checks.room(checked, "the array of this `shape`")
+    checks.allocatable(checked, "the array of this `shape`")
     return checked
 
 

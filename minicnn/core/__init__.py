@@ -1,3 +1,3 @@
-"""What layers, the graph and the Estimator share. Start with op.py: what a layer must do."""
+"""The foundations of layers, graph and Estimator. Read op.py first: the contract of a layer."""
 
 VERSION = "0.1.0"

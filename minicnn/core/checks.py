@@ -1,4 +1,4 @@
-"""What arguments may be: one place for each kind, and one way of saying what came instead."""
+"""Argument validation: one function for each kind of argument, one format of error message."""
 
 import math
 import operator
@@ -11,18 +11,18 @@ import numpy as np
 
 PADDINGS = ("valid", "same")
 DATA_FORMATS = ("channels_last", "channels_first")
-MOST = 2**31 - 1  # of any size: products of a few still fit into the kernels' 64 bits
+MOST = 2**31 - 1  # the largest size: products of a few of them fit into 64 bits
 
 
 def describe(value: Any) -> str:
-    """Return how an error names a value: in one short line, arrays and tables by their form."""
+    """Return a value as one short line for an error: for arrays and tables shape and type."""
     try:
         if _has_form(value):
             return _form(value)
         if isinstance(value, list | tuple) and 0 < len(value) < 4 and any(map(_has_form, value)):
             return f"a {type(value).__name__} of {', '.join(map(describe, value))}"
         text = " ".join(repr(value).split())
-    except Exception:  # an integer of too many digits, or a class whose repr fails
+    except Exception:  # an integer with too many digits, or a failing __repr__
         text = object.__repr__(value)
     if len(text) > 80:
         text = text[:77] + "..."
@@ -34,7 +34,7 @@ def describe(value: Any) -> str:
 
 
 def _has_form(value: Any) -> bool:
-    """Return whether a value is an array or like one: of pandas, say, but no single number."""
+    """Return whether a value is an array or similar, such as a pandas table, but not a number."""
     if isinstance(value, np.ndarray | type):
         return isinstance(value, np.ndarray)
     shape = getattr(value, "shape", ())
@@ -42,7 +42,7 @@ def _has_form(value: Any) -> bool:
 
 
 def _form(value: Any) -> str:
-    """Return the kind, the shape and the type of an array, or the types of a table's columns."""
+    """Return the class, shape and type of an array; of a table the types of its columns."""
     kind = f"a {type(value).__name__}"
     if isinstance(value, np.ndarray):
         kind = "a masked array" if isinstance(value, np.ma.MaskedArray) else "an array"
@@ -52,7 +52,7 @@ def _form(value: Any) -> str:
 
 
 def integer(value: Any, name: str, least: int = 1, most: int = 2**63 - 1) -> int:
-    """Return an integer argument (NumPy's integers too) with least <= value <= most."""
+    """Return an integer, also one of NumPy, with least <= value <= most."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -66,12 +66,12 @@ def integer(value: Any, name: str, least: int = 1, most: int = 2**63 - 1) -> int
 
 
 def optional(check: Callable[..., Any], value: Any, *arguments: Any) -> Any:
-    """Return None, or what a check makes of the value."""
+    """Return None for None, otherwise the result of a check."""
     return None if value is None else check(value, *arguments)
 
 
 def pair(value: Any, name: str) -> tuple[int, int]:
-    """Return (height, width) from one positive integer, for both, or from two."""
+    """Return (height, width) from two positive integers, or from one for both."""
     if not isinstance(value, Iterable):
         value = (value, value)
     if isinstance(value, _NO_SEQUENCE) or len(numbers := tuple(value)) != 2:
@@ -82,7 +82,7 @@ def pair(value: Any, name: str) -> tuple[int, int]:
 
 
 def sequence(value: Any, name: str, what: str = "integers") -> tuple[Any, ...]:
-    """Return a tuple from an iterable whose order counts."""
+    """Return an ordered iterable (not str, dict or set) as a tuple."""
     if isinstance(value, _NO_SEQUENCE) or not isinstance(value, Iterable):
         raise TypeError(f"`{name}` must be a list of {what}, got {describe(value)}")
     return tuple(value)
@@ -94,21 +94,20 @@ def integers(value: Any, name: str, least: int) -> tuple[int, ...]:
 
 
 def shape(value: Any, name: str) -> tuple[int | None, ...]:
-    """Return a shape, in which None is a size that is not known yet."""
-    return tuple(size if size is None else integer(size, name, 1, MOST)
-                 for size in sequence(value, name))
+    """Return a shape as a tuple; None is an unknown size."""
+    return tuple(optional(integer, size, name, 1, MOST) for size in sequence(value, name))
 
 
 _NO_SEQUENCE = (str, bytes, dict, set)
 
 
 def boolean(value: Any, name: str) -> bool:
-    """Return a flag: True or False, and nothing that only counts as one."""
+    """Return True or False; other values that count as true are refused."""
     return bool(instance(value, (bool, np.bool_), name, "True or False"))
 
 
 def text(value: Any, name: str) -> str:
-    """Return a name: of 1 to 200 printable characters, so that files can hold it."""
+    """Return a name of 1 to 200 printable characters, which files can hold."""
     if not isinstance(value, str) or not value:
         raise TypeError(f"`{name}` must be a string that is not empty, got {describe(value)}")
     if len(value) > 200 or not value.isprintable():
@@ -117,14 +116,14 @@ def text(value: Any, name: str) -> str:
 
 
 def function(value: Any, name: str, what: str = "a function") -> Callable[..., Any]:
-    """Return what can be called."""
+    """Return a callable."""
     if not callable(value):
         raise TypeError(f"`{name}` must be {what}, got {describe(value)}")
     return value
 
 
 def instance(value: Any, kind: Any, name: str, what: str = "") -> Any:
-    """Return an object of a class, or of one of some; `what` tells the user what that is."""
+    """Return `value` if it is an instance of `kind`, which `what` describes in the error."""
     if not isinstance(value, kind):
         raise TypeError(f"`{name}` must be {what or f'a {kind.__name__}'}, got {describe(value)}")
     return value
@@ -144,7 +143,7 @@ def array(
     what: str = "an array of numbers",
     remedy: Callable[[np.ndarray, str], str] | None = None,
 ) -> np.ndarray:
-    """Return an array whose type is of the kinds; one that lists make must not be ragged."""
+    """Convert to an array with dtype.kind in `kinds`; refuse ragged lists and masked arrays."""
     try:
         result = np.asarray(value)
     except ValueError:
@@ -158,15 +157,14 @@ def array(
 
 
 def labels(value: Any, name: str) -> np.ndarray:
-    """Return an array of labels; an error says how to make numbers of class names."""
+    """Convert labels to an array; the error for class names says how to number them."""
     return array(value, name, remedy=_numbering)
 
 
 def _converted(values: np.ndarray, dtype: Any) -> np.ndarray | None:
-    """Return the numbers in an array of text or objects, or None if it has others than those."""
-    if not values.ndim or values.dtype.kind not in "OSU":
-        return None
-    if any(item is None for item in values.flat):  # it would become NaN
+    """Return an array of text or objects as numbers, or None if that is not possible."""
+    is_nested = values.ndim and values.dtype.kind in "OSU"
+    if not is_nested or any(item is None for item in values.flat):  # None would become NaN
         return None
     try:
         return values.astype(dtype)
@@ -175,13 +173,14 @@ def _converted(values: np.ndarray, dtype: Any) -> np.ndarray | None:
 
 
 def part_of(value: Any) -> str:
-    """Return how to take what is needed out of a dict or a Parameter; nothing for others."""
+    """Return how to get an array out of a dict or a Parameter; "" for other values."""
     if isinstance(value, dict) and value:
         return f"; take one of its values, such as that of {next(iter(value))!r}"
     return "; take its array, `.value`" if hasattr(value, "value") else ""
 
 
 def _as_floats(values: np.ndarray, name: str) -> str:
+    """Return how to convert an array of text or objects to floats; "" if that is not possible."""
     if not values.ndim:
         return part_of(values.item())
     is_numeric = _converted(values, np.float64) is not None
@@ -189,7 +188,7 @@ def _as_floats(values: np.ndarray, name: str) -> str:
 
 
 def _numbering(values: np.ndarray, name: str) -> str:
-    """Return how to make numbers of labels that are text or objects."""
+    """Return how to convert labels that are text or objects to numbers."""
     if _converted(values, np.int64) is not None:
         return f"; convert it: np.asarray({name}).astype(int)"
     if not values.ndim:
@@ -203,7 +202,7 @@ def _numbering(values: np.ndarray, name: str) -> str:
 
 
 def class_numbers(name: str, shape: tuple[int | None, ...], dtype: Any) -> str:
-    """Return what makes integer class numbers (N,) of labels of another shape or type."""
+    """Return an expression that converts labels of another shape or type to class numbers (N,)."""
     expression = f"np.asarray({name})"
     if math.prod(size or 0 for size in shape[1:]) != 1:
         return f"{expression}.argmax(axis=1)"
@@ -212,18 +211,18 @@ def class_numbers(name: str, shape: tuple[int | None, ...], dtype: Any) -> str:
     return expression if np.dtype(dtype).kind in "iu" else f"{expression}.astype(int)"
 
 
-def room(shape: tuple[int, ...], name: str) -> None:
-    """Raise where there is no memory for an array of a shape: ask for it, and give it back."""
+def allocatable(shape: tuple[int, ...], name: str) -> None:
+    """Raise if there is not enough memory for a float64 array of this shape."""
     try:
         np.empty(shape)
-    except (MemoryError, ValueError):  # more than there is; more than there can be
+    except (MemoryError, ValueError):  # ValueError: more than can be addressed
         raise ValueError(
             f"{name} would have the shape {shape}, for which there is no memory; make it smaller"
         ) from None
 
 
 def choice(value: Any, name: str, known: Iterable[str]) -> str:
-    """Return one of the `known` words; upper and lower case are the same."""
+    """Return one of the `known` words in lower case; the case of `value` does not matter."""
     known = tuple(known)
     if isinstance(value, str) and value.lower() in known:
         return value.lower()
@@ -232,7 +231,7 @@ def choice(value: Any, name: str, known: Iterable[str]) -> str:
 
 
 def number(value: Any, name: str, least: float = -math.inf, below: float = math.inf) -> float:
-    """Return a finite real argument with least <= value < below."""
+    """Return a finite number with least <= value < below."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"`{name}` must be a number, got {describe(value)}")
     try:
@@ -250,7 +249,7 @@ def number(value: Any, name: str, least: float = -math.inf, below: float = math.
 
 
 def generator(rng: Any, name: str = "rng") -> np.random.Generator:
-    """Return a Generator from itself or from an integer seed."""
+    """Return a random generator from a generator or an integer seed."""
     if isinstance(rng, np.random.Generator):
         return rng
     if isinstance(rng, int | np.integer) and not isinstance(rng, bool) and rng >= 0:
@@ -262,7 +261,7 @@ def generator(rng: Any, name: str = "rng") -> np.random.Generator:
 
 
 def number_type(dtype: Any, name: str = "dtype") -> np.dtype[Any]:
-    """Return a type of real numbers, or bool, as a dtype."""
+    """Return a real or boolean type as a dtype."""
     try:
         result = np.dtype(object if dtype is None else dtype)
     except TypeError:
@@ -281,7 +280,7 @@ def float_type(dtype: Any, name: str = "dtype") -> np.dtype[Any]:
 
 
 def no_regularizer(*regularizers: Any) -> None:
-    """Refuse what only the guide's signatures know: a regularizer on a layer."""
+    """Raise if a regularizer is given: the functions of the guide have the arguments only."""
     for regularizer in regularizers:
         if regularizer is not None:
             raise ValueError(
@@ -301,7 +300,7 @@ def unique(name: str, taken: Iterable[str]) -> str:
 
 
 def gradient(dy: Any, shape: tuple[int, ...], dtype: Any, label: str) -> None:
-    """Raise where what comes back to a layer is not like what it put out: kernels trust it."""
+    """Raise unless `dy` has the shape and dtype of the output: kernels do not check it."""
     if not isinstance(dy, np.ndarray) or dy.shape != shape:
         raise ValueError(
             f"{label}: the gradient `dy` must be an array of the output's shape {shape}, got "
@@ -315,7 +314,7 @@ def gradient(dy: Any, shape: tuple[int, ...], dtype: Any, label: str) -> None:
 
 
 def optimizer_fault(state: Mapping[str, np.ndarray]) -> str:
-    """Return what no step leaves in an optimizer's arrays; an empty text if there is no fault."""
+    """Return what is impossible in an optimizer's state, such as NaN; "" if nothing is."""
     for name, values in state.items():
         if values.dtype.kind == "f" and np.isnan(values).any():
             return f"{name} holds NaN"

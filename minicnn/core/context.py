@@ -1,4 +1,4 @@
-"""One pass through a model: what forward leaves behind for backward."""
+"""One pass through a model: what forward saves for backward, and buffers."""
 
 import hashlib
 from collections import Counter
@@ -12,21 +12,21 @@ from minicnn.core import checks
 class Context:
     """The state of one forward pass, and of the backward pass that may follow it.
 
-    A layer leaves what its backward needs in its own slot, ``ctx[self] = x``, and so keeps no
-    state of its own: threads may share a model, each with a context.
+    A layer saves what its backward needs in its slot, ``ctx[self] = x``, and not in itself: so
+    threads can share a model, each with its own context.
 
     Parameters
     ----------
     training : bool
         Whether layers such as dropout behave as in training.
     rng : numpy.random.Generator, optional
-        Where randomness is drawn from; needed where `training` is True and a layer draws.
+        The source of random numbers; needed if `training` is True and a layer draws any.
     save : bool
-        False keeps nothing for backward, as predict wants it.
+        If False, nothing is saved for backward, as in predict.
     workspace : Workspace, optional
-        Buffers to use again; without it every array is fresh.
+        Buffers to reuse. By default every array is new.
     first_row : int
-        The number of the batch's first row where the batch is a part of a larger one.
+        The index of the first row, if the batch is a part of a larger one.
 
     Examples
     --------
@@ -78,12 +78,12 @@ class Context:
     def draw_key(self, label: str, seed: int) -> int:
         """Return 64 random bits for a layer.
 
-        A pass draws one number from `rng`; what a layer gets is a hash of it and the layer's name,
-        so it does not depend on the order in which layers run.
+        They are a hash of the layer's name and of one number that a pass draws from `rng`, so
+        they do not depend on the order in which layers run.
         """
         if self.rng is None:
             raise ValueError(
-                f"{label}: in training it draws numbers; give the context a generator, "
+                f"{label}: needs random numbers in training; give the context a generator, "
                 "Context(training=True, rng=numpy.random.default_rng(seed))"
             )
         if self._key is None:
@@ -93,18 +93,18 @@ class Context:
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
     def empty(self, layer: Any, role: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        """Return an array of arbitrary values for the `role` that `layer` has for it."""
+        """Return an uninitialized array; with a workspace, the buffer of (layer, role)."""
         if self.workspace is None:
             return np.empty(shape, dtype)
         return self.workspace.empty(layer, role, shape, dtype)
 
 
 class Workspace:
-    """Buffers that a training loop lends to every step, so that memory is not asked for anew.
+    """Buffers that the steps of a training loop reuse.
 
-    An array that comes out of a pass with a workspace is valid until the next pass with it. A
-    workspace belongs to one thread: passes in several threads that share one overwrite each
-    other's buffers, and the results are wrong without an error. Give each thread its own.
+    The output of a pass with a workspace is valid until the next pass with it. Give each thread
+    its own workspace: passes that share one at the same time overwrite each other's buffers, and
+    the results are wrong without an error.
 
     Examples
     --------
@@ -124,7 +124,7 @@ class Workspace:
         self._buffers: dict[tuple[Any, str], np.ndarray] = {}
 
     def empty(self, layer: Any, role: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        """Return the buffer of this layer and role, cut to `shape`."""
+        """Return the first part of the buffer of (layer, role) as an array of this shape."""
         dtype = np.dtype(dtype)
         size = int(np.prod(shape)) * dtype.itemsize
         buffer = self._buffers.get((layer, role))

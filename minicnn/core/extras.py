@@ -1,16 +1,16 @@
-"""Optional packages: imported where they are used, with an error that says what to install."""
+"""Optional packages, imported when they are used."""
 
 import importlib
 from types import ModuleType
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Import an optional package, or say which extra of minicnn brings it.
+    """Import an optional package; the error says which extra of minicnn installs it.
 
     Parameters
     ----------
     module : str
-        The name to import, such as "matplotlib.pyplot".
+        Such as "matplotlib.pyplot".
     extra : str
         The extra in pyproject.toml.
 
@@ -21,7 +21,7 @@ def require(module: str, extra: str) -> ModuleType:
     Raises
     ------
     ImportError
-        If the package is not installed, or is broken.
+        If the package is not installed or cannot be imported.
 
     Examples
     --------

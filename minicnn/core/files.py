@@ -1,7 +1,7 @@
 """Files on disk: opened only if they are regular files, and replaced in one step.
 
-minicnn chooses names inside folders that a stranger may have prepared (`.lock`, `checkpoint.json`).
-Such a name may be a link to another file, or a pipe that nobody writes into.
+minicnn opens files with fixed names (`.lock`, `checkpoint.json`) in folders that others may have
+prepared: such a file may be a link to another one, or a pipe that nobody writes into.
 """
 
 import contextlib
@@ -23,31 +23,31 @@ _KINDS = {
 
 
 class StrangeFileError(OSError):
-    """What lies at a path is not a regular file, or has a second name."""
+    """The path is not that of a regular file, or the file has a second name."""
 
 
 def open_regular(
     path: Path, mode: str = "rb", follow: bool = False, buffering: int = -1
 ) -> IO[bytes]:
-    """Open a regular file; raise, and do not wait, where something else lies there.
+    """Open a regular file; raise at once if the path is that of a pipe, a device or a folder.
 
     Parameters
     ----------
     path : Path
     mode : str
-        As for `open`, binary.
+        A binary mode of `open`.
     follow : bool
-        Whether a symbolic link is followed, as for a path that the user typed.
+        Whether to follow a symbolic link, as for a path that the user has given.
     buffering : int
         As for `open`.
 
     Raises
     ------
     StrangeFileError
-        If there is no regular file at the path; or, to write into it, one with a second name (a
-        hard link), since that may be a file of somebody else.
+        If the path is not that of a regular file, or if a file to write into has a second name (a
+        hard link), which may belong to somebody else.
     OSError
-        If the system refuses.
+        If the system cannot open it.
     """
     flags = _NO_WAIT if follow else _NO_WAIT | _NO_LINK
 
@@ -59,7 +59,7 @@ def open_regular(
     except FileNotFoundError:
         raise
     except OSError:
-        _check(path, os.stat(path, follow_symlinks=follow), mode, follow)  # says more
+        _check(path, os.stat(path, follow_symlinks=follow), mode, follow)  # a better error
         raise
     try:
         _check(path, os.fstat(file.fileno()), mode, follow)
@@ -70,11 +70,11 @@ def open_regular(
 
 
 def _check(path: Path, state: os.stat_result, mode: str, is_users: bool) -> None:
-    """Raise where a path is not what `open_regular` opens."""
+    """Raise unless the file may be opened by `open_regular`."""
     kind = stat.S_IFMT(state.st_mode)
     if kind != stat.S_IFREG:
         remedy = "remove it, or put a regular file in its place"
-        if is_users:  # a folder that is given by mistake must stay
+        if is_users:  # do not tell the user to remove his folder
             remedy = "give the path of a regular file"
         raise StrangeFileError(
             f"{path} is {_KINDS.get(kind, 'a device or a socket')}, not a regular file; {remedy}"
@@ -88,12 +88,12 @@ def _check(path: Path, state: os.stat_result, mode: str, is_users: bool) -> None
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a temporary file that takes the place of `path` once it is complete and on the disk.
+    """Open a temporary file that replaces `path` once it is complete and on the disk.
 
     Raises
     ------
     OSError
-        If it cannot be written; the error names `path`, which is as it was.
+        If it cannot be written. The error names `path`, which is unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     with _naming(path):
@@ -110,7 +110,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Name the file that the user knows in errors of the system."""
+    """Replace the name of the temporary file in an OSError by `path`."""
     try:
         yield
     except OSError as error:
@@ -120,14 +120,14 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def _sync_folder(path: Path) -> None:
-    """Bring a change of names in a folder to the disk."""
+    """Write a folder's changed entries to the disk."""
     if not hasattr(os, "O_DIRECTORY"):
-        return  # Windows opens no folder
+        return  # Windows cannot open folders
     folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems sync no folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # not supported by some file systems
             raise
     finally:
         os.close(folder)

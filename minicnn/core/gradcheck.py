@@ -1,11 +1,12 @@
-"""Hand-written gradients against differences of the output.
+"""Compare hand-written gradients with finite differences.
 
-Take the loss L = sum(g y) of a layer's output y, with random g. Then dy = g, and the slope of L
-along a direction v is <dx, v>. It is compared with the central difference
+For the loss L = sum(g y) of a layer's output y, with random g, dy = g, and the slope of L along a
+direction v is <dx, v>. It is compared with the central difference
 
     (L(x + e v) - L(x - e v)) / 2 e  =  <dx, v> + O(e^2)
 
-in float64, with all entries moving at once, each entry by itself, and equal neighbours together.
+in float64, for a direction that changes all entries, for single entries, and for blocks of equal
+neighbours.
 """
 
 import copy
@@ -19,17 +20,17 @@ from minicnn.core import checks
 from minicnn.core.context import Context
 from minicnn.core.op import Op, forget
 
-_STEPS = (1e-5, 1e-7)  # the second where the first seems wrong: it may have crossed a kink
-_GAP = 1e-3  # between two inputs at least; far above a step, so that none makes two of them equal
+_STEPS = (1e-5, 1e-7)  # the second if the first fails: it may have crossed a kink
+_GAP = 1e-3  # the least difference of two inputs, so that a step never makes them equal
 
 
 @dataclass(frozen=True)
 class GradientError:
-    """One thing that is wrong: in which array, at which entry, and by how much."""
+    """One error: the array, the entry and the numbers that differ."""
 
     array: str  # "inputs", a parameter's name, "dy" or "output"
     problem: str
-    index: tuple[int, ...] | None = None  # None: the array as a whole
+    index: tuple[int, ...] | None = None  # None: not a single entry
     analytic: float = math.nan
     numeric: float = math.nan
     error: float = math.nan
@@ -40,24 +41,24 @@ class GradientError:
 
 @dataclass
 class GradientReport:
-    """What `check_gradients` found; printed, it is a readable report.
+    """The result of `check_gradients`; `print` shows a readable report.
 
     Parameters
     ----------
     label : str
-        The layer's.
+        The name of the layer.
     errors : list of GradientError
         Each has `array`, `problem`, `index`, `analytic`, `numeric` and `error`.
     checked : int
-        How many slopes were compared.
+        The number of slopes that were compared.
     skipped : int
-        How many of them decide nothing: the output has a kink there, and the gradient is the slope
-        on one side of it, or lies between both.
+        The number of slopes at a kink of the output whose gradient is that of one side or lies
+        between both: they are neither right nor wrong.
 
     Attributes
     ----------
     ok : bool
-        Whether something was checked and nothing is wrong.
+        True if there are no errors, and at least one slope was not skipped.
 
     Examples
     --------
@@ -97,37 +98,37 @@ def check_gradients(
 ) -> GradientReport:
     """Compare the gradients of a layer with central differences, in float64.
 
-    A copy of the layer is built anew, and its start values are moved at random so that a 0 or a 1
-    hides nothing; the layer itself stays as it is. Checked are
+    The layer is unchanged: a copy is built again, with random numbers added to its start values,
+    since a 0 or a 1 could hide an error. Checked are
 
-    - the shape that `build` declares, and that forward and backward leave their arguments alone;
-    - the slopes of a random loss, along one random direction and along single entries, of the
-      inputs and of each trainable parameter. Where the single entries do not explain what is
-      wrong along the direction, that is halved until it is found;
-    - that ``need_dx=False`` gives the parameters the same gradients;
-    - with inputs that are equal in blocks of two along each axis, the slope along each block. Max
-      pooling that gives a gradient to every maximum of a window fails here. Which one of them gets
-      it is a convention that no difference can tell.
+    - the shape that `build` returns, and that forward and backward do not change their arguments;
+    - for the inputs and each trainable parameter, the slopes of a random loss along a random
+      direction and along single entries. If only the direction fails, it is halved until the
+      entry is found;
+    - that ``need_dx=False`` does not change the gradients of the parameters;
+    - the slope along each block of equal inputs, if inputs are equal in blocks of two along each
+      axis. Max pooling that gives a gradient to every maximum of a window fails here. Which of
+      the maxima gets the gradient is a convention that differences cannot show.
 
-    Apart from those blocks, no two inputs are equal or close, and none is close to zero.
+    Except in these blocks, all inputs differ from each other and from zero by more than a step.
 
     Parameters
     ----------
     layer : Op
-        A layer, a Sequential, or an op of one's own with `forward` and `backward`.
+        A layer, a Sequential, or your own op with `forward` and `backward`.
     input_shape : tuple of int
         With a batch size: (2, 8, 8, 3).
     seed : int
-        Of the inputs, the start values, the loss, and the generator that each pass begins with, so
-        that dropout drops the same elements in all passes.
+        The seed of the inputs, the start values, the loss and each pass: dropout drops the same
+        elements in all passes.
     training : bool
         As in `Context`.
     tolerance : float
-        The largest error |a - n| / max(1, |a|, |n|) of an analytic a and a numeric n.
+        The largest allowed |a - n| / max(1, |a|, |n|) of an analytic a and a numeric n.
     entries : int
-        How many entries of an array are checked at most.
+        The largest number of entries of an array to check.
     ties : bool
-        Whether to check with equal inputs too.
+        Whether to check equal inputs, too.
 
     Returns
     -------
@@ -149,8 +150,9 @@ def check_gradients(
     """
     checks.instance(layer, Op, "layer", "a layer or an op")
     shape = checks.integers(input_shape, "input_shape", 1)
-    checks.room(shape, "the array of this `input_shape`")
-    seed, entries = checks.integer(seed, "seed", 0), checks.integer(entries, "entries")
+    checks.allocatable(shape, "the array of this `input_shape`")
+    seed = checks.integer(seed, "seed", 0)
+    entries = checks.integer(entries, "entries")
     tolerance = checks.number(tolerance, "tolerance", least=0)
     check = _Check(copy.deepcopy(layer), seed, training, tolerance, entries)
     check.build(shape)
@@ -163,7 +165,7 @@ def check_gradients(
 
 
 class _Array(NamedTuple):
-    """An array that the output depends on: the inputs x themselves, or a parameter."""
+    """An array that the output depends on: the inputs x, or a parameter."""
 
     name: str
     values: np.ndarray
@@ -172,7 +174,7 @@ class _Array(NamedTuple):
 
 
 class _Check:
-    """The check of one layer: its random numbers, and the report so far."""
+    """The check of one layer: its random numbers and the report."""
 
     def __init__(self, layer: Op, seed: int, training: bool, limit: float, entries: int) -> None:
         self.layer, self.seed, self.training = layer, seed, training
@@ -181,46 +183,48 @@ class _Check:
         self.report = GradientReport(layer.label)
 
     def build(self, shape: tuple[int, ...]) -> None:
-        """Build the layer, and compare its output with what it declares."""
-        forget(self.layer)  # a copy: its values may be drawn again
+        """Build the layer and compare its output with the declared shape."""
+        forget(self.layer)  # the layer is a copy
         declared = tuple(self.layer.build((None, *shape[1:]), self.rng, np.float64))
         for parameter in self.layer.parameters:
             parameter.value[...] += self.rng.uniform(-0.25, 0.25, parameter.shape)
         y, _ = self.forward(_spaced(shape, self.rng))
         real = (None, *y.shape[1:]) if y.shape[:1] == shape[:1] else y.shape
         self.expect(real == declared, "output", f"build says {declared}, forward returns {real}")
-        self.expect(y.dtype == np.float64, "output", f"{y.dtype} comes out where float64 goes in")
-        self.g = self.sizable(y.shape)  # dL/dy
+        self.expect(y.dtype == np.float64, "output", f"{y.dtype} for inputs of float64")
+        self.g = self.not_small(y.shape)  # dL/dy
 
     def slopes(self, x: np.ndarray) -> None:
         """Check the gradients of the inputs and of the parameters."""
-        arrays, others = self.gradients(x), self.gradients(x, need_dx=False)
-        if self.report.errors:  # what was changed on the way makes the numbers wrong
+        arrays = self.gradients(x)
+        others = self.gradients(x, need_dx=False)
+        if self.report.errors:  # arguments were changed: the numbers are wrong
             return
         for array, other in zip(arrays, others, strict=True):
             same = array.values is x or np.array_equal(array.gradient, other.gradient, True)
             self.expect(same, array.name, "need_dx=False changes the gradient")
             every = np.arange(array.values.size)
             wrong = self.compare_each(array, every[:, None])
-            self.report.errors += wrong or self.locate(array, every, self.sizable(every.shape))
+            self.report.errors += wrong or self.locate(array, every, self.not_small(every.shape))
 
     def compare_each(self, array: _Array, groups: Any) -> list[GradientError]:
-        """Compare the slopes along each of the groups of entries, or along a sample of them."""
+        """Compare the slopes along groups of entries, or along a sample of the groups."""
         sample = np.sort(self.rng.permutation(len(groups))[: self.entries])
         return [error for number in sample for error in self.compare(array, groups[number])]
 
     def locate(self, array: _Array, where: Any, direction: np.ndarray) -> list[GradientError]:
-        """Compare the slopes along a direction; if wrong, halve it down to an entry that is."""
+        """Compare the slopes along a direction; if they differ, halve it to find the entry."""
         if not (wrong := self.compare(array, where, direction[where])) or where.size == 1:
             return wrong and self.compare(array, where)
         halves = (self.locate(array, half, direction) for half in np.array_split(where, 2))
         return next(filter(None, halves), wrong)
 
     def compare(self, array: _Array, where: Any, move: Any = 1.0) -> list[GradientError]:
-        """Return what is wrong with the slope where the entries `where` of an array move."""
+        """Compare the slopes if the entries `where` of an array move; return the error, if any."""
         self.report.checked += 1
         analytic = float((array.gradient.reshape(-1)[where] * move).sum())
-        start, y = array.values.flat[where], self.forward(array.x)[0]
+        start = array.values.flat[where]
+        y, _ = self.forward(array.x)
         for step in _STEPS:
             array.values.flat[where] = start + step * move
             above = float(((self.forward(array.x)[0] - y) * self.g).sum()) / step
@@ -232,7 +236,7 @@ class _Check:
             error = abs(analytic - numeric) / scale
             if error <= self.limit:
                 return []
-        if error <= self.limit + abs(above - below) / 2 / scale:  # in between, or one of the two
+        if error <= self.limit + abs(above - below) / 2 / scale:  # of one side, or in between
             self.report.skipped += 1
             return []
         problem = f"backward says {analytic:.9g}, differences say {numeric:.9g}, error {error:.2g}"
@@ -245,16 +249,20 @@ class _Check:
 
     def forward(self, x: np.ndarray) -> tuple[np.ndarray, Context]:
         """Return a copy of the output (it may be x itself), and the context of the pass."""
-        ctx, before = Context(self.training, np.random.default_rng(self.seed)), x.copy()
+        before = x.copy()
+        ctx = Context(self.training, np.random.default_rng(self.seed))
         y = np.array(self.layer.forward(x, ctx))
         self.expect(np.array_equal(x, before), "inputs", "forward changes them")
         return y, ctx
 
     def gradients(self, x: np.ndarray, need_dx: bool = True) -> list[_Array]:
         """Return copies of the gradients of the inputs and of the trainable parameters."""
-        for parameter in (trained := [p for p in self.layer.parameters if p.trainable]):
+        trained = [parameter for parameter in self.layer.parameters if parameter.trainable]
+        for parameter in trained:
             parameter.grad[...] = math.nan  # to be overwritten
-        (_, ctx), before, dy = self.forward(x), x.copy(), self.g.copy()
+        _, ctx = self.forward(x)
+        before = x.copy()
+        dy = self.g.copy()
         dx = np.array(self.layer.backward(dy, ctx, need_dx))
         self.expect(np.array_equal(dy, self.g), "dy", "backward changes it")
         self.expect(np.array_equal(x, before), "inputs", "backward changes them")
@@ -263,24 +271,24 @@ class _Check:
         arrays = [(p.name, p.value, p.grad.copy()) for p in trained]
         return [_Array(*array, x) for array in [("inputs", x, dx), *arrays]]
 
-    def sizable(self, shape: tuple[int, ...]) -> Any:
-        """Return random numbers from 0.5 to 1.5 with random signs: none of them is small."""
+    def not_small(self, shape: tuple[int, ...]) -> Any:
+        """Return random numbers from 0.5 to 1.5 with random signs."""
         return self.rng.uniform(0.5, 1.5, shape) * self.rng.choice([-1.0, 1.0], shape)
 
-    def expect(self, fine: bool, array: str, problem: str) -> None:
-        """Note a problem, once."""
-        if not fine and (error := GradientError(array, problem)) not in self.report.errors:
+    def expect(self, is_right: bool, array: str, problem: str) -> None:
+        """Add a problem to the report, once, unless `is_right`."""
+        if not is_right and (error := GradientError(array, problem)) not in self.report.errors:
             self.report.errors.append(error)
 
 
 def _spaced(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Return evenly spaced numbers around 0 in random places; 0 itself lies in a gap."""
+    """Return evenly spaced numbers around 0, but not 0 itself, in random order."""
     size = math.prod(shape)
     return max(2 / size, _GAP) * (rng.permutation(size).reshape(shape) + 0.25 - size // 2)
 
 
 def _tied(shape: tuple[int, ...], rng: np.random.Generator) -> tuple[np.ndarray, list[Any]]:
-    """Return inputs in blocks of two equal ones along each axis but the batch's, and the blocks."""
+    """Return inputs equal in blocks of two along each axis but the first, and the blocks."""
     halves = (shape[0], *(-(-size // 2) for size in shape[1:]))
     numbers = np.arange(math.prod(halves)).reshape(halves)
     blocks = np.kron(numbers, np.ones((1, *(2 for _ in shape[1:])), np.int64))

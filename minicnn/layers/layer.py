@@ -171,7 +171,7 @@ class Layer(Op):
         self, name: str, shape: tuple[int, ...], rng: np.random.Generator
     ) -> Parameter:
         """Return a new parameter with values from ``self.<name>_initializer``."""
-        checks.room(shape, f"{self.label}: `{name}`")
+        checks.allocatable(shape, f"{self.label}: `{name}`")
         argument = f"{name}_initializer"
         initializer = getattr(self, argument)
         value = checks.array(initializer(shape, rng, self.dtype), argument)
