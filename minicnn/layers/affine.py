@@ -15,8 +15,7 @@ from minicnn.layers.layer import Layer
 class Affine(Layer):
     """The base of layers that compute  y = activation(x * kernel + bias).
 
-    A subclass defines the product, with or without an activation in the same pass, in `linear`
-    and `linear_backward`. Its `build` ends with `build_weights`.
+    A subclass defines `linear` and `linear_backward`, and its `build` ends with `build_weights`.
     """
 
     kernel: Parameter
@@ -55,14 +54,16 @@ class Affine(Layer):
         dz = dy if self.activation is None else self.activation.backward(dy, ctx)
         return self.linear_backward(dz, ctx, need_dx)
 
-    def linear(self, x: np.ndarray, ctx: Context) -> np.ndarray:
-        """Return x * kernel + bias."""
+    def linear(
+        self, x: np.ndarray, ctx: Context, relu: bool = False, last: Any = None
+    ) -> np.ndarray:
+        """Return x * kernel + bias; or, fused, with ReLU and the layer `last` after it."""
         raise NotImplementedError
 
     def linear_backward(
         self, dy: np.ndarray, ctx: Context, need_dx: bool = True
     ) -> np.ndarray | None:
-        """Write the gradients of kernel and bias; return the gradient of the inputs."""
+        """Write the gradients of kernel and bias; return the gradient of the inputs of `linear`."""
         raise NotImplementedError
 
     def bias_value(self) -> np.ndarray:

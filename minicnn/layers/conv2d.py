@@ -8,7 +8,7 @@ from minicnn.core import checks
 from minicnn.core.context import Context
 from minicnn.core.op import Shape
 from minicnn.kernels.conv import conv
-from minicnn.kernels.window import Window, slide
+from minicnn.kernels.window import slide
 from minicnn.layers import sliding
 from minicnn.layers.affine import Affine
 
@@ -113,28 +113,25 @@ class Conv2D(Affine):
         return self.build_weights(kernel_shape, output_shape, rng)
 
     def linear(
-        self, x: np.ndarray, ctx: Context, relu: bool = False, pooling: Window | None = None
+        self, x: np.ndarray, ctx: Context, relu: bool = False, last: Any = None
     ) -> np.ndarray:
-        """Return x * w + b before the activation, or with ReLU and pooling in the same pass.
-
-        `pooling` is the window of a 2x2 max pooling after ReLU, or None.
-        """
+        """Return x * w + b; or, fused, with ReLU and a `MaxPooling2D` of 2x2 after it."""
         x = self.data_format.to_nhwc(self.check_inputs(x))
         # x (N, H, W, C) * w (KH, KW, C, F) + b (F,) -> y (N, OH, OW, F)
-        out = pooling or self.window
+        out = self.window if last is None else last.window
         shape = (len(x), out.out_h, out.out_w, self.filters)
         y = ctx.empty(self, "y", shape, x.dtype)
-        code = None if pooling is None else ctx.empty(self, "code", shape, np.uint8)
+        code = None if last is None else ctx.empty(self, "code", shape, np.uint8)
         conv.forward(x, self.kernel.value, self.bias_value(), y, self.window, relu, code)
-        ctx[self] = x, y if relu else None, code, pooling
+        ctx[self] = x, y if relu else None, code, last
         return self.data_format.from_nhwc(y)
 
     def linear_backward(
         self, dy: np.ndarray, ctx: Context, need_dx: bool = True
     ) -> np.ndarray | None:
-        """Write the gradients of kernel and bias, and return that of the inputs of `linear`."""
-        x, y, code, pooling = ctx[self]
-        shape = self.data_format.shape(len(x), pooling or self.window, self.filters)
+        x, y, code, last = ctx[self]
+        out = self.window if last is None else last.window
+        shape = self.data_format.shape(len(x), out, self.filters)
         checks.gradient(dy, shape, self.dtype, self.label)
         dy = self.data_format.to_nhwc(dy)
         w, dw, db = self.kernel.value, self.kernel.writable("grad"), self.bias_grad()

@@ -75,25 +75,24 @@ class Dense(Affine):
         return self.build_weights((shape[-1], self.units), (*shape[:-1], self.units), rng)
 
     def linear(
-        self, x: np.ndarray, ctx: Context, relu: bool = False, dropout: Any = None
+        self, x: np.ndarray, ctx: Context, relu: bool = False, last: Any = None
     ) -> np.ndarray:
-        """Return x w + b before the activation, or with ReLU and dropout in the same pass.
-
-        `dropout` is a tuple of its key, its rate and the number of the first row, or None.
-        """
+        """Return x w + b; or, fused, with ReLU and a `Dropout` after it."""
         x = self.check_inputs(x)
         # x (N, D) w (D, U) + b (U,) -> y (N, U)
         y = ctx.empty(self, "y", (*x.shape[:-1], self.units), x.dtype)
-        mask = None if dropout is None else (*dropout, math.prod(x.shape[1:-1]))
+        mask = None
+        scale = 1.0
+        if last is not None and (key := last.draw(ctx)) is not None:
+            mask = key, last.rate, ctx.first_row, math.prod(x.shape[1:-1])
+            scale = 1.0 / (1.0 - last.rate)
         kernels.forward(_rows(x), self.kernel.value, self.bias_value(), _rows(y), relu, mask)
-        scale = 1.0 if dropout is None else 1.0 / (1.0 - dropout[1])
         ctx[self] = x, y if relu else None, scale
         return y
 
     def linear_backward(
         self, dy: np.ndarray, ctx: Context, need_dx: bool = True
     ) -> np.ndarray | None:
-        """Write the gradients of kernel and bias, and return that of the inputs of `linear`."""
         x, y, scale = ctx[self]
         checks.gradient(dy, (*x.shape[:-1], self.units), self.dtype, self.label)
         if y is not None:  # above zero where ReLU and dropout let the gradient pass

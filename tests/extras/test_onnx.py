@@ -14,7 +14,7 @@ import minicnn as mc
 from minicnn.export.onnx import _EXPORTS
 from minicnn.layers import Activation, Conv2D, Dense, Dropout, Flatten, MaxPooling2D, Sequential
 from minicnn.layers.affine import Affine
-from minicnn.layers.fusion import FusedConv, FusedDense
+from minicnn.layers.fusion import Fused
 from minicnn.losses import _OfClassNumbers
 
 onnx = pytest.importorskip("onnx", reason='pip install -e ".[onnx]"')
@@ -26,8 +26,7 @@ NOT_EXPORTED = {
     mc.layers.Layer: "the base",
     Affine: "a base",
     Sequential: "its layers are exported",
-    FusedConv: "stands for layers that are exported",
-    FusedDense: "stands for layers that are exported",
+    Fused: "stands for layers that are exported",
     mc.losses.SoftmaxCrossEntropy: "no prediction",
     _OfClassNumbers: "no prediction",
 }
