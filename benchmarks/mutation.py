@@ -95,7 +95,7 @@ MUTATIONS = [
     ("swapped axes of the inputs", "layers.sliding:DataFormat.to_nhwc",
      swap("transpose", 1, 2), None, CONV2D),
     ("strides of 1 for those of the window", "layers.max_pooling2d:MaxPooling2D.__init__",
-     replace("pool_size", "1"), 0, MAX_POOLING),
+     replace("self.size", "(1, 1)"), None, MAX_POOLING),
     ("swapped axes of the gradient", "layers.max_pooling2d:MaxPooling2D.backward",
      unwrap("from_nhwc"), None, MAX_POOLING),
     ("gradient without the mask", "layers.dropout:Dropout.backward", condition(True), "key",
