@@ -61,11 +61,10 @@ def fuse(chain: Sequence[Op]) -> list[tuple[Op, int]]:
         The ops to run, and the number of layers that each of them computes.
     """
     fused: list[tuple[Op, int]] = []
-    start = 0
-    while start < len(chain):
-        op, length = _first(chain[start:])
+    while chain:
+        op, length = _first(chain)
         fused.append((op, length))
-        start += length
+        chain = chain[length:]
     return fused
 
 

@@ -1,4 +1,4 @@
-"""One pass through a layer, forward and back, as the tests of the layers look at it."""
+"""Helpers for tests of layers: build a layer, run it forward and backward, compare passes."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ import minicnn as mc
 
 
 class Pass(NamedTuple):
-    """What comes out of a pass forward and back."""
+    """The results of a forward and a backward pass."""
 
     y: np.ndarray
     dx: np.ndarray | None
@@ -17,7 +17,7 @@ class Pass(NamedTuple):
 
 
 def built(make, shape, dtype=np.float32):
-    """A layer of a row, its biases away from zero, and the shape of its output."""
+    """Return a built layer with nonzero biases, and its output shape."""
     layer = make()
     declared = layer.build((None, *shape), rng=0, dtype=dtype)
     rng = np.random.default_rng(1)
@@ -27,7 +27,7 @@ def built(make, shape, dtype=np.float32):
 
 
 def numbers(shape, dtype=np.float32, seed=2):
-    """Numbers of which no two are equal, and none is zero."""
+    """Return different nonzero numbers."""
     size = int(np.prod(shape))
     spaced = (np.random.default_rng(seed).permutation(size) + 0.25) * 2 / size - 1
     return spaced.reshape(shape).astype(dtype)
@@ -38,7 +38,7 @@ def context(**options):
 
 
 def forward_and_back(layer, x, dy=None, need_dx=True, **options):
-    """One pass; copies of what came out."""
+    """Run one pass; return copies of the results."""
     ctx = context(**options)
     y = layer.forward(x, ctx).copy()
     for parameter in layer.parameters:

@@ -1,4 +1,4 @@
-"""Activation, and `activation=`: the functions, by name, by function and as an op."""
+"""Activation and the argument `activation`: given by name, as a function and as an op."""
 
 import naive
 import numpy as np
@@ -61,7 +61,7 @@ def test_a_name_and_its_function_are_the_same(name):
 @pytest.mark.parametrize(
     "make", [lambda a: Dense(4, activation=a), lambda a: Conv2D(4, 2, activation=a)]
 )
-def test_as_an_argument_it_is_what_the_layer_of_its_own_is(name, make):
+def test_the_argument_equals_the_layer(name, make):
     shape = (3,) if isinstance(make(None), Dense) else (4, 5, 3)
     argument, linear = built(make(name), shape), built(make(None), shape)
     x, ctx = numbers((2, *shape)), mc.Context()
@@ -90,12 +90,12 @@ def test_softmax_and_sigmoid_do_not_overflow():
     assert_close(built(Activation("sigmoid"), (3,)).forward(x, mc.Context()), [[0, 0.5, 1]])
 
 
-def test_softmax_goes_along_the_last_axis():
+def test_softmax_normalizes_the_last_axis():
     y = built(Activation("softmax"), (4, 3)).forward(numbers((2, 4, 3)), mc.Context())
     assert_close(y.sum(axis=-1), np.ones((2, 4)))
 
 
-def test_an_op_of_ones_own():
+def test_a_custom_op():
     class Square(mc.Op):
         def forward(self, x, ctx):
             ctx[self] = x
@@ -110,7 +110,7 @@ def test_an_op_of_ones_own():
 
 
 class Leaky(mc.Op):
-    """y = x where x > 0, else a x, with a trained a."""
+    """y = x if x > 0, else a x, with a trained a."""
 
     def build(self, input_shape, rng, dtype=np.float32):
         self.a = mc.Parameter(f"{self.label}/a", np.full((), 0.2, dtype))
@@ -136,19 +136,19 @@ def test_an_op_with_a_parameter_is_trained(make):
     assert report.ok, report
 
 
-def test_an_axis_that_the_output_lacks_is_an_error_at_build():
+def test_an_axis_that_does_not_exist_is_an_error_at_build():
     for layer in (Activation(mc.ops.Softmax(5)), Dense(3, activation=mc.ops.Softmax(5))):
         with pytest.raises(ValueError, match="no `axis` 5 in an input of shape"):
             layer.build((None, 3), rng=0)
 
 
 @pytest.mark.parametrize("spec", ["rleu", np.tanh, 3, lambda x: x, mc.ops.Relu])
-def test_what_is_no_activation_is_quoted(spec):
+def test_the_error_quotes_a_wrong_activation(spec):
     for make in (Activation, lambda spec: Dense(2, activation=spec)):
         with pytest.raises(ValueError, match=r"`activation` must be one of 'relu', .* got "):
             make(spec)
 
 
-def test_a_layer_of_no_activation_is_an_error():
+def test_activation_none_is_an_error():
     with pytest.raises(ValueError, match="`activation` must name a function, got None"):
         Activation(None)

@@ -1,4 +1,4 @@
-"""Layers that were built before: a model or a graph that takes them keeps their values."""
+"""Layers that were built before keep their values in a new model or graph."""
 
 import logging
 
@@ -36,7 +36,7 @@ def images():
 
 
 class Scale(mc.Op):
-    """An op that is not a layer, and has a parameter."""
+    """An op with a parameter that is not a layer."""
 
     def build(self, input_shape, rng, dtype=np.float32):
         rng = np.random.default_rng(rng)
@@ -48,7 +48,7 @@ class Scale(mc.Op):
 
 
 class Residual(mc.layers.Layer):
-    """A layer made of another one and a parameter of its own."""
+    """A layer with a parameter and another layer inside."""
 
     def __init__(self, inner):
         super().__init__()
@@ -70,7 +70,7 @@ class Residual(mc.layers.Layer):
 # The same inputs: nothing changes
 
 
-def test_a_part_of_a_model_keeps_its_values_and_says_so_once(caplog):
+def test_a_part_of_a_model_keeps_its_values_with_one_warning(caplog):
     model = small_cnn()
     before, y = values(model), model.predict(images())
     part = Sequential(model.layers[:2])
@@ -131,7 +131,7 @@ def test_the_first_build_and_a_graph_do_not_warn(caplog):
     lambda: Dense(6, name="inner"), lambda: Scale(), lambda: Sequential([Dense(6, name="inner")]),
     lambda: Residual(Dense(6)).named("inner"),
 ])
-def test_whatever_builds_an_op_for_itself_keeps_it(make, new):
+def test_models_and_layers_keep_the_values_of_ops_inside(make, new):
     op = new()
     op.build((None, 6), rng=0)
     before = values(op)
@@ -149,7 +149,7 @@ def test_an_op_without_values_may_be_used_for_other_inputs():
     assert Sequential([Dense(4), softmax]).build((None, 2), rng=0) == (None, 4)
 
 
-def test_check_gradients_takes_a_model_that_is_built():
+def test_check_gradients_keeps_the_values_of_a_built_model():
     model = small_cnn()
     before = values(model)
     assert mc.check_gradients(model, (2, 6, 6, 2), entries=5).ok
@@ -165,8 +165,8 @@ def test_a_model_of_built_layers_is_usable_at_once():
     body = Sequential(model.layers[:2])
     assert_same_bits(head.predict(body.predict(images())), model.predict(images()))
     assert body.summary().splitlines()[2].split()[0] == "conv2d"
-    whole = Sequential([body, head])
-    assert_same_bits(whole.predict(images()), model.predict(images()))
+    both = Sequential([body, head])
+    assert_same_bits(both.predict(images()), model.predict(images()))
 
 
 def test_a_model_whose_layers_a_graph_has_built_is_usable_at_once():
@@ -178,7 +178,7 @@ def test_a_model_whose_layers_a_graph_has_built_is_usable_at_once():
     assert "dense" in model.summary()
 
 
-def test_two_built_layers_without_names_get_names_of_their_own():
+def test_two_built_layers_without_names_get_different_names():
     layers = [Dense(4), Dense(4)]
     for layer in layers:
         layer.build((None, 4), rng=0)
@@ -235,7 +235,7 @@ def test_a_model_for_other_inputs_is_an_error_whose_remedy_works(shape, dtype):
     assert_same_bits(part.predict(x), fresh.predict(x))
 
 
-def test_layers_that_do_not_fit_each_other_say_so_when_they_are_used():
+def test_layers_that_do_not_fit_each_other_raise_at_first_use():
     first, second = Dense(3), Dense(3, name="second")
     first.build((None, 4), rng=0)
     second.build((None, 4), rng=0)
@@ -256,7 +256,7 @@ def test_a_graph_for_other_inputs_is_an_error_whose_remedy_works():
         assert layer(x).shape == (None, 3)
 
 
-def test_what_no_layer_takes_is_told_as_ever():
+def test_inputs_that_no_layer_takes_give_the_usual_error():
     model = small_cnn()
     x = mc.Graph().placeholder("x", SHAPE, np.uint8)
     with pytest.raises(TypeError, match=r"conv2d: `inputs` must be float32 or float64, got uint8"):
@@ -266,7 +266,7 @@ def test_what_no_layer_takes_is_told_as_ever():
         model(x)
 
 
-def test_layers_without_parameters_are_kept_as_well():
+def test_layers_without_parameters_are_kept_too():
     model = small_cnn()
     y = model.predict(images())
     with pytest.raises(ValueError, match=r"max_pooling2d: built for .*\(None, 4, 4, 4\)"):
@@ -296,7 +296,7 @@ def test_reset_parameters_draws_what_build_draws_into_the_same_arrays(make):
     assert_same_bits(model.predict(images()), fresh.predict(images()))
 
 
-def test_reset_parameters_of_what_was_not_built():
+def test_reset_parameters_of_a_layer_that_was_not_built():
     model = Sequential([Dense(2)])
     with pytest.raises(RuntimeError, match=r"sequential: not built yet; call build"):
         model.reset_parameters(rng=0)
@@ -318,7 +318,7 @@ def test_reset_parameters_that_fails_changes_nothing():
     assert_same_bits(model.predict(images()), y)
 
 
-def test_a_build_that_fails_gives_the_parameters_their_names_back():
+def test_a_build_that_fails_restores_the_names_of_parameters():
     layer = Dense(4)
     layer.build((None, 4), rng=0)
     with pytest.raises(ValueError, match="must have 4 dimensions"):

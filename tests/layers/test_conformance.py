@@ -1,7 +1,7 @@
-"""What is true of every layer: one table of layers in their configurations, one test a promise.
+"""What every layer must satisfy: one table of configurations, and one test for each property.
 
-A new layer needs a row here; the last test says so. Every row runs with float32 and float64, with a
-context in training, so that dropout drops.
+Each new layer needs a row: the last test checks this. Rows run with float32 and float64, in
+training mode, so that dropout drops.
 """
 
 import inspect
@@ -30,13 +30,13 @@ ACTIVATIONS = ("relu", "softmax", "sigmoid", "tanh", "identity")
 
 
 def nested(fuse):
-    """A model in a model, with what can be fused: ReLU as an argument and as a layer of its own."""
+    """Return models in a model that can be fused: ReLU as an argument and as a layer."""
     features = [Conv2D(3, 3, padding="same"), Activation("relu"), MaxPooling2D(2), Flatten()]
     head = [Dense(5, activation="relu"), Dropout(0.4), Dense(3)]
     return Sequential([Sequential(features, fuse=fuse), Sequential(head, fuse=fuse)], fuse=fuse)
 
 
-# Name of the row, what makes its layer, the shape of one input without the batch
+# Name of the row, function that makes the layer, input shape without the batch
 TABLE = [
     ("conv2d 3x3", lambda: Conv2D(4, 3), (6, 7, 2)),
     ("conv2d stride < window", lambda: Conv2D(3, 3, strides=2), (7, 8, 3)),
@@ -106,7 +106,7 @@ TABLE = [
     ("sequential", lambda: nested(fuse=True), (4, 6, 3)),
     ("sequential unfused", lambda: nested(fuse=False), (4, 6, 3)),
     ("sequential of one", lambda: Sequential([Flatten()]), (2, 3)),
-    # Fused into one pass: where float32 takes the fast paths
+    # Fused layers, which take the fast paths in float32
     (
         "fused conv2d, few channels",
         lambda: Sequential([Conv2D(32, 5, padding="same", activation="relu"), MaxPooling2D(2)]),
@@ -195,7 +195,7 @@ def test_declared_shape_and_type_are_the_real_ones(make, shape, dtype):
 @every_layer
 @pytest.mark.parametrize("read_only", [False, True])
 @pytest.mark.parametrize("workspace", [None, mc.Workspace()], ids=["fresh", "workspace"])
-def test_nothing_but_gradients_is_changed(make, shape, read_only, workspace):
+def test_a_pass_changes_only_gradients(make, shape, read_only, workspace):
     layer, declared = built(make, shape)
     x, dy = numbers((3, *shape)), numbers((3, *declared[1:]), seed=4)
     x.flags.writeable = dy.flags.writeable = not read_only
@@ -207,7 +207,7 @@ def test_nothing_but_gradients_is_changed(make, shape, read_only, workspace):
     layer.backward(dy, ctx)
     assert_same_bits(x, before[0])
     assert_same_bits(dy, before[1])
-    assert_same_bits(y, forward)  # the next layer may have saved it; it lasts until the next pass
+    assert_same_bits(y, forward)  # the next layer may have saved it
     for parameter, value in zip(layer.parameters, values, strict=True):
         assert_same_bits(parameter.value, value)
 
@@ -227,7 +227,7 @@ def backwards(array):
 @every_layer
 @each_type
 @pytest.mark.parametrize("lay", [fortran, strided, backwards])
-def test_how_arrays_lie_in_memory_changes_no_bit(make, shape, dtype, lay):
+def test_memory_layout_changes_no_bit(make, shape, dtype, lay):
     layer, declared = built(make, shape, dtype)
     x, dy = numbers((3, *shape), dtype), numbers((3, *declared[1:]), dtype, seed=4)
     expected = forward_and_back(layer, x, dy)
@@ -242,7 +242,7 @@ def test_a_reused_workspace_equals_a_fresh_pass(make, shape, dtype):
     fresh = forward_and_back(layer, x)
     workspace = mc.Workspace()
     larger = numbers((5, *shape), dtype, seed=6)
-    forward_and_back(layer, larger, workspace=workspace)  # leaves its numbers behind
+    forward_and_back(layer, larger, workspace=workspace)  # fills the buffers with other numbers
     assert_same_pass(forward_and_back(layer, x, workspace=workspace), fresh)
     assert_same_pass(forward_and_back(layer, x, workspace=workspace), fresh)
     smaller = x[:1]
@@ -268,17 +268,17 @@ def test_threads_change_no_bit(make, shape, dtype):
 
 
 @every_layer
-def test_rows_do_not_know_of_each_other(make, shape):
+def test_rows_are_independent(make, shape):
     layer, declared = built(make, shape)
     x, dy = numbers((5, *shape)), numbers((5, *declared[1:]), seed=4)
-    whole = forward_and_back(layer, x, dy)
+    full = forward_and_back(layer, x, dy)
     parts = [
         forward_and_back(layer, x[rows], dy[rows], first_row=rows.start)
         for rows in (slice(0, 2), slice(2, 5))
     ]
-    assert_close(np.concatenate([part.y for part in parts]), whole.y)
-    assert_close(np.concatenate([part.dx for part in parts]), whole.dx)
-    for first, second, both in zip(*(part.grads for part in parts), whole.grads, strict=True):
+    assert_close(np.concatenate([part.y for part in parts]), full.y)
+    assert_close(np.concatenate([part.dx for part in parts]), full.dx)
+    for first, second, both in zip(*(part.grads for part in parts), full.grads, strict=True):
         assert_close(first + second, both)
 
 
@@ -302,10 +302,10 @@ def test_backward_overwrites_gradients(make, shape):
 def test_without_dx_the_parameters_gradients_are_the_same(make, shape):
     layer, _ = built(make, shape)
     x = numbers((3, *shape))
-    whole = forward_and_back(layer, x)
+    full = forward_and_back(layer, x)
     short = forward_and_back(layer, x, need_dx=False)
     assert short.dx is None
-    assert_same_pass(short, whole._replace(dx=None))
+    assert_same_pass(short, full._replace(dx=None))
 
 
 @every_layer
@@ -319,12 +319,7 @@ def test_a_pass_that_saves_nothing_has_the_same_output(make, shape, dtype):
     assert_same_bits(y, layer.forward(x, context(save=False, workspace=mc.Workspace())))
 
 
-KEEPS_NOTHING = {"activation identity"}  # its backward needs nothing either
-
-
-@pytest.mark.parametrize(
-    ("make", "shape"), [row for row in ROWS if row.id not in KEEPS_NOTHING]
-)
+@every_layer
 def test_backward_needs_a_pass_that_saves(make, shape):
     layer, declared = built(make, shape)
     dy = numbers((3, *declared[1:]))
@@ -335,14 +330,9 @@ def test_backward_needs_a_pass_that_saves(make, shape):
             layer.backward(dy, nothing_saved)
 
 
-NO_SHAPE_OF_ITS_OWN = {*KEEPS_NOTHING, "dropout off", "dropout rate 0"}  # dy comes back as it is
-
-
-@pytest.mark.parametrize(
-    ("make", "shape"), [row for row in ROWS if row.id not in NO_SHAPE_OF_ITS_OWN]
-)
+@every_layer
 def test_a_gradient_of_another_shape_is_an_error(make, shape):
-    """Kernels check no bounds: they would read and write memory that is not theirs."""
+    """Kernels check no bounds: they would read and write outside of the arrays."""
     layer, declared = built(make, shape)
     ctx = context()
     layer.forward(numbers((3, *shape)), ctx)
@@ -384,7 +374,7 @@ def test_a_layer_keeps_no_state_of_a_pass(make, shape):
 
 
 def outputs_with(layer, x, array, index, values):
-    """Return the outputs where one element of x or of a parameter has each of the values."""
+    """Return the outputs with one element of x or of a parameter set to each of the values."""
     before, outputs = array.flat[index], []
     for value in values:
         array.flat[index] = value
@@ -395,15 +385,15 @@ def outputs_with(layer, x, array, index, values):
 
 @every_layer
 @each_type
-def test_nan_is_seen_by_all_that_it_belongs_to(make, shape, dtype):
-    """An output that a large number in its place would change is NaN, and no other row is."""
+def test_nan_reaches_every_output_that_depends_on_it(make, shape, dtype):
+    """Outputs that a large number would change become NaN; other rows do not."""
     layer, _ = built(make, shape, dtype)
     x, rng = numbers((3, *shape), dtype), np.random.default_rng(8)
     y = layer.forward(x, context()).copy()
     row = x[0].size
     for array in (x, *(parameter.value for parameter in layer.parameters)):
-        first, behind = (row, 2 * row) if array is x else (0, array.size)
-        for index in rng.integers(first, behind, size=8):
+        start, stop = (row, 2 * row) if array is x else (0, array.size)
+        for index in rng.integers(start, stop, size=8):
             low, high, seen = outputs_with(layer, x, array, index, (-1e3, 1e3, np.nan))
             reached = (low != y) | (high != y)
             assert np.isnan(seen[reached]).all()
@@ -413,8 +403,8 @@ def test_nan_is_seen_by_all_that_it_belongs_to(make, shape, dtype):
 
 @every_layer
 @each_type
-def test_nan_in_the_weights_is_seen_in_a_blank_input(make, shape, dtype):
-    """Where what is zero is left out, 0 * NaN must not be."""
+def test_nan_in_the_weights_is_seen_with_inputs_of_zero(make, shape, dtype):
+    """Kernels may skip zeros, but 0 * NaN is NaN."""
     layer, _ = built(make, shape, dtype)
     x = np.zeros((3, *shape), dtype)
     for parameter in layer.parameters:
@@ -430,7 +420,7 @@ def test_an_empty_batch_has_an_empty_output(make, shape):
 
 
 @every_layer
-def test_gradients_are_those_of_differences(make, shape):
+def test_gradients_match_finite_differences(make, shape):
     report = mc.check_gradients(make(), (2, *shape), training=True, entries=40)
     assert report.ok, report
     assert report.skipped == 0
@@ -494,7 +484,7 @@ def test_inputs_that_are_not_as_built_are_errors(make, shape):
 
 
 @every_layer
-def test_what_cannot_be_built_is_an_error(make, shape):
+def test_invalid_shapes_and_types_are_errors_at_build(make, shape):
     with pytest.raises(TypeError, match=r"must be float32 or float64, got int64; .* 255"):
         make().build((None, *shape), rng=0, dtype=np.int64)
     with pytest.raises(TypeError, match=r"must be float32 or float64, got .*float16"):

@@ -1,4 +1,4 @@
-"""Conv2D against the definition, and what its arguments may be."""
+"""Conv2D: comparison with the definition, and its arguments."""
 
 import naive
 import numpy as np
@@ -18,7 +18,7 @@ small = st.integers(1, 3)
 
 @st.composite
 def configurations(draw):
-    """A shape (N, H, W, C) and the options of a convolution that fits into it."""
+    """Draw a shape (N, H, W, C) and the options of a convolution that fits into it."""
     options = {
         "filters": draw(small),
         "kernel_size": (draw(st.integers(1, 4)), draw(st.integers(1, 4))),
@@ -35,7 +35,7 @@ def configurations(draw):
 
 
 def as_laid_out(images, options):
-    """Images (N, H, W, C) in the data format of the options."""
+    """Return images (N, H, W, C) in the data format of the options."""
     first = options["data_format"] == "channels_first"
     return images.transpose(0, 3, 1, 2).copy() if first else images
 
@@ -78,7 +78,7 @@ def test_colour_images():
 
 
 def run(layer, x):
-    """The output of a layer of one filter of ones, for one image of one channel."""
+    """Return the output of a layer with one filter of ones for one image with one channel."""
     layer.build((None, *x.shape, 1), rng=0)
     layer.kernel.value[...] = 1
     return layer.forward(np.array(x, np.float32)[None, :, :, None], mc.Context())[0, :, :, 0]
@@ -87,14 +87,14 @@ def run(layer, x):
 def test_same_padding_has_its_larger_half_after():
     ones = np.ones((3, 3))
     assert_array_equal(run(Conv2D(1, 2, padding="same"), ones), [[4, 4, 2], [4, 4, 2], [2, 2, 1]])
-    row = np.arange(1, 6)[None]  # of 4 taps: one place before, two after
+    row = np.arange(1, 6)[None]  # 4 elements: padding of one before and two after
     assert_array_equal(run(Conv2D(1, (1, 4), padding="same"), row), [[6, 10, 14, 12, 9]])
     assert_array_equal(run(Conv2D(1, (1, 3), strides=2, padding="same"), row), [[3, 9, 9]])
     no_padding = Conv2D(1, (1, 2), strides=3, padding="same")  # needs none
     assert_array_equal(run(no_padding, row), [[3, 9]])
 
 
-def test_valid_padding_leaves_out_what_does_not_fill_a_window():
+def test_valid_padding_drops_incomplete_windows():
     row = np.arange(1, 7)[None]
     assert_array_equal(run(Conv2D(1, (1, 3), strides=2), row), [[6, 12]])
 
@@ -107,7 +107,7 @@ def test_the_kernel_is_not_flipped():
     assert_array_equal(y.ravel(), [12, 23])
 
 
-def test_convolve_add_the_bias_activate():
+def test_the_activation_is_applied_after_the_bias():
     layer = Conv2D(1, 1, activation="relu")
     layer.build((None, 1, 2, 1), rng=0)
     layer.kernel.value[...] = 1
@@ -245,13 +245,13 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("option", "error", "expected", "came"), WRONG, ids=str)
-def test_wrong_arguments_are_quoted(option, error, expected, came):
+@pytest.mark.parametrize(("option", "error", "expected", "got"), WRONG, ids=str)
+def test_wrong_arguments_are_quoted(option, error, expected, got):
     with pytest.raises(error) as caught:
         Conv2D(**{"filters": 2, "kernel_size": 3, **option})
     message = str(caught.value)
     assert expected in message
-    assert f"got {came}" in message
+    assert f"got {got}" in message
 
 
 def test_a_wrong_rank_says_how_to_reshape():
@@ -276,14 +276,14 @@ def test_a_window_that_does_not_fit_says_what_to_do():
 
 
 @pytest.mark.parametrize("option", ["kernel_regularizer", "bias_regularizer"])
-def test_a_regularizer_belongs_into_the_optimizer(option):
+def test_a_regularizer_is_an_error_that_names_weight_decay(option):
     x = mc.Graph().placeholder("x", (None, 9, 9, 1), np.float32)
     with pytest.raises(ValueError, match="decay the weights in the optimizer"):
         mc.layers.conv2d(x, 2, 3, **{option: np.abs})
     assert mc.layers.conv2d(x, 2, 3, **{option: None}).shape == (None, 7, 7, 2)
 
 
-def test_the_function_hands_every_option_on():
+def test_the_function_passes_every_option_on():
     x = mc.Graph().placeholder("x", (None, 2, 9, 9), np.float32)
     y = mc.layers.conv2d(
         inputs=x,

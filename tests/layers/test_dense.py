@@ -1,4 +1,4 @@
-"""Dense against the definition, and what its arguments may be."""
+"""Dense: comparison with the definition, and its arguments."""
 
 import naive
 import numpy as np
@@ -40,9 +40,9 @@ def test_values_and_gradients_are_those_of_the_definition(rows, depth, units, bi
         assert_close(gradient, right, size)
 
 
-@pytest.mark.parametrize("units", [1, 63, 64, 65, 130])  # panels of the result begin at 64s
+@pytest.mark.parametrize("units", [1, 63, 64, 65, 130])  # the kernel cuts blocks of 64
 @pytest.mark.parametrize("depth", [1, 100])
-def test_sizes_around_those_of_the_kernels(units, depth):
+def test_sizes_around_the_blocks_of_the_kernels(units, depth):
     rng = np.random.default_rng(0)
     x, dy = rng.standard_normal((7, depth)), rng.standard_normal((7, units))
     layer = Dense(units)
@@ -89,7 +89,7 @@ def test_parameters_as_asked():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_an_initializer_of_ones_own_need_not_mind_the_type(dtype):
+def test_a_custom_initializer_may_return_another_type(dtype):
     layer = Dense(
         3,
         kernel_initializer=lambda shape, rng, dtype: rng.normal(size=shape),
@@ -118,13 +118,13 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("option", "error", "expected", "came"), WRONG, ids=str)
-def test_wrong_arguments_are_quoted(option, error, expected, came):
+@pytest.mark.parametrize(("option", "error", "expected", "got"), WRONG, ids=str)
+def test_wrong_arguments_are_quoted(option, error, expected, got):
     with pytest.raises(error) as caught:
         Dense(**{"units": 2, **option})
     message = str(caught.value)
     assert expected in message
-    assert f"got {came}" in message
+    assert f"got {got}" in message
 
 
 def test_units_are_an_integer_of_any_kind():
@@ -137,14 +137,14 @@ def test_a_row_without_features_is_an_error():
 
 
 @pytest.mark.parametrize("option", ["kernel_regularizer", "bias_regularizer"])
-def test_a_regularizer_belongs_into_the_optimizer(option):
+def test_a_regularizer_is_an_error_that_names_weight_decay(option):
     x = mc.Graph().placeholder("x", (None, 9), np.float32)
     with pytest.raises(ValueError, match="decay the weights in the optimizer"):
         mc.layers.dense(x, 2, **{option: np.abs})
     assert mc.layers.dense(x, 2, **{option: None}).shape == (None, 2)
 
 
-def test_the_function_hands_every_option_on():
+def test_the_function_passes_every_option_on():
     x = mc.Graph().placeholder("x", (None, 9), np.float32)
     y = mc.layers.dense(
         inputs=x,

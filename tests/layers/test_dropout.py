@@ -1,4 +1,4 @@
-"""Dropout: how much is dropped, of what the mask is a function, and when it is off."""
+"""Dropout: how much is dropped, what the mask depends on, and when it is off."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def training(seed=0, **options):
 
 
 def kept(layer, rows, seed=0, **options):
-    """Which elements a pass keeps."""
+    """Return which elements a pass keeps."""
     x = np.ones((rows, *layer.input_shape[1:]), layer.dtype)
     return layer.forward(x, training(seed, **options)) != 0
 
@@ -45,18 +45,18 @@ def test_what_is_kept_is_scaled_up_and_so_is_its_gradient(rate, dtype, seed):
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.4, 0.5, 0.9])
-def test_rate_is_the_share_that_is_dropped(rate):
+def test_rate_is_the_fraction_that_is_dropped(rate):
     mask = kept(built((1000,), rate), rows=200)
     error = 5 * np.sqrt(rate * (1 - rate) / mask.size)
     assert abs(1 - mask.mean() - rate) < error
-    # Neither rows nor columns nor neighbours go together.
+    # Rows, columns and neighbours are independent.
     assert abs(1 - mask.mean(axis=0) - rate).max() < 5 * np.sqrt(rate * (1 - rate) / 200)
     assert abs(1 - mask.mean(axis=1) - rate).max() < 5 * np.sqrt(rate * (1 - rate) / 1000)
     both = (mask[:, 1:] & mask[:, :-1]).mean(), (mask[1:] & mask[:-1]).mean()
     assert abs(np.array(both) - (1 - rate) ** 2).max() < error
 
 
-def test_out_of_training_the_inputs_come_back():
+def test_outside_training_the_inputs_are_returned():
     x = numbers((2, 5))
     for layer, ctx in [
         (built((5,), 0.4), mc.Context()),
@@ -68,7 +68,7 @@ def test_out_of_training_the_inputs_come_back():
         assert_same_bits(layer.backward(x, ctx), x)
 
 
-def test_training_of_the_layer_wins_over_that_of_the_context():
+def test_training_of_the_layer_overrides_the_context():
     x = np.ones((10, 100), np.float32)
     rng = np.random.default_rng(0)
     y = built((100,), 0.5, training=True).forward(x, mc.Context(training=False, rng=rng))
@@ -98,7 +98,7 @@ def test_passes_and_generators_differ_and_repeat():
     assert (layer.forward(x, ctx) != layer.forward(x, ctx)).any()
 
 
-def test_layers_of_one_pass_differ_in_whatever_order_they_run():
+def test_masks_differ_by_layer_and_do_not_depend_on_the_order():
     first, second = built((100,), 0.5, name="first"), built((100,), 0.5, name="second")
     x, one, other = np.ones((3, 100), np.float32), training(), training()
     forwards = first.forward(x, one), second.forward(x, one)
@@ -107,7 +107,7 @@ def test_layers_of_one_pass_differ_in_whatever_order_they_run():
     assert_array_equal(forwards, backwards[::-1])
 
 
-def test_a_seed_tells_layers_apart():
+def test_a_seed_changes_the_mask():
     plain, first, second = (built((100,), 0.5, seed=seed) for seed in (None, 1, 2))
     assert (kept(first, 3) != kept(second, 3)).any()
     assert (kept(plain, 3) != kept(first, 3)).any()
@@ -115,12 +115,12 @@ def test_a_seed_tells_layers_apart():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_the_mask_of_a_row_depends_on_its_number_alone(dtype):
+def test_the_mask_of_a_row_depends_only_on_its_number(dtype):
     layer = built((7, 9), 0.5, dtype=dtype)
-    whole = kept(layer, 40)
-    assert_array_equal(kept(layer, 15), whole[:15])
-    assert_array_equal(kept(layer, 25, first_row=15), whole[15:])
-    assert_array_equal(kept(built((7, 9), 0.5), 40), whole)  # nor on the type
+    full = kept(layer, 40)
+    assert_array_equal(kept(layer, 15), full[:15])
+    assert_array_equal(kept(layer, 25, first_row=15), full[15:])
+    assert_array_equal(kept(built((7, 9), 0.5), 40), full)  # nor on the type
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_the_mask_of_a_row_depends_on_its_number_alone(dtype):
         ((1, 1, 1, 6), (0, 1, 2)),
     ],
 )
-def test_noise_shape_drops_together_what_has_size_one(noise_shape, axes):
+def test_noise_shape_drops_elements_along_axes_of_size_one_together(noise_shape, axes):
     layer = built((4, 5, 6), 0.5, noise_shape=noise_shape)
     mask = kept(layer, 8)
     together = mask.any(axis=axes, keepdims=True)
@@ -173,13 +173,13 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("option", "error", "expected", "came"), WRONG, ids=str)
-def test_wrong_arguments_are_quoted(option, error, expected, came):
+@pytest.mark.parametrize(("option", "error", "expected", "got"), WRONG, ids=str)
+def test_wrong_arguments_are_quoted(option, error, expected, got):
     with pytest.raises(error) as caught:
         Dropout(**option)
     message = str(caught.value)
     assert expected in message
-    assert f"got {came}" in message
+    assert f"got {got}" in message
 
 
 @pytest.mark.parametrize("noise_shape", [(None, 4), (None, 4, 2), (3, 4, 1), (None, 2, 1)])

@@ -1,4 +1,4 @@
-"""Fused layers compute what the layers themselves compute, and can be turned off."""
+"""Fused layers give the results of the layers themselves, and fusion can be turned off."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ from minicnn.layers import (
 
 
 def both(layers, shape, dtype=np.float32):
-    """The same model twice, fused and not; biases away from zero."""
+    """Return the same model fused and not fused, with nonzero biases."""
     models = [Sequential(layers(), fuse=fuse) for fuse in (True, False)]
     for model in models:
         model.build((None, *shape), rng=0, dtype=dtype)
@@ -36,16 +36,16 @@ def assert_close_pass(actual, expected):
     assert_close(actual.y, expected.y)
     assert_close(actual.dx, expected.dx)
     for one, other in zip(actual.grads, expected.grads, strict=True):
-        # Sums over all rows and positions, which may cancel; a single term has the size of one.
+        # Sums over all rows and positions, which may cancel; single terms are of size 1.
         assert_close(one, other, max(1, np.abs(other).max()))
 
 
 def steps(model):
-    """How many passes the layers of a model take."""
+    """Return the number of ops that a model runs."""
     return len(model._chain)
 
 
-CHAINS = [  # name, layers, shape, how many passes they take when fused
+CHAINS = [  # name, layers, shape, number of ops when fused
     ("conv2d", lambda: [Conv2D(8, 3)], (6, 7, 9), 1),
     ("conv2d relu", lambda: [Conv2D(8, 3, activation="relu")], (6, 7, 9), 1),
     ("conv2d, activation", lambda: [Conv2D(8, 3), Activation("relu")], (6, 7, 9), 1),
@@ -82,7 +82,7 @@ CHAINS = [  # name, layers, shape, how many passes they take when fused
             Conv2D(4, 3, activation="relu"),
             MaxPooling2D(2, data_format="channels_first"),
         ],
-        (6, 6, 9),  # 4 rows, columns and filters: any of them would do for the other
+        (6, 6, 9),  # rows, columns and filters are all 4: swapped axes would not raise
         2,
     ),
     ("conv2d tanh", lambda: [Conv2D(8, 3, activation="tanh")], (6, 7, 9), 1),
@@ -155,7 +155,7 @@ def test_fused_layers_keep_their_parameters_and_names(layers, shape, passes):
     x = numbers((2, *shape))
     for one, other in zip(fused.parameters, plain.parameters, strict=True):
         one.value[...] = other.value[...] = 0.01
-    assert_close(fused.predict(x), plain.predict(x))  # what was written is what is used
+    assert_close(fused.predict(x), plain.predict(x))
 
 
 @settings(max_examples=30)
@@ -193,8 +193,8 @@ def test_fused_convolutions_of_any_kind(
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, 1.0])
-def test_where_all_is_equal_the_first_maximum_gets_the_gradient(value):
-    """After a ReLU many windows tie: at zero no gradient flows, above it to the first."""
+def test_the_first_of_equal_maxima_gets_the_gradient(value):
+    """After ReLU many windows have ties: zeros get no gradient, others pass it to the first."""
     fused, plain = both(lambda: [Conv2D(8, 1, activation="relu"), MaxPooling2D(2)], (4, 4, 3))
     x = np.full((2, 4, 4, 3), value, np.float32)
     for model in (fused, plain):
@@ -257,7 +257,7 @@ def test_fuse_says_how_many_layers_each_step_stands_for():
     assert fusion.fuse([]) == []
 
 
-# What a user overrides is never fused away
+# Subclasses are never fused
 
 
 class DoubledDense(Dense):
@@ -320,7 +320,7 @@ OVERRIDDEN = [
 @pytest.mark.parametrize(
     ("layers", "shape"), [pytest.param(*row[1:], id=row[0]) for row in OVERRIDDEN]
 )
-def test_what_is_overridden_is_not_fused_away(layers, shape):
+def test_subclasses_are_not_fused(layers, shape):
     fused, plain = both(layers, shape)
     x = numbers((4, *shape))
     assert_close_pass(forward_and_back(fused, x), forward_and_back(plain, x))

@@ -1,4 +1,4 @@
-"""MaxPooling2D against the definition: overlaps, ties, NaN, and what its arguments may be."""
+"""MaxPooling2D: comparison with the definition, overlaps, ties, NaN, and its arguments."""
 
 import naive
 import numpy as np
@@ -17,7 +17,7 @@ small = st.integers(1, 3)
 
 @st.composite
 def configurations(draw):
-    """A shape (N, H, W, C) and the options of a pooling that fits into it."""
+    """Draw a shape (N, H, W, C) and the options of a pooling that fits into it."""
     options = {
         "pool_size": (draw(st.integers(1, 4)), draw(st.integers(1, 4))),
         "strides": (draw(small), draw(small)),
@@ -30,7 +30,7 @@ def configurations(draw):
 
 
 def as_laid_out(images, options):
-    """Images (N, H, W, C) in the data format of the options."""
+    """Return images (N, H, W, C) in the data format of the options."""
     first = options["data_format"] == "channels_first"
     return images.transpose(0, 3, 1, 2).copy() if first else images
 
@@ -85,7 +85,7 @@ def test_overlapping_windows_add_up():
     assert_array_equal(dx, [[0, 0, 0], [0, 10, 0], [0, 0, 0]])
 
 
-def test_what_no_window_covers_has_no_gradient():
+def test_elements_outside_all_windows_have_no_gradient():
     y, dx = pool(np.arange(25).reshape(5, 5), [[1, 1], [1, 1]], 2)
     assert_array_equal(y, [[6, 8], [16, 18]])
     assert_array_equal(dx[4], 0)
@@ -106,7 +106,7 @@ def test_minus_infinity_wins_over_padding():
 
 @pytest.mark.parametrize("shape", [(1, 300), (300, 1), (17, 18)])
 @pytest.mark.parametrize("last", [0, 255, 256, -1])
-def test_windows_of_many_places(shape, last):
+def test_large_windows(shape, last):
     plane = np.zeros(shape)
     plane.flat[last] = 1
     y, dx = pool(plane, [[5]], shape)
@@ -120,19 +120,19 @@ def test_nan_is_seen():
     assert_array_equal(dx, [[0, 1], [0, 0]])
 
 
-def test_a_channel_knows_nothing_of_the_others():
+def test_channels_are_independent():
     x = numbers((2, 6, 6, 3))
     layer = MaxPooling2D(3, strides=2)
     layer.build((None, 6, 6, 3), rng=0)
-    whole = forward_and_back(layer, x)
+    full = forward_and_back(layer, x)
     for c in range(3):
         single = MaxPooling2D(3, strides=2)
         single.build((None, 6, 6, 1), rng=0)
         y = single.forward(x[..., c : c + 1], mc.Context())
-        assert_same_bits(np.ascontiguousarray(whole.y[..., c : c + 1]), y)
+        assert_same_bits(np.ascontiguousarray(full.y[..., c : c + 1]), y)
 
 
-def test_strides_are_the_window_where_none_are_given():
+def test_strides_default_to_the_window():
     layer = MaxPooling2D((2, 3))
     assert layer.strides == (2, 3)
     assert layer.build((None, 6, 6, 5), rng=0) == (None, 3, 2, 5)
@@ -168,13 +168,13 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("option", "error", "expected", "came"), WRONG, ids=str)
-def test_wrong_arguments_are_quoted(option, error, expected, came):
+@pytest.mark.parametrize(("option", "error", "expected", "got"), WRONG, ids=str)
+def test_wrong_arguments_are_quoted(option, error, expected, got):
     with pytest.raises(error) as caught:
         MaxPooling2D(**{"pool_size": 2, **option})
     message = str(caught.value)
     assert expected in message
-    assert f"got {came}" in message
+    assert f"got {got}" in message
 
 
 def test_wrong_inputs_say_what_to_do():
@@ -184,7 +184,7 @@ def test_wrong_inputs_say_what_to_do():
         MaxPooling2D(3).build((None, 2, 2, 1), rng=0)
 
 
-def test_the_function_needs_strides_and_hands_every_option_on():
+def test_the_function_needs_strides_and_passes_every_option_on():
     x = mc.Graph().placeholder("x", (None, 3, 7, 7), np.float32)
     with pytest.raises(TypeError, match="strides"):
         mc.layers.max_pooling2d(x, 2)

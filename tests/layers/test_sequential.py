@@ -38,7 +38,7 @@ def names(model):
 # One after the other
 
 
-def test_it_is_its_layers_one_after_the_other():
+def test_it_runs_its_layers_one_after_the_other():
     model = built(small_cnn(fuse=False), (6, 6, 2))
     x, ctx = numbers((3, 6, 6, 2)), context()
     expected = x
@@ -64,11 +64,11 @@ def test_build_returns_the_shape_of_the_last_layer_and_builds_in_order():
     alone.build((None, 6, 6, 2), rng)
     assert_array_equal(model.layers[0].kernel.value, alone.kernel.value)
     second = Conv2D(6, 3, padding="same")
-    second.build((None, 3, 3, 4), rng)  # goes on with the same generator
+    second.build((None, 3, 3, 4), rng)  # continues with the same generator
     assert_array_equal(model.layers[2].kernel.value, second.kernel.value)
 
 
-def test_layers_may_come_from_any_iterable():
+def test_layers_may_be_any_iterable():
     model = built(Sequential(Dense(size) for size in (4, 2)), (3,))
     assert [p.shape for p in model.parameters] == [(3, 4), (4,), (4, 2), (2,)]
 
@@ -115,7 +115,7 @@ def test_default_names_avoid_those_that_are_taken():
     assert [layer.name for layer in model.layers] == ["dense_1", "dense", "dense_2"]
 
 
-def test_the_name_of_a_model_stands_before_those_of_its_layers():
+def test_the_name_of_a_model_is_the_prefix_of_its_layers_names():
     model = built(Sequential([Dense(2), Dense(2)], name="head"), (2,))
     assert names(model)[::2] == ["head/dense/kernel", "head/dense_1/kernel"]
 
@@ -132,7 +132,7 @@ def test_models_in_models_have_names_too():
     ]
 
 
-# What cannot be a model
+# Invalid models
 
 
 def test_the_same_layer_twice_is_an_error():
@@ -193,7 +193,7 @@ def test_parameters_of_models_in_models_never_share_a_name():
         (Dense(2), TypeError, "`layers` must"),
     ],
 )
-def test_what_are_no_layers(layers, error, message):
+def test_layers_that_are_not_layers_are_quoted(layers, error, message):
     with pytest.raises(error) as caught:
         Sequential(layers)
     assert message in str(caught.value)
@@ -210,7 +210,7 @@ def test_errors_name_the_layer_that_does_not_fit():
         Sequential([Dense(4), MaxPooling2D(2)]).build((None, 36), rng=0)
 
 
-def test_an_unbuilt_model_says_so():
+def test_a_model_that_is_not_built_is_an_error():
     model, x = Sequential([Dense(2)]), numbers((1, 3))
     for use in (
         lambda: model.forward(x, mc.Context()),
@@ -296,7 +296,7 @@ def test_predict_converts_floats(dtype, of_the_model):
     assert_same_bits(y, model.predict(x.astype(of_the_model)), model.predict(x.tolist()))
 
 
-def test_predict_returns_an_array_of_its_own():
+def test_predict_returns_a_new_array():
     model = built(Sequential([Flatten(), Dropout(0.5)]), (3,))
     x = numbers((2, 3))
     y = model.predict(x)
@@ -304,13 +304,13 @@ def test_predict_returns_an_array_of_its_own():
     assert not np.shares_memory(x, y)
 
 
-def test_predict_of_nothing_is_nothing():
+def test_predict_of_no_rows_has_no_rows():
     for model in (small_cnn(), small_cnn(fuse=False)):
         y = built(model, (6, 6, 2)).predict(np.zeros((0, 6, 6, 2), np.float32))
         assert (y.shape, y.dtype) == ((0, 3), np.float32)
 
 
-def test_predict_says_what_is_wrong():
+def test_wrong_arguments_of_predict():
     model = built(Sequential([Dense(2)]), (3,))
     with pytest.raises(TypeError, match=r"sequential: built for float32, got uint8; .* / 255"):
         model.predict(np.zeros((1, 3), np.uint8))

@@ -1,4 +1,4 @@
-"""Flatten and Reshape: the order of the elements, and what a row may become."""
+"""Flatten and Reshape: the order of the elements, and valid target shapes."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def test_flatten_walks_through_height_width_channels():
 
 
 @given(shapes, st.permutations(range(4)), st.integers(0, 3))
-def test_reshape_works_one_size_out(shape, order, unknown):
+def test_reshape_infers_one_size(shape, order, unknown):
     shape = (*shape, *[1] * (4 - len(shape)))
     target = [shape[i] for i in order]
     x = numbers((2, *shape))
@@ -59,12 +59,12 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("target", "error", "expected", "came"), WRONG, ids=str)
-def test_wrong_targets_are_quoted(target, error, expected, came):
+@pytest.mark.parametrize(("target", "error", "expected", "got"), WRONG, ids=str)
+def test_wrong_targets_are_quoted(target, error, expected, got):
     with pytest.raises(error) as caught:
         Reshape(target)
     assert expected in str(caught.value)
-    assert f"got {came}" in str(caught.value)
+    assert f"got {got}" in str(caught.value)
 
 
 @pytest.mark.parametrize("target", [(28, 27), (-1, 5), (0,), (784, 0), ()])

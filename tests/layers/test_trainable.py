@@ -1,4 +1,4 @@
-"""`trainable` of a layer and of a parameter: set before or after build, it takes effect."""
+"""`trainable` of layers and parameters, set before or after build."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from minicnn.layers import Activation, Conv2D, Dense, Flatten, Sequential
 
 
 class Norm(mc.layers.Layer):
-    """A layer whose mean is not trainable by nature; it makes one parameter by hand."""
+    """A layer whose mean is never trainable, and whose scale is made without add_parameter."""
 
     def build(self, input_shape, rng, dtype=np.float32):
         shape = super().build(input_shape, rng, dtype)
@@ -47,11 +47,11 @@ def test_a_layer_may_be_frozen_before_and_after_build(after):
         net.build((None, 4, 4, 1), rng=0)
     assert changed(net) == ["dense/kernel", "dense/bias"]
     net.layers[0].trainable = net.layers[1].trainable = True
-    assert changed(net) == ALL  # the mean is not trainable by nature
+    assert changed(net) == ALL  # the mean is never trainable
 
 
 @pytest.mark.parametrize("after", [True, False])
-def test_a_whole_model_may_be_frozen(after):
+def test_a_model_may_be_frozen(after):
     inner, last = model(), Dense(2, name="head")
     net = Sequential([inner, last])
     if after:
@@ -75,7 +75,7 @@ def test_the_argument_and_the_attribute_are_one():
         layer.trainable = "no"
 
 
-def test_a_parameter_has_a_say_of_its_own():
+def test_a_parameter_has_its_own_trainable():
     layer = Dense(2)
     layer.build((None, 3), rng=0)
     layer.bias.trainable = False
