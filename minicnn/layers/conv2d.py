@@ -98,7 +98,7 @@ class Conv2D(Affine):
         self.strides = checks.pair(strides, "strides")
         self.padding = checks.choice(padding, "padding", checks.PADDINGS)
         self.data_format = sliding.data_format(data_format)
-        self.dims = self.data_format.dims
+        self.dims = self.data_format.dims  # for errors
         self.dilation_rate = checks.pair(dilation_rate, "dilation_rate")
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
@@ -113,32 +113,33 @@ class Conv2D(Affine):
         return self.build_weights(kernel_shape, output_shape, rng)
 
     def linear(
-        self, x: np.ndarray, ctx: Context, relu: bool = False, last: Any = None
+        self, x: np.ndarray, ctx: Context, relu: bool = False, pool: Any = None
     ) -> np.ndarray:
-        """Return x * w + b; or, fused, with ReLU and a `MaxPooling2D` of 2x2 after it."""
+        """Return x * w + b; or, fused, with ReLU and the 2x2 `MaxPooling2D` after it."""
         x = self.data_format.to_nhwc(self.check_inputs(x))
         # x (N, H, W, C) * w (KH, KW, C, F) + b (F,) -> y (N, OH, OW, F)
-        out = self.window if last is None else last.window
+        out = self.window if pool is None else pool.window
         shape = (len(x), out.out_h, out.out_w, self.filters)
         y = ctx.empty(self, "y", shape, x.dtype)
-        code = None if last is None else ctx.empty(self, "code", shape, np.uint8)
+        code = None if pool is None else ctx.empty(self, "code", shape, np.uint8)
         conv.forward(x, self.kernel.value, self.bias_value(), y, self.window, relu, code)
-        ctx[self] = x, y if relu else None, code, last
+        ctx[self] = x, y if relu else None, code, pool
         return self.data_format.from_nhwc(y)
 
     def linear_backward(
         self, dy: np.ndarray, ctx: Context, need_dx: bool = True
     ) -> np.ndarray | None:
-        x, y, code, last = ctx[self]
-        out = self.window if last is None else last.window
+        # dw = x' * dy, db = sum of dy over n, i, j, dx = dy * w'
+        x, y, code, pool = ctx[self]
+        out = self.window if pool is None else pool.window
         shape = self.data_format.shape(len(x), out, self.filters)
         checks.gradient(dy, shape, self.dtype, self.label)
         dy = self.data_format.to_nhwc(dy)
         w, dw, db = self.kernel.value, self.kernel.writable("grad"), self.bias_grad()
         dx = ctx.empty(self, "dx", x.shape, x.dtype) if need_dx else None
-        if code is not None:
+        if pool is not None:  # a code is the position of a maximum, or says that it is zero
             conv.pooled_gradients(x, dy, code, w, dw, db, dx, self.window)
-        else:
+        else:  # with ReLU: dz = dy where y > 0
             dz = None if y is None or dx is None else ctx.empty(self, "dz", dy.shape, dy.dtype)
             conv.kernel_gradient(x, dy, dw, db, self.window, y, dz)
             if dx is not None:

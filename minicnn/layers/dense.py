@@ -75,17 +75,17 @@ class Dense(Affine):
         return self.build_weights((shape[-1], self.units), (*shape[:-1], self.units), rng)
 
     def linear(
-        self, x: np.ndarray, ctx: Context, relu: bool = False, last: Any = None
+        self, x: np.ndarray, ctx: Context, relu: bool = False, dropout: Any = None
     ) -> np.ndarray:
-        """Return x w + b; or, fused, with ReLU and a `Dropout` after it."""
+        """Return x w + b; or, fused, with ReLU and the `Dropout` after it."""
         x = self.check_inputs(x)
         # x (N, D) w (D, U) + b (U,) -> y (N, U)
         y = ctx.empty(self, "y", (*x.shape[:-1], self.units), x.dtype)
         mask = None
         scale = 1.0
-        if last is not None and (key := last.draw(ctx)) is not None:
-            mask = key, last.rate, ctx.first_row, math.prod(x.shape[1:-1])
-            scale = 1.0 / (1.0 - last.rate)
+        if dropout is not None and (key := dropout.draw(ctx)) is not None:
+            mask = key, dropout.rate, ctx.first_row, math.prod(x.shape[1:-1])
+            scale = 1.0 / (1.0 - dropout.rate)
         kernels.forward(_rows(x), self.kernel.value, self.bias_value(), _rows(y), relu, mask)
         ctx[self] = x, y if relu else None, scale
         return y
@@ -93,9 +93,10 @@ class Dense(Affine):
     def linear_backward(
         self, dy: np.ndarray, ctx: Context, need_dx: bool = True
     ) -> np.ndarray | None:
+        # dw = x' dy, db = sum of the rows of dy, dx = dy w'
         x, y, scale = ctx[self]
         checks.gradient(dy, (*x.shape[:-1], self.units), self.dtype, self.label)
-        if y is not None:  # above zero where ReLU and dropout let the gradient pass
+        if y is not None:  # positive where ReLU and dropout let the gradient pass
             dz = ctx.empty(self, "dz", y.shape, y.dtype)
             elementwise.relu_gradient(dy, y, dz, scale)
             dy = dz

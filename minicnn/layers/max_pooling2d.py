@@ -52,7 +52,7 @@ class MaxPooling2D(Layer):
         self.strides = self.size if strides is None else checks.pair(strides, "strides")
         self.padding = checks.choice(padding, "padding", checks.PADDINGS)
         self.data_format = sliding.data_format(data_format)
-        self.dims = self.data_format.dims
+        self.dims = self.data_format.dims  # for errors
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
         shape = super().build(input_shape, rng, dtype)
