@@ -25,7 +25,6 @@ on integer addresses can be miscompiled once Numba links the kernel again from i
 `largest_of_four`                      2x2 max pooling with ReLU, and where the maximum was
 `transpose`                            a square of vectors
 `tile`                                 a block of a matrix product, in registers
-`block_2x2`                            four neighbouring outputs of a convolution, in registers
 `gather`, `gather_pair`                sums over lists of (offset, value), in registers
 =====================================  ============================================================
 
@@ -404,12 +403,12 @@ def transpose(typingctx, source, source_row, target, target_row):
 
 
 def _products(
-    builder: Any, vector: Vector, rows: Sequence[Any], a: Any, a_step: Any, b: Any, depth: Any,
-    sums: Sequence[Any],
+    builder: Any, vector: Vector, rows: Sequence[Any], a: Any, a_step: Any, b: Any, b_step: Any,
+    depth: Any, sums: Sequence[Any],
 ) -> tuple[Any, list[Any]]:
     """Emit sum[r][v] += a[rows[r] + k a_step] * B[k][v] for all k; return B's end and the sums.
 
-    B has as many vectors side by side as there are sums for each row.
+    Of a row of B as many vectors are used as there are sums for each row of A.
     """
     vectors = len(sums) // len(rows)
 
@@ -420,46 +419,31 @@ def _products(
             x = _splat(builder, builder.load(builder.gep(place, [row])), vector.lanes)
             for v in range(vectors):
                 totals[r * vectors + v] = _fma(builder, x, b_[v], totals[r * vectors + v])
-        return [builder.gep(place, [a_step]), builder.gep(line, [_index(vectors * vector.lanes)]),
-                *totals]
+        return [builder.gep(place, [a_step]), builder.gep(line, [b_step]), *totals]
 
     _, end, *totals = _loop(builder, depth, [a, b, *sums], step)
     return end, totals
 
 
-def _rounds(
-    builder: Any, vector: Vector, rows: Sequence[Any], a: Any, a_step: Any, a_round: Any, b: Any,
-    depth: Any, rounds: Any, sums: Sequence[Any],
-) -> list[Any]:
-    """Emit `_products` for A and for as many A further, each `a_round` after the one before."""
-
-    def next_round(u, values):
-        place, line, *totals = values
-        line, totals = _products(builder, vector, rows, place, a_step, line, depth, totals)
-        return [builder.gep(place, [a_round]), line, *totals]
-
-    _, _, *totals = _loop(builder, rounds, [a, b, *sums], next_round)
-    return totals
-
-
 @intrinsic(prefer_literal=True)
 def tile(
-    typingctx, rows, vectors, a, a_row, a_col, b, s, s_row, c, c_row, height, width, depth, rounds,
-    a_round,
+    typingctx, rows, vectors, a, a_row, a_col, a_round, b, b_row, s, s_row, c, c_row, height, width,
+    depth, rounds,
 ):
     """Write C = S + A B for a block of `rows` x `vectors` vectors of C, both literal.
 
     A is read through its two strides, and its columns come in `rounds` of `depth`, each `a_round`
-    elements after the one before; B (rounds * depth, vectors) is one panel; S and C have contiguous
-    rows. Of the block, C has `height` rows and `width` columns, and nothing beyond them is read or
-    written: A's last row stands for those below it.
+    elements after the one before. The rows of B, one for each column of A, and those of S and C are
+    contiguous, `b_row`, `s_row` and `c_row` elements apart. Of the block, C has `height` rows and
+    `width` columns, and nothing beyond them is read or written: A's last row stands for those below
+    it.
     """
     count, across = rows.literal_value, vectors.literal_value
     vector = Vector(c.dtype)
 
     def generate(context, builder, signature, arguments):
-        (_, _, a_, a_row_, a_col_, b_, s_, s_row_, c_, c_row_, height_, width_, depth_, rounds_,
-         a_round_) = arguments
+        (_, _, a_, a_row_, a_col_, a_round_, b_, b_row_, s_, s_row_, c_, c_row_, height_, width_,
+         depth_, rounds_) = arguments
         last = builder.sub(height_, _index(1))
         numbers = [_index(0)]
         for r in range(1, count):
@@ -496,7 +480,15 @@ def tile(
             phi.add_incoming(y, block2)
             sums.append(phi)
         lines = [builder.mul(a_row_, number) for number in numbers]
-        sums = _rounds(builder, vector, lines, a_, a_col_, a_round_, b_, depth_, rounds_, sums)
+
+        def next_round(u, values):
+            place, line, *totals = values
+            line, totals = _products(
+                builder, vector, lines, place, a_col_, line, b_row_, depth_, totals
+            )
+            return [builder.gep(place, [a_round_]), line, *totals]
+
+        _, _, *sums = _loop(builder, rounds_, [a_, b_, *sums], next_round)
         targets = list(zip(sums, places(c_row_), strict=True))
         each(
             lambda: [_store(builder, x, c_, at) for x, (at, _) in targets],
@@ -505,34 +497,7 @@ def tile(
         return context.get_dummy_value()
 
     i = types.int64
-    return types.void(rows, vectors, a, i, i, b, s, i, c, i, i, i, i, i, i), generate
-
-
-@intrinsic(prefer_literal=True)
-def block_2x2(typingctx, vectors, x, down, right, row, w, kh, run, target):
-    """Write four neighbouring outputs of a convolution for a panel of `vectors` vectors of filters.
-
-    Their patches lie `right` and `down` apart in x. A window has `kh` rows of `run` elements; w has
-    the panel's filters for each element. The outputs are written by vectors: (vectors, 4, lanes).
-    """
-    across = vectors.literal_value
-    vector = Vector(x.dtype)
-
-    def generate(context, builder, signature, arguments):
-        _, x_, down_, right_, row_, w_, kh_, run_, target_ = arguments
-        corners = [_index(0), right_, down_, builder.add(down_, right_)]
-        zeros = [_same(_llvm_type(vector), 0.0)] * (4 * across)
-
-        sums = _rounds(
-            builder, vector, corners, x_, _index(1), row_, w_, run_, kh_, zeros
-        )
-        for n, value in enumerate(sums):
-            q, v = divmod(n, across)
-            _store(builder, value, target_, _index((4 * v + q) * vector.lanes))
-        return context.get_dummy_value()
-
-    i = types.int64
-    return types.void(vectors, x, i, i, i, w, i, i, target), generate
+    return types.void(rows, vectors, a, i, i, i, b, i, s, i, c, i, i, i, i, i), generate
 
 
 # Sums over lists in registers ---------------------------------------------------------------------

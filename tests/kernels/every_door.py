@@ -11,13 +11,13 @@ import numpy as np
 from numba.core import event
 
 from minicnn.kernels import elementwise, gather, gemm, pooling, update
-from minicnn.kernels.conv import conv, direct, im2col, padded, pooled, winograd
+from minicnn.kernels.conv import conv, im2col, implicit, padded, pooled, winograd
 from minicnn.kernels.dense import dense, lists
 from minicnn.kernels.window import slide
 
 MODULES = [
-    conv, dense, direct, elementwise, gather, gemm, im2col, lists, padded, pooled, pooling, update,
-    winograd,
+    conv, dense, elementwise, gather, gemm, im2col, implicit, lists, padded, pooled, pooling,
+    update, winograd,
 ]
 
 rng = np.random.default_rng(0)

@@ -17,8 +17,7 @@ from minicnn.kernels import simd as compiled_simd
 from minicnn.kernels import threads, window
 
 NAMES = (
-    "conv.conv", "conv.direct", "conv.implicit", "conv.im2col", "conv.padded", "conv.pooled",
-    "conv.winograd",
+    "conv.conv", "conv.im2col", "conv.implicit", "conv.padded", "conv.pooled", "conv.winograd",
     "dense.dense", "dense.lists", "elementwise", "gather", "gemm", "pooling", "update",
 )
 CONSTANTS = ("VECTOR_BYTES", "REGISTERS", "LANES", "VECTORS", "PANEL", "ROWS", "ZEROED")
@@ -45,7 +44,7 @@ def simd():
     vars(module).update({name: getattr(compiled_simd, name) for name in CONSTANTS})
     functions = (
         pointer, lanes, load, load_some, store, store_some, broadcast, splat, fma, add, sub, relu,
-        where_positive, largest_of_four, transpose, tile, block_2x2, gather, gather_pair,
+        where_positive, largest_of_four, transpose, tile, gather, gather_pair,
     )
     vars(module).update({function.__name__: function for function in functions})
     return module
@@ -136,42 +135,24 @@ def largest_of_four(x0, x1, x2, x3, bias, y, code, count):
     store_some(np.where(value <= 0, compiled_simd.ZEROED, winner), code, 0, count)
 
 
-def products(rows, vectors, a, a_step, b, depth, sums):
-    """Add the products of A and a panel of B to a list of sums; return the end of the panel."""
-    for k in range(depth):
-        line = [load(b, v * b.lanes) for v in range(vectors)]
-        for r, row in enumerate(rows):
-            for v in range(vectors):
-                x = broadcast(a, k * a_step + row)
-                sums[r * vectors + v] = fma(x, line[v], sums[r * vectors + v])
-        b = pointer(b, vectors * b.lanes)
-    return b
-
-
-def in_rounds(rows, vectors, a, a_step, a_round, b, depth, rounds, sums):
-    for u in range(rounds):
-        b = products(rows, vectors, pointer(a, u * a_round), a_step, b, depth, sums)
-
-
 def tile(
-    rows, vectors, a, a_row, a_col, b, s, s_row, c, c_row, height, width, depth, rounds, a_round
+    rows, vectors, a, a_row, a_col, a_round, b, b_row, s, s_row, c, c_row, height, width, depth,
+    rounds,
 ):
     assert 0 < height <= rows <= 14
     assert width > 0
     numbers = [min(r, height - 1) for r in range(rows)]
     places = [(r, v * c.lanes) for r in numbers for v in range(vectors)]
     sums = [load_some(s, r * s_row + at, width - at) for r, at in places]
-    lines = [r * a_row for r in numbers]
-    in_rounds(lines, vectors, a, a_col, a_round, b, depth, rounds, sums)
+    for u in range(rounds):
+        for k in range(depth):
+            line = [load(b, v * b.lanes) for v in range(vectors)]
+            for n, (r, at) in enumerate(places):
+                x = broadcast(a, u * a_round + k * a_col + r * a_row)
+                sums[n] = fma(x, line[at // c.lanes], sums[n])
+            b = pointer(b, b_row)
     for (r, at), total in zip(places, sums, strict=True):
         store_some(total, c, r * c_row + at, width - at)
-
-
-def block_2x2(vectors, x, down, right, row, w, kh, run, target):
-    sums = [np.zeros(x.lanes, x.flat.dtype)] * (4 * vectors)
-    in_rounds((0, right, down, down + right), vectors, x, 1, row, w, run, kh, sums)
-    for n, total in enumerate(sums):
-        store(total, target, (n % vectors * 4 + n // vectors) * x.lanes)
 
 
 def gather(count, source, step, offsets, values, length, target):

@@ -1,4 +1,4 @@
-"""What `direct`, `winograd` and `sparse` compute, through the doors of conv and dense."""
+"""What `implicit`, `winograd` and the lists compute, through the doors of conv and dense."""
 
 import naive
 import numpy as np
@@ -10,17 +10,17 @@ from numpy.testing import assert_array_equal
 from tolerances import RELATIVE, assert_close, assert_same_bits
 
 from minicnn.kernels import elementwise, pooling
-from minicnn.kernels.conv import conv, direct, implicit, winograd
+from minicnn.kernels.conv import conv, implicit, winograd
 from minicnn.kernels.dense import dense, lists
 from minicnn.kernels.simd import ZEROED
 from minicnn.kernels.window import slide
 
 # (images, channels, filters), size, kernel, strides, padding
 CASES = {
-    "direct": ((3, 1, 32), (28, 28), (5, 5), (1, 1), "same"),
-    "direct, filters left over": ((2, 3, 21), (9, 7), (3, 2), (1, 1), "valid"),
-    "direct, strides": ((2, 7, 5), (11, 8), (4, 3), (2, 3), "same"),
-    "direct, two images for each of 16 chunks": ((32, 2, 9), (6, 5), (3, 3), (1, 1), "same"),
+    "implicit, one channel": ((3, 1, 32), (28, 28), (5, 5), (1, 1), "same"),
+    "implicit, filters left over": ((2, 3, 21), (9, 7), (3, 2), (1, 1), "valid"),
+    "implicit, few channels and strides": ((2, 7, 5), (11, 8), (4, 3), (2, 3), "same"),
+    "implicit, two images for each of 16 chunks": ((32, 2, 9), (6, 5), (3, 3), (1, 1), "same"),
     "winograd 5x5": ((3, 32, 64), (14, 14), (5, 5), (1, 1), "same"),
     "winograd 5x5, all left over": ((2, 9, 21), (7, 10), (5, 5), (1, 1), "valid"),
     "winograd 3x3": ((3, 16, 16), (8, 8), (3, 3), (1, 1), "same"),
@@ -33,7 +33,7 @@ CASES = {
     "implicit 7x7": ((2, 8, 9), (12, 9), (7, 7), (3, 1), "same"),
     "implicit, several bands and blocks of a row": ((2, 8, 3), (3, 300), (1, 2), (1, 1), "same"),
 }
-PATHS = {"direct": direct, "winograd": winograd, "implicit": implicit}
+PATHS = {"winograd": winograd, "implicit": implicit}
 by_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
@@ -58,6 +58,14 @@ def input_gradient(dy, w, window):
     dx = empty((len(dy), window.height, window.width, w.shape[2]), dy.dtype)
     conv.input_gradient(dy, w, dx, window)
     return dx
+
+
+def kernel_gradient(x, dy, window):
+    filters = dy.shape[3]
+    dw = empty((window.kernel_h, window.kernel_w, x.shape[3], filters), dy.dtype)
+    db = empty((filters,), dy.dtype)
+    conv.kernel_gradient(x, dy, dw, db, window)
+    return dw, db
 
 
 def pooled_gradients(x, dy, code, w, window, need_dx=True):
@@ -90,12 +98,14 @@ def assert_agrees_with_the_definition(case, seed=0, dtype="float32"):
     assert_close(forward(x, w, b, window)[0], exact, scale)
     assert_close(forward(x, w, b, window, relu=True)[0], np.maximum(exact, 0), scale)
 
-    dx, *_ = naive.conv2d_backward(x, w, dy, *where)
-    magnitude, *_ = naive.conv2d_backward(np.abs(x), np.abs(w), np.abs(dy), *where)
+    dx, *exact = naive.conv2d_backward(x, w, dy, *where)
+    magnitude, *sizes = naive.conv2d_backward(np.abs(x), np.abs(w), np.abs(dy), *where)
     assert_close(input_gradient(dy, w, window), dx, magnitude.max(initial=0))
+    for actual, expected, size in zip(kernel_gradient(x, dy, window), exact, sizes, strict=True):
+        assert_close(actual, expected, size)
 
     y, code = forward(x, w, b, window, pool=True)
-    taps = taps_of_pool(exact)
+    taps = taps_of_pool(naive.conv2d(x, w, b, *where))
     assert_close(y, np.maximum(taps.max(axis=0), 0), scale)
     assert_array_equal(y == 0, code == ZEROED)
     winner = np.take_along_axis(taps, np.minimum(code, 3)[None], axis=0)[0]
@@ -128,6 +138,28 @@ def test_any_number_of_filters_and_channels(kernel, count):
         assert_agrees_with_the_definition(case)
 
 
+@by_case
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_gradient_of_a_kernel_before_relu(case, dtype, wanted):
+    """It has the bits of two passes, one after the other."""
+    x, w, _, dy, window = draw(case, dtype=dtype)
+    y = normal(np.random.default_rng(1), dy.shape, dtype)
+    exact = np.where(y > 0, dy, dy.dtype.type(0))
+    dw, db, dz = empty(w.shape, dtype), empty(w.shape[3:], dtype), empty(dy.shape, dtype)
+    conv.kernel_gradient(x, dy, dw, db, window, y, dz if wanted else None)
+    if wanted:
+        assert_same_bits(dz, exact)
+    dw2, db2 = empty(w.shape, dtype), empty(w.shape[3:], dtype)
+    conv.kernel_gradient(x, exact, dw2, db2, window)
+    assert_same_bits(dw, dw2)
+    assert_same_bits(db, db2)
+    _, expected, sums = naive.conv2d_backward(x, w, exact, *case[3:])
+    _, *sizes = naive.conv2d_backward(np.abs(x), np.abs(w), np.abs(exact), *case[3:])
+    assert_close(dw, expected, sizes[0])
+    assert_close(db, sums, sizes[1])
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_each_case_takes_the_path_that_it_names(name):
     x, w, _, _, window = draw(CASES[name])
@@ -137,11 +169,13 @@ def test_each_case_takes_the_path_that_it_names(name):
 @settings(max_examples=30)
 @given(data=st.data(), dtype=st.sampled_from(["float32", "float32", "float64"]))
 def test_any_configuration(data, dtype):
-    kernel = data.draw(st.sampled_from([(5, 5), (3, 3), (1, 1), (2, 3), (4, 5)]))
-    strides = data.draw(st.sampled_from([(1, 1), (1, 1), (2, 1), (1, 3)]))
+    sides = st.integers(1, 7)
+    kernel = data.draw(st.sampled_from([(5, 5), (3, 3), (1, 1)]) | st.tuples(sides, sides))
+    strides = data.draw(st.sampled_from([(1, 1), (1, 1), (2, 1), (1, 3), (2, 2), (3, 2)]))
     padding = data.draw(st.sampled_from(["same", "valid"]))
     size = tuple(data.draw(st.integers(k if padding == "valid" else 1, 13)) for k in kernel)
-    n, c, f = (data.draw(st.integers(1, most)) for most in (3, 20, 20))
+    n = data.draw(st.integers(1, 3))
+    c, f = (data.draw(st.integers(1, 20) | st.sampled_from([33, 65, 130])) for _ in range(2))
     assert_agrees_with_the_definition(((n, c, f), size, kernel, strides, padding), 0, dtype)
 
 
@@ -157,6 +191,7 @@ def test_threads_do_not_change_bits(by_threads, case):
             forward(x, w, b, window, relu=True)[0],
             *forward(x, w, b, window, pool=True),
             input_gradient(dy, w, window),
+            *kernel_gradient(x, dy, window),
             *pooled_gradients(x, pooled, code, w, window),
         ]
 

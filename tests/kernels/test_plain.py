@@ -80,11 +80,15 @@ def test_general_convolution(both, monkeypatch, case, dtype):
 
 
 @pytest.mark.parametrize(("case", "dtype"), [
-    (((2, 2, 11), (5, 5), (3, 3)), "float32"),  # direct
+    (((2, 2, 11), (5, 5), (3, 3)), "float32"),  # implicit
     (((1, 1, 16), (4, 6), (2, 3), (2, 1)), "float32"),
+    (((2, 3, 33), (5, 6), (1, 1)), "float32"),
+    (((1, 2, 5), (7, 5), (1, 2), (3, 2)), "float32"),
+    (((1, 3, 3), (5, 7), (3, 2), (1, 1), "valid"), "float32"),
+    (((1, 1, 2), (2, 150), (1, 3), (1, 1), "valid"), "float32"),
     (((2, 8, 9), (6, 5), (3, 3)), "float32"),  # Winograd
     (((1, 9, 8), (5, 6), (5, 5)), "float32"),
-    (((1, 8, 2), (5, 4), (2, 2)), "float32"),  # general
+    (((1, 2, 2), (5, 4), (2, 2), (1, 1), "same", (1, 2)), "float32"),  # general
     (((1, 2, 3), (4, 5), (3, 3)), "float64"),
 ])
 def test_convolution(both, case, dtype):

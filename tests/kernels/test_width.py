@@ -80,10 +80,11 @@ def results():
     """Return a digest of each of many results, by name."""
     found = {}
     for size in AROUND_LANES:
-        found[f"direct, {size} filters"] = convolutions((3, 2), 2, size)
+        found[f"few channels, {size} filters"] = convolutions((3, 2), 2, size)
         found[f"Winograd, {size} filters"] = convolutions((3, 3), 9, size)
         found[f"Winograd, {size + 7} channels"] = convolutions((5, 5), size + 7, 5, "valid")
-        found[f"general, {size} filters"] = convolutions((2, 4), 9, size, strides=(2, 1))
+        found[f"strides, {size} filters"] = convolutions((2, 4), 9, size, strides=(2, 1))
+        found[f"1x1, {size} channels"] = convolutions((1, 1), size, size + 1)
         found[f"lists, {size} channels"] = convolutions((1, 3), size, 4)
         found[f"dense, {size} units"] = products(size, 70, size)
         found[f"few rows, {size} units"] = products(3, 70, size)

@@ -3,8 +3,7 @@
     y = x * w + b        x (N, H, W, C)   w (KH, KW, C, F)   b (F,)   y (N, OH, OW, F)
 
 `forward`, `input_gradient`, `kernel_gradient` and `pooled_gradients` take the fastest path that a
-configuration has: `direct`, `winograd`, `implicit` or `pooled`, and otherwise the general one,
-`im2col`.
+configuration has: `winograd`, `implicit` or `pooled`, and otherwise the general one, `im2col`.
 """
 
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from minicnn.kernels import elementwise, pooling
-from minicnn.kernels.conv import direct, im2col, implicit, pooled, winograd
+from minicnn.kernels.conv import im2col, implicit, pooled, winograd
 from minicnn.kernels.simd import ZEROED
 from minicnn.kernels.threads import check
 from minicnn.kernels.window import Window, slide
@@ -124,9 +123,7 @@ def _fast_path(x: np.ndarray, w: np.ndarray, window: Window) -> Any:
     """Return the module whose `forward` is the fastest for a convolution, or None."""
     if not FAST_PATHS or x.dtype != np.float32:
         return None
-    if direct.fits(window, w.shape[2]):
-        return direct
-    if winograd.fits(window):
+    if winograd.fits(window, w.shape[2]):
         return winograd
     return implicit if implicit.fits(window) else None
 

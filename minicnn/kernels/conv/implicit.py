@@ -37,6 +37,7 @@ from minicnn.kernels.simd import (
     load,
     load_some,
     pointer,
+    relu,
     splat,
     store,
     store_some,
@@ -76,13 +77,14 @@ def forward(
     parallel_for(_pack, panels[0], (w,), (packed,), depth, filters)
     bands = _bands(window, pool)
     length = share(len(x) * bands.per_image, chunks)
-    outputs = (bands.rows * window.out_w if pool else 0, round_up(filters, LANES))
+    line = round_up(filters, LANES)
     parallel_for(
         _forward, -(-len(x) * bands.per_image // length), (x, packed, b), (y, code), tuple(window),
         tuple(bands), length, relu, pool,
         scratch={
             "padded": (_padded(window, bands, channels), np.float32),
-            "outputs": (outputs, np.float32),
+            "bias": ((line,), np.float32),
+            "outputs": ((bands.rows * window.out_w, line), np.float32),
         },
     )
 
@@ -147,33 +149,33 @@ def _pack(panel, scratch, w, packed, depth, filters):
 
 
 @kernel
-def _forward(chunk, scratch, x, packed, b, y, code, window, bands, length, relu, pool):
+def _forward(chunk, scratch, x, packed, b, y, code, window, bands, length, relu_, pool):
     """Compute bands of outputs: y = b + sum over u of padded[u] w[u]."""
-    padded, outputs = scratch
+    padded, bias, outputs = scratch
     _, _, kh, kw, sh, sw, _, _, _, _, oh, ow = window
     rows, per_image, _, adjacent, wide = bands
-    channels, filters, depth = x.shape[3], b.size, packed.shape[1]
+    channels, filters, depth, line = x.shape[3], b.size, packed.shape[1], bias.size
     clear(pointer(padded, 0), padded.size)
+    for f in range(line):
+        bias[f] = b[f] if f < filters else 0
     for band in range(chunk * length, min(x.shape[0] * per_image, (chunk + 1) * length)):
         n, first = band // per_image, band % per_image * rows
         count = min(rows, (oh // 2 * 2 if pool else oh) - first)
         image = _rows_of_image(x, n, first, count, padded, window, bands)
-        out, line = pointer(y, (n * oh + first) * ow * filters), filters
-        if pool:
-            out, line = pointer(outputs, 0), outputs.shape[1]
         height, lines = (count * ow, 1) if adjacent else (ow, count)
-        for f in range(0, filters, PANEL):
+        for f in range(0, line, PANEL):
             for i in range(lines):
                 block_of_rows(pointer(image, i * sh * wide * channels), sw * channels, 1,
-                              pointer(packed, f * depth), pointer(b, f), 0,
-                              pointer(out, i * ow * line + f), line, height,
-                              min(PANEL, filters - f), kw * channels, kh, wide * channels)
+                              wide * channels, pointer(packed, f * depth), pointer(bias, f), 0,
+                              pointer(outputs, i * ow * line + f), line, height,
+                              min(PANEL, line - f), kw * channels, kh)
         if pool:
             at = (n * (oh // 2) + first // 2) * (ow // 2) * filters
-            _emit_maxima(out, line, count, ow, filters, pointer(y, at), pointer(code, at))
-        elif relu:
-            for e in range(count * ow * filters):
-                out[e] = 0 if out[e] <= 0 else out[e]
+            _emit_maxima(pointer(outputs, 0), line, count, ow, filters, pointer(y, at),
+                         pointer(code, at))
+        else:
+            at = (n * oh + first) * ow * filters
+            _emit(pointer(outputs, 0), line, count * ow, filters, pointer(y, at), relu_)
 
 
 @kernel
@@ -203,8 +205,8 @@ def _kernel_gradient(chunk, scratch, x, dy, y, partial, biases, dz, window, band
             for u in range(kh):
                 target = pointer(dw, u * run * filters + f)
                 block_of_rows(pointer(image, u * wide * channels), 1, sw * channels,
-                              pointer(packed, f * count * ow), target, filters, target, filters,
-                              run, min(PANEL, filters - f), width, lines, sh * wide * channels)
+                              sh * wide * channels, pointer(packed, f * count * ow), target,
+                              filters, target, filters, run, min(PANEL, filters - f), width, lines)
 
 
 @helper
@@ -223,6 +225,17 @@ def _rows_of_image(x, n, first, count, padded, window, bands):
         else:
             clear(target, width * channels)
     return pointer(padded, 0)
+
+
+@helper
+def _emit(outputs, line, positions, filters, y, relu_):
+    """Write the outputs of some positions, through ReLU if asked."""
+    for p in range(positions):
+        for f in range(0, filters, LANES):
+            output = load(outputs, p * line + f)
+            if relu_:
+                output = relu(output)
+            store_some(output, y, p * filters + f, filters - f)
 
 
 @helper

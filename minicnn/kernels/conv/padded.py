@@ -1,4 +1,4 @@
-"""What the fused convolutions share: the padded image they read, the 2x2 outputs they write."""
+"""The padded image that `winograd` reads, and the 2x2 outputs that it writes."""
 
 from minicnn.kernels.jit import helper
 from minicnn.kernels.simd import LANES, add, largest_of_four, load, pointer, relu, store_some

@@ -49,14 +49,15 @@ from minicnn.kernels.threads import aligned, parallel_for, share
 from minicnn.kernels.window import Window
 
 _OUT = 4  # rows and columns of outputs in a tile
+_LEAST_CHANNELS = {(3, 3): 8, (5, 5): 5}  # below, the transforms cost more than they save
 _MOST_TILES = 28  # whose V is kept in the second-level cache
 _V_BYTES = 1 << 20
 
 
-def fits(window: Window) -> bool:
-    """Return whether there is a transform for such a window."""
-    kernel = (window.kernel_h, window.kernel_w)
-    return kernel in ((3, 3), (5, 5)) and window[4:8] == (1, 1, 1, 1)
+def fits(window: Window, channels: int) -> bool:
+    """Return whether there is a transform for such a window, and enough channels to pay for it."""
+    least = _LEAST_CHANNELS.get((window.kernel_h, window.kernel_w))
+    return least is not None and channels >= least and window[4:8] == (1, 1, 1, 1)
 
 
 def forward(
@@ -182,9 +183,9 @@ def _forward(chunk, scratch, x, u, b, y, code, window, images, tiles_h, tiles_w,
                 rows = min(ROWS, count - i)
                 for p in range(points):
                     block_of_rows(
-                        pointer(v, (p * block + i) * depth), depth, 1,
+                        pointer(v, (p * block + i) * depth), depth, 1, 0,
                         pointer(u, (panel * points + p) * depth * PANEL), pointer(zeros, 0), 0,
-                        pointer(m, p * ROWS * PANEL), PANEL, rows, PANEL, x.shape[3], 1, 0)
+                        pointer(m, p * ROWS * PANEL), PANEL, rows, PANEL, x.shape[3], 1)
                 for r in range(rows):
                     n, ty, tx = _tile(first + i + r, tiles_h, tiles_w)
                     row, column = ty * _OUT >> pool, tx * _OUT >> pool
