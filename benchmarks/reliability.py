@@ -137,7 +137,8 @@ def kill(folder, draw, moment, threads):
     """Train in a process until it is killed; return whether that left a half-written file."""
     share = draw.uniform(0.001, 1) if moment == "inside" else 0
     command = [sys.executable, __file__, "--train", str(folder), str(share)]
-    before, left = checkpoints.latest_step(folder), set(folder.glob(".*.tmp"))
+    before = newest_step(folder)
+    left = set(folder.glob(".*.tmp"))
     process = subprocess.Popen(
         command, env=harness.environment(threads), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )

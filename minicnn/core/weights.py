@@ -20,8 +20,8 @@ from minicnn.core.parameter import Parameter
 _SEAL = 64  # bytes: a SHA-256 in hexadecimal
 _CHUNK = 1 << 20  # bytes
 _RECORD = 22  # bytes: the last record of a zip archive, without its comment
-_CHECKPOINT = "meta.json"  # a member of every checkpoint of an Estimator, not of files of weights
-_WEIGHTS = "parameters/"  # the prefix of the weights in a checkpoint
+META = "meta.json"  # in every checkpoint, and in no file of weights
+PARAMETERS = "parameters/"  # prefix of the weights' names in a checkpoint
 
 
 def save_weights(model: Any, path: str | Path) -> None:
@@ -100,12 +100,15 @@ def load_weights(model: Any, path: str | Path) -> None:
 
 def _weights_in(arrays: Mapping[str, Any]) -> dict[str, Any]:
     """Return the weights among the arrays of a file of weights or of a checkpoint."""
-    if _CHECKPOINT not in arrays:
-        return dict(arrays)
+    return part(arrays, PARAMETERS if META in arrays else "")
+
+
+def part(arrays: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Return the arrays whose names begin with a prefix, under their names without it."""
     return {
-        name.removeprefix(_WEIGHTS): array
+        name.removeprefix(prefix): array
         for name, array in arrays.items()
-        if name.startswith(_WEIGHTS)
+        if name.startswith(prefix)
     }
 
 

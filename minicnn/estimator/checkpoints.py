@@ -1,7 +1,9 @@
-"""Checkpoints: one .npz file a step, and an index. A kill at any moment leaves the last one good.
+"""Checkpoints: one .npz file for each step that is saved, and an index.
+
+A kill at any moment leaves the last checkpoint valid.
 
 A file is written under a temporary name, flushed to the disk and then renamed, which is atomic. It
-holds plain arrays, a line of JSON and its own checksum: a copy of the file alone is enough.
+holds plain arrays, a line of JSON and its own checksum, so a copy of the file alone is enough.
 """
 
 import contextlib
@@ -20,7 +22,7 @@ import numpy as np
 
 from minicnn.core import checks
 from minicnn.core.files import StrangeFileError, open_regular, replacing
-from minicnn.core.weights import read_npz, write_npz
+from minicnn.core.weights import META, PARAMETERS, part, read_npz, write_npz
 
 try:
     import fcntl
@@ -30,12 +32,11 @@ except ImportError:  # Windows
 logger = logging.getLogger("minicnn")
 
 _INDEX = "checkpoint.json"
-_LOCK = ".lock"  # there while a fit is under way; holds the number of its process
+_LOCK = ".lock"  # exists while fit runs; holds the number of its process
 _PATTERN = re.compile(r"model\.ckpt-([0-9]+)\.npz")
-_META = "meta.json"
-_MOST_INDEX = 1 << 16  # bytes that are read of an index
-_MOST_LISTED = 1000  # names in an index, which then has fewer bytes than that
-_MOST_STEPS = 2**53 - 1  # a larger step is not exact in JSON of other programs, or as a float
+_MOST_INDEX = 1 << 16  # bytes of an index that are read
+_MOST_LISTED = 1000  # names in an index, which fit into these bytes
+_MOST_STEPS = 2**53 - 1  # a larger number is not exact as a float, or in JSON of other programs
 
 
 class CheckpointError(Exception):
@@ -50,7 +51,7 @@ class CheckpointError(Exception):
 
 
 class _UnreadableError(CheckpointError):
-    """What the system refuses to read now."""
+    """A file or folder that the system refuses to read now."""
 
     def __init__(self, path: Path, reason: BaseException) -> None:
         super().__init__(
@@ -63,7 +64,7 @@ Identity = tuple[int, int, int]  # inode, size and time of change
 
 
 class Checkpoint(NamedTuple):
-    """What a file holds: arrays by name, and plain values; and which file that was."""
+    """The contents of a file: arrays by name, and plain values; and which file it was."""
 
     path: Path
     arrays: dict[str, np.ndarray]
@@ -71,44 +72,58 @@ class Checkpoint(NamedTuple):
     identity: Identity | None = None
 
     def part(self, prefix: str) -> dict[str, np.ndarray]:
-        """Return the arrays whose names begin with a prefix, without it."""
-        return {
-            name.removeprefix(prefix): array
-            for name, array in self.arrays.items()
-            if name.startswith(prefix)
-        }
+        """Return the arrays whose names begin with a prefix, under their names without it."""
+        return part(self.arrays, prefix)
 
 
-class BestFiles:
-    """The files of a folder with the best values that monitors have seen.
+class RunFiles:
+    """The files that a run writes: its checkpoints, and the best values its monitors have seen.
 
-    They are checkpoints that are never deleted, nor found by `newest`.
+    The best values are checkpoints that are never deleted, and that `newest` ignores.
 
     Parameters
     ----------
     folder : Path
+    keep : int
+        How many checkpoints are kept.
     is_held : callable
         What `locked` yields.
+    is_chief : bool
+        Whether this process writes checkpoints; otherwise it notes only what another one writes.
     """
 
-    def __init__(self, folder: Path, is_held: Callable[[], bool]) -> None:
+    def __init__(
+        self, folder: Path, keep: int, is_held: Callable[[], bool], is_chief: bool
+    ) -> None:
         self._folder = folder
+        self._keep = keep
         self._is_held = is_held
+        self._is_chief = is_chief
 
-    def path(self, name: str) -> Path:
-        """Return the file of the monitor of a name."""
+    def save(self, arrays: Mapping[str, np.ndarray], meta: dict[str, Any]) -> Checkpoint:
+        """Write a checkpoint; return it without its arrays."""
+        step = meta["global_step"]
+        path = self._folder / f"model.ckpt-{step}.npz"
+        if self._is_chief:
+            logger.info("Saving checkpoints for %d into %s", step, self._folder)
+            save(self._folder, step, arrays, meta, self._keep, self._is_held)
+        return Checkpoint(path, {}, meta, identity(path, follow=False))
+
+    def best_path(self, name: str) -> Path:
+        """Return the file with the best values of a monitor."""
         return self._folder / f"model.best-{name}.npz"
 
-    def save(
+    def save_best(
         self, name: str, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]
     ) -> Path:
-        """Write, or replace, the file of the monitor of a name; return its path."""
+        """Write or replace the best values of a monitor; return the path of the file."""
         logger.info("Saving the best values, of step %d, for %r", meta["global_step"], name)
-        _write(self.path(name), arrays, meta, self._is_held)
-        return self.path(name)
+        path = self.best_path(name)
+        _write(path, arrays, meta, self._is_held)
+        return path
 
-    def read(self, path: Path) -> Checkpoint | None:
-        """Read such a file; if that fails, warn and return None."""
+    def read_best(self, path: Path) -> Checkpoint | None:
+        """Read a file with the best values; if that fails, warn and return None."""
         try:
             return load(path, follow=False)
         except (CheckpointError, FileNotFoundError) as error:
@@ -118,15 +133,15 @@ class BestFiles:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[Callable[[], bool]]:
-    """Make a folder, keep other fits out of it, and clear away what a killed one left half written.
+    """Make a folder, lock it against other fits, and remove half-written files of a killed one.
 
-    The lock ends with its process, however that ends.
+    The system releases the lock when the process ends, in whatever way.
 
     Yields
     ------
     callable
-        Whether the lock is still there, and this process's: the folder may be moved or cleared, and
-        another fit begin there.
+        Whether this process still holds the lock: the folder may be moved or cleared, and another
+        fit may start there.
 
     Raises
     ------
@@ -139,7 +154,7 @@ def locked(folder: Path) -> Iterator[Callable[[], bool]]:
     with lock, _closed_in_children(lock):
         if not _take(lock, folder):
             yield lambda: True
-        elif os.fstat(lock.fileno()).st_nlink == 0:  # who held it has just ended and removed it
+        elif os.fstat(lock.fileno()).st_nlink == 0:  # its holder has just ended and removed it
             with locked(folder) as is_held:
                 yield is_held
         else:
@@ -156,7 +171,7 @@ def locked(folder: Path) -> Iterator[Callable[[], bool]]:
                     with contextlib.suppress(OSError):
                         path.unlink()
                 yield is_held
-            finally:  # not only unlocked: a program that was started may have got the file
+            finally:  # removed, not only unlocked: a child process may have inherited the file
                 with contextlib.suppress(OSError):
                     if is_held():
                         (folder / _LOCK).unlink()
@@ -168,13 +183,13 @@ def save(
 ) -> Path:
     """Write the checkpoint of `step`, note it in the index, delete all but the newest `keep`.
 
-    Those of later steps do not count: they are damaged, or the user has gone back. `is_held` is
-    what `locked` yields.
+    Checkpoints of later steps do not count: they are damaged, or the user has gone back. `is_held`
+    is what `locked` yields.
 
     Raises
     ------
     CheckpointError
-        If it cannot be written. The checkpoints before it are as they were.
+        If it cannot be written. Earlier checkpoints are unchanged.
     """
     path = folder / f"model.ckpt-{step}.npz"
     _write(path, arrays, meta, is_held)
@@ -193,20 +208,15 @@ def _write(
     path: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any],
     is_held: Callable[[], bool],
 ) -> None:
-    """Write a checkpoint's file, unless the folder is another one than the fit began in."""
+    """Write a checkpoint's file, unless the folder is not the one that the fit started in."""
     with _writing(path.parent):
         if not is_held():
             raise CheckpointError(
-                f"{path.parent} is not the folder any more that this fit began in (or this is a "
+                f"{path.parent} is not the folder any more that this fit started in (or this is a "
                 f"fork of its process). Step {meta['global_step']} is not saved; leave the folder "
                 "as it is, and fit again"
             )
-        write_npz(path, {_META: np.array(json.dumps(meta)), **arrays})
-
-
-def latest_step(folder: Path) -> int:
-    """Return the step of the checkpoint that counts; 0 where there is none."""
-    return max((_step(path.name) for path in _candidates(folder)[:1]), default=0)
+        write_npz(path, {META: np.array(json.dumps(meta)), **arrays})
 
 
 def newest(
@@ -214,7 +224,7 @@ def newest(
     known: Checkpoint | None = None,
     damaged: dict[Path, tuple[Identity | None, str]] | None = None,
 ) -> Checkpoint | None:
-    """Read the checkpoint that counts; where it is damaged, the next older one that is good.
+    """Read the current checkpoint: the one that the index names, or the next older valid one.
 
     One warning says which ones are damaged.
 
@@ -222,9 +232,9 @@ def newest(
     ----------
     folder : Path
     known : Checkpoint, optional
-        Returned as it is, and not read again, if its file is the one that counts.
+        Returned as it is, and not read again, if it is the current one.
     damaged : dict, optional
-        What earlier calls found damaged, by path: the file's identity, and the reason. Such a file
+        Files that earlier calls found damaged, by path: the identity, and the reason. Such a file
         is neither read nor named again until it changes. This call adds to it.
 
     Raises
@@ -241,7 +251,7 @@ def newest(
         try:
             found = _first_good(paths, known, damaged, new)
         except FileNotFoundError:
-            continue  # a fit has just deleted it, and written a newer one
+            continue  # a fit has just deleted it and written a newer one
         if paths and found is None:
             raise CheckpointError(
                 f"none of the {len(paths)} checkpoints in {folder} can be used "
@@ -260,7 +270,7 @@ def _first_good(
     damaged: dict[Path, tuple[Identity | None, str]],
     new: list[str],
 ) -> Checkpoint | None:
-    """Read the first file that is not damaged; add what is wrong with those before it to `new`."""
+    """Read the first valid file; add what is wrong with those before it to `new`."""
     for path in paths:
         now = identity(path, follow=False)
         if known is not None and now is not None and (known.path, known.identity) == (path, now):
@@ -270,7 +280,7 @@ def _first_good(
         try:
             return load(path, follow=False)._replace(identity=now)
         except _UnreadableError:
-            raise  # an older one is not in its place: this one may be good
+            raise  # this file may be valid, so no older one is used instead
         except CheckpointError as error:
             damaged[path] = now, str(error)
             new.append(str(error))
@@ -278,7 +288,7 @@ def _first_good(
 
 
 def identity(path: Path, follow: bool = True) -> Identity | None:
-    """Return what tells a file from another one and from its earlier state; None without one."""
+    """Return what distinguishes a file from others and from its earlier states; None if missing."""
     try:
         state = os.stat(path, follow_symlinks=follow)
     except OSError:
@@ -287,7 +297,7 @@ def identity(path: Path, follow: bool = True) -> Identity | None:
 
 
 def index(folder: Path) -> Path:
-    """Return the path of the file that says which checkpoint counts."""
+    """Return the path of the file that names the current checkpoint."""
     return folder / _INDEX
 
 
@@ -297,27 +307,27 @@ def load(path: Path, follow: bool = True) -> Checkpoint:
     Raises
     ------
     CheckpointError
-        If the file is damaged, or holds what no run leaves there.
+        If the file is damaged, or holds values that no run saves.
     """
     try:
         arrays = read_npz(path, sealed=True, follow=follow)
-        meta = json.loads(str(arrays.pop(_META)))
+        meta = json.loads(str(arrays.pop(META)))
         _check_meta(path.name, meta)
         _check_arrays(arrays)
         return Checkpoint(path, arrays, meta)
     except FileNotFoundError:
         raise
-    except Exception as error:  # whatever hostile bytes make of the readers
+    except Exception as error:  # hostile bytes may raise anything in the readers
         reason = error.__cause__ or error
-        # EINVAL is a place outside the file, as damage makes it.
+        # EINVAL is an offset outside the file, which comes from damage.
         is_damage = isinstance(reason, StrangeFileError) or reason.args[:1] == (errno.EINVAL,)
         if isinstance(reason, OSError | MemoryError) and not is_damage:
             raise _UnreadableError(path, reason) from error
-        raise CheckpointError(f"{path} is no whole checkpoint ({reason})") from error
+        raise CheckpointError(f"{path} is not a valid checkpoint ({reason})") from error
 
 
 def _check_meta(name: str, meta: dict[str, Any]) -> None:
-    """Raise where a file called `name` has other values than a run notes, whatever its checksum."""
+    """Raise if a file called `name` has values that no run saves, even with a right checksum."""
     place, step = meta["place"], meta["global_step"]
     checks.number(meta["learning_rate"], "learning_rate", least=0)
     checks.integer(meta["seed"], "seed", 0)
@@ -326,7 +336,7 @@ def _check_meta(name: str, meta: dict[str, Any]) -> None:
         checks.integer(number, key, 0, _MOST_STEPS)
     for key, state in meta.get("hooks", {}).items():  # older files have none
         checks.instance(state, dict, key)
-    # An epoch, and a batch, take a step or more.
+    # Each epoch, and each batch, is at least one step.
     if max(place.get("epoch", 0), place.get("batches", 0)) > step:
         raise ValueError(f"more epochs or batches than the {step} steps")
     if _PATTERN.fullmatch(name) and step != _step(name):  # a user may choose another name
@@ -334,9 +344,9 @@ def _check_meta(name: str, meta: dict[str, Any]) -> None:
 
 
 def _check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
-    """Raise where the arrays hold what no run saves."""
+    """Raise if the arrays hold values that no run saves."""
     for name, array in arrays.items():
-        is_weight = name.startswith("parameters/") and array.dtype.kind == "f"
+        is_weight = name.startswith(PARAMETERS) and array.dtype.kind == "f"
         if is_weight and not np.isfinite(array).all():
             raise ValueError(f"{name} holds NaN or infinity")
     state = {name: array for name, array in arrays.items() if name.startswith("optimizer/")}
@@ -350,9 +360,9 @@ def _check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
 def _files(folder: Path) -> list[Path]:
     """Return the checkpoints of a folder, the newest last."""
     try:
-        with os.scandir(folder) as entries:  # says at once what is a file, if it is deleted then
+        with os.scandir(folder) as entries:  # knows each entry's kind, even if it is deleted next
             found = [entry for entry in entries if _PATTERN.fullmatch(entry.name)]
-            # A link is listed, so that it is named: to open it fails.
+            # A link is listed, so that an error names it: opening it fails.
             names = [entry.name for entry in found if entry.is_symlink() or entry.is_file()]
     except FileNotFoundError:
         return []
@@ -362,11 +372,11 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _candidates(folder: Path) -> list[Path]:
-    """Return them in the order of preference: back from the index's, then the later ones."""
+    """Return the checkpoints by preference: from the index's back, then the later ones."""
     try:
         with open_regular(folder / _INDEX) as file:
             last: float = _step(json.loads(file.read(_MOST_INDEX))["latest"])
-    except Exception:  # an index that does not help is no obstacle
+    except Exception:  # a missing or damaged index is ignored
         last = math.inf
     steps = {path: _step(path.name) for path in _files(folder)}
     return sorted(steps, key=lambda path: (steps[path] <= last, steps[path]), reverse=True)
@@ -387,11 +397,11 @@ def _take(lock: Any, folder: Path) -> bool:
         number = lock.read(20)
         process = f", in process {int(number)}" if number.isdigit() else ""  # not yet written
         raise CheckpointError(
-            f"another fit is under way in {folder}{process}; wait "
-            "until it ends, or use another model_dir (evaluate and predict work meanwhile)"
+            f"another fit is under way in {folder}{process}; wait until it ends, or use another "
+            "model_dir (evaluate and predict work meanwhile)"
         ) from None
-    except OSError as error:  # a network file system, say
-        _warn_once(f"{folder} has no locks ({error}): see to it that only one process trains there")
+    except OSError as error:  # for example a network file system
+        _warn_once(f"{folder} has no locks ({error}): make sure that only one process trains there")
         return False
     with _writing(folder):
         lock.truncate(0)
@@ -401,7 +411,7 @@ def _take(lock: Any, folder: Path) -> bool:
 
 @contextlib.contextmanager
 def _closed_in_children(lock: Any) -> Iterator[None]:
-    """Close the file of a lock in forked children, which would hold it after the fit is killed."""
+    """Close a lock's file in forked children, which would hold the lock after a kill of the fit."""
     _locks.append(lock)
     try:
         yield
@@ -426,13 +436,13 @@ def _warn_once(text: str) -> None:
 
 @contextlib.contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """Say what to do where a folder cannot be written."""
+    """Raise a CheckpointError with a remedy if the folder cannot be written."""
     try:
         yield
     except StrangeFileError as error:
         raise CheckpointError(str(error)) from error
     except OSError as error:
         raise CheckpointError(
-            f"{folder} cannot be written ({error}). Earlier checkpoints are as they were: free "
-            "space or allow writing there, and run the same again to go on from the last one"
+            f"{folder} cannot be written ({error}). Earlier checkpoints are unchanged: free space "
+            "or allow writing there, and run the same again to continue from the last"
         ) from error

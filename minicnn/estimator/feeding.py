@@ -1,4 +1,4 @@
-"""Where batches come from: arrays, or an input_fn; and how to find one's place in them again."""
+"""Batches from arrays or from an input_fn, and how to resume in the middle of them."""
 
 import logging
 import math
@@ -10,35 +10,46 @@ import numpy as np
 
 from minicnn.core import checks
 from minicnn.core.checks import describe
+from minicnn.estimator.streams import Stream
 
 logger = logging.getLogger("minicnn")
 
 BATCH_SIZE = 100
-_PATIENCE = 10.0  # seconds of skipping batches until a warning says how far that has come
+_PATIENCE = 10.0  # seconds of skipping batches before a warning reports the progress
 _LARGE = 10.0  # the root mean square of a batch above which `fit` warns; that of MNIST is 0.3
-_ORDER_STREAM = 1  # tells the seed of the data's order from the other uses of the run's seed
 _END = object()
 
 Batch = tuple[Any, Any]  # features, labels; each an array, a dict of arrays, or (labels) None
 
 
 class ArrayFeed:
-    """Batches cut from arrays; shuffled anew every epoch where a seed is given.
+    """Batches cut from arrays: one pass in order, or endless epochs after `shuffle`.
 
     The order of an epoch is drawn from (seed, epoch), so the place in the data is two numbers.
-    The last batch of an epoch holds what is left.
+    The last batch of an epoch holds the remaining rows.
+
+    Attributes
+    ----------
+    batches : int
+        How many batches an epoch has.
     """
 
-    def __init__(self, x: Any, y: Any, batch_size: int, seed: int | None = None) -> None:
+    def __init__(self, x: Any, y: Any, batch_size: int) -> None:
         self.x = _arrays(x, "x", checks.array)
         self.y = None if y is None else _arrays(y, "y", checks.labels)
         self.rows = _rows(self.x, self.y)
         self.batch_size = checks.integer(batch_size, "batch_size")
+        self.batches = math.ceil(self.rows / self.batch_size)
+        self.seed: int | None = None
+        self.epoch = 0
+        self.row = 0
+
+    def shuffle(self, seed: int) -> None:
+        """Draw another order of the rows for every epoch, without end."""
         self.seed = seed
-        self.epoch, self.row = 0, 0
 
     def peek(self) -> Batch:
-        """Return a batch that only shows what batches look like."""
+        """Return a batch that shows names, shapes and types; it is not taken."""
         return self._take(slice(0, 1))
 
     def place(self) -> dict[str, int]:
@@ -46,26 +57,23 @@ class ArrayFeed:
         return {"epoch": self.epoch, "row": self.row, "rows": self.rows}
 
     def seek(self, place: dict[str, Any]) -> None:
-        """Go to a place that `place` returned; data of another length starts the epoch anew."""
+        """Go to a place that `place` returned, or to the start of its epoch if the data changed."""
         self.epoch = int(place.get("epoch", 0))
         self.row = int(place.get("row", 0)) if place.get("rows") == self.rows else 0
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield batches for ever where they are shuffled, else those of one epoch."""
         while True:
-            order = self._order()
+            order = None
+            if self.seed is not None:
+                order = Stream.ORDER.generator(self.seed, self.epoch).permutation(self.rows)
             while self.row < self.rows:
                 rows = slice(self.row, self.row + self.batch_size)
                 self.row = min(rows.stop, self.rows)
                 yield self._take(rows if order is None else order[rows])
-            self.epoch, self.row = self.epoch + 1, 0
+            self.epoch += 1
+            self.row = 0
             if order is None:
                 return
-
-    def _order(self) -> np.ndarray | None:
-        if self.seed is None:
-            return None
-        return np.random.default_rng((self.seed, _ORDER_STREAM, self.epoch)).permutation(self.rows)
 
     def _take(self, rows: Any) -> Batch:
         return _map(lambda array: array[rows], self.x), _map(lambda array: array[rows], self.y)
@@ -74,9 +82,12 @@ class ArrayFeed:
 class FunctionFeed:
     """Batches from an input_fn, which returns an iterable of (features, labels).
 
-    The place is the number of batches taken since the iterable began; `seek` makes it anew and
-    takes as many. That is exact where input_fn is deterministic.
+    The place is the number of batches taken from the iterable; `seek` calls input_fn again and
+    skips as many. That is exact if input_fn is deterministic.
     """
+
+    batches = math.inf  # in an epoch: unknown
+    y = None  # known only batch by batch
 
     def __init__(self, input_fn: Callable[[], Any]) -> None:
         self.input_fn = checks.function(input_fn, "input_fn", "a function without arguments")
@@ -84,15 +95,16 @@ class FunctionFeed:
         self._iterator: Iterator[Any] | None = None
         self._peeked: Batch | None = None
 
+    def shuffle(self, seed: int) -> None:
+        """Do nothing: input_fn decides the order."""
+
     def peek(self) -> Batch:
         """Return the next batch without taking it."""
         if self._peeked is None:
             self._peeked = self._next()
             self.taken = 0
         if self._peeked is None:
-            raise ValueError(
-                "`input_fn` yielded no batch at all; give at least one (features, labels)"
-            )
+            raise ValueError("`input_fn` yielded no batch; give at least one (features, labels)")
         return self._peeked
 
     def place(self) -> dict[str, int]:
@@ -100,11 +112,12 @@ class FunctionFeed:
         return {"batches": self.taken}
 
     def seek(self, place: dict[str, Any]) -> None:
-        """Take as many batches as `place` says; where there are fewer now, begin anew."""
+        """Take as many batches as `place` says; if there are fewer now, start from the first."""
         count = int(place.get("batches", 0))
         if count:
             logger.info("Skipping %d batches of `input_fn`; earlier steps have used them.", count)
-        start, patience = time.monotonic(), _PATIENCE
+        start = time.monotonic()
+        patience = _PATIENCE
         for skipped in range(count):
             if self._next() is None:
                 return
@@ -115,7 +128,7 @@ class FunctionFeed:
                     skipped + 1, count, patience,
                 )
                 patience *= 2
-        self._peeked = self._next()  # None at the end: then the next one begins anew
+        self._peeked = self._next()  # None at the end: then the next call starts again
         self.taken = max(0, self.taken - 1)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -123,23 +136,27 @@ class FunctionFeed:
             yield batch
 
     def _next(self) -> Batch | None:
-        """Take a batch; None at the end, where the next call begins anew."""
-        batch, self._peeked = self._peeked, None
+        """Take a batch; return None at the end, after which the next call starts again."""
+        batch = self._peeked
+        self._peeked = None
         if batch is None:
             if self._iterator is None:
-                self._iterator, self.taken = iter(_iterable(self.input_fn())), 0
+                self._iterator = iter(_iterable(self.input_fn()))
+                self.taken = 0
             made = next(self._iterator, _END)
-            batch = None if made is _END else _checked(made)
-        if batch is None:
-            self._iterator, self.taken = None, 0
-        else:
-            self.taken += 1
+            if made is _END:
+                self._iterator = None
+                self.taken = 0
+                return None
+            batch = _checked(made)
+        self.taken += 1
         return batch
 
 
-def feed(
-    x: Any, y: Any, input_fn: Any, batch_size: int | None, seed: int | None = None
-) -> ArrayFeed | FunctionFeed:
+Feed = ArrayFeed | FunctionFeed
+
+
+def feed(x: Any, y: Any, input_fn: Any, batch_size: int | None) -> Feed:
     """Return the feed for the arguments that fit, evaluate and predict share."""
     if input_fn is not None:
         feed = FunctionFeed(input_fn)
@@ -151,7 +168,7 @@ def feed(
         return feed
     if x is None:
         raise ValueError("there is no data: give `x` (and `y`), or `input_fn`")
-    return ArrayFeed(x, y, BATCH_SIZE if batch_size is None else batch_size, seed)
+    return ArrayFeed(x, y, BATCH_SIZE if batch_size is None else batch_size)
 
 
 def rows_of(batch: Any) -> int:
@@ -178,7 +195,7 @@ def warn_if_large(features: Any) -> bool:
 
 
 def _map(function: Callable[[np.ndarray], Any], value: Any) -> Any:
-    """Apply a function to an array, to each array of a dict, or to None not at all."""
+    """Apply a function to an array or to each array of a dict; None stays None."""
     if isinstance(value, dict):
         return {name: function(array) for name, array in value.items()}
     return None if value is None else function(value)
@@ -201,28 +218,30 @@ def _arrays(value: Any, name: str, check: Callable[[Any, str], np.ndarray]) -> A
 
 def _rows(x: Any, y: Any) -> int:
     """Return the common number of rows."""
-    named = {f"x[{k!r}]": v for k, v in x.items()} if isinstance(x, dict) else {"x": x}
-    if y is not None:
-        named |= {f"y[{k!r}]": v for k, v in y.items()} if isinstance(y, dict) else {"y": y}
-    counts = {name: len(array) for name, array in named.items()}
+    counts: dict[str, int] = {}
+    for name, value in (("x", x), ("y", y)):
+        if isinstance(value, dict):
+            counts |= {f"{name}[{key!r}]": len(array) for key, array in value.items()}
+        elif value is not None:
+            counts[name] = len(value)
     if len(set(counts.values())) > 1:
         text = ", ".join(f"{name} has {count}" for name, count in counts.items())
-        raise ValueError(f"`x` and `y` must have as many rows as each other: {text}")
+        raise ValueError(f"`x` and `y` must have the same number of rows: {text}")
     rows = next(iter(counts.values()))
     if rows == 0:
-        raise ValueError("`x` has no rows; there is nothing to run on")
+        raise ValueError("`x` has no rows; give at least one")
     return rows
 
 
 def _checked(batch: Any) -> Batch:
-    """Return (features, labels) of what an input_fn yielded."""
+    """Return (features, labels) from what an input_fn yielded."""
     is_list = isinstance(batch, list) and len({getattr(part, "ndim", 0) for part in batch}) > 1
     if is_list or (isinstance(batch, tuple) and len(batch) != 2):
         raise TypeError(
             "`input_fn` must yield tuples (features, labels), or features alone, got "
             f"{describe(batch)}"
         )
-    features, labels = batch if isinstance(batch, tuple) and len(batch) == 2 else (batch, None)
+    features, labels = batch if isinstance(batch, tuple) else (batch, None)
     features = _arrays(features, "features", checks.array)
     labels = None if labels is None else _arrays(labels, "labels", checks.labels)
     _rows(features, labels)

@@ -1,7 +1,8 @@
-"""The weights of one checkpoint and the graphs that compute with them; and which one that is."""
+"""Weights and the graphs that compute with them; and which checkpoint they come from."""
 
 import logging
 import os
+import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -11,22 +12,24 @@ from typing import Any
 import numpy as np
 
 from minicnn.core.parameter import Parameter
+from minicnn.core.weights import PARAMETERS
 from minicnn.estimator import checkpoints
 from minicnn.estimator.checkpoints import Checkpoint, CheckpointError
 from minicnn.estimator.config import ModeKeys
 from minicnn.estimator.feeding import Batch
+from minicnn.estimator.processes import Processes
+from minicnn.estimator.streams import Stream
 from minicnn.estimator.tracing import Trace, form
 
 logger = logging.getLogger("minicnn")
 
-_START_STREAM = 0  # tells the seed of the start values from the other uses of the run's seed
-_SETTLED = 3_000_000_000  # ns: no file system's clock is coarser
+_SETTLED = 3_000_000_000  # ns: longer than a tick of any file system's clock
 
 
 class Lock:
     """A lock that a forked child does not inherit: the thread that holds it is not in the child.
 
-    The thread that holds it may take it again, in a signal handler for example.
+    The thread that holds it may take it again, for example in a signal handler.
     """
 
     def __init__(self) -> None:
@@ -40,9 +43,9 @@ class Lock:
 class Model:
     """The weights of a checkpoint or of a run, and the graphs that compute with them.
 
-    The weights of a checkpoint never change: a caller that has begun with them finishes with them,
-    whatever is trained or saved meanwhile. Those of a run, whose first trace is for TRAIN, change
-    with every step, and only the run uses them.
+    The weights of a checkpoint never change: a caller that has started with them finishes with
+    them, whatever is trained or saved meanwhile. The weights of a run change with every step, and
+    only the run uses them; its first trace is for TRAIN.
 
     Parameters
     ----------
@@ -53,14 +56,14 @@ class Model:
     checkpoint : Checkpoint, optional
         Without one, a run begins with start values.
     seed : int
-        Of the start values.
+        The seed of a run.
 
     Attributes
     ----------
     step : int
-        The global step of the checkpoint.
+        The global step that the weights belong to; a run counts it.
     checkpoint : Checkpoint or None
-        Without its arrays.
+        The last one that was read or written, without its arrays.
     """
 
     def __init__(
@@ -71,70 +74,104 @@ class Model:
         checkpoint: Checkpoint | None = None,
         seed: int = 0,
     ) -> None:
-        self._model_fn, self._options, self._lock, self._seed = model_fn, options, lock, seed
-        self.step = 0 if checkpoint is None else checkpoint.meta["global_step"]
-        self.checkpoint = None if checkpoint is None else checkpoint._replace(arrays={})
-        # What no trace has asked for yet; None after a run, whose parameters are all there are.
-        self._saved = None if checkpoint is None else checkpoint.part("parameters/")
+        self._model_fn = model_fn
+        self._options = options
+        self._lock = lock
+        self.seed = seed
+        self.step = 0
+        self.checkpoint: Checkpoint | None = None
+        # What no trace has asked for yet. `_saved` is None after a run: its parameters are all.
+        self._saved: dict[str, np.ndarray] | None = None
+        self._optimizer: dict[str, np.ndarray] | None = None  # of a run
         self._parameters: dict[str, Parameter] = {}
         self._traces: dict[str, Trace] = {}
+        if checkpoint is not None:
+            self.step = checkpoint.meta["global_step"]
+            self.checkpoint = checkpoint._replace(arrays={})
+            self._saved = checkpoint.part(PARAMETERS)
 
-    def saved_as(self, checkpoint: Checkpoint) -> None:
-        """Note the checkpoint, without its arrays, that holds the weights of this moment."""
-        self.step, self.checkpoint = checkpoint.meta["global_step"], checkpoint
+    @property
+    def is_saved(self) -> bool:
+        """Whether `checkpoint` holds the weights of this step."""
+        return self.checkpoint is not None and self.checkpoint.meta["global_step"] == self.step
 
     def copy(self, lock: Lock) -> "Model":
-        """Return a model whose weights stay those that a run has now."""
-        model = Model(self._model_fn, self._options, lock, self.checkpoint)
-        model._saved = None
+        """Return a model with a copy of the weights that a run has now."""
+        model = Model(self._model_fn, self._options, lock)
+        model.step = self.step
+        model.checkpoint = self.checkpoint
         for name, p in self._parameters.items():
             model._parameters[name] = Parameter(name, p.value.copy(), p.trainable)
         return model
 
     def weights(self) -> dict[str, np.ndarray]:
         """Return the value of each parameter by name."""
-        with self._lock():  # a trace of another thread moves values from one to the other
+        with self._lock():  # a trace in another thread moves values from one to the other
             values = {name: parameter.value for name, parameter in self._parameters.items()}
             return (self._saved or {}) | values
 
     def trace(self, mode: str, batch: Batch) -> Trace:
-        """Return the trace of a mode, made at the first call; its parameters hold the weights."""
+        """Return the trace of a mode, whose parameters hold the weights; the first call makes it.
+
+        The first trace for TRAIN also continues the optimizer's state.
+        """
         with self._lock():
             trace = self._traces.get(mode)
             if trace is None or trace.form != form(batch):
-                known = set(self._parameters)
-                seed = (self._seed, _START_STREAM)
+                known = set(self._parameters)  # model_fn, or a signal handler, may trace meanwhile
                 parameters = dict(self._parameters)
-                trace = Trace(self._model_fn, mode, batch, parameters, seed, self._options)
+                rng = Stream.INIT.generator(self.seed)
+                trace = Trace(self._model_fn, mode, batch, parameters, rng, self._options)
                 self._restore(trace, known)
                 self._traces[mode] = trace
             return trace
 
     def _restore(self, trace: Trace, known: set[str]) -> None:
-        """Give what a trace has added to the known parameters its values."""
-        graph, mode, weights = trace.graph, trace.ops.mode, self.weights()
-        new = [name for name in graph.parameters if name not in known]
+        """Set the parameters that a trace has added to `known` to the checkpoint's values."""
+        made = trace.graph.parameters
+        mode = trace.ops.mode
+        new = [name for name in made if name not in known]
         if self.checkpoint is not None and self._saved is not None:
+            weights = self.weights()
             _check(trace, new, weights, self.checkpoint.path)
             for name in new:
-                graph.parameters[name].value[...] = weights[name]
+                made[name].value[...] = weights[name]
         elif new and (known or mode != ModeKeys.TRAIN):
             raise ValueError(
                 f"mode {mode!r} has parameters that training does not have: "
                 f"{', '.join(sorted(new))}; model_fn must build the same layers for every mode"
             )
-        self._parameters = graph.parameters | self._parameters
+        self._parameters = made | self._parameters
         if mode == ModeKeys.TRAIN:
             self._saved = None
+            self._restore_optimizer(trace)
         elif self._saved is not None:
             self._saved = {n: a for n, a in self._saved.items() if n not in self._parameters}
+
+    def _restore_optimizer(self, trace: Trace) -> None:
+        """Continue the optimizer's state; the program's learning rate replaces the checkpoint's."""
+        if self._optimizer is None or self.checkpoint is None:
+            return
+        try:
+            trace.load_optimizer(self._optimizer)
+        except (TypeError, ValueError) as error:
+            logger.warning("The optimizer starts again without its state: %s", error)
+        self._optimizer = None
+        before = self.checkpoint.meta["learning_rate"]
+        optimizer = trace.ops.train_op.optimizer
+        rate = optimizer.learning_rate
+        now = float(rate(max(0, optimizer.iterations - 1)) if callable(rate) else rate)
+        if before != now:
+            logger.info(
+                "The learning rate changes from %.6g in the checkpoint to %.6g.", before, now
+            )
 
 
 class Models:
     """Decides which weights `evaluate` and `predict` use, and keeps them in memory.
 
     They are those of the checkpoint that `checkpoints.newest` picks at the moment of the call.
-    What is kept changes under one lock, which is not held while something is computed.
+    What is kept changes under one lock, which is not held during computations.
 
     Parameters
     ----------
@@ -147,28 +184,34 @@ class Models:
     def __init__(
         self, folder: Path, model_fn: Callable[..., Any], options: dict[str, Any]
     ) -> None:
-        self.folder, self._lock = folder, Lock()
-        self._model_fn, self._options = model_fn, options
+        self.folder = folder
+        self._model_fn = model_fn
+        self._options = options
+        self._lock = Lock()
         self._latest: Model | None = None
         self._chosen: Model | None = None
         self._damaged: dict[Path, Any] = {}
         self._seen: tuple[Any, ...] | None = None
         self._is_gone = False
 
-    def run(self, checkpoint: Checkpoint | None, seed: int) -> Model:
-        """Return the model of a run that goes on from a checkpoint; nobody else has it."""
-        return Model(self._model_fn, self._options, Lock(), checkpoint, seed)
+    def run(self, seed: int | None, processes: Processes) -> Model:
+        """Return the model of a run from the newest checkpoint, if any; only the run has it.
 
-    def read(self) -> Checkpoint | None:
-        """Read the checkpoint that a run goes on from."""
-        with self._lock():
-            found = checkpoints.newest(self.folder, None, self._damaged)
-        if found is not None:
-            logger.info("Restored model from %s", found.path)
-        return found
+        Parameters
+        ----------
+        seed : int, optional
+            None takes that of the checkpoint, or draws one.
+        processes : Processes
+            All of them start from what their chief has read.
+        """
+        start = self._start(seed) if processes.is_chief else None
+        found, seed = processes.from_chief(start)
+        model = Model(self._model_fn, self._options, Lock(), found, seed)
+        model._optimizer = None if found is None else found.part("optimizer/")
+        return model
 
     def latest(self) -> Model:
-        """Return the model of the checkpoint that counts now.
+        """Return the model of the newest checkpoint.
 
         Raises
         ------
@@ -191,7 +234,7 @@ class Models:
         Raises
         ------
         CheckpointError
-            If it is not there, or damaged.
+            If the file is missing or damaged.
         """
         path = path.absolute()
         with self._lock():
@@ -206,11 +249,11 @@ class Models:
                 at = None if model is None else model.checkpoint
                 if model and at and at.identity and (at.path, at.identity) == (path, now):
                     return model
-            self._chosen = self._new(checkpoints.load(path)._replace(identity=now))
+            self._chosen = self._of(checkpoints.load(path)._replace(identity=now))
             return self._chosen
 
     def keep(self, run: Model) -> None:
-        """Keep a copy of the weights that a run has ended with, and saved as a checkpoint."""
+        """Keep a copy of the weights of a run that has ended and saved them."""
         with self._lock():
             known = None if self._latest is None else self._latest.checkpoint
             saved = run.checkpoint
@@ -219,18 +262,32 @@ class Models:
                 self._is_gone = saved.identity is None  # it is on the disk of another process
             self._seen = None
 
-    def _new(self, checkpoint: Checkpoint) -> Model:
+    def _start(self, seed: int | None) -> tuple[Checkpoint | None, int]:
+        """Return the checkpoint to continue from, and the seed of the run."""
+        with self._lock():
+            found = checkpoints.newest(self.folder, None, self._damaged)
+        if found is not None:
+            logger.info("Restored model from %s", found.path)
+            seed = found.meta["seed"] if seed is None else seed
+        if seed is None:
+            seed = secrets.randbits(32)
+            logger.info("The seed of this run is %d.", seed)
+        return found, seed
+
+    def _of(self, checkpoint: Checkpoint) -> Model:
         return Model(self._model_fn, self._options, self._lock, checkpoint)
 
     def _look(self) -> tuple[Any, ...]:
-        """Return what changes where another checkpoint counts."""
+        """Return what changes when another checkpoint becomes the newest."""
         at = None if self._latest is None else self._latest.checkpoint
         paths = self.folder, checkpoints.index(self.folder), self.folder if at is None else at.path
         return tuple(map(checkpoints.identity, paths))
 
     def _update(self) -> None:
-        """Ask which checkpoint counts, and read it if it is another one."""
-        now, before, self._seen = time.time_ns(), self._look()[:2], None
+        """Find the newest checkpoint, and read it if it is not in memory."""
+        now = time.time_ns()
+        before = self._look()[:2]
+        self._seen = None
         known = None if self._latest is None else self._latest.checkpoint
         found = checkpoints.newest(self.folder, known, self._damaged)
         if found is None:
@@ -243,18 +300,19 @@ class Models:
             return
         self._is_gone = False
         if found is not known:
-            self._latest = self._new(found)
+            self._latest = self._of(found)
             logger.info("Restored model from %s", found.path)
         seen = (*before, found.identity)
-        # Within a tick of the file system's clock a second change would not be seen.
+        # A second change within a tick of the file system's clock would not be seen.
         is_settled = all(each is None or now - each[2] > _SETTLED for each in seen)
         if is_settled and not self._damaged:
             self._seen = seen
 
 
 def _check(trace: Trace, new: list[str], saved: Mapping[str, np.ndarray], path: Path) -> None:
-    """Raise where a checkpoint does not hold the parameters that a trace has added."""
-    mode, graph = trace.ops.mode, trace.graph
+    """Raise unless a checkpoint holds the parameters that a trace has added."""
+    mode = trace.ops.mode
+    made = trace.graph.parameters
     remedy = (
         f"the model has changed since {path} was written: undo the change, or use another "
         f"model_dir, or clear {path.parent}"
@@ -262,16 +320,16 @@ def _check(trace: Trace, new: list[str], saved: Mapping[str, np.ndarray], path: 
     if mode != ModeKeys.TRAIN:
         remedy += f". Or mode {mode!r} is another model: build the same layers for every mode"
     for name in new:
-        parameter = graph.parameters[name]
+        shape = made[name].shape
         if name not in saved:
-            raise CheckpointError(f"{name} {parameter.shape} is not in the checkpoint; {remedy}")
+            raise CheckpointError(f"{name} {shape} is not in the checkpoint; {remedy}")
         array = saved[name]
-        if array.shape != parameter.shape or array.dtype.kind != "f":
+        if array.shape != shape or array.dtype.kind != "f":
             raise CheckpointError(
-                f"{name} is {parameter.shape} in the model and {array.dtype} {array.shape} in the "
+                f"{name} is {shape} in the model and {array.dtype} {array.shape} in the "
                 f"checkpoint; give `x` with rows of the same shape as in training. Or {remedy}"
             )
-    unused = set(saved) - set(graph.parameters)
+    unused = set(saved) - set(made)
     if mode == ModeKeys.TRAIN and unused:
         name = min(unused)
         raise CheckpointError(f"{name} {saved[name].shape} is not in the model any more; {remedy}")

@@ -5,53 +5,54 @@ import json
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from minicnn.core.checks import describe, instance
+from minicnn.core.checks import describe, instance, optimizer_fault
 from minicnn.core.context import Context, Workspace
 from minicnn.core.op import Tensor
-from minicnn.estimator import checkpoints, feeding
-from minicnn.estimator.feeding import Batch
+from minicnn.core.weights import PARAMETERS
+from minicnn.estimator import evaluation, feeding
+from minicnn.estimator.checkpoints import RunFiles
+from minicnn.estimator.config import MetricSpec, RunConfig
+from minicnn.estimator.evaluation import JsonLines
+from minicnn.estimator.feeding import Batch, Feed
 from minicnn.estimator.graph import Plan
-from minicnn.estimator.processes import Processes
+from minicnn.estimator.model import Model
+from minicnn.estimator.streams import Stream
 from minicnn.estimator.tracing import Trace
 from minicnn.hooks import SessionRunArgs, SessionRunContext, SessionRunHook, SessionRunValues
 
 logger = logging.getLogger("minicnn")
 
-_DROPOUT_STREAM = 2  # tells the seed of the steps' randomness from the other uses of the run's seed
-
 
 class TrainingSession:
-    """The state of a run, and its loop.
+    """The state of a run, and its loop over steps; hooks see it as `run_context.session`.
 
     Parameters
     ----------
+    model : Model
+        Of this run; it counts the steps.
     trace : Trace
         Of mode TRAIN.
-    feed : iterable of batches
-    global_step : int
-        How many steps are done.
-    seed : int
-    fuse : bool
-    processes : Processes
-        Those that make the steps together.
-    save, evaluate : callable
-        The Estimator's; hooks call them.
-    best : BestFiles
-        Where `save_best` writes.
-    states : dict
-        What the hooks of earlier runs have left in the checkpoint, by name.
+    feed : ArrayFeed or FunctionFeed
+        At the place where the run continues.
+    config : RunConfig
+    files : RunFiles
+        Where checkpoints are written.
+    record : JsonLines
+        Where evaluations are noted.
 
     Attributes
     ----------
     global_step : int
+        How many steps are done.
     rate : float
         The learning rate of the last step.
+    last_loss : float or None
     graph : Graph
     parameters : dict from str to Parameter
     interrupted : bool
@@ -62,75 +63,108 @@ class TrainingSession:
 
     def __init__(
         self,
+        model: Model,
         trace: Trace,
-        feed: Any,
-        global_step: int,
-        seed: int,
-        fuse: bool,
-        processes: Processes,
-        save: Callable[["TrainingSession"], None],
-        evaluate: Callable[..., dict[str, Any]],
-        best: checkpoints.BestFiles,
-        states: dict[str, dict[str, Any]],
+        feed: Feed,
+        config: RunConfig,
+        files: RunFiles,
+        record: JsonLines,
     ) -> None:
-        self.graph, self.parameters = trace.graph, trace.graph.parameters
-        self.trace, self.feed, self.seed, self.fuse = trace, feed, seed, fuse
-        self.global_step, self._processes = global_step, processes
-        self.last_loss: float | None = None
+        self.trace = trace
+        self.graph = trace.graph
+        self.parameters = trace.graph.parameters
         self.rate = trace.ops.train_op.rate()
-        self._save, self._evaluate = save, evaluate
-        self._best = best
-        self._states = states
-        self._hooks: dict[str, SessionRunHook] = {}
+        self.last_loss: float | None = None
         self.interrupted = False
         self.best_step: int | None = None
+        self._model = model
+        self._feed = feed
+        self._config = config
+        self._processes = config.distribute
+        self._files = files
+        self._record = record
+        # States of the hooks of earlier runs, by name; older checkpoints have none.
+        self._states = model.checkpoint.meta.get("hooks", {}) if model.checkpoint else {}
+        self._hooks: dict[str, SessionRunHook] = {}
         self._saved: tuple[Any, ...] = ()
         self._workspace = Workspace()
         self._plans: dict[frozenset[Tensor], Plan] = {}
 
+    @property
+    def global_step(self) -> int:
+        return self._model.step
+
     def save(self) -> None:
-        """Write a checkpoint of this moment."""
-        self._save(self)
+        """Write a checkpoint of this moment, unless the weights or the optimizer are not finite."""
+        if fault := self.fault():
+            logger.warning("%s, so no checkpoint is written; lower the learning rate", fault)
+        else:
+            self._model.checkpoint = self._files.save(*self.snapshot())
         self._saved = self._moment()
 
     def is_saved(self) -> bool:
-        """Return whether a checkpoint holds this step, with what the hooks know by now."""
+        """Return whether `save` was called at this step, with the present states of the hooks."""
         return self._saved == self._moment()
+
+    def fault(self) -> str:
+        """Return what is not finite in the weights or the optimizer; an empty text if all are."""
+        for name, parameter in self.parameters.items():
+            if not np.isfinite(parameter.value).all():
+                return f"{name} is not finite any more after step {self.global_step}"
+        return optimizer_fault(self.trace.ops.train_op.optimizer.state_dict())
 
     def _moment(self) -> tuple[Any, ...]:
         states = {name: _state(name, hook) for name, hook in self._hooks.items()}
         kept = self._states | {name: state for name, state in states.items() if state}
         return self.global_step, self.best_step, kept
 
-    def evaluate(self, **data: Any) -> dict[str, Any]:
+    def evaluate(
+        self,
+        x: Any = None,
+        y: Any = None,
+        input_fn: Callable[[], Any] | None = None,
+        batch_size: int | None = None,
+        steps: int | None = None,
+        metrics: Mapping[str, MetricSpec] | None = None,
+        name: str | None = None,
+    ) -> dict[str, Any]:
         """Evaluate the weights of this moment on data, as `Estimator.evaluate` does."""
-        return self._evaluate(self.global_step, **data)
+        feed = feeding.feed(x, y, input_fn, batch_size)
+        return evaluation.evaluate(
+            self._model, feed, self._config, self._record, steps, metrics, name
+        )
 
     def save_best(self, name: str) -> Path:
         """Write the values of this moment to the file `best_path(name)`; return its path."""
-        return self._best.save(name, *self.snapshot())
+        return self._files.save_best(name, *self.snapshot())
 
     def best_path(self, name: str) -> Path:
         """Return where `save_best` writes."""
-        return self._best.path(name)
+        return self._files.best_path(name)
 
     def snapshot(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Return the arrays and the plain values that a checkpoint of this moment holds."""
-        arrays = {f"parameters/{p.name}": p.value for p in self.parameters.values()}
+        arrays = {f"{PARAMETERS}{p.name}": p.value for p in self.parameters.values()}
         optimizer = self.trace.ops.train_op.optimizer.state_dict()
         arrays |= {f"optimizer/{name}": array for name, array in optimizer.items()}
         step, best_step, states = self._moment()
         meta = {
             "global_step": step,
-            "seed": self.seed,
-            "place": self.feed.place(),
+            "seed": self._model.seed,
+            "place": self._feed.place(),
             "learning_rate": self.rate,
             "hooks": states,
         }
         return arrays, meta | ({} if best_step is None else {"best_step": best_step})
 
     def run(self, hooks: Sequence[SessionRunHook]) -> None:
-        """Do steps until a hook stops the run, the data ends, or Ctrl-C is pressed."""
+        """Do steps until a hook stops the run, the data ends, or Ctrl-C is pressed.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            After Ctrl-C, once the step is done and the hooks have ended.
+        """
         context = SessionRunContext(self)
         self._processes.begin(tuple(self.parameters.values()))
         self._hooks = _by_name(hooks)
@@ -146,13 +180,13 @@ class TrainingSession:
             for hook in hooks:
                 hook.end(self)
         if self._processes.any(interrupted.is_set()):
-            said = f"Interrupted after step {self.global_step}; run the same again to go on."
+            said = f"Interrupted after step {self.global_step}; run the same again to continue."
             logger.info(said)
             raise KeyboardInterrupt(said)
 
     def _loop(self, context: SessionRunContext, hooks: Sequence[SessionRunHook]) -> None:
         is_checked = not self._processes.is_chief
-        for batch in self.feed:
+        for batch in self._feed:
             self._processes.check_rows(feeding.rows_of(batch[0]), self.global_step + 1)
             is_checked = is_checked or feeding.warn_if_large(batch[0])
             wanted = [hook.before_run(context) for hook in hooks]
@@ -166,17 +200,15 @@ class TrainingSession:
 
     def _put_back(self, path: Path | None) -> None:
         """Replace the values of the last step by those of the chief's file, in all processes."""
-        found = None if path is None else self._best.read(path)
+        found = None if path is None else self._files.read_best(path)
         found = self._processes.from_chief(found)
         if found is None:
             return
-        values, state = found.part("parameters/"), found.part("optimizer/")
-        owners = {name.rpartition("/")[0] for name in state}
-        known = [p for p in self.parameters.values() if p.name in owners]
+        values = found.part(PARAMETERS)
         try:
             if _forms(values) != _forms(self.parameters):
                 raise ValueError(f"{found.path} is of another model")
-            self.trace.ops.train_op.optimizer.load_state_dict(state, known)
+            self.trace.load_optimizer(found.part("optimizer/"))
         except ValueError as error:
             logger.warning("%s; the values of the last step are kept", error)
             return
@@ -190,10 +222,11 @@ class TrainingSession:
         """Do one step; return what was fetched from it."""
         train_op = self.trace.ops.train_op
         tensors = {train_op.loss} | set(_tensors(fetches, self._resolve))
-        plan = self._plans.get(frozenset(tensors))
-        if plan is None:
-            plan = self._plans[frozenset(tensors)] = self.graph.plan(tuple(tensors), self.fuse)
-        rng = np.random.default_rng((self.seed, _DROPOUT_STREAM, self.global_step))
+        key = frozenset(tensors)
+        if key not in self._plans:
+            self._plans[key] = self.graph.plan(tuple(tensors), self._config.fuse)
+        plan = self._plans[key]
+        rng = Stream.DROPOUT.generator(self._model.seed, self.global_step)
         feeds, first, share = self._processes.part(self.trace.feeds(batch))
         ctx = Context(training=True, rng=rng, workspace=self._workspace, first_row=first)
         values = plan.forward(feeds, ctx)
@@ -204,17 +237,17 @@ class TrainingSession:
         extra = {"global_step": self.global_step + 1, "learning_rate": self.rate}
         results = _map_fetches(fetches, lambda fetch: self._value(fetch, values, extra))
         train_op.apply(reached)
-        self.global_step += 1
+        self._model.step += 1
         return results
 
     def _resolve(self, fetch: Any) -> Tensor | None:
-        """Return the tensor that a fetch means; None for what is no tensor. Unknown names raise."""
+        """Return the tensor of a fetch; None if it names another value. Unknown names raise."""
         if isinstance(fetch, Tensor):
             if fetch.graph is not self.graph:
                 raise ValueError(f"{fetch!r} belongs to another graph; fetch it by its name")
             return fetch
         if not isinstance(fetch, str):
-            raise TypeError(f"a Tensor or a name can be fetched, got {describe(fetch)}")
+            raise TypeError(f"a fetch must be a Tensor or a name, got {describe(fetch)}")
         if fetch == "loss" and fetch not in self.graph.tensors:
             return self.trace.ops.loss
         if fetch in ("global_step", "learning_rate") or fetch in self.parameters:
@@ -229,10 +262,11 @@ class TrainingSession:
 
 
 def _by_name(hooks: Sequence[SessionRunHook]) -> dict[str, SessionRunHook]:
-    """Return the hooks of a run by the names under which checkpoints keep their states."""
+    """Return the hooks of a run by their names in checkpoints; equal names get a number."""
     named: dict[str, SessionRunHook] = {}
     for hook in hooks:
-        name = first = str(hook.name or type(hook).__name__)
+        first = str(hook.name or type(hook).__name__)
+        name = first
         number = 1
         while name in named:
             number += 1
@@ -264,14 +298,14 @@ def _fetches(args: Any) -> Any:
 
 
 def _tensors(fetches: Any, resolve: Callable[[Any], Tensor | None]) -> Iterator[Tensor]:
-    """Yield every tensor that nested fetches mean."""
+    """Yield every tensor in nested fetches."""
     found: list[Tensor | None] = []
     _map_fetches(fetches, lambda fetch: found.append(resolve(fetch)))
     yield from (tensor for tensor in found if tensor is not None)
 
 
 def _map_fetches(fetches: Any, function: Callable[[Any], Any]) -> Any:
-    """Apply a function to each fetch in nested lists and dicts, keeping their form."""
+    """Apply a function to each fetch in nested lists and dicts, keeping their structure."""
     if fetches is None:
         return None
     if isinstance(fetches, dict):
@@ -285,9 +319,10 @@ def _map_fetches(fetches: Any, function: Callable[[Any], Any]) -> Any:
 def _interrupt_stops(context: SessionRunContext) -> Iterator[threading.Event]:
     """Let the first Ctrl-C end the run after the step; a second one interrupts at once."""
     interrupted = threading.Event()
-    before, main = signal.getsignal(signal.SIGINT), threading.main_thread()
-    # Only the main thread receives signals; who ignores Ctrl-C, or has a handler in C, goes on so.
-    if threading.current_thread() is not main or before in (signal.SIG_IGN, None):
+    before = signal.getsignal(signal.SIGINT)
+    is_main = threading.current_thread() is threading.main_thread()
+    # Only the main thread receives signals. An ignored Ctrl-C, or a handler in C, stays as it is.
+    if not is_main or before in (signal.SIG_IGN, None):
         yield interrupted
         return
 

@@ -1,7 +1,8 @@
-"""A model_fn, traced once for a mode: its graph and where the data goes in."""
+"""Calling a model_fn on symbolic Tensors, once for each mode: the graph and its placeholders."""
 
 import copy
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,15 +19,15 @@ from minicnn.ops import Cast, check_labels
 
 
 class _Copies(Graph):
-    """A graph of copies of the ops that are applied in it, which draw no start values.
+    """A graph that copies the ops that are applied in it, and draws no start values.
 
-    A layer that was made outside of model_fn belongs to the graph of training, and a run may be
-    under way: it stays as it is. The values of the parameters come from elsewhere.
+    A layer that was made outside of model_fn belongs to the training graph, where a run may be
+    using it, so it must not change. The values of the parameters come from a checkpoint.
     """
 
     def __init__(self, rng: Any, parameters: dict[str, Parameter]) -> None:
         super().__init__(rng, parameters)
-        self._copied: dict[int, Any] = {}  # one for the graph: ops may refer to each other
+        self._copied: dict[int, Any] = {}  # shared, since ops may refer to each other
 
     def add(self, op: Op, inputs: tuple[Tensor, ...]) -> Tensor:
         copied = copy.deepcopy(op, self._copied)
@@ -48,8 +49,8 @@ class Trace:
         A batch that shows names, shapes and types.
     parameters : dict from str to Parameter
         Shared with the traces for other modes.
-    seed : int or sequence of int
-        Of the start values.
+    rng : numpy.random.Generator
+        Where start values are drawn from.
     options : dict
         The other arguments that model_fn may name.
     """
@@ -60,12 +61,12 @@ class Trace:
         mode: str,
         batch: Batch,
         parameters: dict[str, Parameter],
-        seed: Any,
+        rng: np.random.Generator,
         options: dict[str, Any],
     ) -> None:
         self.form = form(batch)
         kind = Graph if mode == ModeKeys.TRAIN else _Copies
-        self.graph = kind(np.random.default_rng(seed), parameters)
+        self.graph = kind(rng, parameters)
         self._features, self._labels = (
             _placeholders(self.graph, name, part)
             for name, part in zip(("features", "labels"), batch, strict=True)
@@ -93,7 +94,12 @@ class Trace:
                 )
 
     def check_labels(self, labels: Any) -> None:
-        """Raise if a label is not one of the classes of a loss."""
+        """Raise if a label is not one of the classes of a loss.
+
+        Do nothing if the labels of all rows are unknown (None): each batch is checked when used.
+        """
+        if labels is None:
+            return
         holders = self._labels if isinstance(self._labels, dict) else {None: self._labels}
         for tensor in self.graph.tensors.values():
             if not isinstance(tensor.op, SoftmaxCrossEntropy) or len(tensor.inputs) < 3:
@@ -107,13 +113,29 @@ class Trace:
                     rows = labels if name is None else labels[name]
                     check_labels(rows, classes, name or "labels")
 
+    def load_optimizer(self, state: Mapping[str, np.ndarray]) -> None:
+        """Continue the optimizer from its state in a checkpoint.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the state does not fit. The optimizer has not changed then.
+        """
+        train_op = self.ops.train_op
+        steps = self.graph.plan([train_op.loss], fuse=False).steps
+        trained = train_op.trained([p for step in steps for p in step.op.parameters])
+        owners = {name.rpartition("/")[0] for name in state}
+        # A parameter that no gradient has reached, such as one before an argmax, has no state yet.
+        known = [parameter for parameter in trained if parameter.name in owners]
+        train_op.optimizer.load_state_dict(state, known or trained)
+
     def feeds(self, batch: Batch) -> dict[Tensor, np.ndarray]:
         """Return the value of each placeholder for a batch."""
         got = form(batch)
         if got != self.form:
             raise ValueError(
-                f"a batch has other names, shapes or types than the first: {got}, expected "
-                f"{self.form}"
+                "all batches must have the same names, shapes and types: expected those of the "
+                f"first, {self.form}, got {got}"
             )
         feeds: dict[Tensor, np.ndarray] = {}
         for holder, part in zip((self._features, self._labels), batch, strict=True):
@@ -125,7 +147,7 @@ class Trace:
 
 
 def form(batch: Batch) -> tuple[Any, Any]:
-    """Return the names, the shapes of the rows and the types of a batch's features and labels."""
+    """Return the names, row shapes and types of a batch's features and labels."""
     return _form(batch[0]), _form(batch[1])
 
 

@@ -128,7 +128,7 @@ def assert_refused(path, data):
     with pytest.raises(mc.CheckpointError) as caught:
         checkpoints.load(path)
     assert str(path) in str(caught.value)
-    assert "is no whole checkpoint (" in str(caught.value)
+    assert "is not a valid checkpoint (" in str(caught.value)
 
 
 def test_what_is_written_is_read(small):
@@ -244,7 +244,7 @@ def test_where_all_are_damaged_the_error_says_what_to_do(folder, trained, caplog
     ):
         with pytest.raises(mc.CheckpointError, match="put a good copy") as caught:
             call(estimator_in(folder))
-        for word in (f"none of the 3 checkpoints in {folder}", "model.ckpt-3.npz is no whole",
+        for word in (f"none of the 3 checkpoints in {folder}", "model.ckpt-3.npz is not a valid",
                      "or delete them to start again"):
             assert word in str(caught.value)
     assert warnings_in(caplog) == []  # the error says it all
@@ -533,7 +533,7 @@ def test_thousands_of_broken_checkpoints_are_read_once(folder, monkeypatch, capl
     assert len(listings) == 1
     assert len(loads) == 2001
     (warning,) = warnings_in(caplog)
-    assert warning.startswith(f"{folder / 'model.ckpt-2009.npz'} is no whole checkpoint")
+    assert warning.startswith(f"{folder / 'model.ckpt-2009.npz'} is not a valid checkpoint")
     assert warning.endswith("using model.ckpt-3.npz instead (2000 checkpoints are damaged)")
 
     assert checkpoints.newest(folder, found, damaged) is found
@@ -597,7 +597,7 @@ def test_an_index_that_is_no_small_file_is_no_obstacle(folder, make):
     make(folder / "checkpoint.json")
     assert peak(lambda: checkpoints.newest(folder)) < 2e6
     assert newest(folder) == 3
-    assert checkpoints.latest_step(folder) == 3
+    assert checkpoints.newest(folder).meta["global_step"] == 3
 
 
 @pytest.mark.parametrize("name", [".lock", "evaluations.jsonl", "model.ckpt-9.npz"])
@@ -630,7 +630,7 @@ def test_an_index_stays_small_enough_to_be_read(folder):
     checkpoints.save(folder, step, ARRAYS, meta, keep=10**6)
     assert (folder / "checkpoint.json").stat().st_size < 1 << 16
     (folder / f"model.ckpt-{step + 1}.npz").touch()
-    assert checkpoints.latest_step(folder) == step
+    assert checkpoints.newest(folder).meta["global_step"] == step
 
 
 def test_the_lock_of_a_stranger_is_not_printed(folder):
@@ -698,7 +698,8 @@ def test_an_optimizers_state_of_another_kind_is_begun_anew(folder, caplog):
     checkpoints.save(folder, 3, arrays, loaded.meta, keep=5)
     train(folder, 4)
     (warning,) = warnings_in(caplog)
-    assert "The optimizer begins anew: `state['hidden/kernel/momentum']` must be" in warning
+    assert "The optimizer starts again without its state" in warning
+    assert "`state['hidden/kernel/momentum']` must be" in warning
 
 
 # Locks --------------------------------------------------------------------------------------------

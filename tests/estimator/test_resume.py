@@ -343,7 +343,7 @@ def test_ctrl_c_ends_the_run_after_the_step_with_a_checkpoint(tmp_path):
     lines = errors.splitlines()
     assert lines[-1].startswith("KeyboardInterrupt: Interrupted after step")
     (said,) = [line for line in lines if line.startswith("Interrupted after step")]
-    assert "run the same again to go on" in said
+    assert "run the same again to continue" in said
     stopped = newest(tmp_path / "model")
     assert f"after step {stopped};" in said
     assert output.splitlines()[-1:] in ([f"step {stopped}"], [])

@@ -467,7 +467,7 @@ def test_a_chosen_checkpoint_that_cannot_be_used(folder):
     for call in calls:
         with pytest.raises(mc.CheckpointError, match=r"`checkpoint_path`.*ckpt-9.*ckpt-3\.npz"):
             call(folder / "model.ckpt-9.npz")
-        with pytest.raises(mc.CheckpointError, match=r"ckpt-1\.npz is no whole checkpoint"):
+        with pytest.raises(mc.CheckpointError, match=r"ckpt-1\.npz is not a valid checkpoint"):
             call(folder / "model.ckpt-1.npz")
         with pytest.raises(TypeError, match="`checkpoint_path` must be"):
             call(3)

@@ -1,0 +1,144 @@
+"""Evaluating and predicting with the weights of a model, and the file of evaluations."""
+
+import copy
+import json
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minicnn.core import checks
+from minicnn.core.context import Context
+from minicnn.core.files import open_regular
+from minicnn.estimator.config import MetricSpec, ModeKeys, RunConfig, checked_metrics
+from minicnn.estimator.feeding import Feed, concatenate, rows_of
+from minicnn.estimator.model import Model
+from minicnn.estimator.progress import progress_bar
+from minicnn.estimator.tracing import Trace
+
+logger = logging.getLogger("minicnn")
+
+
+class JsonLines:
+    """A file to which lines of JSON are added.
+
+    Parameters
+    ----------
+    path : Path
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fails = False
+
+    def add(self, values: Mapping[str, Any]) -> None:
+        """Add a line; if that fails, warn, but only once until it works again."""
+        line = json.dumps({name: _plain(value) for name, value in values.items()})
+        try:
+            with open_regular(self.path, "a+b") as file:
+                file.seek(max(0, file.tell() - 1))
+                is_half = file.read(1) not in (b"", b"\n")  # a full disk has cut off the last line
+                file.write(b"\n" * is_half + line.encode() + b"\n")
+            self._fails = False
+        except OSError as error:
+            if not self._fails:
+                logger.warning("%s cannot be written (%s)", self.path, error)
+            self._fails = True
+
+
+def _plain(value: Any) -> Any:
+    """Return a value that JSON can hold: None for NaN and infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def evaluate(
+    model: Model,
+    feed: Feed,
+    config: RunConfig,
+    record: JsonLines,
+    steps: int | None = None,
+    metrics: Mapping[str, MetricSpec] | None = None,
+    name: str | None = None,
+) -> dict[str, Any]:
+    """Evaluate the weights that a model has now, in one pass over a feed.
+
+    Parameters
+    ----------
+    model : Model
+    feed : ArrayFeed or FunctionFeed
+    config : RunConfig
+    record : JsonLines
+        Where the results are added.
+    steps : int, optional
+        At most so many batches.
+    metrics : dict from str to MetricSpec, optional
+    name : str, optional
+        What the data is, in `record`.
+
+    Returns
+    -------
+    dict
+        ``"loss"``, ``"global_step"`` and each metric.
+    """
+    name = "evaluation" if name is None else checks.text(name, "name")
+    most = math.inf if steps is None else checks.integer(steps, "steps")
+    metrics = checked_metrics(metrics)
+    trace = model.trace(ModeKeys.EVAL, feed.peek())
+    trace.check_labels(feed.y)
+    loss = trace.ops.loss
+    predictions = trace.ops.predictions if metrics else {}
+    plan = trace.graph.plan([loss, *predictions.values()], config.fuse)
+    is_weighted = any(spec.weight_key is not None for spec in metrics.values())
+    total = 0.0
+    rows = 0
+    parts = []
+    with progress_bar(config.progress, "evaluate", min(most, feed.batches)) as advance:
+        for number, batch in enumerate(feed, 1):
+            values = plan.forward(trace.feeds(batch), Context(save=False))
+            count = rows_of(batch[0])
+            total += float(values[loss]) * count
+            rows += count
+            if metrics:
+                kept = {key: values[tensor] for key, tensor in predictions.items()}
+                # A copy, since an input_fn may use its arrays again.
+                parts.append(copy.deepcopy((kept, batch[1], batch[0] if is_weighted else None)))
+            advance(total / rows)
+            if number == most:
+                break
+        else:
+            logger.info("Input iterator is exhausted.")
+    results: dict[str, Any] = {}
+    if metrics:
+        predicted, labels, features = map(concatenate, zip(*parts, strict=True))
+        results = {k: spec.compute(predicted, labels, features, k) for k, spec in metrics.items()}
+    results |= {"loss": total / rows, "global_step": model.step}
+    _report(results, name, rows, record)
+    return results
+
+
+def _report(results: dict[str, Any], name: str, rows: int, record: JsonLines) -> None:
+    """Log the results of an evaluation, and add them to a file."""
+    step = results["global_step"]
+    numbers = {k: v for k, v in results.items() if k != "global_step" and np.ndim(v) == 0}
+    text = ", ".join(f"{key} = {value:.6g}" for key, value in sorted(numbers.items()))
+    logger.info("Saving evaluation summary for step %d: %s", step, text)
+    record.add({"global_step": step, "name": name, "rows": rows} | numbers)
+
+
+def predictions(trace: Trace, feed: Feed, fuse: bool) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the predictions of each batch by name."""
+    tensors = trace.ops.predictions
+    plan = trace.graph.plan(tensors.values(), fuse)
+    for features, _ in feed:
+        values = plan.forward(trace.feeds((features, None)), Context(save=False))
+        yield {name: values[tensor] for name, tensor in tensors.items()}
+
+
+def rows_in(batches: Iterator[dict[str, np.ndarray]], is_single: bool) -> Iterator[Any]:
+    """Yield the predictions of each row: a dict, or the one value of a model_fn without names."""
+    for batch in batches:
+        for row in zip(*batch.values(), strict=True):
+            yield row[0] if is_single else dict(zip(batch, row, strict=True))

@@ -1,0 +1,164 @@
+"""Training: from the newest checkpoint in a folder to the end of a run."""
+
+import logging
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+from minicnn.core import checks
+from minicnn.core.checks import describe
+from minicnn.estimator import checkpoints
+from minicnn.estimator.config import ModeKeys, RunConfig
+from minicnn.estimator.evaluation import JsonLines
+from minicnn.estimator.feeding import ArrayFeed, Feed
+from minicnn.estimator.model import Model, Models
+from minicnn.estimator.progress import ProgressHook, progress_bar
+from minicnn.estimator.session import TrainingSession
+from minicnn.hooks import (
+    CheckpointSaverHook,
+    LoggingTensorHook,
+    NanLossError,
+    NanTensorHook,
+    SessionRunHook,
+    StepCounterHook,
+    StopAtStepHook,
+    step_logger,
+)
+
+logger = logging.getLogger("minicnn")
+
+
+def run_hooks(
+    config: RunConfig,
+    feed: Feed,
+    steps: int | None,
+    max_steps: int | None,
+    monitors: Sequence[SessionRunHook] | None,
+) -> list[SessionRunHook]:
+    """Return the hooks of a run, in the order in which they act after a step."""
+    if steps is not None and max_steps is not None:
+        raise ValueError(
+            "give `steps` (from here) or `max_steps` (in total), not both, got "
+            f"{describe(steps)} and {describe(max_steps)}"
+        )
+    own = checks.sequence(monitors or (), "monitors", "hooks, [hook]")
+    for hook in own:
+        if not isinstance(hook, SessionRunHook):
+            raise TypeError(f"`monitors` must hold SessionRunHook objects, got {describe(hook)}")
+    every = config.log_step_count_steps
+    losses = LoggingTensorHook({"loss": "loss", "step": "global_step"}, every_n_iter=every)
+    losses.logger = step_logger
+    hooks: list[SessionRunHook] = [StepCounterHook(every), losses, *own]
+    if not any(isinstance(hook, NanTensorHook) for hook in own):
+        hooks.insert(0, NanTensorHook())
+    if not any(isinstance(hook, CheckpointSaverHook) for hook in own):
+        seconds = config.save_checkpoints_secs
+        hooks.append(CheckpointSaverHook(seconds, config.save_checkpoints_steps))
+    if steps is not None:
+        hooks.append(StopAtStepHook(num_steps=checks.integer(steps, "steps")))
+    if max_steps is not None:
+        hooks.append(StopAtStepHook(last_step=checks.integer(max_steps, "max_steps")))
+    if not config.distribute.is_chief:  # the other processes only note the step and the place
+        return [hook for hook in hooks if isinstance(hook, CheckpointSaverHook)]
+    if not any(isinstance(hook, StopAtStepHook) for hook in hooks):
+        _check_end(feed, bool(own))
+    # A checkpoint saves what all other hooks note at its step.
+    return sorted(hooks, key=lambda hook: isinstance(hook, CheckpointSaverHook))
+
+
+def train(
+    models: Models,
+    feed: Feed,
+    config: RunConfig,
+    record: JsonLines,
+    hooks: Sequence[SessionRunHook],
+) -> None:
+    """Do a run: continue from the newest checkpoint until a hook, or the end of the feed, ends it.
+
+    Parameters
+    ----------
+    models : Models
+    feed : ArrayFeed or FunctionFeed
+    config : RunConfig
+    record : JsonLines
+        Where evaluations are noted.
+    hooks : sequence of SessionRunHook
+        What `run_hooks` returns.
+    """
+    processes = config.distribute
+    folder = models.folder
+    lock = checkpoints.locked(folder) if processes.is_chief else nullcontext(lambda: True)
+    with lock as is_held:
+        model = models.run(config.seed, processes)
+        ends = [hook.end_from(model.step) for hook in hooks if isinstance(hook, StopAtStepHook)]
+        end = processes.from_chief(min(ends, default=math.inf))
+        trace = model.trace(ModeKeys.TRAIN, feed.peek())
+        if model.step >= end:
+            logger.warning(
+                "Already at step %d of %d; nothing to do. To train further, let the run end at a "
+                "later step (`max_steps`, or `steps` from here); to start again, use another "
+                "folder than %s", model.step, end, folder,
+            )
+            return
+        feed.shuffle(model.seed)
+        if model.checkpoint is not None:
+            if processes.is_chief:
+                _compare(model.checkpoint, config.seed, feed)
+            feed.seek(model.checkpoint.meta["place"])
+        trace.check_labels(feed.y)
+        files = checkpoints.RunFiles(
+            folder, config.keep_checkpoint_max, is_held, processes.is_chief
+        )
+        session = TrainingSession(model, trace, feed, config, files, record)
+        with progress_bar(config.progress, "fit", end, model.step) as advance:
+            session.run([ProgressHook(advance), *hooks])
+        _finish(models, model, session, hooks)
+
+
+def _finish(
+    models: Models, model: Model, session: TrainingSession, hooks: Sequence[SessionRunHook]
+) -> None:
+    """Keep the weights of a run if they are saved; raise if they are not finite."""
+    if model.is_saved and session.is_saved():
+        models.keep(model)
+    elif not model.is_saved:
+        is_strict = any(isinstance(h, NanTensorHook) and h.fail_on_nan_loss for h in hooks)
+        if is_strict and (fault := session.fault()):
+            raise NanLossError(f"{fault}; lower the learning rate. No checkpoint holds it")
+    if session.last_loss is not None:
+        logger.info("Loss for final step: %.6g.", session.last_loss)
+
+
+def _check_end(feed: Feed, has_monitors: bool) -> None:
+    """Raise if nothing ends a run without a last step; otherwise log what does."""
+    if not isinstance(feed, ArrayFeed):
+        logger.info("The run ends with the batches of `input_fn`, or when a monitor ends it.")
+    elif has_monitors:
+        logger.info("Only a monitor ends this run: neither `steps` nor `max_steps` is given.")
+    else:
+        raise ValueError(
+            "`fit` on arrays repeats them until a last step: give `steps` or `max_steps`, such as "
+            f"steps={feed.batches}, which is one pass over {feed.rows} rows in batches of "
+            f"{feed.batch_size}; or `monitors` that end the run"
+        )
+
+
+def _compare(checkpoint: checkpoints.Checkpoint, seed: int | None, feed: Feed) -> None:
+    """Warn if a run continues from a checkpoint with another seed or other data."""
+    before: dict[str, Any] = checkpoint.meta["place"]
+    now = feed.place()
+    differences = []
+    if seed not in (None, checkpoint.meta["seed"]):
+        differences.append(f"the seed {checkpoint.meta['seed']}, now {seed}")
+    if before.keys() != now.keys():
+        kinds = ("an `input_fn`", "arrays") if "batches" in before else ("arrays", "an `input_fn`")
+        differences.append("{}, now {}".format(*kinds))
+    elif before.get("rows") != now.get("rows"):
+        differences.append(f"{before['rows']} rows, now {now['rows']}")
+    if differences:
+        logger.warning(
+            "Training continues from %s, which was written with %s; so it does not continue as an "
+            "uninterrupted run would. To train from the start, use another model_dir",
+            checkpoint.path, "; and with ".join(differences),
+        )
