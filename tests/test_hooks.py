@@ -259,7 +259,7 @@ def test_a_hook_saves_and_evaluates_the_weights_of_the_moment(run, tmp_path):
 
 
 UNKNOWN = [
-    ("softmax_tensr", ["'softmax_tensr'", "near names: softmax_tensor"]),
+    ("softmax_tensr", ["'softmax_tensr'", "similar names: softmax_tensor"]),
     ("hidden/kernels", ["'hidden/kernels'", "hidden"]),
     ("zzzz", ["'zzzz'", "all names", "logits", "softmax_tensor"]),
 ]
