@@ -83,7 +83,7 @@ WINDOW = "tests/kernels/test_window.py"
 MUTATIONS = [
     # layers, forward and backward
     ("missing bias", "layers.affine:Affine.bias_value", condition(True), None, DENSE),
-    ("missing activation", "layers.affine:Affine.forward", condition(True), None, DENSE),
+    ("missing activation", "layers.affine:Affine.forward", condition(True), None, CONV2D),
     ("gradient past the activation", "layers.affine:Affine.backward", condition(True), None,
      CONV2D),
     ("bias gradient without the first row", "layers.dense:Dense.linear_backward",
