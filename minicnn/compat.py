@@ -50,9 +50,7 @@ def _run(main: Callable[..., Any] | None = None, argv: list[str] | None = None) 
 class _Names(SimpleNamespace):
     """A module of the guide; the error for a missing name suggests a replacement."""
 
-    def __init__(self, _path: str = "", **names: Any) -> None:
-        super().__init__(**names)
-        self._path = _path
+    _path = ""  # replaced in each object
 
     def __getattr__(self, name: str) -> Any:
         path = f"{self._path}.{name}"
@@ -105,19 +103,19 @@ _REPLACEMENTS = {
 }
 
 learn = _Names(
-    "learn",
+    _path="learn",
     ModeKeys=ModeKeys,
     Estimator=Estimator,
     MetricSpec=MetricSpec,
     RunConfig=RunConfig,
-    datasets=_Names("learn.datasets", load_dataset=load_dataset),
-    monitors=_Names("learn.monitors", ValidationMonitor=hooks.ValidationMonitor),
+    datasets=_Names(_path="learn.datasets", load_dataset=load_dataset),
+    monitors=_Names(_path="learn.monitors", ValidationMonitor=hooks.ValidationMonitor),
 )
 
-model_fn = _Names("model_fn", ModelFnOps=ModelFnOps)
+model_fn = _Names(_path="model_fn", ModelFnOps=ModelFnOps)
 
 tf = _Names(
-    "tf",
+    _path="tf",
     int32=np.int32,
     int64=np.int64,
     float32=np.float32,
@@ -127,19 +125,21 @@ tf = _Names(
     argmax=ops.argmax,
     cast=ops.cast,
     identity=ops.identity,
-    nn=_Names("tf.nn", relu=ops.relu, softmax=ops.softmax, sigmoid=ops.sigmoid, tanh=ops.tanh),
+    nn=_Names(
+        _path="tf.nn", relu=ops.relu, softmax=ops.softmax, sigmoid=ops.sigmoid, tanh=ops.tanh
+    ),
     layers=_Names(
-        "tf.layers",
+        _path="tf.layers",
         conv2d=functools.partial(layers.conv2d, kernel_initializer=_INITIALIZER),
         max_pooling2d=layers.max_pooling2d,
         dense=functools.partial(layers.dense, kernel_initializer=_INITIALIZER),
         dropout=layers.dropout,
         flatten=layers.flatten,
     ),
-    losses=_Names("tf.losses", softmax_cross_entropy=losses.softmax_cross_entropy),
-    metrics=_Names("tf.metrics", accuracy=metrics.accuracy),
+    losses=_Names(_path="tf.losses", softmax_cross_entropy=losses.softmax_cross_entropy),
+    metrics=_Names(_path="tf.metrics", accuracy=metrics.accuracy),
     train=_Names(
-        "tf.train",
+        _path="tf.train",
         get_global_step=_get_global_step,
         get_or_create_global_step=_get_global_step,
         LoggingTensorHook=hooks.LoggingTensorHook,
@@ -152,13 +152,13 @@ tf = _Names(
         SummarySaverHook=summaries.SummarySaverHook,
     ),
     contrib=_Names(
-        "tf.contrib",
-        layers=_Names("tf.contrib.layers", optimize_loss=optimize_loss),
-        framework=_Names("tf.contrib.framework", get_global_step=_get_global_step),
+        _path="tf.contrib",
+        layers=_Names(_path="tf.contrib.layers", optimize_loss=optimize_loss),
+        framework=_Names(_path="tf.contrib.framework", get_global_step=_get_global_step),
         learn=learn,
     ),
     logging=_Names(
-        "tf.logging",
+        _path="tf.logging",
         set_verbosity=_set_verbosity,
         DEBUG=_logging.DEBUG,
         INFO=_logging.INFO,
@@ -169,5 +169,5 @@ tf = _Names(
         warn=_LOGGER.warning,
         error=_LOGGER.error,
     ),
-    app=_Names("tf.app", run=_run),
+    app=_Names(_path="tf.app", run=_run),
 )

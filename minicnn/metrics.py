@@ -1,7 +1,5 @@
 """Metrics of predictions, computed in float64."""
 
-import math
-
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -81,7 +79,7 @@ def mean(values: ArrayLike, weights: ArrayLike | None = None) -> float:
             f"`weights` must have shape {values.shape}, got {weights.shape}; broadcast it first"
         )
     total = float(weights.sum())
-    if weights.min() < 0 or not 0 < total < math.inf:
+    if weights.min() < 0 or not 0 < total < np.inf:
         raise ValueError(
             "`weights` must be finite, not negative and not all 0, got "
             f"a minimum of {weights.min():g} and a sum of {total:g}"

@@ -116,8 +116,8 @@ class Optimizer:
         parameters = _checked(parameters)
         if not parameters:
             raise ValueError(
-                "`parameters` must hold at least one Parameter, got none; build the model first, "
-                "and take model.parameters after that"
+                "`parameters` must contain at least one Parameter, got none; build the model "
+                "first, and take model.parameters after that"
             )
         trained = _trained(parameters)
         values = [parameter.writable("value") for parameter in trained]

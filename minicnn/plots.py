@@ -8,7 +8,6 @@ distinguished by colour-blind readers.
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +60,7 @@ def learning_curve(source: str | Path | Sequence[Mapping[str, Any]]) -> Any:
         points = _points_of_file(checks.path(source, "source") / "evaluations.jsonl")
     else:
         records = checks.sequence(source, "source", "records")
-        points = chain.from_iterable(_points("source", record) for record in records)
+        points = (point for record in records for point in _points("source", record))
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
     colours: dict[str, int] = {}  # by name, in the order in which they appear
     for number, name, step, value in points:

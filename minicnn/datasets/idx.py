@@ -10,7 +10,6 @@ import math
 import os
 import struct
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
@@ -137,7 +136,9 @@ def _guess(start: bytes) -> str:
     return "what looks like an HTML page" if looks_like_html else f"the bytes {start[:8]!r}"
 
 
-def _read_elements(stream: _Stream, dtype: np.dtype, shape: Sequence[int], most: int) -> bytearray:
+def _read_elements(
+    stream: _Stream, dtype: np.dtype, shape: tuple[int, ...], most: int
+) -> bytearray:
     expected = math.prod(shape) * dtype.itemsize
     if expected > most:
         raise ValueError(f"expected at most {most} bytes from its size, got {expected} in {shape}")

@@ -8,7 +8,6 @@ expect (N, C, H, W), so a chain of them has a Transpose before it and one after 
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -166,7 +165,7 @@ class _Value(NamedTuple):
 class _File:
     """Collects the nodes and constants of a file, with unique names."""
 
-    def __init__(self, onnx: ModuleType, taken: Iterable[str]) -> None:
+    def __init__(self, onnx: Any, taken: Iterable[str]) -> None:
         self.onnx = onnx
         self._taken = set(taken)
         self.nodes: list[Any] = []
