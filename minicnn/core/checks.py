@@ -1,5 +1,6 @@
 """Argument validation: one function for each kind of argument, one format of error message."""
 
+import itertools
 import math
 import operator
 import os
@@ -292,11 +293,9 @@ def no_regularizer(*regularizers: Any) -> None:
 
 def unique(name: str, taken: Iterable[str]) -> str:
     """Return `name`, or the first of name_1, name_2, ... that is not taken."""
-    taken, result, number = set(taken), name, 0
-    while result in taken:
-        number += 1
-        result = f"{name}_{number}"
-    return result
+    taken = set(taken)
+    numbered = (f"{name}_{number}" for number in itertools.count(1))
+    return next(each for each in itertools.chain([name], numbered) if each not in taken)
 
 
 def gradient(dy: Any, shape: tuple[int, ...], dtype: Any, label: str) -> None:

@@ -8,7 +8,7 @@ import contextlib
 import functools
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -187,7 +187,11 @@ def all_or_nothing(op: Op) -> Iterator[None]:
 
 
 def _recorded(build: Callable[..., Shape]) -> Callable[..., Shape]:
-    """Wrap the `build` of a class: note what it was built for; if it fails, change nothing."""
+    """Wrap the `build` of a class: note what it was built for; if it fails, change nothing.
+
+    `build` sets attributes one after the other, and a layer that contains others may have built
+    some of them when the next one fails.
+    """
 
     @functools.wraps(build)
     def build_and_record(self: Op, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
@@ -199,12 +203,6 @@ def _recorded(build: Callable[..., Shape]) -> Callable[..., Shape]:
         return shape
 
     return build_and_record
-
-
-class GraphLike(Protocol):
-    """The part of `Graph` that `apply` needs."""
-
-    def add(self, op: Op, inputs: "tuple[Tensor, ...]") -> "Tensor": ...
 
 
 class Tensor:
@@ -233,7 +231,7 @@ class Tensor:
 
     def __init__(
         self,
-        graph: GraphLike,
+        graph: Any,
         name: str,
         shape: Shape,
         dtype: Any,

@@ -63,7 +63,8 @@ class Graph:
         Tensor
         """
         name = checks.unique(checks.text(name, "name"), self.tensors)
-        return self._note(Tensor(self, name, checks.shape(shape, "shape"), dtype))
+        tensor = self.tensors[name] = Tensor(self, name, shape, dtype)
+        return tensor
 
     def add(self, op: Op, inputs: tuple[Tensor, ...]) -> Tensor:
         """Build an op for its inputs and return its output Tensor; called by `apply`."""
@@ -80,7 +81,9 @@ class Graph:
         output_shape = build_once(op, inputs[0].shape, self.rng, dtype)
         self._ops.update(parts(op))
         self._share(op)
-        return self._note(Tensor(self, name, output_shape, op.output_dtype or dtype, op, inputs))
+        tensor = Tensor(self, name, output_shape, op.output_dtype or dtype, op, inputs)
+        self.tensors[name] = tensor
+        return tensor
 
     def find(self, name: str) -> Tensor:
         """Return the tensor with this name.
@@ -134,10 +137,6 @@ class Graph:
         head = ("layer", "tensor", "output shape", "parameters")
         return parameter_table(head, rows, tuple(self.parameters.values()))
 
-    def _note(self, tensor: Tensor) -> Tensor:
-        self.tensors[tensor.name] = tensor
-        return tensor
-
     def _share(self, op: Op) -> None:
         """Replace the parameters that an op has created by the shared ones of the same names."""
         for part in parts(op):
@@ -162,7 +161,7 @@ class Step(NamedTuple):
     output: Tensor
     parameters: tuple[Parameter, ...]
     need_dx: bool  # whether an input depends on a parameter
-    last_uses: set[Tensor]  # the inputs that no later step needs
+    done: set[Tensor]  # the inputs that no later step needs
 
 
 class Plan:
@@ -178,19 +177,15 @@ class Plan:
     def __init__(self, graph: Graph, fetches: tuple[Tensor, ...], fuse: bool) -> None:
         self.fetches = fetches
         nodes = _nodes(_needed(graph, fetches), fetches, fuse)
-        last_uses = []
-        needed = set(fetches)
-        for _, inputs, _ in reversed(nodes):
-            last_uses.append(set(inputs) - needed)
-            needed.update(inputs)
-        self._fed = [tensor for tensor in needed if tensor.op is None]
+        last_use = {tensor: number for number, node in enumerate(nodes) for tensor in node[1]}
+        self._fed = [tensor for tensor in {*fetches, *last_use} if tensor.op is None]
         self._trained: set[Tensor] = set()  # the tensors that depend on a parameter
         self.steps: list[Step] = []
-        for op, inputs, output in nodes:
+        for number, (op, inputs, output) in enumerate(nodes):
             need_dx = not self._trained.isdisjoint(inputs)
-            parameters = op.parameters
-            self.steps.append(Step(op, inputs, output, parameters, need_dx, last_uses.pop()))
-            if parameters or need_dx:
+            done = {tensor for tensor in inputs if last_use[tensor] == number} - set(fetches)
+            self.steps.append(Step(op, inputs, output, op.parameters, need_dx, done))
+            if op.parameters or need_dx:
                 self._trained.add(output)
 
     def forward(self, feeds: dict[Tensor, Any], ctx: Context) -> dict[Tensor, Any]:
@@ -213,7 +208,7 @@ class Plan:
         for step in self.steps:
             forward: Callable[..., Any] = step.op.forward  # of as many arrays as inputs
             values[step.output] = forward(*(values[tensor] for tensor in step.inputs), ctx)
-            for tensor in step.last_uses:  # frees memory
+            for tensor in step.done:  # frees memory
                 del values[tensor]
         return {tensor: values[tensor] for tensor in self.fetches}
 
