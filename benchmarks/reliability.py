@@ -46,7 +46,7 @@ import networks
 import numpy as np
 
 import minicnn as mc
-from minicnn.core.weights import write_npz
+from minicnn.core.npz import write_npz
 from minicnn.datasets import read_idx
 from minicnn.estimator import checkpoints
 from minicnn.kernels import update

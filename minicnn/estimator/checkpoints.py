@@ -22,7 +22,8 @@ import numpy as np
 
 from minicnn.core import checks
 from minicnn.core.files import StrangeFileError, open_regular, replacing
-from minicnn.core.weights import META, PARAMETERS, part, read_npz, write_npz
+from minicnn.core.npz import read_npz, write_npz
+from minicnn.core.weights import META, PARAMETERS, part
 
 try:
     import fcntl

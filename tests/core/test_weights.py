@@ -304,7 +304,7 @@ def test_a_failed_save_leaves_the_file_before(path, monkeypatch):
         raise OSError("no space left on device")
 
     mc.save_weights(make_model(), path)
-    monkeypatch.setattr(mc.core.weights, "_write_array", write_half)
+    monkeypatch.setattr(mc.core.npz, "_write_array", write_half)
     with pytest.raises(OSError, match="no space"):
         mc.save_weights(make_model(1), path)
     assert [file.name for file in path.parent.iterdir()] == [path.name]

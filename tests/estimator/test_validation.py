@@ -11,7 +11,7 @@ import pytest
 from tolerances import assert_same_bits
 
 import minicnn as mc
-from minicnn.core.weights import read_npz, write_npz
+from minicnn.core.npz import read_npz, write_npz
 from minicnn.estimator import checkpoints
 from minicnn.hooks import SessionRunHook, ValidationMonitor
 
