@@ -181,7 +181,7 @@ def test_a_bad_class_number_names_row_and_value(label, classes):
     "row", [[0, 0], [0.5, 0.6], [1, 1], [-1, 2], [np.nan, 1], [np.inf, 0], [0.4, 0.4]]
 )
 @pytest.mark.parametrize("door", [softmax_cross_entropy, softmax_cross_entropy_with_grad])
-def test_a_row_that_is_no_distribution_is_named(row, door):
+def test_the_error_names_a_row_that_is_not_a_distribution(row, door):
     labels = np.array([[0, 1], [0.5, 0.5], row, row])
     with pytest.raises(ValueError) as caught:
         door(labels, np.zeros((4, 2)))

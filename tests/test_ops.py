@@ -52,7 +52,7 @@ def test_lists_are_arrays(function, expected):
 
 @each_function
 @pytest.mark.parametrize("dtype", [np.int64, np.float16, bool])
-def test_what_is_no_float_is_to_be_cast(function, expected, dtype):
+def test_other_types_than_floats_must_be_cast(function, expected, dtype):
     message = f"{function.__name__}: float32 or float64 expected, got .*{np.dtype(dtype)}; cast"
     with pytest.raises(TypeError, match=message):
         function(np.ones((2, 3), dtype))

@@ -291,10 +291,9 @@ def _nodes(
             chain.append(followers[0])
         done.update(chain)
         ops = [tensor.op for tensor in chain if tensor.op]
-        start = 0
         for op, length in fuse(ops) if fusing else [(op, 1) for op in ops]:
-            nodes.append((op, chain[start].inputs, chain[start + length - 1]))
-            start += length
+            nodes.append((op, chain[0].inputs, chain[length - 1]))
+            del chain[:length]
     return nodes
 
 

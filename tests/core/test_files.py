@@ -42,7 +42,7 @@ def make_socket(path):
     (os.mkdir, "a folder"),
     (make_socket, "a device or a socket"),
 ], ids=["pipe", "folder", "socket"])
-def test_what_is_no_regular_file_is_named(path, monkeypatch, mode, make, words):
+def test_an_error_says_what_kind_of_file_it_is(path, monkeypatch, mode, make, words):
     monkeypatch.chdir(path.parent)  # the name of a socket is short
     make(path.relative_to(path.parent))
     for follow, remedy in ((False, "remove it"), (True, "give the path of")):
@@ -52,7 +52,7 @@ def test_what_is_no_regular_file_is_named(path, monkeypatch, mode, make, words):
 
 
 @pytest.mark.parametrize("target", ["file", "pipe", "nothing", "/dev/zero"])
-def test_a_symbolic_link_is_followed_to_a_regular_file_where_the_user_typed_it(path, target):
+def test_a_symbolic_link_that_the_user_has_given_is_followed_to_a_regular_file(path, target):
     path.with_name("file").write_bytes(b"content")
     os.mkfifo(path.with_name("pipe"))
     path.symlink_to(target)

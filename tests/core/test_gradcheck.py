@@ -1,4 +1,4 @@
-"""The gradient checker: right layers pass, and each wrong one is named with the entry at fault."""
+"""The gradient checker: correct layers pass, and for wrong ones it reports the entry."""
 
 import math
 
@@ -8,7 +8,7 @@ import pytest
 import minicnn as mc
 from minicnn.core.gradcheck import GradientError, GradientReport
 
-# Layers of a user's own
+# A user's layers
 
 
 class AveragePooling(mc.layers.Layer):
@@ -57,7 +57,7 @@ class EveryMaximum(MaxPooling):
 
 
 class SumOfSquares(mc.Op):
-    """A loss: one number for the whole batch."""
+    """A loss: one number for the batch."""
 
     def build(self, input_shape, rng, dtype=np.float32):
         return ()
@@ -71,7 +71,7 @@ class SumOfSquares(mc.Op):
 
 
 class Scale(mc.layers.Layer):
-    """y = a x, with a that starts at 1."""
+    """y = a x; the start value of a is 1."""
 
     def build(self, input_shape, rng, dtype=np.float32):
         shape = super().build(input_shape, rng, dtype)
@@ -155,7 +155,7 @@ class AddingUp(mc.layers.Dense):
 
 
 class NoScale(Scale):
-    """Right as long as a is 1, where it starts."""
+    """Correct only if a is 1, its start value."""
 
     def backward(self, dy, ctx, need_dx=True):
         super().backward(dy, ctx)
@@ -163,7 +163,7 @@ class NoScale(Scale):
 
 
 class Doubled(Scale):
-    """Another gradient where the one of the inputs is not asked for."""
+    """The gradient of the parameter is wrong if need_dx is False."""
 
     def backward(self, dy, ctx, need_dx=True):
         super().backward(dy, ctx)
@@ -268,7 +268,7 @@ class RowOfDx(NoDx):
         return dy[:1]
 
 
-WRONG = [  # layer, shape, the array and the entries to be named (None: as a whole)
+WRONG = [  # layer, shape, array and entries in the report (None: no entry)
     (ScaledDx(3), (2, 4), "inputs", list(np.ndindex(2, 4))),
     (NoBiasGradient(3), (2, 4), "no_bias_gradient/bias", [(0,), (1,), (2,)]),
     (AddingUp(2), (2, 2), "adding_up/kernel", list(np.ndindex(2, 2))),
@@ -393,7 +393,7 @@ def test_a_kink_within_a_step_is_stepped_over():
     assert report.skipped == 0
 
 
-# What the checker leaves alone, and what it is told
+# What the checker does not change, and its arguments
 
 
 def test_the_layer_stays_as_it_is():

@@ -1,4 +1,4 @@
-"""A parameter's two arrays are written into, never exchanged."""
+"""The two arrays of a parameter are written into, never replaced."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def test_another_array_is_refused_with_the_way_to_do_it(attribute):
     assert parameter.value.tolist() == [1, 1, 1]
 
 
-# Read-only arrays: kernels go by addresses, so each door to them looks
+# Read-only arrays: kernels write to addresses, so their callers must check
 
 
 @pytest.mark.parametrize("optimizer", [

@@ -43,7 +43,7 @@ def path(tmp_path):
 
 
 def assert_refused(model, path, *words, error=ValueError):
-    """Loading raises an error with these words, and the model stays as it is."""
+    """Loading raises an error with these words, and the model is unchanged."""
     before = values_of(model)
     with pytest.raises(error) as caught:
         mc.load_weights(model, path)
@@ -61,7 +61,7 @@ def test_what_is_saved_is_loaded(path, as_type, dtype):
     mc.load_weights(other, as_type(path))
     assert_same_values(values_of(other), values_of(model))
     for parameter, array in zip(other.parameters, arrays, strict=True):
-        assert parameter.value is array  # written into, so that fused layers see it too
+        assert parameter.value is array  # fused layers use the same array
     x = np.ones((2, 6, 6, 2), dtype)
     assert_same_bits(model.predict(x), other.predict(x))
 
@@ -102,7 +102,7 @@ def test_one_layer_and_nested_models_are_models(path):
 
 
 MISMATCHES = [
-    # How the saved model differs, and what the error says.
+    # How the saved model differs, and words of the error.
     ({"names": ("first", "third")}, ["second/bias", "(4,)", "no such array"]),
     ({"names": ("zeroth", "second")}, ["first/bias", "(3,)", "no such array"]),
     ({"units": 5}, ["second/bias", "(4,)", "(5,)"]),
@@ -116,7 +116,7 @@ def test_names_and_shapes_are_strict(path, change, words):
 
 
 def edit(path, **changes):
-    """Write a model's weights with some arrays changed, or left out where they are None."""
+    """Write a model's weights with some arrays changed; None leaves one out."""
     arrays = {name.replace("/", "_"): array for name, array in values_of(make_model()).items()}
     arrays = {name: array for name, array in (arrays | changes).items() if array is not None}
     np.savez(path, **{name.replace("_", "/"): array for name, array in arrays.items()})
@@ -137,7 +137,7 @@ def test_a_file_that_does_not_fit_changes_nothing(path, changes, words):
 
 
 class Bomb:
-    """Unpickled, it makes a file."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -207,7 +207,7 @@ def test_a_file_with_a_wrong_checksum_is_refused(path):
 
 
 def test_a_lost_checksum_is_noticed(path):
-    """Without it, a file that np.savez wrote is good; a file that has lost it is not."""
+    """A file of np.savez has none and is accepted; a file that has lost it is not."""
     mc.save_weights(make_model(), path)
     whole = path.read_bytes()
     flipped = bytearray(whole)

@@ -1,4 +1,4 @@
-"""Tests of minicnn.estimator.graph, and what it uses: ops, fusion, the losses' labels."""
+"""Tests of minicnn.estimator.graph with ops, fusion and losses."""
 
 import naive
 import numpy as np
@@ -34,7 +34,7 @@ class Product(mc.Op):
 
 
 class Spy(mc.Op):
-    """The identity; it notes what backward was asked for."""
+    """The identity; it keeps the arguments of backward."""
 
     def forward(self, x, ctx):
         return x
@@ -53,7 +53,7 @@ def rows(*shape, seed=0, dtype=np.float32):
 
 
 def scale_start_values(graph, seed=0):
-    """Move every parameter, so that a bias of 0 hides nothing."""
+    """Change every parameter: a bias of 0 could hide an error."""
     rng = np.random.default_rng(seed)
     for parameter in graph.parameters.values():
         parameter.value[...] += rng.uniform(-0.3, 0.3, parameter.shape)
@@ -78,7 +78,7 @@ def documented_network(features, labels, mode, size=8, filters=(3, 4), units=6, 
 
 
 def trace(network, *shape, dtype=np.float32, mode=TRAIN, parameters=None):
-    """Return (graph, features, labels, what network returns)."""
+    """Return (graph, features, labels, the result of network)."""
     graph = mc.Graph(0, parameters)
     features = graph.placeholder("features", (None, *shape), dtype)
     labels = graph.placeholder("labels", (None,), np.int64)
@@ -233,7 +233,7 @@ def test_a_tensor_has_no_truth_value():
 
 
 WRONG_INPUTS = [
-    # What is applied, the shape and the type of a row, the error, and words of it.
+    # The function, the shape and dtype of a row, the error and words of its message.
     (lambda x: mc.layers.conv2d(x, 3, 5), (784,), "float32", ValueError,
      ["conv2d: `inputs` must have 4 dimensions (N, H, W, C), got (None, 784)",
       "reshape to (-1", "28, 28, 1)"]),
@@ -288,7 +288,7 @@ def test_a_seed_draws_the_same_start_values():
 # Running ------------------------------------------------------------------------------------------
 
 
-def test_forward_returns_what_was_asked_for_and_feeds_can_be_fetched():
+def test_forward_returns_the_fetches_and_placeholders_can_be_fetched():
     graph, features, labels, loss = trace(documented_network, 64, mode=EVAL)
     x, y = rows(2, 64), np.array([0, 1])
     fetches = [features, loss]
@@ -316,7 +316,7 @@ def test_gradients_of_the_documented_network(mode, fuse):
 
 
 def diamond(features, labels, mode):
-    """A tensor with three consumers, one of which is met last on the way back."""
+    """A tensor with three consumers, one of which is the last one in backward."""
     h = mc.layers.dense(features, 5, activation=mc.tanh)
     a, b = mc.layers.dense(h, 5, activation=mc.relu), mc.layers.dense(h, 5)
     joined = add(add(a, h), mc.relu(b))
@@ -332,7 +332,7 @@ def square(features, labels, mode):
 
 
 def views(features, labels, mode):
-    """A tensor whose consumers hand their dy on: what is added must not be written into it."""
+    """A tensor whose consumers return their dy itself: adding must not write into it."""
     h = mc.layers.dense(features, 6)
     a = mc.reshape(mc.reshape(h, [-1, 2, 3]), [-1, 6])
     logits = mc.layers.dense(add(add(a, mc.identity(h)), h), 3)
@@ -391,7 +391,7 @@ def test_parameters_that_the_loss_does_not_reach_keep_their_gradient():
     assert (side.grad == 7).all()
 
 
-def test_the_gradient_of_an_input_is_asked_for_only_where_parameters_lie_upstream():
+def test_the_gradient_of_an_input_is_computed_only_if_it_depends_on_a_parameter():
     outside, inside, joined = Spy("outside"), Spy("inside"), Add("joined")
     asked = {}
 
@@ -457,7 +457,7 @@ def relu_then_pool(x):
 
 
 def stand_ins(graph, plan):
-    """Count the steps whose op is none of the graph's own."""
+    """Count the steps whose op is not in the graph: fused ones."""
     own = {tensor.op for tensor in graph.tensors.values()}
     return sum(step.op not in own for step in plan.steps)
 
@@ -523,7 +523,7 @@ def test_a_fetched_tensor_is_not_fused_away(fuse):
     for tensor, oracle in zip(tensors, expected, strict=True):
         assert_close(values[tensor], oracle, magnitude=2 * np.abs(oracle).max())
     _, without = values_and_gradients(graph, graph.plan([loss], fuse), loss, feeds)
-    for name, gradient in without.items():  # looking at a tensor does not change training
+    for name, gradient in without.items():  # fetching a tensor does not change training
         assert_close(gradients[name], gradient)
 
 
@@ -630,7 +630,7 @@ def test_weights_that_are_a_tensor_do_not_wait_for_the_step_to_fail():
     weights = graph.placeholder("weights", (None,), np.float32)
     try:
         loss = mc.losses.softmax_cross_entropy(mc.one_hot(labels, 3), x, weights=weights)
-    except (TypeError, ValueError) as error:  # refused where it is written down: fine as well
+    except (TypeError, ValueError) as error:  # an error when the graph is built is fine, too
         assert "`weights`" in str(error)
         return
     z, w = rows(4, 3), np.array([1, 0, 2, 3], np.float32)
@@ -670,7 +670,7 @@ def test_two_layers_without_a_name_do_not_become_one(both):
     x = graph.placeholder("x", (None, 4), np.float32)
     try:
         second(first(x))
-    except ValueError as error:  # an error that says to give names would do as well
+    except ValueError as error:  # an error that asks for names is fine, too
         assert "name" in str(error)
         return
     assert first.kernel is not second.kernel
@@ -706,7 +706,7 @@ def test_a_model_inside_a_model_fn_is_the_model_that_is_trained(built, tmp_path)
     x, y, dropped = rows(30, 4), np.arange(30) % 3, Dropped()
     estimator = mc.Estimator(model_fn, tmp_path, config=mc.RunConfig(seed=0))
     estimator.fit(x, y, steps=5, batch_size=30, monitors=[dropped])
-    assert dropped.share > 0.5  # a Dropout object drops in training, and below only then
+    assert dropped.share > 0.5  # a Dropout object drops in training only
     for parameter in model.parameters:
         assert_same_bits(estimator.get_variable_value(parameter.name), parameter.value)
     if built:
@@ -722,7 +722,7 @@ def test_a_model_inside_a_model_fn_is_the_model_that_is_trained(built, tmp_path)
 
 
 class Weighted(mc.Op):
-    """The sum of numbers by row, times an integer for each row that comes first or last."""
+    """An op of two inputs, integers and floats; it keeps the dtype that it was built for."""
 
     def build(self, input_shape, rng, dtype=np.float32):
         self.dtype = dtype
