@@ -9,8 +9,8 @@ from minicnn.core.context import Context
 from minicnn.core.op import Shape
 from minicnn.kernels.conv import conv
 from minicnn.kernels.window import slide
-from minicnn.layers import sliding
 from minicnn.layers.affine import Affine
+from minicnn.layers.sliding import DataFormat, check_fits, window_size
 
 
 class Conv2D(Affine):
@@ -94,10 +94,12 @@ class Conv2D(Affine):
             activation, use_bias, kernel_initializer, bias_initializer, trainable, name
         )
         self.filters = checks.integer(filters, "filters")
-        self.size = sliding.window_size(kernel_size, "kernel_size")
+        self.size = window_size(kernel_size, "kernel_size")
         self.strides = checks.pair(strides, "strides")
         self.padding = checks.choice(padding, "padding", checks.PADDINGS)
-        self.data_format = sliding.data_format(data_format)
+        self.data_format = DataFormat(
+            checks.choice(data_format, "data_format", checks.DATA_FORMATS)
+        )
         self.dims = self.data_format.dims  # for errors
         self.dilation_rate = checks.pair(dilation_rate, "dilation_rate")
 
@@ -107,7 +109,7 @@ class Conv2D(Affine):
         self.window = slide(
             (height, width), self.size, self.strides, self.padding, self.dilation_rate
         )
-        sliding.check_fits(self.window, shape, self.data_format, self.label)
+        check_fits(self.window, shape, self.data_format, self.label)
         kernel_shape = (*self.size, channels, self.filters)
         output_shape = self.data_format.shape(None, self.window, self.filters)
         return self.build_weights(kernel_shape, output_shape, rng)

@@ -124,24 +124,28 @@ class Layer(Op):
         >>> bool((model.parameters[0].value == before).any())
         False
         """
-        built = self._built
-        if built is None and input_shape is None:
+        if self._built is None and input_shape is None:
             raise RuntimeError(f"{self.label}: not built yet; call build(input_shape, rng)")
         rng = checks.generator(rng)
         for parameter in self.parameters:
             parameter.writable("value")
-        last = Built((), np.float32, ()) if built is None else built
-        input_shape = last.input_shape if input_shape is None else input_shape
-        dtype = last.dtype if dtype is None else dtype
-        before = [(op, vars(op).copy()) for op in parts(self)]
+        built = self._built or Built((), np.float32, ())
+        input_shape = built.input_shape if input_shape is None else input_shape
+        dtype = built.dtype if dtype is None else dtype
+        before = [
+            (op, attribute, value)
+            for op in parts(self)
+            for attribute, value in vars(op).items()
+            if isinstance(value, Parameter)
+        ]
         with all_or_nothing(self):
             forget(self)
             self.build(input_shape, rng, dtype)
-            for op, attributes in before:
-                for name, old in attributes.items():
-                    new = vars(op).get(name)
-                    if isinstance(old, Parameter) and isinstance(new, Parameter):
-                        setattr(op, name, _refilled(old, new))
+            for op, attribute, old in before:
+                new = vars(op).get(attribute)
+                if isinstance(new, Parameter) and (new.shape, new.dtype) == (old.shape, old.dtype):
+                    old.value[...] = new.value
+                    setattr(op, attribute, old)
 
     def build_part(self, op: Op, input_shape: Shape, rng: Any) -> Shape:
         """Build a layer inside this one, unless it was built before; return its output shape.
@@ -263,11 +267,3 @@ def build_once(
         f"{op.label}: built for inputs of shape {(None, *built.input_shape[1:])} and type {before},"
         f" got {shape} and {now}; {remedy or own}"
     )
-
-
-def _refilled(old: Parameter, new: Parameter) -> Parameter:
-    """Return `old` with the values of `new`; `new` if it has another shape or dtype."""
-    if (old.shape, old.dtype) != (new.shape, new.dtype):
-        return new
-    old.value[...] = new.value
-    return old

@@ -9,8 +9,8 @@ from minicnn.core.context import Context
 from minicnn.core.op import Shape
 from minicnn.kernels import pooling
 from minicnn.kernels.window import slide
-from minicnn.layers import sliding
 from minicnn.layers.layer import Layer
+from minicnn.layers.sliding import DataFormat, check_fits, window_size
 
 
 class MaxPooling2D(Layer):
@@ -48,17 +48,19 @@ class MaxPooling2D(Layer):
         name: str | None = None,
     ) -> None:
         super().__init__(name)
-        self.size = sliding.window_size(pool_size, "pool_size")
+        self.size = window_size(pool_size, "pool_size")
         self.strides = self.size if strides is None else checks.pair(strides, "strides")
         self.padding = checks.choice(padding, "padding", checks.PADDINGS)
-        self.data_format = sliding.data_format(data_format)
+        self.data_format = DataFormat(
+            checks.choice(data_format, "data_format", checks.DATA_FORMATS)
+        )
         self.dims = self.data_format.dims  # for errors
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
         shape = super().build(input_shape, rng, dtype)
         height, width, channels = self.data_format.sizes(shape)
         self.window = slide((height, width), self.size, self.strides, self.padding)
-        sliding.check_fits(self.window, shape, self.data_format, self.label)
+        check_fits(self.window, shape, self.data_format, self.label)
         return self.data_format.shape(None, self.window, channels)
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:

@@ -170,10 +170,10 @@ class Sequential(Layer):
 
     def _use_built_layers(self) -> None:
         """Build the model without `rng` if all of its layers were built before."""
+        if self.input_shape is not None or type(self).build is not Sequential.build:
+            return  # built already; or a subclass, whose `build` may need `rng`
         first = self.layers[0]._built
-        if self.input_shape is not None or first is None or not _ready(self.layers):
-            return
-        if type(self).build is Sequential.build:  # a subclass's `build` may need `rng`
+        if first is not None and _ready(self.layers):
             self.build(first.input_shape, None, first.dtype)
 
     def _name_layers(self) -> None:

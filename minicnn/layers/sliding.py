@@ -44,11 +44,6 @@ class DataFormat(enum.StrEnum):
         return np.ascontiguousarray(y.transpose(0, 3, 1, 2)) if self is DataFormat.FIRST else y
 
 
-def data_format(value: Any) -> DataFormat:
-    """Return the `data_format` argument of a layer."""
-    return DataFormat(checks.choice(value, "data_format", checks.DATA_FORMATS))
-
-
 def window_size(value: Any, name: str) -> tuple[int, int]:
     """Return the argument for the size of a window as (height, width)."""
     size = checks.pair(value, name)
