@@ -265,7 +265,7 @@ MUTATIONS = [
      replace("j < n", "j < n - 1"), None, GEMM),
     ("product: sums do not continue after the first part", "kernels.gemm:multiply",
      drop("Assign"), "s_row, s_col =", CONV),
-    ("product: last row of a tile is the one above", "kernels.simd:tile",
+    ("product: last row of a tile is the one above", "kernels.simd:_row_numbers",
      argument("_index", 0, "2"), "_index(1)", GEMM),
     ("product: a column too few", "kernels.simd:tile.generate.left",
      argument("_index", 0, "v * vector.lanes + 1"), None, GEMM),

@@ -425,6 +425,14 @@ def _products(
     return end, totals
 
 
+def _row_numbers(builder: Any, count: int, height: Any) -> list[Any]:
+    """Emit the numbers 0, 1, ... of `count` rows; the last of `height` for those below it."""
+    last = builder.sub(height, _index(1))
+    below = [builder.icmp_signed("<", _index(r), last) for r in range(1, count)]
+    rows = enumerate(below, 1)
+    return [_index(0), *(builder.select(is_below, _index(r), last) for r, is_below in rows)]
+
+
 @intrinsic(prefer_literal=True)
 def tile(
     typingctx, rows, vectors, a, a_row, a_col, a_round, b, b_row, s, s_row, c, c_row, height, width,
@@ -444,11 +452,7 @@ def tile(
     def generate(context, builder, signature, arguments):
         (_, _, a_, a_row_, a_col_, a_round_, b_, b_row_, s_, s_row_, c_, c_row_, height_, width_,
          depth_, rounds_) = arguments
-        last = builder.sub(height_, _index(1))
-        numbers = [_index(0)]
-        for r in range(1, count):
-            below = builder.icmp_signed("<", _index(r), last)
-            numbers.append(builder.select(below, _index(r), last))
+        numbers = _row_numbers(builder, count, height_)
 
         def places(stride):
             for number in numbers:

@@ -28,6 +28,8 @@ CASES = {
     "implicit": ((2, 17, 5), (9, 8), (2, 4), (2, 1), "same"),
     "implicit, strides": ((3, 9, 33), (11, 13), (3, 3), (2, 2), "same"),
     "implicit, read in place": ((3, 20, 40), (9, 12), (2, 3), (1, 1), "valid"),
+    "implicit, padded below alone": ((3, 9, 5), (10, 8), (3, 1), (2, 1), "same"),
+    "implicit, padded on the right alone": ((3, 9, 5), (8, 10), (1, 3), (1, 2), "same"),
     "implicit 1x1": ((3, 16, 37), (6, 8), (1, 1), (1, 1), "same"),
     "implicit 1x1, strides": ((3, 9, 70), (7, 9), (1, 1), (2, 3), "valid"),
     "implicit 7x7": ((2, 8, 9), (12, 9), (7, 7), (3, 1), "same"),
