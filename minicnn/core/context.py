@@ -1,6 +1,7 @@
 """One pass through a model: what forward saves for backward, and buffers."""
 
 import hashlib
+import math
 from collections import Counter
 from typing import Any
 
@@ -126,7 +127,7 @@ class Workspace:
     def empty(self, layer: Any, role: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         """Return the first part of the buffer of (layer, role) as an array of this shape."""
         dtype = np.dtype(dtype)
-        size = int(np.prod(shape)) * dtype.itemsize
+        size = math.prod(shape) * dtype.itemsize
         buffer = self._buffers.get((layer, role))
         if buffer is None or buffer.size < size:
             buffer = self._buffers[layer, role] = np.empty(size, np.uint8)

@@ -19,6 +19,7 @@ from minicnn.kernels.window import Window, slide
 FAST_PATHS = True  # False: the general path for everything, as a reference in tests
 
 _CHUNKS = 16  # at most; enough to keep the threads of a small machine evenly busy
+_NO_CODE = np.empty((0, 0, 0, 0), np.uint8)
 
 
 def forward(
@@ -31,10 +32,10 @@ def forward(
     that ReLU made it zero: what `pooled_gradients` needs.
     """
     _check(x, w, b, y, window, code)
-    path, pool = _fast_path(x, w, window), code is not None
+    path, pool = _fast_path(x, window), code is not None
     if path is not None:
-        code = np.empty((0, 0, 0, 0), np.uint8) if code is None else code
-        path.forward(x, w, b, y, code, window, relu or pool, pool, _CHUNKS)
+        path.forward(x, w, b, y, _NO_CODE if code is None else code, window, relu or pool, pool,
+                     _CHUNKS)
     elif code is None:
         im2col.forward(x, w, b, y, window, relu)
     else:
@@ -51,14 +52,15 @@ def input_gradient(dy: np.ndarray, w: np.ndarray, dx: np.ndarray, window: Window
     first tap, with the kernel turned by half a circle and its channels and filters exchanged.
     """
     _check(dx, w, None, dy, window)
-    turned = np.ascontiguousarray(w[::-1, ::-1].transpose(0, 1, 3, 2))
     back = window._replace(
         height=window.out_h, width=window.out_w, out_h=window.height, out_w=window.width,
         top=window.kernel_h - 1 - window.top, left=window.kernel_w - 1 - window.left,
     )
     strided = window.stride_h > 1 or window.stride_w > 1
-    if not strided and _fast_path(dy, turned, back) is not None:
-        forward(dy, turned, np.zeros(dx.shape[3], dx.dtype), dx, back)
+    path = None if strided else _fast_path(dy, back)
+    if path is not None:
+        bias = np.zeros(dx.shape[3], dx.dtype)
+        path.forward(dy, w, bias, dx, _NO_CODE, back, False, False, _CHUNKS, turned=True)
     else:
         im2col.input_gradient(dy, w, dx, window)
 
@@ -119,11 +121,11 @@ def _check(
         check(code=(code, shape))
 
 
-def _fast_path(x: np.ndarray, w: np.ndarray, window: Window) -> Any:
+def _fast_path(x: np.ndarray, window: Window) -> Any:
     """Return the module whose `forward` is the fastest for a convolution, or None."""
     if not FAST_PATHS or x.dtype != np.float32:
         return None
-    if winograd.fits(window, w.shape[2]):
+    if winograd.fits(window, x.shape[3]):
         return winograd
     return implicit if implicit.fits(window) else None
 

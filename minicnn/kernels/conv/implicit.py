@@ -26,8 +26,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minicnn.kernels.conv.padded import pack_filters
 from minicnn.kernels.elementwise import BLOCK, blocks_of, sum_sums
-from minicnn.kernels.gemm import block_of_rows, clear, copy, pack, packed_shape, round_up
+from minicnn.kernels.gemm import block_of_rows, clear, copy, packed_shape, round_up
 from minicnn.kernels.jit import helper, kernel
 from minicnn.kernels.simd import (
     LANES,
@@ -67,14 +68,13 @@ def fits(window: Window) -> bool:
 
 def forward(
     x: np.ndarray, w: np.ndarray, b: np.ndarray, y: np.ndarray, code: np.ndarray, window: Window,
-    relu: bool, pool: bool, chunks: int,
+    relu: bool, pool: bool, chunks: int, turned: bool = False,
 ) -> None:
     """Write what `winograd.forward` writes."""
-    (*_, channels, filters) = w.shape
-    depth = w.size // filters
-    panels = packed_shape(depth, filters, np.float32)
+    channels, filters = x.shape[3], b.size
+    panels = packed_shape(w.size // filters, filters, np.float32)
     packed = aligned(panels, np.float32)
-    parallel_for(_pack, panels[0], (w,), (packed,), depth, filters)
+    parallel_for(_pack, panels[0], (w,), (packed,), turned)
     bands = _bands(window, pool)
     length = share(len(x) * bands.per_image, chunks)
     line = round_up(filters, LANES)
@@ -141,11 +141,9 @@ def _padded(window: Window, bands: _Bands, channels: int) -> tuple[int, ...]:
 
 
 @kernel
-def _pack(panel, scratch, w, packed, depth, filters):
-    """Copy a panel of filters: (KH KW C, F) to (panels, KH KW C, PANEL)."""
-    first = panel * PANEL
-    pack(pointer(w, first), filters, 1, depth, min(PANEL, filters - first),
-         pointer(packed, first * depth))
+def _pack(panel, scratch, w, packed, turned):
+    """Copy a panel of filters to (panels, KH KW C, PANEL)."""
+    pack_filters(w, panel * PANEL, turned, pointer(packed, panel * PANEL * packed.shape[1]))
 
 
 @kernel

@@ -29,8 +29,8 @@ import functools
 
 import numpy as np
 
-from minicnn.kernels.conv.padded import emit_block, emit_pooled, fill_padded
-from minicnn.kernels.gemm import block_of_rows, clear, pack, round_up
+from minicnn.kernels.conv.padded import emit_block, emit_pooled, fill_padded, pack_filters
+from minicnn.kernels.gemm import block_of_rows, clear, round_up
 from minicnn.kernels.jit import helper, kernel
 from minicnn.kernels.simd import (
     LANES,
@@ -62,19 +62,19 @@ def fits(window: Window, channels: int) -> bool:
 
 def forward(
     x: np.ndarray, w: np.ndarray, b: np.ndarray, y: np.ndarray, code: np.ndarray, window: Window,
-    relu: bool, pool: bool, chunks: int,
+    relu: bool, pool: bool, chunks: int, turned: bool = False,
 ) -> None:
-    """Write y = x * w + b with ReLU; with `pool` its 2x2 maxima and their codes (`pool_relu`).
+    """Write y = x * w + b, through ReLU if asked; with `pool` its 2x2 maxima and their codes.
 
-    x (N, H, W, C)   w (K, K, C, F)   b (F,)
+    x (N, H, W, C)   w (K, K, C, F), or `turned` and (K, K, F, C)   b (F,)
     y (N, OH, OW, F), or y and code (N, OH // 2, OW // 2, F) with `pool`
     """
-    size, channels, filters = len(w), w.shape[2], w.shape[3]
+    size, channels, filters = len(w), x.shape[3], b.size
     side = size + _OUT - 1
     points, depth, panels = side * side, round_up(channels, LANES), -(-filters // PANEL)
     transformed = aligned((panels, points, depth, PANEL), np.float32)
     parallel_for(
-        _transform_filters, panels, (w, _filter_matrix(size)), (transformed,),
+        _transform_filters, panels, (w, _filter_matrix(size)), (transformed,), channels, turned,
         scratch={
             "packed": ((size, size, channels, PANEL), np.float32),
             "half": ((side, size, PANEL), np.float32),  # G g
@@ -115,14 +115,12 @@ def _filter_matrix(size: int) -> np.ndarray:
 
 
 @kernel
-def _transform_filters(panel, scratch, w, matrix, transformed):
+def _transform_filters(panel, scratch, w, matrix, transformed, channels, turned):
     """U = G g G' for the filters of a panel, a channel at a time."""
     packed, half = scratch
     side, size = matrix.shape
-    channels, filters = w.shape[2], w.shape[3]
-    depth, first = transformed.shape[2], panel * PANEL
-    pack(pointer(w, first), filters, 1, size * size * channels, min(PANEL, filters - first),
-         pointer(packed, 0))
+    depth = transformed.shape[2]
+    pack_filters(w, panel * PANEL, turned, pointer(packed, 0))
     if channels < depth:  # what no channel fills
         transformed[panel] = 0
     target = pointer(transformed, panel * side * side * depth * PANEL)
