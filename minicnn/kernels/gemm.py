@@ -32,6 +32,7 @@ from minicnn.kernels.simd import (
     load_some,
     pointer,
     store,
+    store_some,
     tile,
     transpose,
 )
@@ -147,7 +148,13 @@ def clear(target, count):
 
 @helper
 def copy(source, source_row, target, target_row, rows, columns):
-    """Copy a matrix whose rows are contiguous."""
+    """Copy a matrix whose rows are contiguous, to a place that does not overlap it."""
+    size = lanes(source)
+    vectors = columns // size * size
     for r in range(rows):
-        for c in range(columns):
-            target[r * target_row + c] = source[r * source_row + c]
+        line, to = pointer(source, r * source_row), pointer(target, r * target_row)
+        for c in range(0, vectors, size):
+            store(load(line, c), to, c)
+        if vectors < columns:
+            rest = columns - vectors
+            store_some(load_some(line, vectors, rest), to, vectors, rest)

@@ -25,10 +25,11 @@ on integer addresses can be miscompiled once Numba links the kernel again from i
 `largest_of_four`                      2x2 max pooling with ReLU, and where the maximum was
 `transpose`                            a square of vectors
 `tile`                                 a block of a matrix product, in registers
-`gather`, `gather_pair`                sums over lists of (offset, value), in registers
+`where_equal`, `compress`              elements with a tag; those that are not zero, side by side
+`gather`                               sums over lists of (offset, value), in registers
 =====================================  ============================================================
 
-`tile` and the gathers are generated for the literal sizes in their call: ``tile(6, 2, ...)`` has
+`tile` and `gather` are generated for the literal sizes in their call: ``tile(6, 2, ...)`` has
 twelve accumulators.
 """
 
@@ -189,9 +190,18 @@ def _loop(builder: Any, count: Any, values: Sequence[Any], body: Callable[..., A
     for phi, first, next_ in zip([*current, i], [*values, _index(0)], following, strict=True):
         phi.add_incoming(first, before)
         phi.add_incoming(next_, builder.block)
-    builder.branch(head)
+    _keep_rolled(builder, builder.branch(head))
     builder.position_at_end(end)
     return current
+
+
+def _keep_rolled(builder: Any, jump: Any) -> None:
+    """Tell LLVM not to unroll the loop that this jump closes: a long body gains nothing by it."""
+    module = builder.module
+    advice = module.add_metadata([ir.MetaDataString(module, "llvm.loop.unroll.disable")])
+    loop = module.add_metadata([advice, _index(len(module.metadata))])
+    loop.operands = (loop, advice)  # a loop is named by a node that refers to itself
+    jump.set_metadata("llvm.loop", loop)
 
 
 # Places and whole vectors -------------------------------------------------------------------------
@@ -506,69 +516,168 @@ def tile(
 
 # Sums over lists in registers ---------------------------------------------------------------------
 
-
-def _sum_list(builder: Any, vector: Vector, source: Any, step: Any, items: Any, sums: Any) -> Any:
-    """Emit sum[v] += value[e] * source[offset[e] + v step] for all e of a list."""
-    offsets, values, length = items
-
-    def add_item(e, totals):
-        offset = builder.sext(builder.load(builder.gep(offsets, [e])), _INDEX)
-        value = _splat(builder, builder.load(builder.gep(values, [e])), vector.lanes)
-        base = builder.gep(source, [offset])
-        lines = [_load(builder, vector, base, builder.mul(step, _index(v)))
-                 for v in range(len(totals))]
-        return [_fma(builder, value, *pair) for pair in zip(lines, totals, strict=True)]
-
-    return _loop(builder, length, sums, add_item)
+# (rows, vectors) of the blocks whose sums `gather` keeps, with so many registers.
+_APART = {
+    32: ((1, 1), (1, 2), (1, 3), (1, 4), (1, 5), (1, 6), (3, 1), (3, 2), (3, 3), (3, 4), (3, 6),
+         (5, 1), (5, 2), (5, 5)),
+    16: ((1, 1), (1, 2), (1, 3), (1, 4), (1, 5), (1, 6), (3, 1), (3, 2), (3, 3), (3, 4), (2, 6),
+         (5, 1), (5, 2), (2, 5)),
+}
+_OVERLAPPING = {32: ((1, 3), (1, 5), (1, 6), (1, 10), (3, 3), (3, 6)),
+                16: ((1, 3), (1, 5), (1, 6), (1, 10), (3, 3))}
 
 
-def _add_to(builder: Any, vector: Vector, target: Any, sums: Any) -> None:
-    """Emit target[v] += sum[v], vectors side by side."""
-    for v, total in enumerate(sums):
-        index = _index(v * vector.lanes)
-        before = _load(builder, vector, target, index)
-        _store(builder, builder.fadd(before, total), target, index)
+def _gathers() -> list[tuple[int, int, int]]:
+    """Return (rows, vectors, shift) of the blocks whose sums fit into the registers."""
+    apart = [(rows, vectors, vectors) for rows, vectors in _APART[REGISTERS]]
+    return apart + [(rows, v, 2 - v % 2) for rows, v in _OVERLAPPING[REGISTERS]]
+
+
+def gather_blocks(rows: int, vectors: int, shift: int) -> list[tuple[int, int, int, int]]:
+    """Cut rows of vectors into blocks for `gather`: (first row, rows, first vector, vectors).
+
+    Of blocks beside each other, the last comes first: where they are added to targets that overlap,
+    every element has its terms in the order of the lists.
+    """
+    known = [size for size in _gathers() if (size[1] == size[2]) == (shift >= vectors)]
+    most = max(size[1] for size in known)
+    width = -(-vectors // -(-vectors // most))  # in equal parts
+    blocks = []
+    for v in reversed(range(0, vectors, width)):
+        across, row = min(width, vectors - v), 0
+        while row < rows:
+            height = max(r for r, size, _ in known if size == across and r <= rows - row)
+            blocks.append((row, height, v, across))
+            row += height
+    return blocks
+
+
+def _add_to(builder: Any, vector: Vector, target: Any, row: Any, sums: Sequence[Any]) -> None:
+    """Emit target[r * row + v] += sum[r][v] for rows of vectors."""
+    for r, line in enumerate(sums):
+        place = builder.gep(target, [builder.mul(row, _index(r))])
+        for v, total in enumerate(line):
+            index = _index(v * vector.lanes)
+            before = _load(builder, vector, place, index)
+            _store(builder, builder.fadd(before, total), place, index)
+
+
+def _gather(
+    builder: Any, vector: Vector, size: tuple[int, int, int], source: Any, row: Any,
+    lists: Sequence[Any], count: Any, target: Any, step: Any, target_row: Any,
+) -> None:
+    """Emit what `gather` does for one size of the block."""
+    rows, vectors, shift = size
+    offsets, values, begins, ends = lists
+    lines = [builder.gep(source, [builder.mul(row, _index(r))]) for r in range(rows)]
+    zero = _same(_llvm_type(vector), 0.0)
+
+    def add_list(k, kept):
+        begin = builder.load(builder.gep(begins, [k]))
+        end = builder.load(builder.gep(ends, [k]))
+
+        def add_item(e, sums):
+            item = builder.add(begin, e)
+            offset = builder.sext(builder.load(builder.gep(offsets, [item])), _INDEX)
+            value = _splat(builder, builder.load(builder.gep(values, [item])), vector.lanes)
+            bases = [builder.gep(line, [offset]) for line in lines]
+            loaded = [_load(builder, vector, base, _index(v * vector.lanes))
+                      for base in bases for v in range(vectors)]
+            return [_fma(builder, value, *pair) for pair in zip(loaded, sums, strict=True)]
+
+        start = [x for r in range(rows) for x in (*kept[r :: rows], *[zero] * shift)]
+        sums = _loop(builder, builder.sub(end, begin), start, add_item)
+        by_row = [sums[r * vectors : (r + 1) * vectors] for r in range(rows)]
+        place = builder.gep(target, [builder.mul(step, k)])
+        _add_to(builder, vector, place, target_row, [line[:shift] for line in by_row])
+        left = zip(*(line[shift:] for line in by_row), strict=True)
+        return [total for column in left for total in column]
+
+    kept = _loop(builder, count, [zero] * (rows * (vectors - shift)), add_list)
+    place = builder.gep(target, [builder.mul(step, count)])
+    _add_to(builder, vector, place, target_row, [kept[r::rows] for r in range(rows)])
 
 
 @intrinsic(prefer_literal=True)
-def gather(typingctx, count, source, step, offsets, values, length, target):
-    """Add to vector v of target the sum over e of value[e] * source[offset[e] + v step].
+def gather(
+    typingctx, rows, vectors, shift, source, row, lists, count, target, step, target_row
+):
+    """Add sums over lists to blocks of vectors of the target: list k to the block at k * step.
 
-    The `count` of vectors is a literal.
+    For all rows r and vectors v, side by side, of a block, and all items e of list k, from
+    begins[k] to ends[k] in lists = (offsets, values, begins, ends):
+
+        target[k * step + r * target_row + v] += values[e] * source[offsets[e] + r * row + v]
+
+    The size of a block is one of `gather_blocks`; if it is not literal, the code for all of them is
+    emitted. If `shift` is less than `vectors`, the step is `shift` vectors: the blocks overlap, and
+    what they share is added up in registers before it is added to the target.
     """
-    vectors, vector = count.literal_value, Vector(source.dtype)
+    vector, literals = Vector(source.dtype), (rows, vectors, shift)
 
     def generate(context, builder, signature, arguments):
-        _, source_, step_, *items, target_ = arguments
-        zeros = [_same(_llvm_type(vector), 0.0)] * vectors
-        _add_to(builder, vector, target_, _sum_list(builder, vector, source_, step_, items, zeros))
+        *size, source_, row_, lists_, count_, target_, step_, target_row_ = arguments
+        unpacked = cgutils.unpack_tuple(builder, lists_, 4)
+        operands = source_, row_, unpacked, count_, target_, step_, target_row_
+        if all(isinstance(number, types.IntegerLiteral) for number in literals):
+            known = tuple(number.literal_value for number in literals)
+            _gather(builder, vector, known, *operands)
+            return context.get_dummy_value()
+        end = builder.append_basic_block()
+        key = size[0]
+        for number in size[1:]:
+            key = builder.add(builder.shl(key, _index(8)), number)
+        switch = builder.switch(key, end)
+        for known in _gathers():
+            way = builder.append_basic_block()
+            switch.add_case(_index((known[0] << 16) + (known[1] << 8) + known[2]), way)
+            builder.position_at_end(way)
+            _gather(builder, vector, known, *operands)
+            builder.branch(end)
+        builder.position_at_end(end)
         return context.get_dummy_value()
 
     i = types.int64
-    return types.void(count, source, i, offsets, values, i, target), generate
+    return types.void(*literals, source, i, lists, i, target, i, i), generate
 
 
-@intrinsic(prefer_literal=True)
-def gather_pair(
-    typingctx, count, shift, source, offsets, values, length, offsets2, values2, length2, target
-):
-    """Gather twice, side by side: the second list adds to a target `shift` vectors further.
+def _load_integers(builder: Any, source: Any, lanes: int) -> Any:
+    """Emit a load of as many int32 as a vector has lanes."""
+    integers = ir.VectorType(ir.IntType(32), lanes)
+    return builder.load(_at(builder, source, _index(0), integers), align=_align(integers))
 
-    The two targets overlap, and what they share is read and written once. Both numbers of vectors,
-    `count` and `shift`, are literal.
-    """
-    vectors, further, vector = count.literal_value, shift.literal_value, Vector(source.dtype)
+
+@intrinsic
+def where_equal(typingctx, x, tags, number):
+    """Return x in the lanes whose tag, an int32, is this number, and zero in the others."""
 
     def generate(context, builder, signature, arguments):
-        _, _, source_, *lists, target_ = arguments
-        sums = [_same(_llvm_type(vector), 0.0)] * (vectors + further)
-        for first, items in ((0, lists[:3]), (further, lists[3:])):
-            part = slice(first, first + vectors)
-            sums[part] = _sum_list(
-                builder, vector, source_, _index(vector.lanes), items, sums[part]
-            )
-        _add_to(builder, vector, target_, sums)
-        return context.get_dummy_value()
+        value, tags_, number_ = arguments
+        number_ = builder.trunc(number_, ir.IntType(32))
+        equal = builder.icmp_signed("==", _load_integers(builder, tags_, x.lanes),
+                                    _splat(builder, number_, x.lanes))
+        return builder.select(equal, value, _same(value.type, 0.0))
 
-    items = (offsets, values, types.int64)
-    return types.void(count, shift, source, *items, *items, target), generate
+    return x(x, tags, types.int64), generate
+
+
+@intrinsic
+def compress(typingctx, x, offsets, to_values, to_offsets):
+    """Write the elements of x that are not zero, and their offsets, side by side.
+
+    Returns how many they are. Whole vectors are written, with arbitrary elements at the end.
+    """
+
+    def generate(context, builder, signature, arguments):
+        value, offsets_, *targets = arguments
+        offset = _load_integers(builder, offsets_, x.lanes)
+        chosen = builder.fcmp_unordered("!=", value, _same(value.type, 0.0))
+        for part, target in zip((value, offset), targets, strict=True):
+            undefined = ir.Constant(part.type, ir.Undefined)
+            squeezed = _call(builder, "llvm.experimental.vector.compress", part.type, part.type,
+                             [part, chosen, undefined])
+            _store(builder, squeezed, target, _index(0))
+        count = builder.ctpop(builder.bitcast(chosen, ir.IntType(x.lanes)))
+        return builder.zext(count, _INDEX)
+
+    return types.int64(x, offsets, to_values, to_offsets), generate

@@ -41,10 +41,11 @@ def kernels():
 def simd():
     """Return what stands in for the module `simd`; a vector is an array of its lanes."""
     module = types.ModuleType("simd")
+    module.gather_blocks = compiled_simd.gather_blocks
     vars(module).update({name: getattr(compiled_simd, name) for name in CONSTANTS})
     functions = (
         pointer, lanes, load, load_some, store, store_some, broadcast, splat, fma, add, sub, relu,
-        where_positive, largest_of_four, transpose, tile, gather, gather_pair,
+        where_positive, largest_of_four, transpose, tile, where_equal, compress, gather,
     )
     vars(module).update({function.__name__: function for function in functions})
     return module
@@ -155,21 +156,40 @@ def tile(
         store_some(total, c, r * c_row + at, width - at)
 
 
-def gather(count, source, step, offsets, values, length, target):
-    for v in range(count):
-        total = np.zeros(source.lanes, source.flat.dtype)
-        for e in range(length):
-            line = load(source, int(offsets[e]) + v * step)
-            total = fma(broadcast(values, e), line, total)
-        store(load(target, v * source.lanes) + total, target, v * source.lanes)
+def where_equal(x, tags, number):
+    return np.where(tags.flat[tags.at(0, len(x))] == number, x, x.dtype.type(0))
 
 
-def gather_pair(
-    count, shift, source, offsets, values, length, offsets2, values2, length2, target
-):
+def compress(x, offsets, to_values, to_offsets):
+    chosen = np.flatnonzero(x != 0)
+    order = np.resize(np.append(chosen, 0), len(x))  # and arbitrary elements at the end
+    store(x[order], to_values, 0)
+    store(offsets.flat[offsets.at(0, len(x))][order], to_offsets, 0)
+    return len(chosen)
+
+
+def gather(rows, vectors, shift, source, row, lists, count, target, step, target_row):
+    offsets, values, begins, ends = lists
     lanes = source.lanes
-    gather(count, source, lanes, offsets, values, length, target)
-    gather(count, source, lanes, offsets2, values2, length2, pointer(target, shift * lanes))
+    assert (rows, vectors, shift) in compiled_simd._gathers()
+    assert shift == vectors or step == shift * lanes
+    sums = np.zeros((rows, vectors, lanes), source.flat.dtype)
+
+    def add(k, count):
+        for r in range(rows):
+            for v in range(count):
+                place = pointer(target, k * step + r * target_row)
+                store(load(place, v * lanes) + sums[r, v], place, v * lanes)
+
+    for k in range(count):
+        for e in range(begins[k], ends[k]):
+            for r in range(rows):
+                for v in range(vectors):
+                    line = load(source, int(offsets[e]) + r * row + v * lanes)
+                    sums[r, v] = fma(broadcast(values, e)[:lanes], line, sums[r, v])
+        add(k, shift)
+        sums = np.concatenate([sums[:, shift:], np.zeros_like(sums[:, :shift])], axis=1)
+    add(count, vectors - shift)
 
 
 def transpose(source, source_row, target, target_row):

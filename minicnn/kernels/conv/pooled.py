@@ -1,35 +1,61 @@
 """Gradients of a convolution with ReLU and 2x2 max pooling, from lists, float32.
 
-After a 2x2 max pooling at most one of four gradients is not zero, and ReLU zeroes more. Those that
-are left are written into lists of (offset, value), and a sum over a list reads whole vectors and
-keeps its results in registers:
+After a 2x2 max pooling at most one of four gradients is not zero, and ReLU zeroes more. The sums
+are over those that are left; (y, z) is where the largest of their 2x2 block was:
 
-    dw[f] += value * patch of x at offset            one list for each filter f
-    dx patch += value * w[f at offset]               one list for each output position
+    db[f]                              = sum over n, y, z of dy[n, y, z, f]
+    dw[:, :, :, f]                     = sum over n, y, z of dy[n, y, z, f] x[n, y:y+KH, z:z+KW, :]
+    dx[n, y:y+KH, z:z+KW, :], added up = sum over f of dy[n, y, z, f] w[:, :, :, f]
+
+So dw needs a list of (offset in x, dy) for each filter, and dx a list of (offset in w, dy) for each
+position. A sum over a list (`gather`) reads whole vectors and keeps its results in registers.
+All such convolutions without strides and dilation take this path.
 
 A gradient of exactly zero contributes nothing, also where it meets infinity or NaN. One that is NaN
 or infinite may also reach pixels beside its window, where a run is filled up.
 
-Layouts in scratch. Channels come in blocks of a panel, so that the padded image of one block stays
-in the first-level cache and the KW taps of one row of the window are one run of KW * depth
-elements. With fewer than 16 channels there is one block, of just these, and a run is filled up to
-whole vectors.
+Layouts. Channels come in blocks of at most a panel. In a block the KW taps of one row of the window
+are one *run* of KW * depth elements. With fewer than 16 channels there is one block, of just these,
+and a run is filled up to whole vectors.
+
+    padded, dpadded (blocks, rows, columns, depth)       x and dx of an image
+    lines (blocks, KH, F, run)                           w
+    partial (blocks, F, KH, run)                         dw
+
+Lists are made and used for a *band* of pooled rows, few enough for their pixels of one block to
+stay in the first-level cache. Bands cut the sums of dw, so they depend on pixels and channels
+alone, never on the width of a vector.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-from minicnn.kernels import simd
-from minicnn.kernels.elementwise import BLOCK, blocks_of, sum_sums
-from minicnn.kernels.gather import gather
-from minicnn.kernels.gemm import clear, round_up
+from minicnn.kernels.elementwise import BLOCK, sum_sums
+from minicnn.kernels.elementwise import blocks_of as sums_of
+from minicnn.kernels.gather import blocks_of, gather
+from minicnn.kernels.gemm import clear, copy, round_up
 from minicnn.kernels.jit import helper, kernel
-from minicnn.kernels.simd import LANES, PANEL, ZEROED, pointer
+from minicnn.kernels.simd import (
+    LANES,
+    PANEL,
+    ZEROED,
+    compress,
+    load,
+    pointer,
+    transpose,
+    where_equal,
+)
 from minicnn.kernels.threads import aligned, parallel_for, share
 from minicnn.kernels.window import Window
 
-_MANY_CHANNELS = 16  # from here on blocks of whole vectors, and neighbours are summed together
+_MANY_CHANNELS = 16  # from here on there are blocks of whole vectors
+_OVERLAPPING = (3, 5)  # KW for which neighbours in dx, that overlap, are added up in registers
+# What follows cuts sums, so it counts elements of blocks of 32 channels, whatever a panel has.
+_CHANNELS = 32
+_WHOLE = 11 << 10  # elements of a padded image that is one band: nearly a first-level cache
+_BAND = 8 << 10  # elements of the padded rows of a band
+_LINES = 10 << 10  # elements of w that stay in the first-level cache beside dx
 
 
 class _Layout(NamedTuple):
@@ -40,6 +66,8 @@ class _Layout(NamedTuple):
     high: int  # of the padded image
     wide: int
     run: int  # elements of one row of the window in one block, in whole vectors
+    band: int  # pooled rows whose lists are made at a time
+    together: int  # rows of the window for which dx is computed at a time, KH or 1
 
 
 def fits(window: Window) -> bool:
@@ -57,42 +85,43 @@ def gradients(
     dy, code (N, OH // 2, OW // 2, F): the gradient of what was pooled, and what `pool_relu` wrote
     """
     (kh, kw, channels, filters), (n, ph, pw, _) = w.shape, dy.shape
-    many = channels >= _MANY_CHANNELS
-    depth = min(round_up(channels, LANES), PANEL) if many else channels
-    blocks = -(-channels // depth)
-    run = round_up(kw * depth, LANES)
-    high, wide = window.out_h + kh - 1, window.out_w + kw - 1
-    layout = _Layout(blocks, depth, high, wide, run)
+    layout = _layout(window, channels, filters, ph)
+    blocks, depth, high, wide, run, band, together = layout
+    vectors = run // LANES
+    shift = depth // LANES if channels >= _MANY_CHANNELS and kw in _OVERLAPPING else vectors
     need_dx = dx is not None
     lines = _lines(w, layout) if need_dx else np.empty((0, 0, 0, 0), np.float32)
     images = share(n, chunks)
     chunks = -(-n // images)
-    size = blocks * filters * kh * run
-    partial = aligned((chunks, size), np.float32)
-    biases = np.empty((n, blocks_of(ph * pw), filters), np.float32)
+    partial = aligned((chunks, blocks * filters * kh * run), np.float32)
+    biases = np.empty((n, sums_of(ph * pw), filters), np.float32)
     padded = blocks * high * wide * depth + run  # the last gather reads, or adds, a run too many
-    positions = ph * pw
+    positions, width = band * pw, round_up(filters, LANES)
+    length = positions + LANES  # of a list: `compress` writes whole vectors
     target = np.empty((0, 0, 0, 0), np.float32) if dx is None else dx
     parallel_for(
-        _gradients, chunks, (x, dy, code, lines), (partial, biases, target), tuple(layout),
-        tuple(window), images, many, need_dx,
+        _gradients, chunks,
+        (x, dy, code, lines, blocks_of(kh, vectors, vectors), blocks_of(together, vectors, shift)),
+        (partial, biases, target), tuple(layout), tuple(window), images, shift, need_dx,
         scratch={
             "padded": ((padded,), np.float32),
             "dpadded": ((padded,), np.float32),
+            # the gradients of as many positions as a vector has lanes
+            "values": ((LANES, width), np.float32),
+            "offsets": ((LANES, width), np.int32),
+            "taps": ((width,), np.int32),  # of the last of these positions
+            "places": ((width,), np.int32),  # of the filters in `lines`
             # a list for each filter, of the positions at which it is not zero
-            "f_values": ((filters, positions), np.float32),
-            "f_offsets": ((filters, positions), np.int32),
-            "f_length": ((filters,), np.int32),
-            # a list for each output position, of the filters that are not zero there
-            "p_values": ((4 * positions, filters), np.float32),
-            "p_offsets": ((4 * positions, filters), np.int32),
-            "p_length": ((4 * positions,), np.int32),
-            # of one position
-            "nonzero": ((filters,), np.int32),
-            "places": ((filters,), np.int32),
+            "f_values": ((filters, length), np.float32),
+            "f_offsets": ((filters, length), np.int32),
+            "f_bounds": ((2, filters), np.int64),
+            # a list for each position, of the filters that are not zero there
+            "p_values": ((positions * filters + LANES,), np.float32),
+            "p_offsets": ((positions * filters + LANES,), np.int32),
+            "p_bounds": ((2, 4 * positions), np.int64),
         },
     )
-    total = np.empty(size, np.float32)
+    total = np.empty(partial.shape[1], np.float32)
     sum_sums(partial, total)
     sums = total.reshape(blocks, filters, kh, run)[..., : kw * depth]
     sums = sums.reshape(blocks, filters, kh, kw, depth).transpose(2, 3, 0, 4, 1)
@@ -100,9 +129,24 @@ def gradients(
     sum_sums(biases, db)
 
 
+def _layout(window: Window, channels: int, filters: int, pooled_rows: int) -> _Layout:
+    """Return the sizes for a convolution; the last two depend on its shape alone."""
+    many = channels >= _MANY_CHANNELS
+    depth = min(round_up(channels, LANES), PANEL) if many else channels
+    high, wide = window.out_h + window.kernel_h - 1, window.out_w + window.kernel_w - 1
+    run = round_up(window.kernel_w * depth, LANES)
+    counted = min(channels, _CHANNELS)
+    band = (_BAND // (wide * counted) - window.kernel_h + 1) // 2
+    if high * wide * counted <= _WHOLE:
+        band = pooled_rows
+    together = window.kernel_h if window.taps * filters * counted <= _LINES else 1
+    return _Layout(-(-channels // depth), depth, high, wide, run, max(1, min(band, pooled_rows)),
+                   together)
+
+
 def _lines(w: np.ndarray, layout: _Layout) -> np.ndarray:
     """Return w as (blocks, KH, F, run): what one output position adds to one row of dx."""
-    (kh, kw, channels, filters), (blocks, depth, *_, run) = w.shape, layout
+    (kh, kw, channels, filters), (blocks, depth, *_, run, _, _) = w.shape, layout
     padded = np.zeros((kh, kw, blocks * depth, filters), np.float32)
     padded[:, :, :channels] = w
     lines = aligned((blocks, kh, filters, run), np.float32)
@@ -116,128 +160,162 @@ def _lines(w: np.ndarray, layout: _Layout) -> np.ndarray:
 
 
 @kernel
-def _gradients(chunk, scratch, x, dy, code, lines, partial, biases, dx, layout, window, images,
-               many, need_dx):
+def _gradients(chunk, scratch, x, dy, code, lines, dw_blocks, dx_blocks, partial, biases, dx,
+               layout, window, images, shift, need_dx):
     """Sum dw over a chunk of images, and write the sums of db and dx for each."""
-    (padded, dpadded, f_values, f_offsets, f_length, p_values, p_offsets, p_length, nonzero,
-     places) = scratch
-    blocks, depth, high, wide, run = layout
-    kh, top, left = window[2], window[8], window[9]
-    filters, positions = dy.shape[3], dy.shape[1] * dy.shape[2]
-    size, image = high * wide * depth, x.shape[1] * x.shape[2] * x.shape[3]
-    f_values_, f_offsets_ = pointer(f_values, 0), pointer(f_offsets, 0)
-    p_values_, p_offsets_ = pointer(p_values, 0), pointer(p_offsets, 0)
-    partial[chunk] = 0
+    (padded, dpadded, values, offsets, taps, places, f_values, f_offsets, f_bounds, p_values,
+     p_offsets, p_bounds) = scratch
+    (_, rows, columns, filters), run, band, kh = dy.shape, layout[4], layout[5], window[2]
+    image = x.shape[1] * x.shape[2] * x.shape[3]
+    staged = (pointer(values, 0), pointer(offsets, 0), pointer(taps, 0), pointer(places, 0),
+              values.shape[1])
+    by_filter = (pointer(f_offsets, 0), pointer(f_values, 0), pointer(f_bounds, 0),
+                 pointer(f_bounds, filters))
+    by_position = (pointer(p_offsets, 0), pointer(p_values, 0), pointer(p_bounds, 0),
+                   pointer(p_bounds, p_bounds.shape[1]))
+    for f in range(filters):
+        places[f] = f * run
+        f_bounds[0, f] = f * f_values.shape[1]
     dw = pointer(partial, chunk * partial.shape[1])
+    clear(dw, partial.shape[1])
     clear(pointer(padded, 0), padded.size)
     for n in range(chunk * images, min(x.shape[0], (chunk + 1) * images)):
-        _copy_blocks(pointer(x, n * image), pointer(padded, 0), x.shape[1:], layout, top, left,
-                     False)
-        f_length[:] = 0
-        p_length[:] = 0
-        for p in range(positions):
-            at, place = (n * positions + p) * filters, _corner(p, dy.shape[2], wide)
-            gradient, winner = pointer(dy, at), pointer(code, at)
-            _locate(gradient, winner, place, wide, depth, pointer(nonzero, 0), pointer(places, 0),
-                    filters)
-            for f in range(filters):
-                end = f * positions + np.int64(f_length[f])
-                f_values_[end] = gradient[f]
-                f_offsets_[end] = places[f]
-                f_length[f] += nonzero[f]
-            for f in range(filters if need_dx else 0):
-                q = 4 * p + np.int64(winner[f] & 3)
-                end = q * filters + np.int64(p_length[q])
-                p_values_[end] = gradient[f]
-                p_offsets_[end] = f * run
-                p_length[q] += nonzero[f]
-        biases[n] = 0
-        for f in range(filters):
-            for e in range(np.int64(f_length[f])):
-                biases[n, e // BLOCK, f] += f_values[f, e]
-        for block in range(blocks):  # outermost: its image stays in the first-level cache
-            for f in range(filters):
-                _gather_window(pointer(padded, block * size), wide * depth,
-                               pointer(f_offsets, f * positions), pointer(f_values, f * positions),
-                               np.int64(f_length[f]),
-                               pointer(dw, (block * filters + f) * kh * run), kh, run)
+        _fill_padded(pointer(x, n * image), pointer(padded, 0), x.shape[1:], layout, window, False)
+        clear(pointer(dpadded, 0), dpadded.size if need_dx else 0)
+        at = n * rows * columns * filters
+        _bias_sums(pointer(dy, at), pointer(code, at), rows * columns, filters,
+                   pointer(biases, n * biases.shape[1] * filters), biases.shape[1])
+        for first in range(0, rows, band):
+            count = min(band, rows - first)
+            at = (n * rows + first) * columns * filters
+            _make_lists(pointer(dy, at), pointer(code, at), first, count * columns, columns,
+                        filters, layout, staged, by_filter, by_position, need_dx)
+            _filter_gradient(pointer(padded, 0), by_filter, layout, filters, kh,
+                             pointer(dw_blocks, 0), dw_blocks.shape[0], dw)
+            if need_dx:
+                _input_gradient(pointer(lines, 0), by_position, layout, filters, kh,
+                                pointer(dx_blocks, 0), dx_blocks.shape[0], shift, first, count,
+                                columns, pointer(dpadded, 0))
         if need_dx:
-            clear(pointer(dpadded, 0), dpadded.size)
-            for block in range(blocks):
-                for u in range(kh):
-                    line = pointer(lines, (block * kh + u) * filters * run)
-                    for q in range(0, 4 * positions, 2):  # two neighbours in a row
-                        y = q // 4 // dy.shape[2] * 2 + q % 4 // 2
-                        z = q // 4 % dy.shape[2] * 2
-                        _gather_pair(
-                            run, depth, many, line, pointer(p_offsets, q * filters),
-                            pointer(p_values, q * filters), np.int64(p_length[q]),
-                            pointer(p_offsets, (q + 1) * filters),
-                            pointer(p_values, (q + 1) * filters), np.int64(p_length[q + 1]),
-                            pointer(dpadded, block * size + ((y + u) * wide + z) * depth))
-            _copy_blocks(pointer(dx, n * image), pointer(dpadded, 0), x.shape[1:], layout, top,
-                         left, True)
+            _fill_padded(pointer(dx, n * image), pointer(dpadded, 0), x.shape[1:], layout, window,
+                         True)
 
 
 @helper
-def _corner(p, columns, wide):
-    """Return the pixel of the padded image at which the patch of a 2x2 block begins."""
-    return p // columns * 2 * wide + p % columns * 2
+def _fill_padded(image, planes, sizes, layout, window, back):
+    """Copy an image into the middle of its padded planes, a block of channels each, or back."""
+    blocks, depth, high, wide, _, _, _ = layout
+    height, width, channels = sizes
+    top, left = window[8], window[9]
+    for block in range(blocks):
+        pixels, elements = width, min(depth, channels - block * depth)
+        if depth == channels:  # a row of pixels is contiguous in both
+            pixels, elements = 1, width * channels
+        for i in range(height):
+            row = pointer(image, i * width * channels + block * depth)
+            padded = pointer(planes, ((block * high + i + top) * wide + left) * depth)
+            if back:
+                copy(padded, depth, row, channels, pixels, elements)
+            else:
+                copy(row, channels, padded, depth, pixels, elements)
 
 
 @helper
-def _locate(gradient, winner, place, wide, depth, nonzero, places, filters):
-    """Write for each filter whether its gradient is nonzero and where its patch is, by vectors."""
+def _bias_sums(gradient, winner, positions, filters, sums, blocks):
+    """Write the sums over blocks of positions: db[f] = sum over y, z of dy[y, z, f]."""
+    clear(sums, blocks * filters)
+    for p in range(positions):
+        dy, code = pointer(gradient, p * filters), pointer(winner, p * filters)
+        db = pointer(sums, p // BLOCK * filters)
+        for f in range(filters):
+            db[f] += np.float32(0) if code[f] == ZEROED else dy[f]
+
+
+@helper
+def _make_lists(gradient, winner, first, count, columns, filters, layout, staged, by_filter,
+                by_position, need_dx):
+    """Write the lists of a band: one for each filter and, for dx, one for each position."""
+    values, offsets, taps, places, width = staged
+    depth, wide = layout[1], layout[3]
+    _, _, begins, ends = by_filter
+    for f in range(filters):
+        ends[f] = begins[f]
+    end = 0
+    for p in range(round_up(count, LANES)):
+        row = p % LANES * width
+        line = pointer(values, row)
+        if p < count:
+            place = 2 * (first + p // columns) * wide + 2 * (p % columns)
+            _stage(pointer(gradient, p * filters), pointer(winner, p * filters), place, wide, depth,
+                   filters, width, line, pointer(offsets, row), taps)
+            if need_dx:
+                end = _list_by_position(line, taps, places, filters, by_position, p, columns, end)
+        else:
+            clear(line, width)
+        if p % LANES == LANES - 1:
+            _list_by_filter(values, offsets, width, filters, by_filter)
+
+
+@helper
+def _stage(gradient, winner, place, wide, depth, filters, width, values, offsets, taps):
+    """Write the gradients of a 2x2 block, zero if ReLU's output is, and where their patches are."""
     for f in range(filters):
         tap = np.int32(winner[f])
-        nonzero[f] = np.int32(tap != ZEROED) & np.int32(gradient[f] != 0)
-        places[f] = np.int32(place + (tap >> 1 & 1) * wide + (tap & 1)) * np.int32(depth)
+        taps[f] = tap
+        values[f] = np.float32(0) if tap == ZEROED else gradient[f]
+        offsets[f] = np.int32(place + (tap >> 1 & 1) * wide + (tap & 1)) * np.int32(depth)
+    for f in range(filters, width):
+        values[f] = 0
 
 
 @helper
-def _gather_window(source, row, offsets, values, length, target, kh, run):
-    """Sum a list over the whole window: KH rows of `run` elements that are `row` apart."""
-    if run == LANES:  # rows of one vector each: take them together
-        gather(kh, source, row, offsets, values, length, target)
-        return
-    for u in range(kh):
-        gather(run // LANES, pointer(source, u * row), LANES, offsets, values, length,
-               pointer(target, u * run))
+def _list_by_position(values, taps, places, filters, lists, p, columns, end):
+    """Write the lists of the four positions of a 2x2 block from `end` on; return their end."""
+    to_offsets, to_values, begins, ends = lists
+    for q in range(4):
+        number = (p // columns * 2 + q // 2) * 2 * columns + p % columns * 2 + q % 2
+        begins[number] = end
+        for f in range(0, filters, LANES):
+            end += compress(where_equal(load(values, f), pointer(taps, f), q), pointer(places, f),
+                            pointer(to_values, end), pointer(to_offsets, end))
+        ends[number] = end
+    return end
 
 
 @helper
-def _gather_pair(run, depth, many, source, offsets, values, length, offsets2, values2, length2,
-                 target):
-    """Gather the lists of two neighbouring pixels, whose targets are `depth` elements apart."""
-    if many and depth == PANEL and run == 5 * PANEL:
-        simd.gather_pair(10, 2, source, offsets, values, length, offsets2, values2,
-                         length2, target)
-    elif many and depth == PANEL and run == 3 * PANEL:
-        simd.gather_pair(6, 2, source, offsets, values, length, offsets2, values2,
-                         length2, target)
-    elif many and depth == LANES and run == 5 * LANES:
-        simd.gather_pair(5, 1, source, offsets, values, length, offsets2, values2, length2, target)
-    elif many and depth == LANES and run == 3 * LANES:
-        simd.gather_pair(3, 1, source, offsets, values, length, offsets2, values2, length2, target)
-    else:
-        gather(run // LANES, source, LANES, offsets, values, length, target)
-        gather(run // LANES, source, LANES, offsets2, values2, length2, pointer(target, depth))
+def _list_by_filter(values, offsets, width, filters, lists):
+    """Add the gradients of LANES positions to the lists of the filters."""
+    to_offsets, to_values, _, ends = lists
+    for f in range(0, filters, LANES):
+        transpose(pointer(values, f), width, pointer(values, f), width)
+        transpose(pointer(offsets, f), width, pointer(offsets, f), width)
+        for i in range(min(LANES, filters - f)):
+            end, at = ends[f + i], i * width + f
+            ends[f + i] += compress(load(values, at), pointer(offsets, at), pointer(to_values, end),
+                                    pointer(to_offsets, end))
 
 
 @helper
-def _copy_blocks(image, planes, sizes, layout, top, left, back):
-    """Copy an image into the middle of its padded planes, a block of channels each, or back."""
-    blocks, depth, high, wide, _ = layout
-    height, width, channels = sizes
+def _filter_gradient(padded, lists, layout, filters, kh, cut, pieces, dw):
+    """Add dw[f] += sum over the list of f of value * window of x at offset."""
+    blocks, depth, high, wide, run, _, _ = layout
+    for block in range(blocks):  # outermost: its pixels stay in the first-level cache
+        gather(cut, pieces, run // LANES, pointer(padded, block * high * wide * depth),
+               wide * depth, lists, filters, pointer(dw, block * filters * kh * run), kh * run, run)
+
+
+@helper
+def _input_gradient(lines, lists, layout, filters, kh, cut, pieces, shift, first, rows, columns,
+                    dpadded):
+    """Add window of dx at (y, z) += sum over the list of (y, z) of value * w[f at offset]."""
+    blocks, depth, high, wide, run, _, together = layout
+    offsets, values, begins, ends = lists
     for block in range(blocks):
-        first = block * depth
-        count = min(depth, channels - first)
-        for i in range(height):
-            row = pointer(image, i * width * channels + first)
-            padded = pointer(planes, ((block * high + i + top) * wide + left) * depth)
-            for j in range(width):
-                for c in range(count):
-                    if back:
-                        row[j * channels + c] = padded[j * depth + c]
-                    else:
-                        padded[j * depth + c] = row[j * channels + c]
+        for u in range(0, kh, together):
+            line = pointer(lines, (block * kh + u) * filters * run)
+            for y in range(2 * rows):
+                here = 2 * columns * y
+                row = (block * high + 2 * first + y + u) * wide * depth
+                gather(cut, pieces, shift, line, filters * run,
+                       (offsets, values, pointer(begins, here), pointer(ends, here)), 2 * columns,
+                       pointer(dpadded, row), depth, wide * depth)

@@ -15,17 +15,17 @@ with a unit's inputs side by side: (64 units, 64 inputs).
 
 import numpy as np
 
-from minicnn.kernels.elementwise import BLOCK
-from minicnn.kernels.gather import gather
+from minicnn.kernels.elementwise import BLOCK, blocks_of
 from minicnn.kernels.gemm import clear, copy, round_up
 from minicnn.kernels.jit import helper, kernel
-from minicnn.kernels.simd import LANES, pointer, transpose
+from minicnn.kernels.simd import LANES, gather, pointer, transpose
 from minicnn.kernels.threads import parallel_for
 
 _SIDE = 64  # units, and inputs, of a block; it cuts the sums of dx, so it follows no vector
-_VECTORS = _SIDE // LANES
+_VECTORS = min(8, _SIDE // LANES)  # whose sums are in registers
+_ACROSS = _VECTORS * LANES
 _MOST_ROWS = 4096  # the lists take 64 places a row
-_MOST_NONZERO = 0.6  # share of the gradients; above it the packed product is faster
+_MOST_NONZERO = 0.4  # share of the gradients; above it the packed product is faster
 
 
 def gradients(
@@ -43,8 +43,9 @@ def gradients(
     row_values = np.empty((blocks, n, _SIDE), np.float32)
     unit_offsets = np.empty(unit_values.shape, np.int32)
     row_offsets = np.empty(row_values.shape, np.int32)
-    lengths = np.empty((blocks, _SIDE + n), np.int32)  # of the units' lists, then of the rows'
-    lists = unit_values, unit_offsets, row_values, row_offsets, lengths
+    unit_bounds = np.empty((2, blocks, blocks_of(n), _SIDE), np.int64)
+    row_bounds = np.empty((2, blocks, n), np.int64)
+    lists = unit_offsets, unit_values, unit_bounds, row_offsets, row_values, row_bounds
     parallel_for(_find_nonzero, blocks, (dy,), lists)
     target = np.empty((0, 0), np.float32) if dx is None else dx
     row = _row(units)
@@ -62,34 +63,37 @@ def gradients(
 
 
 @kernel
-def _find_nonzero(block, scratch, dy, unit_values, unit_offsets, row_values, row_offsets, lengths):
-    """Write the lists of a block of units: for each unit, and for each row."""
+def _find_nonzero(block, scratch, dy, unit_offsets, unit_values, unit_bounds, row_offsets,
+                  row_values, row_bounds):
+    """Write the lists of a block of units: for each unit and `BLOCK` rows, and for each row."""
     n, units = dy.shape
-    first = block * _SIDE
-    values, offsets = pointer(unit_values, first * n), pointer(unit_offsets, first * n)
-    length = pointer(lengths, block * (_SIDE + n))
-    for j in range(_SIDE):
-        length[j] = 0
+    first, parts = block * _SIDE, unit_bounds.shape[2]
+    offsets, values = pointer(unit_offsets, 0), pointer(unit_values, 0)
+    offsets_, values_ = pointer(row_offsets, 0), pointer(row_values, 0)
+    for part in range(parts):
+        for j in range(_SIDE):
+            unit_bounds[0, block, part, j] = (first + j) * n + part * BLOCK
+            unit_bounds[1, block, part, j] = (first + j) * n + part * BLOCK
     for i in range(n):
-        at = (block * n + i) * _SIDE
-        values_, offsets_ = pointer(row_values, at), pointer(row_offsets, at)
-        count = 0
+        part = (unit_bounds.shape[1] + block) * parts + i // BLOCK
+        ends = pointer(unit_bounds, part * _SIDE)
+        end = (block * n + i) * _SIDE
+        row_bounds[0, block, i] = end
         for j in range(min(_SIDE, units - first)):
             value = dy[i, first + j]
-            nonzero = np.int32(value != 0)
-            end = j * n + np.int64(length[j])
-            values[end] = value
-            offsets[end] = i * _SIDE
-            length[j] += nonzero
-            values_[count] = value
-            offsets_[count] = j * _SIDE
-            count += nonzero
-        length[_SIDE + i] = count
+            nonzero = np.int64(value != 0)
+            values[ends[j]] = value
+            offsets[ends[j]] = i * _SIDE
+            ends[j] += nonzero
+            values_[end] = value
+            offsets_[end] = j * _SIDE
+            end += nonzero
+        row_bounds[1, block, i] = end
 
 
 @kernel
-def _gradients(chunk, scratch, x, w, unit_values, unit_offsets, row_values, row_offsets, lengths,
-               dw, dx, need_dx):
+def _gradients(chunk, scratch, x, w, unit_offsets, unit_values, unit_bounds, row_offsets,
+               row_values, row_bounds, dw, dx, need_dx):
     """Write dw and dx for a block of inputs."""
     panel, dpanel, square, rows, drows = scratch
     (n, inputs), units = x.shape, w.shape[1]
@@ -100,27 +104,30 @@ def _gradients(chunk, scratch, x, w, unit_values, unit_offsets, row_values, row_
     clear(pointer(panel, 0), panel.size)
     clear(pointer(dpanel, 0), dpanel.size)
     copy(pointer(x, first), inputs, pointer(panel, 0), _SIDE, n, width)
-    for block in range(lengths.shape[0]):
+    for block in range(unit_bounds.shape[1]):
         begin = block * _SIDE
-        length = pointer(lengths, block * (_SIDE + n))
         clear(pointer(square, 0), square.size)
-        for j in range(min(_SIDE, units - begin)):
-            for e in range(0, np.int64(length[j]), BLOCK):
-                at = (begin + j) * n + e
-                gather(_VECTORS, pointer(panel, 0), LANES, pointer(unit_offsets, at),
-                       pointer(unit_values, at), min(BLOCK, np.int64(length[j]) - e),
-                       pointer(square, j * _SIDE))
+        for part in range(unit_bounds.shape[2]):
+            at = (block * unit_bounds.shape[2] + part) * _SIDE
+            _gather(panel, unit_offsets, unit_values, unit_bounds, at, min(_SIDE, units - begin),
+                    square)
         _transpose(pointer(square, 0), _SIDE, pointer(drows, begin), row)
         if need_dx:
             _transpose(pointer(rows, begin), row, pointer(square, 0), _SIDE)
-            for i in range(n):
-                at = (block * n + i) * _SIDE
-                gather(_VECTORS, pointer(square, 0), LANES, pointer(row_offsets, at),
-                       pointer(row_values, at), np.int64(length[_SIDE + i]),
-                       pointer(dpanel, i * _SIDE))
+            _gather(square, row_offsets, row_values, row_bounds, block * n, n, dpanel)
     copy(pointer(drows, 0), row, pointer(dw, first * units), units, width, units)
     if need_dx:
         copy(pointer(dpanel, 0), _SIDE, pointer(dx, first), inputs, n, width)
+
+
+@helper
+def _gather(source, offsets, values, bounds, first, count, target):
+    """Add to `count` rows of the target the sums over as many lists, from list `first` on."""
+    lists = (pointer(offsets, 0), pointer(values, 0), pointer(bounds, first),
+             pointer(bounds, bounds.size // 2 + first))
+    for d in range(0, _SIDE, _ACROSS):
+        gather(1, _VECTORS, _VECTORS, pointer(source, d), 0, lists, count, pointer(target, d),
+               _SIDE, 0)
 
 
 def _row(units):
