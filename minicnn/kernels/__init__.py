@@ -2,6 +2,8 @@
 
 ==============  ==========================================================================
 `jit`           the one way a kernel is compiled and cached
+`cache`         compiled kernels on disk
+`ahead`         the process that compiles some of them meanwhile
 `threads`       the threads that run a kernel's chunks
 `simd`          the vector type, as wide as this CPU's; products and sums in registers
 `gemm`          the packed matrix product

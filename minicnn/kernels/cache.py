@@ -16,19 +16,22 @@ import logging
 import os
 import pickle
 import stat
+import subprocess
 import sys
+import threading
 import uuid
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numba
-from numba.core import config
+from numba.core import config, types
 from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 from numba.misc.appdirs import AppDirs
 
 from minicnn.kernels.simd import VECTOR_BYTES
+from minicnn.kernels.threads import get_num_threads
 
 logger = logging.getLogger("minicnn")
 
@@ -65,6 +68,8 @@ class DiskCache(NullCache):
                 if seal == self._seal(name, body):
                     return CompileResult._rebuild(target_context, *pickle.loads(body))
         _say_once_that_kernels_are_compiled()
+        if _can_be_helped(sig):
+            _start_help_once()
         return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
@@ -188,6 +193,29 @@ def _write(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def _can_be_helped(sig: Any) -> bool:
+    """Return whether `ahead` may compile what this process needs, on a CPU that it may use."""
+    is_float32 = any(getattr(kind, "dtype", None) == types.float32 for kind in sig)
+    is_python = Path(sys.executable or "").name.startswith("python")  # not embedded in a program
+    return is_float32 and is_python and get_num_threads() > 1 and folders().written is not None
+
+
+@functools.cache
+def _start_help_once() -> None:
+    """Start the program `ahead`. It does not run the user's script, and nobody waits for it."""
+    environment = {
+        **os.environ, "MINICNN_NUM_THREADS": "1",  # so that it starts no child itself
+        "NUMBA_CACHE_DIR": str(Path(config.CACHE_DIR).absolute()) if config.CACHE_DIR else "",
+    }
+    with contextlib.suppress(OSError, RuntimeError):  # no process or no thread can be started
+        child = subprocess.Popen(
+            [sys.executable, "-m", "minicnn.kernels.ahead", str(os.getpid())], env=environment,
+            cwd=_PACKAGE.parents[1],  # where Python finds this package
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )
+        threading.Thread(target=child.wait, daemon=True).start()  # no zombie is left
 
 
 @functools.cache

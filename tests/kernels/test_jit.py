@@ -15,7 +15,7 @@ import pytest
 from numba.core.dispatcher import Dispatcher
 
 import minicnn.kernels
-from minicnn.kernels import jit
+from minicnn.kernels import ahead, cache, jit
 
 FOLDER = Path(minicnn.kernels.__file__).parent
 EVERY_DOOR = Path(__file__).with_name("every_door.py")
@@ -53,6 +53,7 @@ def python(package, *arguments, **environment):
         "PYTHONPATH": str(package),
         "PYTHONDONTWRITEBYTECODE": "1",
         "NUMBA_CACHE_DIR": str(package / "cache"),
+        "MINICNN_NUM_THREADS": "1",  # so that no child compiles what is counted here
         **environment,
     }
     run = subprocess.run(
@@ -257,6 +258,81 @@ print(status)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_child_forked_while_a_kernel_compiles_can_compile(package):
     assert python(package, "-W", "ignore", "-c", FORK_WHILE_COMPILING)[0].split()[-1] == "0"
+
+
+# The child that compiles ahead
+
+UNGUARDED = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from minicnn.kernels import update
+open("runs", "a").write("run ")
+update.sgd(np.ones(3, np.float32), np.ones(3, np.float32), 1.0, 0.0)
+end = time.monotonic() + 300
+while time.monotonic() < end and not any(Path("cache").rglob("*pooled._gradients*.nbc")):
+    time.sleep(0.05)
+print(len(list(Path("cache").rglob("*pooled._gradients*.nbc"))))
+"""
+
+
+def test_a_child_compiles_the_last_kernels_and_does_not_run_the_script_again(package):
+    (package / "script.py").write_text(UNGUARDED)
+    for found in ("1\n", "1\n"):
+        printed = python(package, "script.py", MINICNN_NUM_THREADS="2", NUMBA_CACHE_DIR="cache")
+        assert printed == (found, "")
+    assert (package / "runs").read_text() == "run run "
+
+
+SAME_KERNELS = """
+import sys
+sys.path[:0] = sys.argv[1:]
+import test_jit
+from minicnn.kernels import ahead
+def compiled():
+    return sum(len(function.signatures) for function in test_jit.KERNELS.values())
+ahead.compile_backwards()
+before = compiled()
+test_jit.minicnn.warmup()
+print(before, compiled())
+"""
+
+
+def test_the_child_compiles_all_kernels_of_a_step():
+    command = [sys.executable, "-c", SAME_KERNELS, str(FOLDER.parents[1]), str(EVERY_DOOR.parent)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    before, after = run.stdout.split()
+    assert before == after
+
+
+SINGLE = (numba.int64, numba.float32[:])
+
+
+@pytest.mark.parametrize(("signature", "program", "threads", "helped"), [
+    (SINGLE, "/usr/bin/python3", 2, True),
+    ((numba.int64, numba.float64[:]), "/usr/bin/python3", 2, False),
+    (SINGLE, "/usr/bin/blender", 2, False),
+    (SINGLE, None, 2, False),
+    (SINGLE, "/usr/bin/python3", 1, False),
+])
+def test_when_a_child_is_started(monkeypatch, signature, program, threads, helped):
+    monkeypatch.setattr(sys, "executable", program)
+    monkeypatch.setattr(cache, "get_num_threads", lambda: threads)
+    assert cache._can_be_helped(signature) == helped
+    monkeypatch.setattr(cache, "folders", lambda: cache._Folders([], None, "read-only"))
+    assert not cache._can_be_helped(signature)
+
+
+def test_a_child_that_cannot_be_started_costs_nothing(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/nowhere/python3")
+    cache._start_help_once.__wrapped__()
+
+
+def test_a_child_stops_when_its_parent_has_ended(monkeypatch):
+    monkeypatch.setattr(ahead.conv, "pooled_gradients", None)
+    ahead.compile_backwards(parent=-1)
+    with pytest.raises(TypeError):
+        ahead.compile_backwards(parent=os.getppid())
 
 
 # Helpers
