@@ -21,6 +21,8 @@ import minicnn as mc
 from minicnn import plots
 from minicnn.core.extras import require
 from minicnn.core.files import replacing
+from minicnn.core.weights import PARAMETERS
+from minicnn.estimator import checkpoints
 
 PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
@@ -55,13 +57,13 @@ SECTION = Template("""<section>
 </section>""")
 
 
-def trained_graph(classifier):
-    """Return the graph for predictions with the classifier's weights, and its placeholder."""
+def trained_graph(weights):
+    """Return the graph that predicts, with the weights of a checkpoint, and its placeholder."""
     graph = mc.Graph()
     features = graph.placeholder("features", (None, 784), np.float32)
     cnn_model_fn(features, None, mc.ModeKeys.INFER, {})
     for name, parameter in graph.parameters.items():
-        parameter.value[...] = classifier.get_variable_value(name)
+        parameter.value[...] = weights[name]
     return graph, features
 
 
@@ -73,10 +75,13 @@ def most_confused(labels, predictions):
     return counts[true, predicted], true, predicted
 
 
-def describe(classifier, test):
+def describe(classifier, checkpoint, test):
     """Return the page's facts, its sections (name, title, text, alt, figure) and the network."""
-    graph, features = trained_graph(classifier)
-    outputs = classifier.predict(test.images, as_iterable=False)
+    weights = checkpoint.part(PARAMETERS)
+    graph, features = trained_graph(weights)
+    outputs = classifier.predict(
+        test.images, as_iterable=False, checkpoint_path=checkpoint.path
+    )
     classes, probabilities = outputs["classes"], outputs["probabilities"]
     given = probabilities[np.arange(len(test.labels)), test.labels]  # to the true class
     loss = -np.log(np.maximum(given, np.finfo(given.dtype).tiny), dtype=np.float64).mean()
@@ -92,7 +97,7 @@ def describe(classifier, test):
     conv = graph.find("conv2d")
     maps = graph.plan([conv]).forward({features: test.images[:1]}, mc.Context(save=False))[conv]
     silent = int((maps[0].max(axis=(0, 1)) == 0).sum())
-    kernel = classifier.get_variable_value("conv2d/kernel")
+    kernel = weights["conv2d/kernel"]
     times, true, predicted = most_confused(test.labels, classes)
     sections = [
         (
@@ -155,7 +160,11 @@ def main():
     test = mc.datasets.load_dataset(args.data).test
     classifier = mc.Estimator(cnn_model_fn, args.model_dir, params={"learning_rate": 0.001})
     try:
-        facts, sections, network = describe(classifier, test)
+        # One checkpoint for the whole page: another program may be training in the folder.
+        checkpoint = checkpoints.newest(Path(args.model_dir))
+        if checkpoint is None:
+            raise mc.CheckpointError(f"there is no checkpoint in {args.model_dir}")
+        facts, sections, network = describe(classifier, checkpoint, test)
     except mc.CheckpointError as error:
         parser.error(f"{error}; train with examples/mnist_cnn.py --model-dir {args.model_dir}")
 

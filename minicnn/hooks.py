@@ -1,7 +1,7 @@
-"""Hooks: what happens around the steps of a training run.
+"""Hooks: code that runs around the steps of a training run.
 
 A run calls ``begin`` and ``resume`` once, ``before_run`` and ``after_run`` around every step, and
-``end`` once where no error stopped it. What ``state_dict`` returns is kept in checkpoints.
+``end`` once unless an error stopped it. What ``state_dict`` returns is kept in checkpoints.
 """
 
 import logging
@@ -19,12 +19,12 @@ from minicnn.core.checks import describe
 from minicnn.core.op import Tensor
 
 logger = logging.getLogger("minicnn")
-# For lines that say how far the run is: the console leaves them out while a bar says the same.
+# For lines about progress: the console omits them while a progress bar shows the same.
 step_logger = logging.LoggerAdapter(logger, {"says_step": True})
 
 
 class NanLossError(RuntimeError):
-    """The loss is no number any more.
+    """The loss is NaN or infinite.
 
     Examples
     --------
@@ -35,7 +35,7 @@ class NanLossError(RuntimeError):
 
 
 class SessionRunArgs(NamedTuple):
-    """What a hook wants to know of the next step.
+    """The values of the next step that a hook requests.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ class SessionRunArgs(NamedTuple):
 
 
 class SessionRunValues(NamedTuple):
-    """What a hook asked for, in the form in which it asked.
+    """The requested values, in the structure of the request.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ class SessionRunValues(NamedTuple):
 
 
 class SessionRunContext:
-    """The run, as a hook sees it.
+    """Give a hook access to the run.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ class SessionRunHook:
     ...             run_context.request_stop()
     """
 
-    name: str | None = None  # by which checkpoints know the hook; None is the name of its class
+    name: str | None = None  # the hook's name in checkpoints; None is the name of its class
 
     def begin(self) -> None:
         """Do something before the first step."""
@@ -138,21 +138,21 @@ class SessionRunHook:
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint is to keep of this hook, as plain values that JSON can hold."""
+        """Return the state that checkpoints keep of this hook, as values that JSON can hold."""
         return {}
 
     def before_run(self, run_context: SessionRunContext) -> SessionRunArgs | None:
-        """Say what to fetch in the step that follows, or None."""
+        """Return what to fetch in the next step, or None."""
 
     def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
-        """See what was fetched; the parameters have been changed by now."""
+        """Use what was fetched; the step has already changed the parameters."""
 
     def end(self, session: Any) -> None:
-        """Do something after the last step; not called where an error stopped the run."""
+        """Do something after the last step; not called if an error stopped the run."""
 
 
 class Timer:
-    """Tells whether something is due, by steps or by seconds.
+    """Decide when something is due, by steps or by seconds.
 
     Parameters
     ----------
@@ -173,7 +173,7 @@ class Timer:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the last time, so that it is due at once."""
+        """Forget the last time, so that it is due immediately."""
         self.last_step: int | None = None
         self.last_time = 0.0
 
@@ -187,10 +187,20 @@ class Timer:
 
     def mark(self, step: int) -> None:
         """Note that it was done at `step`, now."""
-        self.last_step, self.last_time = step, time.monotonic()
+        self.last_step = step
+        self.last_time = time.monotonic()
 
 
-class LoggingTensorHook(SessionRunHook):
+class _TimedHook(SessionRunHook):
+    """A hook with a timer that starts again with each run."""
+
+    timer: Timer
+
+    def begin(self) -> None:
+        self.timer.reset()
+
+
+class LoggingTensorHook(_TimedHook):
     """Log the values of tensors, at the first step and then at every n-th or every n seconds.
 
     Parameters
@@ -202,15 +212,15 @@ class LoggingTensorHook(SessionRunHook):
     every_n_secs : float, optional
         Seconds from one line to the next. Exactly one of the two is given.
     at_end : bool
-        Whether to log once more at the end, what was fetched last.
+        Whether to log the last values once more at the end.
     formatter : callable, optional
-        From the dict of values to the line.
+        Takes the dict of values and returns the line.
 
     Raises
     ------
     ValueError
-        Where not exactly one interval is given. At the first step, where no tensor has the name;
-        the error lists near names.
+        Unless exactly one interval is given. At the first step, if no tensor has the name; the
+        error lists similar names.
 
     Examples
     --------
@@ -238,7 +248,7 @@ class LoggingTensorHook(SessionRunHook):
         self._values: dict[str, Any] = {}
 
     def begin(self) -> None:
-        self.timer.reset()
+        super().begin()
         self._step = 0
 
     def before_run(self, run_context: SessionRunContext) -> SessionRunArgs | None:
@@ -258,24 +268,25 @@ class LoggingTensorHook(SessionRunHook):
             self._log()
 
     def _log(self) -> None:
-        first, last = self.timer.last_step is None, self.timer.last_time
+        is_first = self.timer.last_step is None
+        last = self.timer.last_time
         self.timer.mark(self._step)
         if self.formatter is not None:
             self.logger.info("%s", self.formatter(self._values))
             return
         line = ", ".join(f"{tag} = {_text(value)}" for tag, value in self._values.items())
-        self.logger.info("%s%s", line, "" if first else f" ({time.monotonic() - last:.3f} sec)")
+        self.logger.info("%s%s", line, "" if is_first else f" ({time.monotonic() - last:.3f} sec)")
 
 
 class StopAtStepHook(SessionRunHook):
-    """End the run after a number of steps, or at a step.
+    """End the run after a number of steps, or at a global step.
 
     Parameters
     ----------
     num_steps : int, optional
-        So many steps from where the run begins.
+        How many steps to do, from where the run begins.
     last_step : int, optional
-        At this global step. Exactly one of the two is given.
+        The global step to end at. Exactly one of the two is given.
 
     Examples
     --------
@@ -309,7 +320,7 @@ class StopAtStepHook(SessionRunHook):
             run_context.request_stop()
 
 
-class CheckpointSaverHook(SessionRunHook):
+class CheckpointSaverHook(_TimedHook):
     """Save a checkpoint after the first step, then at intervals, and at the end.
 
     Parameters
@@ -328,9 +339,6 @@ class CheckpointSaverHook(SessionRunHook):
     def __init__(self, save_secs: float | None = None, save_steps: int | None = None) -> None:
         self.timer = _timer(save_steps, "save_steps", save_secs, "save_secs")
 
-    def begin(self) -> None:
-        self.timer.reset()
-
     def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
         if self.timer.due(run_context.session.global_step):
             self._save(run_context.session)
@@ -344,13 +352,13 @@ class CheckpointSaverHook(SessionRunHook):
         self.timer.mark(session.global_step)
 
 
-class StepCounterHook(SessionRunHook):
-    """Log how many steps are done in a second.
+class StepCounterHook(_TimedHook):
+    """Log the number of steps per second.
 
     Parameters
     ----------
     every_n_steps : int, optional
-        Steps from one line to the next; 100 where nothing is given.
+        Steps from one line to the next; 100 if neither interval is given.
     every_n_secs : float, optional
         Seconds from one line to the next.
 
@@ -365,14 +373,12 @@ class StepCounterHook(SessionRunHook):
             every_n_steps = 100
         self.timer = _timer(every_n_steps, "every_n_steps", every_n_secs, "every_n_secs")
 
-    def begin(self) -> None:
-        self.timer.reset()
-
     def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
         step = run_context.session.global_step
         if not self.timer.due(step):
             return
-        before, since = self.timer.last_step, self.timer.last_time
+        before = self.timer.last_step
+        since = self.timer.last_time
         self.timer.mark(step)
         if before is not None:
             rate = (step - before) / max(self.timer.last_time - since, 1e-9)
@@ -380,14 +386,14 @@ class StepCounterHook(SessionRunHook):
 
 
 class NanTensorHook(SessionRunHook):
-    """Stop the run where the loss is not a finite number.
+    """Stop the run if the loss is not a finite number.
 
     Parameters
     ----------
     loss_tensor : str or Tensor
     fail_on_nan_loss : bool
-        True raises `NanLossError`, so that no checkpoint of the broken weights is written; False
-        only ends the run.
+        True raises `NanLossError`, so no checkpoint of the invalid weights is written; False only
+        ends the run.
 
     Examples
     --------
@@ -412,13 +418,13 @@ class NanTensorHook(SessionRunHook):
             "rate, or look for NaN or infinity in the data"
         )
         if self.fail_on_nan_loss:
-            raise NanLossError(message + ". The last checkpoint is from before")
+            raise NanLossError(message + ". The last checkpoint is from an earlier step")
         logger.warning("Model diverged: %s", message)
         run_context.request_stop()
 
 
 class ValidationMonitor(SessionRunHook):
-    """Evaluate the weights in memory at intervals, and stop when they stop getting better.
+    """Evaluate the weights at intervals, and stop the run when they no longer improve.
 
     The first interval begins with the first step. The last step of a run is evaluated too, unless
     Ctrl-C ended it. The best value, its step and the schedule are part of each checkpoint, so an
@@ -435,15 +441,15 @@ class ValidationMonitor(SessionRunHook):
         Stop after this many steps without a better value; None never stops. A later `fit` waits
         for as many steps again.
     early_stopping_metric : str
-        The result that is compared.
+        The name of the result that is compared.
     early_stopping_metric_minimize : bool
-        Whether less is better.
+        Whether a smaller value is better.
     name : str, optional
         The name of the evaluations in ``evaluations.jsonl``, and of the monitor in checkpoints:
         letters, digits, ``_``, ``.``, ``-`` and spaces. The default is "validation"; a second
         monitor of the same name is "validation_2".
     restore_best_weights : bool
-        Whether the parameters and the optimizer's state of `best_step` are put back when the
+        Whether the parameters and the optimizer's state of `best_step` are restored when the
         monitor itself stops the run. The checkpoint keeps the step at which the run ended.
     keep_best : bool
         Whether the best values are kept in a file, `best_checkpoint`. With `early_stopping_rounds`
@@ -522,12 +528,12 @@ class ValidationMonitor(SessionRunHook):
         self.best_value: float | None = None
         self.best_step = 0
         self.best_checkpoint: Path | None = None
-        # What the patience goes by. The evaluation at the end of a run is not on the schedule and
-        # has no part in it: a run in two parts stops at the same step as one in a single part.
+        # The patience counts evaluations on the schedule only, not the one at the end of a run, so
+        # a run in two parts stops at the same step as one in a single part.
         self._mark: float | None = None  # the best value on the schedule
         self._since = 0  # the step from which the patience counts
         self._measured = 0  # the last step that was evaluated
-        self._stops = False  # whether it has asked to stop, but Ctrl-C came in the same step
+        self._stops = False  # whether it has requested a stop that Ctrl-C has not let it finish
 
     def resume(self, run_context: SessionRunContext, name: str, state: dict[str, Any]) -> None:
         self._label = name
@@ -558,7 +564,7 @@ class ValidationMonitor(SessionRunHook):
         kept = path if self.keeps and value is not None else None
         if state["compares"] != [self.metric, self.minimize] or (kept and not kept.is_file()):
             logger.info(
-                "%r begins without a best value: it compares %s now, or %s is not there any more.",
+                "%r starts without a best value: it compares %s now, or %s is missing.",
                 self._label, self.metric, path,
             )
             return
@@ -649,7 +655,7 @@ def _timer(steps: Any, steps_name: str, secs: Any, secs_name: str) -> Timer:
 
 
 def _text(value: Any) -> str:
-    """Return how a value stands in a log line."""
+    """Return a value as it is shown in a log line."""
     if isinstance(value, float | np.floating):
         return f"{value:.6g}"
     return str(value) if np.ndim(value) or isinstance(value, int | np.integer) else describe(value)

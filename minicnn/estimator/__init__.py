@@ -1,4 +1,4 @@
-"""The trainer: Estimator, what a model_fn is given and returns, checkpoints."""
+"""Training: the Estimator, what a model_fn is given and returns, and checkpoints."""
 
 from minicnn.estimator.checkpoints import CheckpointError
 from minicnn.estimator.config import MetricSpec, ModeKeys, ModelFnOps, RunConfig

@@ -1,4 +1,4 @@
-"""What passes between a model_fn and the Estimator."""
+"""What a model_fn and the Estimator exchange: modes, ModelFnOps, RunConfig and MetricSpec."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ from minicnn.estimator.train_op import TrainOp
 
 
 class ModeKeys:
-    """What a model_fn is traced for.
+    """Name what a model_fn is called for.
 
     Examples
     --------
@@ -35,14 +35,14 @@ _NEEDED = {
 
 
 class ModelFnOps:
-    """What a model_fn returns.
+    """Hold what a model_fn returns.
 
     Parameters
     ----------
     mode : str
         The `ModeKeys` value that model_fn was called with.
     predictions : dict of str to Tensor, or Tensor
-        Needed for INFER, and by metrics for EVAL.
+        Needed for INFER, and for the metrics of EVAL.
     loss : Tensor
         A scalar; needed for TRAIN and EVAL.
     train_op : TrainOp
@@ -51,7 +51,7 @@ class ModelFnOps:
     Raises
     ------
     ValueError
-        Where the mode needs one that is missing; the error names it.
+        If one that the mode needs is missing; the error names it.
 
     Examples
     --------
@@ -93,35 +93,37 @@ class ModelFnOps:
                     f"ModelFnOps: prediction {name!r} must be a Tensor, got {describe(tensor)}"
                 )
             if tensor.shape[:1] != (None,):
-                needed = f"must have a row for each of the batch, got the shape {tensor.shape}"
-                raise ValueError(f"ModelFnOps: prediction {name!r} {needed}; fetch it by a hook")
+                raise ValueError(
+                    f"ModelFnOps: prediction {name!r} must have a row for each of the batch, got "
+                    f"the shape {tensor.shape}; fetch it by a hook"
+                )
         if loss is not None and (not isinstance(loss, Tensor) or loss.shape != ()):
             raise TypeError(f"ModelFnOps: `loss` must be a scalar Tensor, got {describe(loss)}")
         checks.instance(train_op, TrainOp | None, "train_op", "what optimize_loss returns")
 
 
 class RunConfig:
-    """How a training run is done.
+    """Configure training: seed, checkpoints, logging and processes.
 
     Parameters
     ----------
     seed : int, optional
-        Of the start values, the order of the data and dropout; the same seed gives the same bits.
-        None draws one, which is logged and kept with the checkpoints.
+        Determines start values, the order of the data and dropout; the same seed gives the same
+        bits. None draws one, which is logged and kept in the checkpoints.
     save_checkpoints_secs : float, optional
-        Seconds between checkpoints; 600 where nothing else is said.
+        Seconds between checkpoints; the default is 600.
     save_checkpoints_steps : int, optional
-        Steps between checkpoints; given alone it replaces the seconds.
+        Steps between checkpoints, in place of seconds.
     keep_checkpoint_max : int
         How many of the newest checkpoints are kept.
     log_step_count_steps : int
         Steps between the log lines with the loss and the speed.
     fuse : bool
-        Whether layers that can be computed in one pass are.
+        Whether to fuse neighbouring layers into one pass where possible.
     progress : bool
         Whether `fit` and `evaluate` show a bar on a terminal or in a notebook, if tqdm is installed
-        (the extra "progress"). The console then leaves out the log lines with the loss and the
-        speed, which the bar says; a log file gets them all.
+        (the extra "progress"). The console then omits the log lines with the loss and the speed,
+        which the bar shows; a log file gets all lines.
     distribute : DataParallel, optional
         Several processes train together; see `minicnn.distributed`. None is one process.
 
@@ -170,17 +172,17 @@ class RunConfig:
 
 @dataclass
 class MetricSpec:
-    """Which metric to compute from what.
+    """Specify a metric: the function, and what it is computed from.
 
     Parameters
     ----------
     metric_fn : callable
-        From (labels, predictions), or (labels, predictions, weights) with a `weight_key`, arrays
-        of all rows, to a number or an array.
+        Takes (labels, predictions), or (labels, predictions, weights) with a `weight_key`, as
+        arrays of all rows; returns a number or an array.
     prediction_key : str, optional
-        Which of the predictions; needed where there are several.
+        Which of the predictions; needed if there are several.
     label_key : str, optional
-        Which of the labels, where they are a dict.
+        Which of the labels, if they are a dict.
     weight_key : str, optional
         Which of the features holds the rows' weights.
 
@@ -203,8 +205,8 @@ class MetricSpec:
     def compute(self, predictions: Any, labels: Any, features: Any, name: str = "metric_fn") -> Any:
         """Return the metric of arrays that hold all rows.
 
-        A metric_fn whose arguments have the usual names is given them by name, in any order.
-        `name` is the metric's in errors.
+        If the arguments of metric_fn have the usual names, they are passed by name, in any order.
+        `name` is the metric's name in errors.
         """
         given = {
             "labels": pick(labels, self.label_key, "label_key"),
@@ -230,12 +232,12 @@ class MetricSpec:
 def _argument_names(function: Callable[..., Any]) -> list[str]:
     try:
         return list(inspect.signature(function).parameters)
-    except (TypeError, ValueError):  # a built-in function may not tell
+    except (TypeError, ValueError):  # some built-in functions have no signature
         return []
 
 
 def pick(values: Any, key: str | None, name: str) -> Any:
-    """Return the one value, or that of `key` where there are several by name."""
+    """Return the value of `key` in a dict, or the only value."""
     if not isinstance(values, dict):
         if key is None:
             return values
@@ -244,7 +246,7 @@ def pick(values: Any, key: str | None, name: str) -> Any:
         )
     if key is None and len(values) == 1:
         return next(iter(values.values()))
-    if key not in list(values):  # whatever it is: a dict would want to hash it
+    if key not in list(values):  # a list, since the key may not be hashable
         raise ValueError(
             f"MetricSpec: `{name}` must be one of {', '.join(map(repr, values))}, got {key!r}"
         )
@@ -266,7 +268,7 @@ def checked_metrics(metrics: Any) -> dict[str, MetricSpec]:
 
 
 def call_model_fn(model_fn: Callable[..., Any], **arguments: Any) -> ModelFnOps:
-    """Call `model_fn` with those of the arguments that it names; check what it returns."""
+    """Call `model_fn` with those arguments that it names, and check its result."""
     names = inspect.signature(model_fn).parameters
     takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in names.values())
     given = {k: v for k, v in arguments.items() if takes_all or k in names}
@@ -275,7 +277,7 @@ def call_model_fn(model_fn: Callable[..., Any], **arguments: Any) -> ModelFnOps:
     if unknown := [name for name in needed if name not in arguments]:
         raise TypeError(
             f"model_fn must take arguments called {', '.join(arguments)}, or some of these, got "
-            f"one that needs {', '.join(unknown)}; rename it, or hand a value over in `params`"
+            f"one that needs {', '.join(unknown)}; rename it, or pass a value in `params`"
         )
     result = model_fn(**given)
     if isinstance(result, tuple) and len(result) == 3:
@@ -286,6 +288,8 @@ def call_model_fn(model_fn: Callable[..., Any], **arguments: Any) -> ModelFnOps:
             f"{describe(result)}"
         )
     if result.mode != arguments["mode"]:
-        what = f"the mode {arguments['mode']!r} that it was called with, got {result.mode!r}"
-        raise ValueError(f"model_fn must return ModelFnOps of {what}; write ModelFnOps(mode, ...)")
+        raise ValueError(
+            f"model_fn must return ModelFnOps of the mode {arguments['mode']!r} that it was called "
+            f"with, got {result.mode!r}; write ModelFnOps(mode, ...)"
+        )
     return result

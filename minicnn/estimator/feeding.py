@@ -76,7 +76,7 @@ class ArrayFeed:
                 return
 
     def _take(self, rows: Any) -> Batch:
-        return _map(lambda array: array[rows], self.x), _map(lambda array: array[rows], self.y)
+        return each(lambda array: array[rows], self.x), each(lambda array: array[rows], self.y)
 
 
 class FunctionFeed:
@@ -194,7 +194,7 @@ def warn_if_large(features: Any) -> bool:
     return False
 
 
-def _map(function: Callable[[np.ndarray], Any], value: Any) -> Any:
+def each(function: Callable[[np.ndarray], Any], value: Any) -> Any:
     """Apply a function to an array or to each array of a dict; None stays None."""
     if isinstance(value, dict):
         return {name: function(array) for name, array in value.items()}

@@ -1,4 +1,4 @@
-"""The bar that `fit` and `evaluate` show where somebody looks on."""
+"""A tqdm bar for `fit` and `evaluate`, on terminals and in notebooks."""
 
 import contextlib
 import logging
@@ -23,16 +23,16 @@ def progress_bar(wanted: bool, title: str, total: float, done: int = 0) -> Itera
     wanted : bool
         False shows nothing.
     title : str
-        What stands before the bar.
+        The text before the bar.
     total : float
-        The step to end at; infinity where it is not known.
+        The step to end at; infinity if unknown.
     done : int
         The step to begin at.
 
     Yields
     ------
     callable
-        To be called with the loss after every step.
+        Call it with the loss after every step.
     """
     tqdm = _tqdm() if wanted and _is_seen(sys.stderr) else None
     if tqdm is None:
@@ -40,7 +40,7 @@ def progress_bar(wanted: bool, title: str, total: float, done: int = 0) -> Itera
         return
     options = {"desc": title, "total": total, "initial": done, "unit": "step"}
     with tqdm(**options, dynamic_ncols=True) as bar, _console_above_bar():
-        bar.leave = bar.pos == 0  # that of a validation, which stands below another, goes away
+        bar.leave = bar.pos == 0  # a validation's bar, below another one, is removed
 
         def advance(loss: float) -> None:
             bar.set_postfix_str(f"loss={loss:#.4g}", refresh=False)
@@ -50,7 +50,7 @@ def progress_bar(wanted: bool, title: str, total: float, done: int = 0) -> Itera
 
 
 class ProgressHook(SessionRunHook):
-    """Moves a bar on after every step.
+    """Advance a progress bar after every step.
 
     Parameters
     ----------
@@ -66,12 +66,12 @@ class ProgressHook(SessionRunHook):
 
 
 def _is_seen(stream: Any) -> bool:
-    """Whether a stream goes to a terminal or into a notebook."""
+    """Return whether a stream is shown on a terminal or in a notebook."""
     return "ipykernel" in sys.modules or (not getattr(stream, "closed", True) and stream.isatty())
 
 
 def _tqdm() -> Any:
-    """Return the class of the bar; None where it is not installed."""
+    """Return tqdm's class; None if it is not installed."""
     try:
         return extras.require("tqdm.auto", "progress").tqdm
     except ImportError:
@@ -80,9 +80,9 @@ def _tqdm() -> Any:
 
 @contextlib.contextmanager
 def _console_above_bar() -> Iterator[None]:
-    """Print the log lines above the bar, without those that say the same as the bar.
+    """Print log lines above the bar, without those that show the same as the bar.
 
-    A log that goes elsewhere, to a file, is left alone and whole.
+    Handlers that write elsewhere, such as into a file, stay as they are and get all lines.
     """
     above = extras.require("tqdm.contrib", "progress").DummyTqdmFile
     with contextlib.ExitStack() as undo:

@@ -221,10 +221,11 @@ class TrainingSession:
     def _step(self, batch: Batch, fetches: list[Any]) -> list[Any]:
         """Do one step; return what was fetched from it."""
         train_op = self.trace.ops.train_op
-        tensors = {train_op.loss} | set(_tensors(fetches, self._resolve))
-        key = frozenset(tensors)
+        tensors = {train_op.loss}
+        _map_fetches(fetches, lambda fetch: tensors.add(self._resolve(fetch)))
+        key = frozenset(tensors - {None})
         if key not in self._plans:
-            self._plans[key] = self.graph.plan(tuple(tensors), self._config.fuse)
+            self._plans[key] = self.graph.plan(tuple(key), self._config.fuse)
         plan = self._plans[key]
         rng = Stream.DROPOUT.generator(self._model.seed, self.global_step)
         feeds, first, share = self._processes.part(self.trace.feeds(batch))
@@ -295,13 +296,6 @@ def _fetches(args: Any) -> Any:
     if args is not None and not isinstance(args, SessionRunArgs):
         raise TypeError(f"before_run must return SessionRunArgs(fetches) or None, got {args!r}")
     return args.fetches if args else None
-
-
-def _tensors(fetches: Any, resolve: Callable[[Any], Tensor | None]) -> Iterator[Tensor]:
-    """Yield every tensor in nested fetches."""
-    found: list[Tensor | None] = []
-    _map_fetches(fetches, lambda fetch: found.append(resolve(fetch)))
-    yield from (tensor for tensor in found if tensor is not None)
 
 
 def _map_fetches(fetches: Any, function: Callable[[Any], Any]) -> Any:

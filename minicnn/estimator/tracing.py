@@ -12,7 +12,7 @@ from minicnn.core.checks import describe
 from minicnn.core.op import Op, Tensor, parts
 from minicnn.core.parameter import Parameter
 from minicnn.estimator.config import ModeKeys, ModelFnOps, call_model_fn
-from minicnn.estimator.feeding import Batch
+from minicnn.estimator.feeding import Batch, each
 from minicnn.estimator.graph import Graph
 from minicnn.losses import SoftmaxCrossEntropy
 from minicnn.ops import Cast, check_labels
@@ -100,7 +100,6 @@ class Trace:
         """
         if labels is None:
             return
-        holders = self._labels if isinstance(self._labels, dict) else {None: self._labels}
         for tensor in self.graph.tensors.values():
             if not isinstance(tensor.op, SoftmaxCrossEntropy) or len(tensor.inputs) < 3:
                 continue  # no loss, or one of labels that `one_hot` did not make
@@ -108,10 +107,9 @@ class Trace:
             classes: Any = onehot.shape[1]  # always known
             while isinstance(source.op, Cast):
                 source = source.inputs[0]
-            for name, holder in holders.items():
+            for name, holder in _by_name(self._labels).items():
                 if source is holder:
-                    rows = labels if name is None else labels[name]
-                    check_labels(rows, classes, name or "labels")
+                    check_labels(_by_name(labels)[name], classes, name or "labels")
 
     def load_optimizer(self, state: Mapping[str, np.ndarray]) -> None:
         """Continue the optimizer from its state in a checkpoint.
@@ -138,37 +136,36 @@ class Trace:
                 f"first, {self.form}, got {got}"
             )
         feeds: dict[Tensor, np.ndarray] = {}
-        for holder, part in zip((self._features, self._labels), batch, strict=True):
-            if isinstance(holder, dict):
-                feeds.update({holder[name]: part[name] for name in holder})
-            elif holder is not None:
-                feeds[holder] = part
+        for holders, part in zip((self._features, self._labels), batch, strict=True):
+            arrays = _by_name(part)
+            feeds |= {holder: arrays[name] for name, holder in _by_name(holders).items()}
         return feeds
 
 
 def form(batch: Batch) -> tuple[Any, Any]:
     """Return the names, row shapes and types of a batch's features and labels."""
-    return _form(batch[0]), _form(batch[1])
+    return each(_row_form, batch[0]), each(_row_form, batch[1])
 
 
-def _form(part: Any) -> Any:
-    if isinstance(part, dict):
-        return {name: _form(array) for name, array in part.items()}
-    return None if part is None else (part.shape[1:], str(part.dtype))
+def _row_form(array: np.ndarray) -> Any:
+    return array.shape[1:], str(array.dtype)
 
 
 def _placeholders(graph: Graph, name: str, part: Any) -> Any:
-    if part is None:
-        return None
+    """Return a Tensor for a part of a batch, or a dict of Tensors, or None."""
     if isinstance(part, dict):
-        return {
-            key: graph.placeholder(_word(key), (None, *a.shape[1:]), a.dtype)
-            for key, a in part.items()
-        }
-    return graph.placeholder(name, (None, *part.shape[1:]), part.dtype)
+        return {key: _placeholder(graph, key, array) for key, array in part.items()}
+    return None if part is None else _placeholder(graph, name, part)
 
 
-def _word(key: Any) -> str:
-    if not isinstance(key, str):
-        raise TypeError(f"the names of features and labels must be strings, got {describe(key)}")
-    return key
+def _placeholder(graph: Graph, name: Any, array: np.ndarray) -> Tensor:
+    if not isinstance(name, str):
+        raise TypeError(f"the names of features and labels must be strings, got {describe(name)}")
+    return graph.placeholder(name, (None, *array.shape[1:]), array.dtype)
+
+
+def _by_name(part: Any) -> dict[str | None, Any]:
+    """Return the items of a part by name; the name of a single one is None."""
+    if part is None:
+        return {}
+    return part if isinstance(part, dict) else {None: part}

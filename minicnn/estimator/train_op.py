@@ -1,4 +1,4 @@
-"""What a training step does with the gradient: `optimize_loss` of the guide."""
+"""The update of a training step: `optimize_loss` of the guide, and TrainOp."""
 
 import copy
 import functools
@@ -14,7 +14,7 @@ from minicnn.core.parameter import Parameter
 
 @dataclass
 class TrainOp:
-    """A loss, the optimizer that lowers it, and how. `optimize_loss` makes it.
+    """Hold a loss and how to minimize it; `optimize_loss` makes one.
 
     Parameters
     ----------
@@ -23,7 +23,7 @@ class TrainOp:
     clip_gradients : float, optional
         The largest global norm of the gradients.
     variables : sequence of str, optional
-        The names of the parameters that are trained; None is all.
+        The names of the parameters that are trained; None trains all.
 
     Examples
     --------
@@ -42,7 +42,7 @@ class TrainOp:
         return self.optimizer.rate()
 
     def trained(self, parameters: Sequence[Parameter]) -> list[Parameter]:
-        """Return those of the parameters that are changed."""
+        """Return those of the parameters that are trained."""
         if self.variables is None:
             return list(parameters)
         known = {parameter.name: parameter for parameter in parameters}
@@ -55,7 +55,7 @@ class TrainOp:
         return [parameter for parameter in parameters if parameter.name in self.variables]
 
     def apply(self, parameters: Sequence[Parameter]) -> None:
-        """Change the parameters once by the gradients that backward has left in them."""
+        """Update the parameters once, from the gradients that backward has written."""
         parameters = self.trained(parameters)
         if self.clip_gradients is not None:
             optimizers.clip_by_global_norm(parameters, self.clip_gradients)
@@ -72,7 +72,7 @@ def optimize_loss(
     variables: Sequence[str] | None = None,
     name: str | None = None,
 ) -> TrainOp:
-    """Return the `train_op` that lowers a loss.
+    """Return the `train_op` that minimizes a loss.
 
     Parameters
     ----------
@@ -81,16 +81,16 @@ def optimize_loss(
     global_step : None
         Kept for the signature: the Estimator counts the steps.
     learning_rate : float, optional
-        At least 0; None where `optimizer` brings its own.
+        At least 0; None if `optimizer` has its own.
     optimizer : str, class, Optimizer or callable
-        "SGD", "Momentum", "Adam"; a class or callable is called with the learning rate. Of an
-        Optimizer a copy is taken that has done no step: each run begins with none.
+        "SGD", "Momentum", "Adam"; a class or callable is called with the learning rate. An
+        Optimizer is copied, and the copy has done no steps, because each run starts without any.
     clip_gradients : float, optional
-        The largest global norm that the gradients may have; they are scaled down to it together.
+        The largest global norm of the gradients; larger ones are scaled down together.
     learning_rate_decay_fn : callable, optional
-        From (learning rate, step) to the rate of that step; steps count from 0.
+        Takes (learning rate, step) and returns the rate of that step; steps count from 0.
     variables : sequence of str, optional
-        The names of the parameters to train; None is all.
+        The names of the parameters to train; None trains all.
     name : str, optional
         Kept for the signature.
 
@@ -101,7 +101,7 @@ def optimize_loss(
     Raises
     ------
     ValueError, TypeError
-        For a negative rate, an unknown optimizer, a loss that is no scalar Tensor.
+        If the rate is negative, the optimizer unknown, or the loss not a scalar Tensor.
 
     Examples
     --------

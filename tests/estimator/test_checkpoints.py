@@ -1039,3 +1039,17 @@ def test_an_evaluation_that_cannot_be_noted_is_returned(folder, monkeypatch, cap
     assert newest(folder) == 3
     (warning,) = warnings_in(caplog)
     assert str(folder / "evaluations.jsonl") in warning
+
+
+def test_an_evaluation_that_cannot_be_noted_warns_once_until_it_works_again(folder, caplog):
+    estimator = estimator_in(folder)
+    path = folder / "evaluations.jsonl"
+    for expected in (1, 2):
+        path.mkdir()
+        for _ in range(2):
+            estimator.evaluate(X, Y)
+        assert len(warnings_in(caplog)) == expected
+        path.rmdir()
+        estimator.evaluate(X, Y)
+        assert len(path.read_text().splitlines()) == 1
+        path.unlink()

@@ -17,6 +17,8 @@ import pytest
 
 pytest.importorskip("matplotlib", reason='pip install -e ".[plot]"')
 
+from tolerances import assert_same_bits
+
 import minicnn as mc
 from minicnn import plots
 
@@ -369,6 +371,32 @@ def run(monkeypatch, capsys):
         runpy.run_path(str(EXAMPLES / "report.py"), run_name="__main__")
         return capsys.readouterr().out
     return run_report
+
+
+def test_report_is_of_one_checkpoint_while_another_program_trains(run, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    model_fn = runpy.run_path(str(EXAMPLES / "mnist_cnn.py"))["cnn_model_fn"]
+    test = mc.datasets.load_dataset("mnist").test
+    few = mc.datasets.Dataset(test.images[:20], test.labels[:20])
+    monkeypatch.setattr(mc.datasets, "load_dataset", lambda name: SimpleNamespace(test=few))
+    model = mc.Estimator(
+        model_fn, tmp_path, params={"learning_rate": 0.1}, config=mc.RunConfig(seed=0)
+    )
+    model.fit(few.images, few.labels, steps=1)
+    model.evaluate(few.images, few.labels)
+    before = model.get_variable_value("conv2d/kernel")
+    predict, filters, shown = mc.Estimator.predict, plots.filters, []
+
+    def predict_and_train(*arguments, **options):
+        outputs = predict(*arguments, **options)
+        model.fit(few.images, few.labels, steps=1)
+        return outputs
+
+    monkeypatch.setattr(mc.Estimator, "predict", predict_and_train)
+    monkeypatch.setattr(plots, "filters", lambda kernel: shown.append(kernel) or filters(kernel))
+    run(tmp_path)
+    assert_same_bits(shown[0], before)
+    assert (model.get_variable_value("conv2d/kernel") != before).any()
 
 
 def test_report_is_one_page_with_its_pictures_inside(run, tmp_path, monkeypatch):
