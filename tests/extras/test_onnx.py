@@ -240,7 +240,7 @@ def test_every_op(path, tmp_path):
             "softmax": mc.softmax(logits), "channels": mc.softmax(conv, axis=1),
             "winner": mc.argmax(conv, axis=-1), "row": mc.argmax(conv, axis=1),
             "rows": mc.reshape(conv, [-1, 8, 6]),
-            "int": mc.cast(conv, np.int32), "double": mc.cast(conv, np.float64),
+            "int": mc.cast(conv, np.int32), "double": mc.cast(images, np.float64),
             "bool": mc.cast(classes, np.bool_),
             "hot": mc.one_hot(classes, 3), "short": mc.one_hot(classes, 2, on_value=5, off_value=1),
             "axis": mc.one_hot(mc.argmax(conv, 3), 3, axis=1, dtype=np.int64),
