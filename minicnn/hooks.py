@@ -244,33 +244,28 @@ class LoggingTensorHook(_TimedHook):
         self.at_end = checks.boolean(at_end, "at_end")
         self.formatter = checks.optional(checks.function, formatter, "formatter")
         self.logger: logging.Logger | logging.LoggerAdapter[logging.Logger] = logger
-        self._step = 0
         self._values: dict[str, Any] = {}
 
-    def begin(self) -> None:
-        super().begin()
-        self._step = 0
-
     def before_run(self, run_context: SessionRunContext) -> SessionRunArgs | None:
-        self._step += 1
-        due = self.timer.due(self._step) or self.at_end
-        return SessionRunArgs(self.tensors) if due else None
+        is_due = self.at_end or self.timer.due(run_context.session.global_step + 1)
+        return SessionRunArgs(self.tensors) if is_due else None
 
     def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
         if run_values.results is None:
             return
         self._values = run_values.results
-        if self.timer.due(self._step):
-            self._log()
+        step = run_context.session.global_step
+        if self.timer.due(step):
+            self._log(step)
 
     def end(self, session: Any) -> None:
-        if self.at_end and self._step != self.timer.last_step:
-            self._log()
+        if self.at_end and session.global_step != self.timer.last_step:
+            self._log(session.global_step)
 
-    def _log(self) -> None:
+    def _log(self, step: int) -> None:
         is_first = self.timer.last_step is None
         last = self.timer.last_time
-        self.timer.mark(self._step)
+        self.timer.mark(step)
         if self.formatter is not None:
             self.logger.info("%s", self.formatter(self._values))
             return

@@ -32,7 +32,7 @@ except ImportError:  # Windows
 
 logger = logging.getLogger("minicnn")
 
-_INDEX = "checkpoint.json"
+INDEX = "checkpoint.json"  # names the current checkpoint of a folder
 _LOCK = ".lock"  # exists while fit runs; holds the number of its process
 _PATTERN = re.compile(r"model\.ckpt-([0-9]+)\.npz")
 _MOST_INDEX = 1 << 16  # bytes of an index that are read
@@ -155,19 +155,19 @@ def locked(folder: Path) -> Iterator[Callable[[], bool]]:
     with lock, _closed_in_children(lock):
         if not _take(lock, folder):
             yield lambda: True
-        elif os.fstat(lock.fileno()).st_nlink == 0:  # its holder has just ended and removed it
+        elif (state := os.fstat(lock.fileno())).st_nlink == 0:  # its last holder has removed it
             with locked(folder) as is_held:
                 yield is_held
         else:
-            ours, process = os.fstat(lock.fileno()), os.getpid()
+            process = os.getpid()
 
             def is_held() -> bool:
                 is_there = os.getpid() == process and _LOCK in os.listdir(folder)
-                return is_there and os.path.samestat(os.stat(folder / _LOCK), ours)
+                return is_there and os.path.samestat(os.stat(folder / _LOCK), state)
 
             try:
                 with _writing(folder):
-                    old = *folder.glob(".model.*.npz.*.tmp"), *folder.glob(f".{_INDEX}.*.tmp")
+                    old = *folder.glob(".model.*.npz.*.tmp"), *folder.glob(f".{INDEX}.*.tmp")
                 for path in old:
                     with contextlib.suppress(OSError):
                         path.unlink()
@@ -196,7 +196,7 @@ def save(
     _write(path, arrays, meta, is_held)
     with _writing(folder):
         paths = [other for other in _files(folder) if _step(other.name) <= step]
-        with replacing(folder / _INDEX) as file:
+        with replacing(folder / INDEX) as file:
             names = [kept.name for kept in paths[-min(keep, _MOST_LISTED) :]]
             latest = {"latest": path.name, "all": names}
             file.write(json.dumps(latest, indent=2).encode())
@@ -297,11 +297,6 @@ def identity(path: Path, follow: bool = True) -> Identity | None:
     return state.st_ino, state.st_size, state.st_mtime_ns
 
 
-def index(folder: Path) -> Path:
-    """Return the path of the file that names the current checkpoint."""
-    return folder / _INDEX
-
-
 def load(path: Path, follow: bool = True) -> Checkpoint:
     """Read a checkpoint. `follow` says whether the path may be a symbolic link.
 
@@ -375,7 +370,7 @@ def _files(folder: Path) -> list[Path]:
 def _candidates(folder: Path) -> list[Path]:
     """Return the checkpoints by preference: from the index's back, then the later ones."""
     try:
-        with open_regular(folder / _INDEX) as file:
+        with open_regular(folder / INDEX) as file:
             last: float = _step(json.loads(file.read(_MOST_INDEX))["latest"])
     except Exception:  # a missing or damaged index is ignored
         last = math.inf

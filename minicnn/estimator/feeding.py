@@ -173,18 +173,18 @@ def feed(x: Any, y: Any, input_fn: Any, batch_size: int | None) -> Feed:
 
 def rows_of(batch: Any) -> int:
     """Return how many rows the features of a batch have."""
-    return len(next(iter(batch.values())) if isinstance(batch, dict) else batch)
+    return len(next(iter(by_name(batch).values())))
 
 
 def warn_if_large(features: Any) -> bool:
     """Warn if the features of a batch look like pixels of 0..255; return whether they do."""
-    named = features if isinstance(features, dict) else {"x": features}
-    for name, array in named.items():
+    for key, array in by_name(features).items():
         if array.dtype.kind == "f" or array.dtype == np.uint8:
             flat = array.reshape(-1)
             squares = np.einsum("i,i->", flat, flat, dtype=np.result_type(array, np.float32))
             size = math.sqrt(squares / max(1, flat.size))
             if size > _LARGE:
+                name = key or "x"
                 logger.warning(
                     "The root mean square of the features `%s` is %.4g. Most networks do not learn "
                     "from values so far from 1: divide pixels by 255 (%s / 255), scale others.",
@@ -199,6 +199,13 @@ def each(function: Callable[[np.ndarray], Any], value: Any) -> Any:
     if isinstance(value, dict):
         return {name: function(array) for name, array in value.items()}
     return None if value is None else function(value)
+
+
+def by_name(part: Any) -> dict[str | None, Any]:
+    """Return the items of a part of a batch by name; the name of a single one is None."""
+    if part is None:
+        return {}
+    return part if isinstance(part, dict) else {None: part}
 
 
 def _arrays(value: Any, name: str, check: Callable[[Any, str], np.ndarray]) -> Any:
@@ -218,12 +225,11 @@ def _arrays(value: Any, name: str, check: Callable[[Any, str], np.ndarray]) -> A
 
 def _rows(x: Any, y: Any) -> int:
     """Return the common number of rows."""
-    counts: dict[str, int] = {}
-    for name, value in (("x", x), ("y", y)):
-        if isinstance(value, dict):
-            counts |= {f"{name}[{key!r}]": len(array) for key, array in value.items()}
-        elif value is not None:
-            counts[name] = len(value)
+    counts = {
+        name if key is None else f"{name}[{key!r}]": len(array)
+        for name, part in (("x", x), ("y", y))
+        for key, array in by_name(part).items()
+    }
     if len(set(counts.values())) > 1:
         text = ", ".join(f"{name} has {count}" for name, count in counts.items())
         raise ValueError(f"`x` and `y` must have the same number of rows: {text}")

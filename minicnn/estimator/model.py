@@ -118,15 +118,14 @@ class Model:
         with self._lock():
             trace = self._traces.get(mode)
             if trace is None or trace.form != form(batch):
-                known = set(self._parameters)  # model_fn, or a signal handler, may trace meanwhile
-                parameters = dict(self._parameters)
+                known = dict(self._parameters)  # model_fn, or a signal handler, may trace meanwhile
                 rng = Stream.INIT.generator(self.seed)
-                trace = Trace(self._model_fn, mode, batch, parameters, rng, self._options)
+                trace = Trace(self._model_fn, mode, batch, dict(known), rng, self._options)
                 self._restore(trace, known)
                 self._traces[mode] = trace
             return trace
 
-    def _restore(self, trace: Trace, known: set[str]) -> None:
+    def _restore(self, trace: Trace, known: Mapping[str, Parameter]) -> None:
         """Set the parameters that a trace has added to `known` to the checkpoint's values."""
         made = trace.graph.parameters
         mode = trace.ops.mode
@@ -280,7 +279,8 @@ class Models:
     def _look(self) -> tuple[Any, ...]:
         """Return what changes when another checkpoint becomes the newest."""
         at = None if self._latest is None else self._latest.checkpoint
-        paths = self.folder, checkpoints.index(self.folder), self.folder if at is None else at.path
+        index = self.folder / checkpoints.INDEX
+        paths = self.folder, index, self.folder if at is None else at.path
         return tuple(map(checkpoints.identity, paths))
 
     def _update(self) -> None:

@@ -12,7 +12,7 @@ from minicnn.core.checks import describe
 from minicnn.core.op import Op, Tensor, parts
 from minicnn.core.parameter import Parameter
 from minicnn.estimator.config import ModeKeys, ModelFnOps, call_model_fn
-from minicnn.estimator.feeding import Batch, each
+from minicnn.estimator.feeding import Batch, by_name, each
 from minicnn.estimator.graph import Graph
 from minicnn.losses import SoftmaxCrossEntropy
 from minicnn.ops import Cast, check_labels
@@ -107,9 +107,9 @@ class Trace:
             classes: Any = onehot.shape[1]  # always known
             while isinstance(source.op, Cast):
                 source = source.inputs[0]
-            for name, holder in _by_name(self._labels).items():
+            for name, holder in by_name(self._labels).items():
                 if source is holder:
-                    check_labels(_by_name(labels)[name], classes, name or "labels")
+                    check_labels(by_name(labels)[name], classes, name or "labels")
 
     def load_optimizer(self, state: Mapping[str, np.ndarray]) -> None:
         """Continue the optimizer from its state in a checkpoint.
@@ -137,8 +137,8 @@ class Trace:
             )
         feeds: dict[Tensor, np.ndarray] = {}
         for holders, part in zip((self._features, self._labels), batch, strict=True):
-            arrays = _by_name(part)
-            feeds |= {holder: arrays[name] for name, holder in _by_name(holders).items()}
+            arrays = by_name(part)
+            feeds |= {holder: arrays[name] for name, holder in by_name(holders).items()}
         return feeds
 
 
@@ -162,10 +162,3 @@ def _placeholder(graph: Graph, name: Any, array: np.ndarray) -> Tensor:
     if not isinstance(name, str):
         raise TypeError(f"the names of features and labels must be strings, got {describe(name)}")
     return graph.placeholder(name, (None, *array.shape[1:]), array.dtype)
-
-
-def _by_name(part: Any) -> dict[str | None, Any]:
-    """Return the items of a part by name; the name of a single one is None."""
-    if part is None:
-        return {}
-    return part if isinstance(part, dict) else {None: part}

@@ -1,6 +1,6 @@
-"""Tests of checkpoints as files: damage, strangers, locks, disks, and kills inside the writing.
+"""Tests of checkpoint files: damage, hostile files, locks, disks, and kills during writing.
 
-tests/estimator/test_resume.py holds that training goes on from them bit for bit.
+tests/estimator/test_resume.py tests that training continues from them bit for bit.
 """
 
 import contextlib
@@ -69,7 +69,7 @@ def steps_in(folder):
 
 
 def newest(folder):
-    """Return the step that a stranger finds."""
+    """Return the step that a new Estimator finds."""
     return estimator_in(folder).evaluate(X[:1], Y[:1])["global_step"]
 
 
@@ -94,7 +94,7 @@ def folder(trained, tmp_path):
 
 
 def assert_goes_on_as_if_nothing_had_been(folder, trained):
-    """To step 8 the run is, bit for bit, the one that nothing has disturbed."""
+    """Train to step 8, and compare each bit with an undisturbed run."""
     train(folder, 8)
     ours, expected = (checkpoints.load(f / "model.ckpt-8.npz") for f in (folder, trained))
     assert ours.meta == expected.meta
@@ -141,7 +141,7 @@ def test_what_is_written_is_read(small):
 
 
 def test_every_damaged_byte_is_noticed(small):
-    """One mask a byte, one of which turns a small letter into a capital; all at the end."""
+    """One mask for each byte (one changes the case of letters); all masks near the end."""
     path, whole = small
     masks = (1, 0x20, 0x80, 0xFF)
     for at in range(len(whole)):
@@ -176,7 +176,7 @@ def test_a_copy_of_one_file_is_enough(trained, tmp_path):
 
 
 class Bomb:
-    """Unpickled, it makes a file."""
+    """Create a file when unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -247,14 +247,14 @@ def test_where_all_are_damaged_the_error_says_what_to_do(folder, trained, caplog
         for word in (f"none of the 3 checkpoints in {folder}", "model.ckpt-3.npz is not a valid",
                      "or delete them to start again"):
             assert word in str(caught.value)
-    assert warnings_in(caplog) == []  # the error says it all
-    for path in folder.glob("model.ckpt-*.npz"):  # what the error says
+    assert warnings_in(caplog) == []  # the error is enough
+    for path in folder.glob("model.ckpt-*.npz"):  # as the error suggests
         path.unlink()
     assert_goes_on_as_if_nothing_had_been(folder, trained)
 
 
 def test_going_back_by_the_index(folder, trained):
-    """The later checkpoints neither count nor take the place of what is written now."""
+    """Later checkpoints do not count, and do not displace what is written now."""
     (folder / "checkpoint.json").write_text(json.dumps({"latest": "model.ckpt-1.npz"}))
     train(folder, 2, keep_checkpoint_max=1)
     assert steps_in(folder) == [2, 3]
@@ -274,7 +274,7 @@ def test_an_estimator_sees_that_another_has_trained_since(tmp_path, trained):
 
 
 def test_a_checkpoint_that_goes_while_it_is_looked_for(folder, trained, monkeypatch):
-    """Another process, which trains, writes a new one and deletes the old ones."""
+    """Another process trains, writes a new checkpoint and deletes the old ones."""
     load, tried = checkpoints.load, []
 
     def load_late(path, follow):
@@ -329,16 +329,16 @@ def test_what_the_system_refuses_to_read_is_not_called_damage(
     assert str(folder) in str(e.value)
     assert str(error) in str(e.value)
     assert "delete" not in str(e.value)
-    assert warnings_in(caplog) == []  # and no older one is taken
+    assert warnings_in(caplog) == []  # and no older one is used
     assert names_in(folder) == before
     assert newest(folder) == 3
 
 
-# Strangers ----------------------------------------------------------------------------------------
+# Hostile files ------------------------------------------------------------------------------------
 
 
 def sealed(data):
-    """Return an archive with a checksum that is right, whatever it holds."""
+    """Return an archive with a valid checksum, whatever it contains."""
     body = bytes(data[:-2]) + (64).to_bytes(2, "little")
     return body + hashlib.sha256(body).hexdigest().encode()
 
@@ -369,7 +369,7 @@ def archive(members, compression=zipfile.ZIP_STORED, meta=META, change=None):
 
 
 def overlap(file):
-    """Let a thousand names mean the same bytes."""
+    """Let a thousand names refer to the same bytes."""
     file.filelist.extend(file.filelist[-1:] * 1000)
 
 
@@ -449,7 +449,7 @@ HOSTILE = {
 
 
 def peak(call):
-    """Return how much memory a call takes at most."""
+    """Return the peak memory of a call."""
     tracemalloc.start()
     try:
         call()
@@ -478,7 +478,7 @@ def test_a_step_that_float_cannot_hold_is_refused(folder, step, place):
 
 
 def test_values_that_a_run_may_leave_are_read(small):
-    """An infinite mean of squares: the gradient has been huge once. The rest is a user's own."""
+    """An infinite mean of squares, from one huge gradient; and keys that a user has added."""
     names = ["optimizer/w/adam_s", "optimizer/w/adam_m", "optimizer/w/my_slot"]
     values = [np.float32([np.inf, 0.0]), np.float32([-1, 1]), np.float32([-np.inf, -1])]
     members = {
@@ -491,11 +491,11 @@ def test_values_that_a_run_may_leave_are_read(small):
 
 
 def test_a_renamed_checkpoint_is_read_by_its_path(folder):
-    """Its step need not be that of a name that is not minicnn's."""
+    """Only in a name that minicnn chose must the step be right."""
     for name in ("my_best.npz", "model.ckpt-best.npz", "model.ckpt-3.npz.old"):
         shutil.copy(folder / "model.ckpt-3.npz", folder / name)
         assert checkpoints.load(folder / name).meta["global_step"] == 3
-        (folder / "link.npz").symlink_to(folder / name)  # the user typed it
+        (folder / "link.npz").symlink_to(folder / name)  # a path that the user gave may be a link
         assert checkpoints.load(folder / "link.npz").meta["global_step"] == 3
         (folder / "link.npz").unlink()
     (folder / "model.ckpt-3.npz").rename(folder / "model.ckpt-9.npz")
@@ -539,12 +539,12 @@ def test_thousands_of_broken_checkpoints_are_read_once(folder, monkeypatch, capl
     assert checkpoints.newest(folder, found, damaged) is found
     assert len(loads) == 2001
     assert checkpoints.newest(folder, None, damaged).path == found.path
-    assert len(loads) == 2002  # what is known to be damaged is not read again,
+    assert len(loads) == 2002  # files known to be damaged are not read again,
     assert len(warnings_in(caplog)) == 1
     (folder / "model.ckpt-7.npz").write_bytes(b"broken, too")
     (folder / "model.ckpt-500.npz").write_bytes(b"changed")
     assert checkpoints.newest(folder, None, damaged).path == found.path
-    assert len(loads) == 2005  # but what is new or has changed is
+    assert len(loads) == 2005  # but new and changed ones are
     assert warnings_in(caplog)[1].endswith("(2 checkpoints are damaged)")
     for path in folder.glob("model.ckpt-*.npz"):
         path.unlink()
@@ -572,7 +572,7 @@ def test_a_link_in_the_place_of_a_name_of_ours_changes_no_other_file(
     if name == "evaluations.jsonl":
         assert f"{folder / name} cannot be written" in warnings_in(caplog)[0]
     assert victim.read_bytes() == b"important"
-    (folder / name).unlink()  # what the error says
+    (folder / name).unlink()  # as the error suggests
     assert_goes_on_as_if_nothing_had_been(folder, trained)
     assert newest(folder) == 8
     assert victim.read_bytes() == b"important"
@@ -655,7 +655,7 @@ def test_names_in_an_archive_are_no_paths(small, tmp_path):
     seal=st.booleans(),
 )
 def test_a_mutated_file_is_refused_or_harmless(small, flips, keep, insert, seal):
-    """Half of them with a checksum that is right, so that they get past it."""
+    """Half of them have a valid checksum, so other checks must refuse them."""
     path, whole = small
     mutated = bytearray(whole[:-64] if seal else whole)
     for position, mask in flips:
@@ -692,7 +692,7 @@ def test_parameters_of_another_kind_are_refused(folder, array):
         estimator_in(folder).predict(X)
 
 
-def test_an_optimizers_state_of_another_kind_is_begun_anew(folder, caplog):
+def test_an_optimizers_state_of_another_kind_starts_again(folder, caplog):
     loaded = checkpoints.load(folder / "model.ckpt-3.npz")
     arrays = loaded.arrays | {"optimizer/hidden/kernel/momentum": np.full((60, 99), "a")}
     checkpoints.save(folder, 3, arrays, loaded.meta, keep=5)
@@ -706,7 +706,7 @@ def test_an_optimizers_state_of_another_kind_is_begun_anew(folder, caplog):
 
 
 class Ready(mc.hooks.SessionRunHook):
-    """Say that training goes on."""
+    """Print each step from the second on."""
 
     def after_run(self, run_context, run_values):
         if run_context.session.global_step >= 2:
@@ -714,7 +714,7 @@ class Ready(mc.hooks.SessionRunHook):
 
 
 def die_inside_the_writing(share):
-    """Kill this process at a share of all the calls that save a checkpoint, in the third save."""
+    """Kill this process in the third save, after a share of the calls that a save makes."""
     save, calls = checkpoints.save, [0, 0, 0]
 
     def save_or_die(folder, step, *rest):
@@ -733,7 +733,7 @@ def die_inside_the_writing(share):
 
 
 def start(folder, share=None):
-    """Start a process that trains in a folder until it dies, or is killed."""
+    """Start a process that trains in a folder until it ends or is killed."""
     program = (
         "import sys, pathlib; from estimator import test_checkpoints as t\n"
         f"if {share}: t.die_inside_the_writing({share})\n"
@@ -755,7 +755,7 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path):
                 train(tmp_path, 10)
             for word in (str(tmp_path), f"process {process.pid};", "use another model_dir"):
                 assert word in str(caught.value)
-        found = newest(tmp_path)  # to read is allowed
+        found = newest(tmp_path)  # reading is allowed
         assert found >= 1
         assert len(list(estimator_in(tmp_path).predict(X))) == len(X)
         assert process.poll() is None
@@ -794,7 +794,7 @@ def test_a_folder_that_cannot_be_listed_at_the_beginning(folder, monkeypatch):
     assert ".lock" not in names_in(folder)
 
 
-def test_a_lock_whose_holder_has_not_yet_said_its_number(folder):
+def test_a_lock_whose_holder_has_not_yet_written_its_number(folder):
     with checkpoints.locked(folder):
         (folder / ".lock").write_bytes(b"")
         with pytest.raises(mc.CheckpointError, match=f"is under way in {folder}; wait until"):
@@ -802,7 +802,7 @@ def test_a_lock_whose_holder_has_not_yet_said_its_number(folder):
 
 
 def test_the_lock_of_another_is_left_alone(folder):
-    """The folder is cleared or moved during a fit, and another fit begins in a new one."""
+    """The folder is cleared or moved during a fit, and another fit starts in a new one."""
     with checkpoints.locked(folder) as first:
         assert first()
         (folder / ".lock").unlink()
@@ -832,7 +832,7 @@ def test_a_lock_is_gone_with_its_fit_however_that_ends(folder):
 
 
 def test_a_forked_child_does_not_keep_the_lock(folder):
-    """Workers of an input_fn, say, that live longer than fit."""
+    """For example workers of an input_fn that outlive fit."""
     class StartWorker(mc.hooks.SessionRunHook):
         def begin(self):
             lock = os.stat(folder / ".lock")
@@ -844,7 +844,7 @@ def test_a_forked_child_does_not_keep_the_lock(folder):
     def is_open(number):
         try:
             return bool(os.fstat(number))
-        except OSError:  # that by which the folder was listed
+        except OSError:  # the one that listed the folder
             return False
 
     children = []
@@ -922,12 +922,12 @@ def test_a_system_without_locks(folder, trained, monkeypatch, caplog):
 def test_a_fit_does_not_write_into_a_folder_that_has_become_anothers(tmp_path, trained, clear):
     folder = tmp_path / "model"
 
-    def begin_anew():
+    def start_again():
         clear(folder)
         train(folder, 3)
 
     with pytest.raises(mc.CheckpointError, match=r"is not the folder any more.*Step 6 is not"):
-        train(folder, 8, [At(6, begin_anew)])
+        train(folder, 8, [At(6, start_again)])
     assert steps_in(folder) == [1, 2, 3]
     assert_goes_on_as_if_nothing_had_been(folder, trained)
 
@@ -948,7 +948,7 @@ def test_a_kill_inside_the_writing(tmp_path, trained, share):
 
 
 def test_what_a_kill_has_left_goes_with_the_next_fit(folder, trained):
-    (folder / ".model.ckpt-2.npz.1.tmp").mkdir()  # which cannot be unlinked, and does not matter
+    (folder / ".model.ckpt-2.npz.1.tmp").mkdir()  # cannot be unlinked, and does not matter
     left = [".model.ckpt-4.npz.12.tmp", ".checkpoint.json.3456.tmp"]
     not_ours = [".notes.tmp", "model.ckpt-4.npz.tmp", ".model.ckpt-4.npz"]
     for name in left + not_ours:
@@ -1026,7 +1026,7 @@ def test_whatever_the_system_refuses(folder, trained, monkeypatch, error, functi
 def test_a_folder_that_vanishes(folder):
     said = assert_fails_clearly(folder, At(4, lambda: shutil.rmtree(folder)))
     assert "No such file or directory" in said
-    assert not folder.exists()  # it may be where a disk belongs that is not there any more
+    assert not folder.exists()  # it may be the mount point of a disk that was removed
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):

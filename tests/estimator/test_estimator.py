@@ -25,12 +25,12 @@ from minicnn.estimator import checkpoints, feeding
 TRAIN, EVAL, INFER = mc.ModeKeys.TRAIN, mc.ModeKeys.EVAL, mc.ModeKeys.INFER
 ROWS = 50
 X = np.random.default_rng(0).normal(size=(ROWS, 4)).astype(np.float32)
-Y = (X[:, 0] > 0).astype(np.int64) + (X[:, 1] > 0)  # three classes that can be learnt
+Y = (X[:, 0] > 0).astype(np.int64) + (X[:, 1] > 0)  # three classes that can be learned
 ACCURACY = {"accuracy": mc.MetricSpec(mc.metrics.accuracy, prediction_key="classes")}
 
 
 def network(units=8, rate=0.1, optimizer="SGD", calls=None, extra=False, hidden=True):
-    """Return a model_fn that notes in `calls` the modes that it is called for."""
+    """Return a model_fn that records in `calls` the modes that it is called for."""
     def model_fn(features, labels, mode):
         if calls is not None:
             calls.append(mode)
@@ -68,7 +68,7 @@ def assert_same_weights(first, second):
 
 
 def saved_steps(folder):
-    """The steps of the checkpoints in a folder."""
+    """Return the steps of the checkpoints in a folder."""
     return sorted(int(path.stem.split("-")[1]) for path in folder.glob("model.ckpt-*.npz"))
 
 
@@ -77,7 +77,7 @@ def contents(folder):
 
 
 def batches(*parts):
-    """Return an input_fn of batches of ten rows, one for each number."""
+    """Return an input_fn with a batch of ten rows for each number."""
     def input_fn():
         for part in parts:
             yield X[part * 10 : part * 10 + 10], Y[part * 10 : part * 10 + 10]
@@ -96,7 +96,7 @@ def trained(tmp_path):
 
 @pytest.fixture
 def lines(caplog):
-    """Return what minicnn has logged, line by line."""
+    """Return the log lines of minicnn."""
     caplog.set_level(logging.INFO, logger="minicnn")
 
     def read():
@@ -134,7 +134,7 @@ def test_steps_are_in_addition_and_max_steps_is_the_total(tmp_path, lines):
     assert step() == 7
     assert any("at step 7 of 7" in line for line in lines())
     fresh = estimator_in(tmp_path)
-    fresh.fit(X, Y, max_steps=6)  # what is done stays done
+    fresh.fit(X, Y, max_steps=6)  # steps that are done stay done
     assert fresh.evaluate(X, Y)["global_step"] == 7
     before["evaluations.jsonl"] = contents(tmp_path)["evaluations.jsonl"]
     assert contents(tmp_path) == before
@@ -149,7 +149,7 @@ def test_arrays_without_a_last_step_are_refused(tmp_path, lines):
             estimator.fit(X, Y, batch_size=batch_size)
         assert f"steps={one_pass}, which is one pass over {ROWS} rows" in str(caught.value)
     assert saved_steps(tmp_path) == []
-    estimator.fit(X, Y, batch_size=7, steps=8)  # what it says
+    estimator.fit(X, Y, batch_size=7, steps=8)  # as the error suggests
     one_pass = checkpoints.load(tmp_path / "model.ckpt-8.npz").meta["place"]
     assert one_pass == {"epoch": 0, "row": ROWS, "rows": ROWS}
     assert not [line for line in lines() if "monitor" in line]
@@ -176,14 +176,14 @@ def test_arrays_without_a_last_step_are_refused(tmp_path, lines):
     ({"seed": 2, "rows": 20}, ["the seed 1, now 2", "50 rows, now 20"]),
     ({"input_fn": batches(0, 1)}, ["arrays, now an `input_fn`"]),
 ])
-def test_a_run_that_goes_on_with_other_settings_says_so(tmp_path, caplog, now, words):
+def test_a_run_that_continues_with_other_settings_warns(tmp_path, caplog, now, words):
     estimator_in(tmp_path).fit(X, Y, steps=1)
     config = mc.RunConfig(seed=now.get("seed", 1))
     rows = now.get("rows", ROWS)
     data = {"x": X[:rows], "y": Y[:rows]}
     if "input_fn" in now:
         data = {"input_fn": now["input_fn"]}
-    for steps in (1, 1):  # the second time it is the run's own
+    for steps in (1, 1):  # the second time it is the run's seed
         mc.Estimator(network(), tmp_path, config=config).fit(**data, steps=steps)
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert len(warnings) == bool(words)
@@ -191,14 +191,14 @@ def test_a_run_that_goes_on_with_other_settings_says_so(tmp_path, caplog, now, w
         assert word in warnings[0]
 
 
-def test_from_an_input_fn_to_arrays_is_said(tmp_path, caplog):
+def test_from_an_input_fn_to_arrays_is_logged(tmp_path, caplog):
     estimator_in(tmp_path).fit(input_fn=batches(0, 1))
     estimator_in(tmp_path).fit(X, Y, steps=1)
     (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert "an `input_fn`, now arrays" in warning
 
 
-def test_a_run_that_has_nothing_to_do_says_so(tmp_path, caplog):
+def test_a_run_that_has_nothing_to_do_warns(tmp_path, caplog):
     estimator_in(tmp_path).fit(X, Y, steps=3)
     mc.Estimator(network(), tmp_path, config=mc.RunConfig(seed=2)).fit(X, Y, max_steps=2)
     (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
@@ -231,7 +231,7 @@ def test_one_step_is_one_update_by_the_gradient(tmp_path):
     ({"steps": 1, "batch_size": 0}, ["`batch_size`", "at least 1", "0"]),
     ({"steps": 1, "input_fn": batches(0)}, ["either `input_fn`", "`x`", "`batch_size`"]),
 ])
-def test_arguments_that_cannot_be(tmp_path, arguments, words):
+def test_invalid_arguments(tmp_path, arguments, words):
     estimator = estimator_in(tmp_path)
     with pytest.raises(ValueError) as caught:
         estimator.fit(X, Y, **arguments)
@@ -415,7 +415,7 @@ def test_a_model_fn_that_fails_leaves_the_estimator_usable(tmp_path):
 
     def model_fn(features, labels, mode):
         if fails:
-            if mode == TRAIN:  # of another shape than the layer of this name will have
+            if mode == TRAIN:  # a shape unlike that of the later layer of this name
                 mc.layers.dense(features, 7, name="hidden")
             raise RuntimeError("not yet")
         return network()(features, labels, mode)
@@ -493,7 +493,7 @@ def test_bad_data_is_refused_before_any_step(tmp_path, case):
     for word in words:
         assert word in str(caught.value)
     assert list(tmp_path.iterdir()) == []
-    estimator.fit(X, Y, steps=2, batch_size=10)  # and the estimator is as good as new
+    estimator.fit(X, Y, steps=2, batch_size=10)  # and the estimator still works
     expected = estimator_in(tmp_path / "fresh").fit(X, Y, steps=2, batch_size=10)
     assert_same_weights(weights_of(estimator), weights_of(expected))
 
@@ -501,7 +501,7 @@ def test_bad_data_is_refused_before_any_step(tmp_path, case):
 @pytest.mark.parametrize("value", [3, -1])
 def test_a_bad_label_is_refused_before_any_step_by_its_row_in_the_data(tmp_path, value):
     y = Y.copy()
-    y[37] = value  # shuffled, it would be met in one of the first five steps, in some row of it
+    y[37] = value  # after shuffling it would be in one of the first five batches
     with pytest.raises(ValueError, match=rf"row 37 is {value}, outside the classes 0 to 2"):
         estimator_in(tmp_path).fit(X, y, steps=20, batch_size=10)
     assert list(tmp_path.iterdir()) == []
@@ -584,7 +584,7 @@ def test_input_fn_yields_batches(tmp_path, lines):
     assert estimator.evaluate(X, Y)["global_step"] == 5
 
 
-def test_skipping_batches_is_said_and_how_far_it_has_come(caplog, monkeypatch):
+def test_skipping_batches_is_logged_with_its_progress(caplog, monkeypatch):
     """A checkpoint may say that 10**12 were taken."""
     seconds = iter(range(0, 10**6, 5))
     monkeypatch.setattr(feeding.time, "monotonic", lambda: next(seconds))
@@ -617,7 +617,7 @@ def test_skipping_batches_can_be_interrupted():
 
 
 class Restless(mc.optimizers.Optimizer):
-    """A rule whose state is ruined although the weights are not."""
+    """An optimizer whose state becomes NaN while the weights stay finite."""
 
     slots = ("count",)
 
@@ -635,7 +635,7 @@ def test_no_checkpoint_is_written_that_would_count_as_damaged(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("every", [1, 2, 4, 100])
-def test_an_exhausted_input_fn_begins_anew_whenever_checkpoints_were_written(tmp_path, every):
+def test_an_exhausted_input_fn_starts_again_whenever_checkpoints_were_written(tmp_path, every):
     estimator = estimator_in(tmp_path, save_checkpoints_steps=every)
     for steps in (5, 10):
         estimator.fit(input_fn=batches(0, 1, 2, 3, 4))
@@ -740,7 +740,7 @@ def test_metric_keys(trained):
     (lambda labels, predictions: {}, "must be a number or an array.*got {}"),
     (lambda labels, predictions: 1j, "must be a number or an array.*got 1j"),
 ])
-def test_a_metric_that_cannot_be_is_named(trained, metric, words):
+def test_an_invalid_metric_is_named(trained, metric, words):
     with pytest.raises((TypeError, ValueError), match=f"`odd`.*{words}"):
         trained.evaluate(X, Y, metrics={"odd": mc.MetricSpec(metric, "classes")})
 
@@ -789,7 +789,7 @@ def test_a_metric_sees_all_rows_at_once(trained):
 # predict ------------------------------------------------------------------------------------------
 
 
-def test_predict_gives_a_dict_for_each_row_or_whole_arrays(trained):
+def test_predict_gives_a_dict_for_each_row_or_all_rows_in_arrays(trained):
     rows = trained.predict(X, batch_size=7)
     assert iter(rows) is rows
     rows = list(rows)
@@ -861,7 +861,7 @@ def test_two_threads_predict_at_once(trained):
     assert_same_bits(expected, *results)
 
 
-def test_fit_in_another_thread(tmp_path):  # only the main thread may listen to Ctrl-C
+def test_fit_in_another_thread(tmp_path):  # only the main thread may handle Ctrl-C
     estimator = estimator_in(tmp_path)
     thread = threading.Thread(target=estimator.fit, args=(X, Y), kwargs={"steps": 2})
     thread.start()
@@ -892,7 +892,7 @@ def test_a_checkpoint_that_comes_later_is_seen(tmp_path):
 
 
 def test_two_threads_that_make_the_first_call_read_one_checkpoint(trained, tmp_path, monkeypatch):
-    """While a fit goes on elsewhere, the second would read a later one than it calls it."""
+    """Otherwise, during a fit elsewhere, the second could read a later one."""
     load, waiting, calls = checkpoints.load, threading.Event(), []
 
     def slow(path, **options):
@@ -949,7 +949,7 @@ def test_every_line_of_the_evaluations_is_json(trained, tmp_path):
 
 
 def temporary_folder(caplog):
-    """Return the folder that the warning names."""
+    """Return the folder named in the warning."""
     (text,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     return Path(re.search(r"the temporary folder (\S+),", text)[1])
 
@@ -964,7 +964,7 @@ def test_without_model_dir_a_temporary_folder_goes_with_its_estimator(caplog):
     if not process:
         estimator = None
         gc.collect()
-        os._exit(not folder.exists())  # it is the parent's
+        os._exit(not folder.exists())  # it belongs to the parent
     assert os.waitpid(process, 0)[1] == 0
     del estimator
     gc.collect()
@@ -1001,7 +1001,7 @@ def test_what_an_estimator_cannot_be_made_of(tmp_path):
 
 
 def test_another_estimator_finds_the_model(trained, tmp_path):
-    other = estimator_in(str(tmp_path))  # a str is as good as a Path
+    other = estimator_in(str(tmp_path))  # a str works like a Path
     assert_same_weights(weights_of(other), weights_of(trained))
     first, second = (e.predict(X, as_iterable=False) for e in (trained, other))
     assert_same_bits(first["probabilities"], second["probabilities"])
@@ -1045,7 +1045,7 @@ def test_keeping_counts_over_calls_of_fit(tmp_path):
         estimator.fit(X, Y, steps=2)
     assert saved_steps(tmp_path) == [6, 7, 8]
     estimator_in(tmp_path, keep_checkpoint_max=3).fit(X, Y, steps=95)
-    assert saved_steps(tmp_path) == [8, 9, 103]  # by number, not by the letters of the name
+    assert saved_steps(tmp_path) == [8, 9, 103]  # sorted by number, not by name
 
 
 def test_the_index_says_which_checkpoint_counts(tmp_path):
@@ -1059,7 +1059,7 @@ def test_the_index_says_which_checkpoint_counts(tmp_path):
     index.write_text(json.dumps({"latest": "model.ckpt-2.npz"}))
     assert restored() == 2
     for text in ('{"latest": "model.ckpt-9.npz"}', '{"latest": "../x"}', "[]", "{", ""):
-        index.write_text(text)  # an index that does not help is no obstacle
+        index.write_text(text)  # an invalid index is ignored
         assert restored() == 4
     index.unlink()
     assert restored() == 4
@@ -1120,7 +1120,7 @@ def test_a_schedule_need_not_know_more_steps_than_are_done(tmp_path, lines):
     assert "The learning rate changes from 0.125 in the checkpoint to 0.1." in lines()
 
 
-def test_another_optimizer_begins_anew_and_says_so(tmp_path, caplog):
+def test_another_optimizer_starts_again_and_warns(tmp_path, caplog):
     estimator_in(tmp_path, network(optimizer="Momentum")).fit(X, Y, steps=2)
     estimator_in(tmp_path, network(optimizer="Adam")).fit(X, Y, steps=2)
     (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
@@ -1132,7 +1132,7 @@ def test_a_new_form_of_the_data_keeps_the_optimizers_state(tmp_path):
     first, second = (
         estimator_in(tmp_path / name, network(optimizer="Momentum")) for name in ("a", "b")
     )
-    for labels in (Y, Y.astype(np.uint8)):  # which is another graph, of the same parameters
+    for labels in (Y, Y.astype(np.uint8)):  # another graph with the same parameters
         first.fit(X, labels, steps=3, batch_size=10)
     second.fit(X, Y, steps=6, batch_size=10)
     assert_same_weights(weights_of(first), weights_of(second))
@@ -1195,7 +1195,7 @@ def test_an_optimizer_carries_nothing_from_one_run_to_the_next(tmp_path):
     runs = [
         estimator_in(tmp_path / name, network(rate=None, optimizer=adam)) for name in "abc"
     ]
-    for run in (runs[0], runs[1], runs[2], runs[2], runs[1], runs[0]):  # in turns, too
+    for run in (runs[0], runs[1], runs[2], runs[2], runs[1], runs[0]):  # in alternation, too
         run.fit(X, Y, steps=3, batch_size=10)
     first, second, third = map(weights_of, runs)
     assert_same_weights(first, second)
@@ -1329,7 +1329,7 @@ def test_a_loss_that_is_no_number(tmp_path, value):
         estimator.fit(input_fn=input_fn)
     assert saved_steps(tmp_path) == [1, 2, 3, 4, 5]
     expected = estimator_in(tmp_path / "fresh").fit(input_fn=batches(0, 1, 2, 3, 4))
-    for usable in (estimator, estimator_in(tmp_path)):  # in memory as in the folder
+    for usable in (estimator, estimator_in(tmp_path)):  # in memory and in the folder
         assert_same_weights(weights_of(usable), weights_of(expected))
     assert estimator.evaluate(X, Y)["global_step"] == 5
     assert len(list(estimator.predict(X))) == ROWS
@@ -1348,7 +1348,7 @@ def test_a_loss_that_is_no_number_at_the_first_step(tmp_path):
 
 
 class Ruin(mc.hooks.SessionRunHook):
-    """What too high a rate does in the fourth step, whose loss is finite still."""
+    """Make weights infinite in the fourth step, whose loss is still finite."""
 
     def after_run(self, run_context, run_values):
         if run_context.session.global_step == 4:
@@ -1377,7 +1377,7 @@ def test_a_run_that_nan_only_ends_leaves_the_last_good_weights(tmp_path):
 
 
 def large(scale):
-    """Return batches of which the second and the third are scaled."""
+    """Return batches; the second and the third are scaled."""
     return [(X * factor, Y) for factor in (1, scale, scale)]
 
 

@@ -1,6 +1,6 @@
-"""Tests of going on from checkpoints: bit for bit, whatever stopped the run.
+"""Tests of resuming from checkpoints: bit for bit, whatever stopped the run.
 
-tests/estimator/test_checkpoints.py has the files themselves: damage, strangers, locks, full disks.
+tests/estimator/test_checkpoints.py tests the files: damage, hostile files, locks, full disks.
 The processes that are stopped are real ones. They run this file's own `main`, so that both sides
 train the same model.
 """
@@ -41,7 +41,7 @@ OPTIMIZERS = {
 
 
 def model_fn(features, labels, mode, params):
-    """A small network with everything that draws numbers or keeps state."""
+    """Build a small network with everything that uses random numbers or keeps state."""
     training = mode == mc.ModeKeys.TRAIN
     h = mc.reshape(features, [-1, 6, 6, 1])
     h = mc.layers.conv2d(h, 4, 3, padding="same", activation=mc.relu)
@@ -50,7 +50,7 @@ def model_fn(features, labels, mode, params):
     h = mc.layers.dropout(h, 0.4, training=training)
     logits = mc.layers.dense(h, 3, name="logits")
     if "variables" in OPTIMIZERS[params["optimizer"]]:
-        mc.layers.dense(h, 2, name="unused")  # no loss reaches it
+        mc.layers.dense(h, 2, name="unused")  # no gradient reaches it
     loss = train_op = None
     if mode != mc.ModeKeys.INFER:
         loss = mc.losses.softmax_cross_entropy(mc.one_hot(labels, 3), logits)
@@ -60,7 +60,7 @@ def model_fn(features, labels, mode, params):
 
 
 def batches():
-    """An input_fn; its 70 batches are the same every time."""
+    """Yield 70 batches, the same ones every time."""
     rng = np.random.default_rng(3)
     for _ in range(70):
         rows = rng.integers(ROWS, size=7)
@@ -81,13 +81,13 @@ def train(folder, max_steps, optimizer="momentum", data="arrays", monitors=(), *
 
 
 def arrays_in(folder, step):
-    """Return every array of a checkpoint, the optimizer's too, read as a stranger would."""
+    """Return every array of a checkpoint, also the optimizer's, read by NumPy alone."""
     with np.load(folder / f"model.ckpt-{step}.npz", allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
 
 
 def assert_same_checkpoints(first, second, step):
-    """Compare all but what the monitors of the two runs have noted."""
+    """Compare everything except the states of the monitors."""
     first, second = arrays_in(first, step), arrays_in(second, step)
     metas = [json.loads(str(arrays.pop("meta.json"))) | {"hooks": 0} for arrays in (first, second)]
     assert metas[0] == metas[1]
@@ -101,7 +101,7 @@ def assert_same_checkpoints(first, second, step):
 
 
 class Ready(mc.hooks.SessionRunHook):
-    """Say that the kernels are loaded and training goes on."""
+    """Print that the kernels are loaded and training has started."""
 
     def after_run(self, run_context, run_values):
         if run_context.session.global_step >= 1:
@@ -109,7 +109,7 @@ class Ready(mc.hooks.SessionRunHook):
 
 
 def die_before_renaming(name):
-    """Kill this process where a finished temporary file is about to become `name`."""
+    """Kill this process just before a complete temporary file is renamed to `name`."""
     replace = os.replace
 
     def replace_or_die(source, target, **options):
@@ -121,7 +121,7 @@ def die_before_renaming(name):
 
 
 def main(jobs):
-    """Train as each job says: keyword arguments of `train`, and what is to happen."""
+    """Train once for each job: keyword arguments of `train`, and how the run is stopped."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for job in json.loads(jobs):
         if "die" in job:
@@ -146,12 +146,12 @@ def finish(*jobs):
     assert process.returncode == 0, errors
 
 
-# Going on -----------------------------------------------------------------------------------------
+# Resuming -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """Return the folder of an uninterrupted run to a step; made once for each."""
+    """Return the folder of an uninterrupted run to a step; made once for each step."""
     folders = {}
 
     def run(step, optimizer="momentum", data="arrays"):
@@ -181,7 +181,7 @@ def test_sixty_steps_are_thirty_and_thirty_of_another_process(tmp_path, uninterr
 @pytest.mark.parametrize("data", DATA)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_sixty_steps_are_many_short_runs(tmp_path, uninterrupted, optimizer, data):
-    """Short runs by one Estimator, by a new one each time, and by one that is asked in between."""
+    """Short runs by one Estimator, by a new one each time, and by one that predicts in between."""
     expected = uninterrupted(60, optimizer, data)
     one = estimator_in(tmp_path / "one", optimizer)
     for steps in (1, 29, 7, 23):
@@ -201,7 +201,7 @@ def test_sixty_steps_are_many_short_runs(tmp_path, uninterrupted, optimizer, dat
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_an_optimizer_goes_on_without_a_warning(tmp_path, caplog, optimizer):
+def test_an_optimizer_continues_without_a_warning(tmp_path, caplog, optimizer):
     for total in (2, 4):
         train(tmp_path, total, optimizer)
     assert [r.getMessage() for r in caplog.records if r.levelno > logging.INFO] == []
@@ -211,7 +211,7 @@ def test_an_optimizer_goes_on_without_a_warning(tmp_path, caplog, optimizer):
     lambda logits: mc.one_hot(mc.argmax(logits, axis=1), 3), mc.softmax,
 ])
 def test_a_layer_that_no_gradient_reaches_does_not_set_the_optimizer_back(tmp_path, caplog, target):
-    """A teacher, whose answers are the labels."""
+    """For example a teacher network, whose answers are the labels."""
     def taught(features, labels, mode):
         teacher, logits = (mc.layers.dense(features, 3, name=name) for name in ("teacher", "pupil"))
         loss = mc.losses.softmax_cross_entropy(target(teacher), logits)
@@ -227,7 +227,7 @@ def test_a_layer_that_no_gradient_reaches_does_not_set_the_optimizer_back(tmp_pa
 
 
 class Evaluate(mc.hooks.SessionRunHook):
-    """Evaluate after every step: after the first one too, when nothing is saved yet."""
+    """Evaluate after every step, also after the first, when nothing is saved yet."""
 
     def after_run(self, run_context, run_values):
         run_context.session.evaluate(x=X, y=Y)
@@ -278,7 +278,7 @@ def test_dropout_drops_others_in_every_step(tmp_path):
 
     masks = []
     estimator = mc.Estimator(dropped_ones, tmp_path, config=mc.RunConfig(seed=1))
-    for _ in range(3):  # nor does a new call begin with the same
+    for _ in range(3):  # nor does a new run start with the same
         estimator.fit(np.ones_like(X), Y, steps=3, batch_size=ROWS, monitors=[Collect()])
     assert len(set(masks)) == 9
 
@@ -287,7 +287,7 @@ def test_dropout_drops_others_in_every_step(tmp_path):
 
 
 def newest(folder):
-    """Return the step that a stranger finds: it loads, and says where training stands."""
+    """Return the step that a new Estimator finds and can load."""
     return estimator_in(folder).evaluate(X[:1], Y[:1])["global_step"]
 
 
@@ -298,7 +298,7 @@ def test_a_kill_at_any_moment_leaves_a_checkpoint(tmp_path):
             "folder": tmp_path / "model", "max_steps": 10**6, "save_checkpoints_steps": 1,
             "ready": True,
         })
-        for line in process.stdout:  # the first checkpoint of all is written by the second step
+        for line in process.stdout:  # the first checkpoint is written by the second step
             if int(line.split()[1]) >= 2:
                 break
         try:
@@ -309,7 +309,7 @@ def test_a_kill_at_any_moment_leaves_a_checkpoint(tmp_path):
         assert process.returncode == -signal.SIGKILL
         steps.append(newest(tmp_path / "model"))
     assert steps == sorted(steps)
-    assert steps[-1] > steps[0]  # the runs went on from each other
+    assert steps[-1] > steps[0]  # each run has continued the one before
     end = steps[-1] + 5
     train(tmp_path / "model", end)
     train(tmp_path / "uninterrupted", end)
@@ -318,7 +318,7 @@ def test_a_kill_at_any_moment_leaves_a_checkpoint(tmp_path):
 
 @pytest.mark.parametrize("name, left", [("model.ckpt-4.npz", 3), ("checkpoint.json", None)])
 def test_a_kill_between_writing_and_renaming(tmp_path, uninterrupted, name, left):
-    """The whole new file is there under its temporary name, and the old one still counts."""
+    """The new file is complete under its temporary name, and the old one still counts."""
     train(tmp_path, 3, save_checkpoints_steps=1)
     process = start({
         "folder": tmp_path, "max_steps": 60, "save_checkpoints_steps": 1, "die": name,
@@ -326,7 +326,7 @@ def test_a_kill_between_writing_and_renaming(tmp_path, uninterrupted, name, left
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
     assert any(path.name.endswith(".tmp") for path in tmp_path.iterdir())
-    if left is None:  # the new checkpoint is whole: it counts, or the one before it does
+    if left is None:  # the new checkpoint is complete: it counts, or the one before it does
         assert newest(tmp_path) in (3, 4)
     else:
         assert newest(tmp_path) == left
@@ -339,7 +339,7 @@ def test_ctrl_c_ends_the_run_after_the_step_with_a_checkpoint(tmp_path):
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=60)
-    assert process.returncode in (-signal.SIGINT, 128 + signal.SIGINT)  # as a shell expects
+    assert process.returncode in (-signal.SIGINT, 128 + signal.SIGINT)  # as shells expect
     lines = errors.splitlines()
     assert lines[-1].startswith("KeyboardInterrupt: Interrupted after step")
     (said,) = [line for line in lines if line.startswith("Interrupted after step")]
@@ -353,7 +353,7 @@ def test_ctrl_c_ends_the_run_after_the_step_with_a_checkpoint(tmp_path):
 
 
 class Interrupt(mc.hooks.SessionRunHook):
-    """Press Ctrl-C in the fifth step; so many times."""
+    """Press Ctrl-C in the fifth step, `times` times."""
 
     def __init__(self, times):
         self.times = times
@@ -377,7 +377,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(tmp_path, uninterrupted, tim
 
 
 def test_who_ignores_ctrl_c_goes_on_ignoring_it(tmp_path):
-    """As a job in the background of a shell does."""
+    """Like a background job of a shell."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         train(tmp_path, 6, monitors=[Interrupt(2)])

@@ -1,4 +1,4 @@
-"""Tests of ValidationMonitor in whole runs: the best values, the schedule, and interruptions."""
+"""Tests of ValidationMonitor in runs: the best values, the schedule, and interruptions."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ from minicnn.hooks import SessionRunHook, ValidationMonitor
 RNG = np.random.default_rng(3)
 X, Y = RNG.normal(size=(40, 6)).astype(np.float32), RNG.integers(0, 3, 40)
 NEW_X, NEW_Y = RNG.normal(size=(30, 6)).astype(np.float32), RNG.integers(0, 3, 30)
-BEST, STOP = 9, 17  # what the monitor below finds on this noise: the loss falls, and then rises
+BEST, STOP = 9, 17  # what the monitor below measures on this noise: the loss falls and then rises
 
 
 def model_fn(features, labels, mode):
@@ -93,7 +93,7 @@ class CtrlC(SessionRunHook):
 
 
 class Fail(CtrlC):
-    """Fail after a step, as a kill would end the process: nothing is saved or called any more."""
+    """Fail after a step like a killed process: nothing is saved or called afterwards."""
 
     def after_run(self, run_context, run_values):
         if run_context.session.global_step == self.step:
@@ -153,7 +153,7 @@ def test_the_best_checkpoint_is_evaluated_by_its_path(tmp_path):
     assert newest["loss"] > monitor.best_value
 
 
-def test_a_run_goes_on_from_the_values_that_were_put_back(tmp_path, caplog):
+def test_a_run_continues_from_the_values_that_were_put_back(tmp_path, caplog):
     caplog.set_level(logging.INFO, logger="minicnn")
     fit(tmp_path, stopper())
     again = stopper()
@@ -168,7 +168,7 @@ def test_a_run_goes_on_from_the_values_that_were_put_back(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("options, steps", [
-    ({"restore_best_weights": False}, 60),  # nobody wants them
+    ({"restore_best_weights": False}, 60),  # not requested
     ({}, STOP - 1),  # max_steps ends the run
     ({"early_stopping_rounds": None, "keep_best": True}, 24),
 ])
@@ -266,7 +266,7 @@ def test_what_is_not_finite_is_never_the_best(tmp_path):
     fit(tmp_path, monitor)
     assert (monitor.best_value, monitor.best_step, monitor.best_checkpoint) == (None, 0, None)
     assert monitor.early_stopped
-    assert saved(tmp_path)[-1] == 11  # begun at 7, and first evaluated at 8
+    assert saved(tmp_path)[-1] == 11  # starts at 7, first evaluated at 8
 
 
 # The schedule, and the last step ------------------------------------------------------------------
@@ -321,13 +321,13 @@ def test_ctrl_c_in_the_step_of_the_stop_puts_nothing_back_yet(tmp_path):
         assert_same_bits(arrays[name], copies.arrays[STOP][name])
 
 
-def test_a_monitor_of_the_same_estimator_goes_on(stopped, tmp_path):
+def test_a_monitor_of_the_same_estimator_continues(stopped, tmp_path):
     whole, _, expected, _ = stopped
     estimator = estimator_in(tmp_path, save_checkpoints_steps=5)
     for step in (4, 5, 9, 14, 60):
         monitor = stopper()
         estimator.fit(X, Y, batch_size=9, max_steps=step, monitors=[monitor])
-        if step < 60:  # without a monitor nothing is forgotten, nor done
+        if step < 60:  # without a monitor its state is kept as it is
             estimator.fit(X, Y, batch_size=9, max_steps=step)
     assert_same_file(whole / f"model.ckpt-{STOP}.npz", tmp_path / f"model.ckpt-{STOP}.npz")
     assert monitor.best_value == expected.best_value
@@ -352,7 +352,7 @@ def test_a_checkpoint_of_before_there_were_states_is_continued(tmp_path):
 
 
 def test_the_validation_at_the_end_of_a_part_does_not_move_the_stop(tmp_path):
-    """The values fall until step 9 on the schedule, and that of step 7 is the best of all."""
+    """On the schedule the values fall until step 9; off it, that of step 7 is the best."""
     values = {5: 0.5, 7: 0.1, 9: 0.4, 13: 0.6, 17: 0.6}
 
     class Values(SessionRunHook):

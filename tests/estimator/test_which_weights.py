@@ -1,4 +1,4 @@
-"""Tests of which weights evaluate and predict use while somebody trains: the newest checkpoint's.
+"""Tests that evaluate and predict use the newest checkpoint while another run writes more.
 
 The long form, with readers and writers at once, is in benchmarks/reliability.py.
 """
@@ -25,7 +25,7 @@ import minicnn as mc
 from minicnn.estimator import checkpoints
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 60  # after which a test calls it a deadlock
+SECONDS = 60  # then a test assumes a deadlock
 FIT = {"x": X, "y": Y, "batch_size": 10}
 
 
@@ -34,7 +34,7 @@ def probabilities(estimator, **arguments):
 
 
 def saved_as(folder, step):
-    """Return what the checkpoint of a step predicts, read by an Estimator that knows no other."""
+    """Return the predictions of a step's checkpoint, by an Estimator that sees no other one."""
     alone = folder.parent / "alone"
     shutil.rmtree(alone, ignore_errors=True)
     alone.mkdir()
@@ -43,7 +43,7 @@ def saved_as(folder, step):
 
 
 def make_old(folder):
-    """Make everything in a folder, and itself, look as if it had been written long ago."""
+    """Set the times of a folder and everything in it to long ago."""
     for path in (*folder.iterdir(), folder):
         os.utime(path, (10**9, 10**9))
 
@@ -80,7 +80,7 @@ def folder(tmp_path):
     return tmp_path / "model"
 
 
-# Somebody else trains -----------------------------------------------------------------------------
+# Another run trains -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("is_old", [False, True])
@@ -149,7 +149,7 @@ estimator.fit(**t.FIT, steps=10**6)
 
 
 def test_another_process_trains_on(folder):
-    """Every answer is that of one checkpoint, bit for bit, and never of an earlier one again."""
+    """Every answer is that of one checkpoint, bit for bit, and never of an earlier one."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     process = subprocess.Popen([sys.executable, "-c", WRITER, str(folder)], env=environment)
     reader, answers, end = estimator_in(folder), [], time.monotonic() + SECONDS
@@ -209,7 +209,7 @@ def test_evaluate_and_predict_while_another_thread_fits(tmp_path):
 
 
 def test_predict_and_evaluate_from_a_hook_use_the_checkpoint(tmp_path):
-    """And do not change the run by a bit. There is none yet in the first step."""
+    """They do not change a bit of the run. In the first step there is no checkpoint yet."""
     estimator = estimator_in(tmp_path / "model", save_checkpoints_steps=2, keep_checkpoint_max=99)
     seen = []
 
@@ -277,7 +277,7 @@ def fail(estimator):
 
 
 def test_a_fit_that_fails_beside_a_predict_that_has_not_traced_yet(folder):
-    """It fails after predict has looked for its weights, while the data is read."""
+    """It fails after predict has found its weights, while the data is read."""
     estimator = estimator_in(folder)
     expected = saved_as(folder, 3)
 
@@ -287,7 +287,7 @@ def test_a_fit_that_fails_beside_a_predict_that_has_not_traced_yet(folder):
 
     got = estimator.predict(input_fn=slow, as_iterable=False)["probabilities"]
     assert_same_bits(got, expected, probabilities(estimator))
-    estimator.fit(**FIT, steps=2)  # nor do start values come into the next run
+    estimator.fit(**FIT, steps=2)  # nor do start values get into the next run
     estimator_in(folder.parent / "undisturbed").fit(**FIT, steps=5)
     assert_same_bits(probabilities(estimator), saved_as(folder.parent / "undisturbed", 5))
 
@@ -329,7 +329,7 @@ def test_no_start_values_are_drawn_for_evaluate_and_predict(tmp_path):
 
 
 def around(model):
-    """Return a model_fn that applies a model which is there before."""
+    """Return a model_fn that applies a model which was made outside of it."""
     def model_fn(features, labels, mode):
         logits = model(features)
         loss = train_op = None
@@ -347,7 +347,7 @@ def small():
 
 @pytest.mark.parametrize("predicts_first", [True, False])
 def test_a_model_that_model_fn_only_applies(tmp_path, predicts_first):
-    """Neither does a prediction in the middle of a run change it, nor the run the prediction."""
+    """A prediction in the middle of a run does not change the run, nor the run the prediction."""
     undisturbed = estimator_in(tmp_path / "undisturbed", around(small()), keep_checkpoint_max=9)
     undisturbed.fit(**FIT, steps=2).fit(**FIT, steps=4)
     shutil.copytree(tmp_path / "undisturbed", tmp_path / "model")
@@ -434,7 +434,7 @@ def test_where_all_are_damaged_a_good_copy_helps_the_same_estimator(folder):
     assert estimator.evaluate(X, Y)["global_step"] == 3
 
 
-# A checkpoint of one's choice ---------------------------------------------------------------------
+# A checkpoint by its path -------------------------------------------------------------------------
 
 
 def test_a_chosen_checkpoint(folder, monkeypatch):
@@ -511,7 +511,7 @@ def test_a_child_that_is_forked_while_another_thread_traces(folder):
     assert tracing.wait(SECONDS)
     child = os.fork()
     if not child:
-        signal.alarm(SECONDS // 2)  # kills a child that waits for ever
+        signal.alarm(SECONDS // 2)  # kills a child that waits forever
         os._exit(probabilities(estimator).tobytes() != expected.tobytes())
     go_on.set()
     thread.join()
@@ -525,7 +525,7 @@ def test_a_signal_handler_predicts_while_its_thread_traces(folder):
     def model_fn(features, labels, mode):
         h = mc.layers.dense(features, 8, activation=mc.relu, name="hidden")
         if not outputs:
-            outputs.append(None)  # as a handler would, which runs between two lines
+            outputs.append(None)  # like a signal handler between two lines
             outputs.append(probabilities(estimator))
         logits = mc.layers.dense(h, 3, name="logits")
         return mc.ModelFnOps(mode, {"probabilities": mc.softmax(logits)})
