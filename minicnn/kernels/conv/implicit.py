@@ -38,7 +38,6 @@ from minicnn.kernels.simd import (
     load,
     load_some,
     pointer,
-    relu,
     splat,
     store,
     store_some,
@@ -84,7 +83,7 @@ def forward(
         scratch={
             "padded": (_padded(window, bands, channels), np.float32),
             "bias": ((line,), np.float32),
-            "outputs": ((bands.rows * window.out_w, line), np.float32),
+            "outputs": ((bands.rows * window.out_w if pool else 0, line), np.float32),
         },
     )
 
@@ -147,33 +146,35 @@ def _pack(panel, scratch, w, packed, turned):
 
 
 @kernel
-def _forward(chunk, scratch, x, packed, b, y, code, window, bands, length, relu_, pool):
+def _forward(chunk, scratch, x, packed, b, y, code, window, bands, length, relu, pool):
     """Compute bands of outputs: y = b + sum over u of padded[u] w[u]."""
     padded, bias, outputs = scratch
     _, _, kh, kw, sh, sw, _, _, _, _, oh, ow = window
     rows, per_image, _, adjacent, wide = bands
-    channels, filters, depth, line = x.shape[3], b.size, packed.shape[1], bias.size
+    channels, filters, depth = x.shape[3], b.size, packed.shape[1]
     clear(pointer(padded, 0), padded.size)
-    for f in range(line):
+    for f in range(bias.size):
         bias[f] = b[f] if f < filters else 0
     for band in range(chunk * length, min(x.shape[0] * per_image, (chunk + 1) * length)):
         n, first = band // per_image, band % per_image * rows
         count = min(rows, (oh // 2 * 2 if pool else oh) - first)
         image = _rows_of_image(x, n, first, count, padded, window, bands)
+        out, line = pointer(outputs, 0), bias.size
+        if not pool:
+            out, line = pointer(y, (n * oh + first) * ow * filters), filters
         height, lines = (count * ow, 1) if adjacent else (ow, count)
-        for f in range(0, line, PANEL):
+        for f in range(0, filters, PANEL):
             for i in range(lines):
                 block_of_rows(pointer(image, i * sh * wide * channels), sw * channels, 1,
                               wide * channels, pointer(packed, f * depth), pointer(bias, f), 0,
-                              pointer(outputs, i * ow * line + f), line, height,
+                              pointer(out, i * ow * line + f), line, height,
                               min(PANEL, line - f), kw * channels, kh)
         if pool:
             at = (n * (oh // 2) + first // 2) * (ow // 2) * filters
-            _emit_maxima(pointer(outputs, 0), line, count, ow, filters, pointer(y, at),
-                         pointer(code, at))
-        else:
-            at = (n * oh + first) * ow * filters
-            _emit(pointer(outputs, 0), line, count * ow, filters, pointer(y, at), relu_)
+            _emit_maxima(out, line, count, ow, filters, pointer(y, at), pointer(code, at))
+        elif relu:
+            for e in range(count * ow * filters):
+                out[e] = 0 if out[e] <= 0 else out[e]
 
 
 @kernel
@@ -223,17 +224,6 @@ def _rows_of_image(x, n, first, count, padded, window, bands):
         else:
             clear(target, width * channels)
     return pointer(padded, 0)
-
-
-@helper
-def _emit(outputs, line, positions, filters, y, relu_):
-    """Write the outputs of some positions, through ReLU if asked."""
-    for p in range(positions):
-        for f in range(0, filters, LANES):
-            output = load(outputs, p * line + f)
-            if relu_:
-                output = relu(output)
-            store_some(output, y, p * filters + f, filters - f)
 
 
 @helper
