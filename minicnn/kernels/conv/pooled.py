@@ -241,31 +241,28 @@ def _make_lists(gradient, winner, first, count, columns, filters, layout, staged
     for f in range(filters):
         ends[f] = begins[f]
     end = 0
-    for p in range(round_up(count, LANES)):
-        row = p % LANES * width
-        line = pointer(values, row)
-        if p < count:
+    for begin in range(0, count, LANES):
+        for i in range(LANES):
+            p, line = begin + i, pointer(values, i * width)
+            clear(line, width)
+            if p >= count:
+                continue
             place = 2 * (first + p // columns) * wide + 2 * (p % columns)
             _stage(pointer(gradient, p * filters), pointer(winner, p * filters), place, wide, depth,
-                   filters, width, line, pointer(offsets, row), taps)
+                   filters, line, pointer(offsets, i * width), taps)
             if need_dx:
                 end = _list_by_position(line, taps, places, filters, by_position, p, columns, end)
-        else:
-            clear(line, width)
-        if p % LANES == LANES - 1:
-            _list_by_filter(values, offsets, width, filters, by_filter)
+        _list_by_filter(values, offsets, width, filters, by_filter)
 
 
 @helper
-def _stage(gradient, winner, place, wide, depth, filters, width, values, offsets, taps):
+def _stage(gradient, winner, place, wide, depth, filters, values, offsets, taps):
     """Write the gradients of a 2x2 block, zero if ReLU's output is, and where their patches are."""
     for f in range(filters):
         tap = np.int32(winner[f])
         taps[f] = tap
         values[f] = np.float32(0) if tap == ZEROED else gradient[f]
         offsets[f] = np.int32(place + (tap >> 1 & 1) * wide + (tap & 1)) * np.int32(depth)
-    for f in range(filters, width):
-        values[f] = 0
 
 
 @helper

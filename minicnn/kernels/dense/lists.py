@@ -109,22 +109,24 @@ def _gradients(chunk, scratch, x, w, unit_offsets, unit_values, unit_bounds, row
         clear(pointer(square, 0), square.size)
         for part in range(unit_bounds.shape[2]):
             at = (block * unit_bounds.shape[2] + part) * _SIDE
-            _gather(panel, unit_offsets, unit_values, unit_bounds, at, min(_SIDE, units - begin),
-                    square)
+            lists = (pointer(unit_offsets, 0), pointer(unit_values, 0), pointer(unit_bounds, at),
+                     pointer(unit_bounds, unit_bounds.size // 2 + at))
+            _gather(pointer(panel, 0), lists, min(_SIDE, units - begin), pointer(square, 0))
         _transpose(pointer(square, 0), _SIDE, pointer(drows, begin), row)
         if need_dx:
             _transpose(pointer(rows, begin), row, pointer(square, 0), _SIDE)
-            _gather(square, row_offsets, row_values, row_bounds, block * n, n, dpanel)
+            at = block * n
+            lists = (pointer(row_offsets, 0), pointer(row_values, 0), pointer(row_bounds, at),
+                     pointer(row_bounds, row_bounds.size // 2 + at))
+            _gather(pointer(square, 0), lists, n, pointer(dpanel, 0))
     copy(pointer(drows, 0), row, pointer(dw, first * units), units, width, units)
     if need_dx:
         copy(pointer(dpanel, 0), _SIDE, pointer(dx, first), inputs, n, width)
 
 
 @helper
-def _gather(source, offsets, values, bounds, first, count, target):
-    """Add to `count` rows of the target the sums over as many lists, from list `first` on."""
-    lists = (pointer(offsets, 0), pointer(values, 0), pointer(bounds, first),
-             pointer(bounds, bounds.size // 2 + first))
+def _gather(source, lists, count, target):
+    """Add to `count` rows of the target, of 64, the sums over as many lists."""
     for d in range(0, _SIDE, _ACROSS):
         gather(1, _VECTORS, _VECTORS, pointer(source, d), 0, lists, count, pointer(target, d),
                _SIDE, 0)
