@@ -72,7 +72,7 @@ def multiply_adds(kernel, reads, writes, sizes):
     if name == "dense.multiply":
         return writes[0].size * sizes[2]
     if name == "lists.gradients":
-        nonzero = int(reads[-1][:, :64].sum())  # the lengths of the lists
+        nonzero = int((reads[-1][1] - reads[-1][0]).sum())  # where the rows' lists begin and end
         return nonzero * shapes[0][1] * (2 if writes[-1].size else 1)
     if name == "pooled.gradients":
         nonzero = np.count_nonzero((reads[1] != 0) & (reads[2] != simd.ZEROED))

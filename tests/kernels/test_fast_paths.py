@@ -9,8 +9,8 @@ from kernels.arrays import DTYPES, empty, normal
 from numpy.testing import assert_array_equal
 from tolerances import RELATIVE, assert_close, assert_same_bits
 
-from minicnn.kernels import elementwise, pooling
-from minicnn.kernels.conv import conv, implicit, winograd
+from minicnn.kernels import elementwise, pooling, simd
+from minicnn.kernels.conv import conv, implicit, pooled, winograd
 from minicnn.kernels.dense import dense, lists
 from minicnn.kernels.simd import ZEROED
 from minicnn.kernels.window import slide
@@ -287,6 +287,58 @@ def test_ties_go_to_the_first():
         pool = slide((window.out_h, window.out_w), (2, 2), (2, 2), "valid")
         pooling.forward(whole, y, winner, pool)
         assert_array_equal(code, winner)
+
+
+# Lists
+
+
+@pytest.mark.parametrize("case", [
+    ((1, 33, 3), (24, 26), (3, 3)), ((1, 17, 3), (6, 210), (2, 5)), ((1, 1, 4), (110, 105), (5, 5)),
+    ((2, 16, 60), (5, 6), (3, 5)), ((2, 17, 9), (8, 7), (7, 7)), ((1, 5, 9), (6, 7), (4, 6)),
+], ids=["bands", "bands of a row", "bands of one channel", "a row at a time", "cut", "few, cut"])
+def test_lists_of_parts_of_an_image_and_of_a_window(case):
+    assert_agrees_with_the_definition((*case, (1, 1), "same"))
+
+
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+def test_what_cuts_sums_over_lists_does_not_depend_on_the_width(monkeypatch, lanes):
+    monkeypatch.setattr(pooled, "LANES", lanes)
+    monkeypatch.setattr(pooled, "PANEL", 2 * lanes)
+    for size, channels, filters, band, together in [
+        ((24, 26), 33, 3, 3, 3), ((6, 300), 17, 3, 1, 3), ((14, 14), 32, 64, 7, 1),
+        ((9, 9), 3, 8, 4, 3), ((1, 7), 20, 5, 1, 3),
+    ]:
+        kernel = (5, 5) if together == 1 else (3, 3)
+        window = slide(size, kernel, (1, 1), "same")
+        layout = pooled._layout(window, channels, filters, size[0] // 2)
+        assert (layout.band, layout.together) == (band, together)
+
+
+@pytest.mark.parametrize("registers", [16, 32])
+def test_blocks_of_sums_cover_each_vector_once_from_the_right(monkeypatch, registers):
+    monkeypatch.setattr(simd, "REGISTERS", registers)
+    for rows in range(1, 9):
+        for vectors in range(1, 24):
+            for shift in {vectors} | ({2 - vectors % 2} if vectors in (3, 5, 6, 10) else set()):
+                covered = np.zeros((rows, vectors), int)
+                for row, height, first, width in simd.gather_blocks(rows, vectors, shift):
+                    assert height * width <= registers - 4
+                    assert not covered[row : row + height, :first].any()
+                    covered[row : row + height, first : first + width] += 1
+                assert (covered == 1).all()
+
+
+@pytest.mark.parametrize("case", [case for case in CASES.values() if case[3] == (1, 1)])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_gradients_of_zero_contribute_nothing_even_to_nan(case, value):
+    """Those that ReLU has zeroed, whatever dy is there, and those that are zero."""
+    x, w, b, dy, window = draw(case)
+    _, code = forward(x, w, b, window, pool=True)
+    dy = dy[:, : code.shape[1], : code.shape[2]].copy()
+    zeroed = np.full_like(code, ZEROED)
+    for gradient, where in [(dy * 0, code), (dy, zeroed), (dy * np.nan, zeroed)]:
+        for result in pooled_gradients(x * 0 + value, gradient, where, w + value, window):
+            assert_array_equal(result, np.zeros_like(result))
 
 
 # Dense

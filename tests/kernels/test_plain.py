@@ -109,7 +109,8 @@ def test_convolution(both, case, dtype):
 
 
 @pytest.mark.parametrize(("channels", "kernel"), [
-    (16, (5, 5)), (17, (1, 3)), (8, (2, 5)), (8, (2, 3)), (8, (1, 7)), (8, (2, 2)), (4, (3, 1)),
+    (16, (3, 3)), (16, (5, 5)), (17, (1, 3)), (8, (2, 5)), (8, (2, 3)), (8, (1, 7)), (8, (2, 2)),
+    (4, (3, 1)),
 ])
 def test_lists_of_every_length(both, channels, kernel):
     x, w, b, _, window = convolution(1, channels, 3, (4, 4), kernel)

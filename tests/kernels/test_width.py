@@ -26,10 +26,10 @@ def numbers(seed, *shape):
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
-def convolutions(kernel, channels, filters, padding="same", strides=(1, 1)):
+def convolutions(kernel, channels, filters, padding="same", strides=(1, 1), size=(7, 9)):
     """Yield what the doors of a convolution write."""
-    window = slide((7, 9), kernel, strides, padding)
-    x, w = numbers(1, 3, 7, 9, channels), numbers(2, *kernel, channels, filters)
+    window = slide(size, kernel, strides, padding)
+    x, w = numbers(1, 3, *size, channels), numbers(2, *kernel, channels, filters)
     b = numbers(3, filters)
     x[:, :5, :3] = 0
     y = np.empty((3, window.out_h, window.out_w, filters), np.float32)
@@ -88,6 +88,12 @@ def results():
         found[f"lists, {size} channels"] = convolutions((1, 3), size, 4)
         found[f"dense, {size} units"] = products(size, 70, size)
         found[f"few rows, {size} units"] = products(3, 70, size)
+    found["lists, all rows of a window"] = convolutions((3, 3), 16, 10)
+    found["lists, a row of a window at a time"] = convolutions((5, 5), 33, 20)
+    found["lists, cut windows"] = convolutions((7, 7), 17, 5)
+    found["lists, bands"] = convolutions((3, 3), 33, 5, size=(24, 26))
+    found["lists, bands of one row"] = convolutions((2, 5), 17, 5, size=(6, 300))
+    found["dense, lists of many rows"] = products(140, 70, 70)
     found["training"] = training()
     return {
         name: [hashlib.sha256(array.tobytes()).hexdigest() for array in arrays]
