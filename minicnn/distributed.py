@@ -74,8 +74,6 @@ class DataParallel(Processes):
         self._comm = self._mpi.COMM_WORLD
         self.is_chief = self._comm.rank == 0
         self.check_every = checks.integer(check_every, "check_every")
-        self._steps = 0
-        self._largest: Parameter | None = None
         self._thread = ThreadPoolExecutor(1, "minicnn-mpi")
         self._early: Future[None] | None = None
 
@@ -105,7 +103,7 @@ class DataParallel(Processes):
         for parameter in parameters:
             self._comm.Bcast(parameter.value)
         # Only one is sent early: the order of several could differ if a rank fetches other tensors.
-        self._largest = max(parameters, key=lambda p: p.value.size, default=None)
+        self._largest: Parameter | None = max(parameters, key=lambda p: p.value.size, default=None)
         self._steps = 0
 
     def check_rows(self, rows: int | None, step: int) -> None:

@@ -59,8 +59,11 @@ def learning_curve(source: str | Path | Sequence[Mapping[str, Any]]) -> Any:
     if isinstance(source, str | Path):
         points = _points_of_file(checks.path(source, "source") / "evaluations.jsonl")
     else:
-        records = checks.sequence(source, "source", "records")
-        points = (point for record in records for point in _points("source", record))
+        points = (
+            point
+            for record in checks.sequence(source, "source", "records")
+            for point in _points("source", record)
+        )
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
     colours: dict[str, int] = {}  # by name, in the order in which they appear
     for number, name, step, value in points:
@@ -182,8 +185,8 @@ def confusion_matrix(labels: ArrayLike, predictions: ArrayLike) -> Any:
             # Above this shade of blue, white has more contrast than black.
             colour = "white" if norm(shares[row, column]) > 0.715 else "black"
             axes.text(column, row, count, ha="center", va="center", color=colour, fontsize=8)
-    right = np.trace(counts) / counts.sum()
-    axes.set_title(f"{counts.sum():,} rows, {right:.2%} on the diagonal")
+    accuracy = np.trace(counts) / counts.sum()
+    axes.set_title(f"{counts.sum():,} rows, {accuracy:.2%} on the diagonal")
     classes = range(len(counts))
     axes.set(xlabel="predicted class", ylabel="true class", xticks=classes, yticks=classes)
     figure.colorbar(picture, shrink=0.8, label="share of the true class", format="{x:.0%}",

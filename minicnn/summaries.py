@@ -96,8 +96,11 @@ class SummarySaverHook(SessionRunHook):
         fetches: dict[str, Any] = {"scalars": {tag: tag for tag in ("loss", "learning_rate")}}
         if self.metrics:
             keys = {spec.prediction_key for spec in self.metrics.values()}
-            outputs = session.trace.ops.predictions.items()
-            fetches["predictions"] = {k: t for k, t in outputs if keys & {k, None}}
+            fetches["predictions"] = {
+                key: tensor
+                for key, tensor in session.trace.ops.predictions.items()
+                if keys & {key, None}
+            }
             fetches["fed"] = {k: t for k, t in session.graph.tensors.items() if t.op is None}
         return SessionRunArgs(fetches)
 

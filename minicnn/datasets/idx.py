@@ -90,8 +90,10 @@ def decode_file(
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: expected an IDX file, got none; check the path") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        reason = f"expected a complete gzip stream, got a truncated or damaged one ({error})"
-        raise ValueError(f"{path}: {reason}; {remedy}") from error
+        raise ValueError(
+            f"{path}: expected a complete gzip stream, got a truncated or damaged one ({error}); "
+            f"{remedy}"
+        ) from error
     except ValueError as error:  # raised above and in the functions below
         raise ValueError(f"{path}: {error}; {remedy}") from None
     return np.frombuffer(data, dtype).astype(dtype.newbyteorder("="), copy=False).reshape(shape)
@@ -115,8 +117,9 @@ def _read_header(stream: _Stream, magic: int | None) -> tuple[bytes, np.dtype, t
         )
     code, ndim = start[2:]
     if code not in _ELEMENT_TYPES:
-        known = ", ".join(map(hex, _ELEMENT_TYPES))
-        raise ValueError(f"expected an element type among {known}, got {hex(code)}")
+        raise ValueError(
+            f"expected an element type among {', '.join(map(hex, _ELEMENT_TYPES))}, got {hex(code)}"
+        )
     if not 1 <= ndim <= _MAX_DIMENSIONS:
         raise ValueError(f"expected 1 to {_MAX_DIMENSIONS} dimensions, got {ndim}")
     sizes = stream.read(4 * ndim)
