@@ -263,14 +263,14 @@ class LoggingTensorHook(_TimedHook):
             self._log(session.global_step)
 
     def _log(self, step: int) -> None:
-        is_first = self.timer.last_step is None
-        last = self.timer.last_time
+        before, since = self.timer.last_step, self.timer.last_time
         self.timer.mark(step)
         if self.formatter is not None:
             self.logger.info("%s", self.formatter(self._values))
             return
         line = ", ".join(f"{tag} = {_text(value)}" for tag, value in self._values.items())
-        self.logger.info("%s%s", line, "" if is_first else f" ({time.monotonic() - last:.3f} sec)")
+        seconds = "" if before is None else f" ({time.monotonic() - since:.3f} sec)"
+        self.logger.info("%s%s", line, seconds)
 
 
 class StopAtStepHook(SessionRunHook):
@@ -372,8 +372,7 @@ class StepCounterHook(_TimedHook):
         step = run_context.session.global_step
         if not self.timer.due(step):
             return
-        before = self.timer.last_step
-        since = self.timer.last_time
+        before, since = self.timer.last_step, self.timer.last_time
         self.timer.mark(step)
         if before is not None:
             rate = (step - before) / max(self.timer.last_time - since, 1e-9)
@@ -515,10 +514,6 @@ class ValidationMonitor(SessionRunHook):
 
     def begin(self) -> None:
         self.early_stopped = False
-        self._forget()
-
-    def _forget(self) -> None:
-        """Forget the schedule and the best value."""
         self.timer.reset()
         self.best_value: float | None = None
         self.best_step = 0
@@ -538,7 +533,7 @@ class ValidationMonitor(SessionRunHook):
             self._load(state, run_context.session)
         except (KeyError, TypeError, ValueError) as error:
             logger.warning("The state of monitor %r is unusable; it starts again: %r", name, error)
-            self._forget()
+            self.begin()
         if self._stops and self.rounds is not None:
             self._stop(run_context)
 

@@ -41,8 +41,7 @@ class ArrayFeed:
         self.batch_size = checks.integer(batch_size, "batch_size")
         self.batches = math.ceil(self.rows / self.batch_size)
         self.seed: int | None = None
-        self.epoch = 0
-        self.row = 0
+        self.epoch, self.row = 0, 0
 
     def shuffle(self, seed: int) -> None:
         """Draw another order of the rows for every epoch, without end."""
@@ -70,8 +69,7 @@ class ArrayFeed:
                 rows = slice(self.row, self.row + self.batch_size)
                 self.row = min(rows.stop, self.rows)
                 yield self._take(rows if order is None else order[rows])
-            self.epoch += 1
-            self.row = 0
+            self.epoch, self.row = self.epoch + 1, 0
             if order is None:
                 return
 
@@ -137,16 +135,14 @@ class FunctionFeed:
 
     def _next(self) -> Batch | None:
         """Take a batch; return None at the end, after which the next call starts again."""
-        batch = self._peeked
-        self._peeked = None
+        batch, self._peeked = self._peeked, None
         if batch is None:
             if self._iterator is None:
                 self._iterator = iter(_iterable(self.input_fn()))
                 self.taken = 0
             made = next(self._iterator, _END)
             if made is _END:
-                self._iterator = None
-                self.taken = 0
+                self._iterator, self.taken = None, 0
                 return None
             batch = _checked(made)
         self.taken += 1
@@ -159,13 +155,12 @@ Feed = ArrayFeed | FunctionFeed
 def feed(x: Any, y: Any, input_fn: Any, batch_size: int | None) -> Feed:
     """Return the feed for the arguments that fit, evaluate and predict share."""
     if input_fn is not None:
-        feed = FunctionFeed(input_fn)
         if x is not None or y is not None or batch_size is not None:
             raise ValueError(
                 "give either `input_fn`, which makes its own batches, or `x`, `y` and "
                 f"`batch_size`, got the `input_fn` {describe(input_fn)} and one of these"
             )
-        return feed
+        return FunctionFeed(input_fn)
     if x is None:
         raise ValueError("there is no data: give `x` (and `y`), or `input_fn`")
     return ArrayFeed(x, y, BATCH_SIZE if batch_size is None else batch_size)

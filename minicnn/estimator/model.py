@@ -90,11 +90,6 @@ class Model:
             self.checkpoint = checkpoint._replace(arrays={})
             self._saved = checkpoint.part(PARAMETERS)
 
-    @property
-    def is_saved(self) -> bool:
-        """Whether `checkpoint` holds the weights of this step."""
-        return self.checkpoint is not None and self.checkpoint.meta["global_step"] == self.step
-
     def copy(self, lock: Lock) -> "Model":
         """Return a model with a copy of the weights that a run has now."""
         model = Model(self._model_fn, self._options, lock)

@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from minicnn.core import extras
-from minicnn.hooks import SessionRunContext, SessionRunHook, SessionRunValues
 
 logger = logging.getLogger("minicnn")
 
-Advance = Callable[[float], None]
+Advance = Callable[[Any], None]  # called with the loss
 
 
 @contextlib.contextmanager
@@ -38,8 +37,8 @@ def progress_bar(wanted: bool, title: str, total: float, done: int = 0) -> Itera
     if tqdm is None:
         yield lambda loss: None
         return
-    options = {"desc": title, "total": total, "initial": done, "unit": "step"}
-    with tqdm(**options, dynamic_ncols=True) as bar, _console_above_bar():
+    bar = tqdm(desc=title, total=total, initial=done, unit="step", dynamic_ncols=True)
+    with bar, _console_above_bar():
         bar.leave = bar.pos == 0  # a validation's bar, below another one, is removed
 
         def advance(loss: float) -> None:
@@ -47,22 +46,6 @@ def progress_bar(wanted: bool, title: str, total: float, done: int = 0) -> Itera
             bar.update()
 
         yield advance
-
-
-class ProgressHook(SessionRunHook):
-    """Advance a progress bar after every step.
-
-    Parameters
-    ----------
-    advance : callable
-        What `progress_bar` yields.
-    """
-
-    def __init__(self, advance: Advance) -> None:
-        self.advance = advance
-
-    def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
-        self.advance(run_context.session.last_loss)
 
 
 def _is_seen(stream: Any) -> bool:

@@ -22,6 +22,7 @@ from minicnn.estimator.evaluation import JsonLines
 from minicnn.estimator.feeding import Batch, Feed
 from minicnn.estimator.graph import Plan
 from minicnn.estimator.model import Model
+from minicnn.estimator.progress import Advance
 from minicnn.estimator.streams import Stream
 from minicnn.estimator.tracing import Trace
 from minicnn.hooks import SessionRunArgs, SessionRunContext, SessionRunHook, SessionRunValues
@@ -157,8 +158,14 @@ class TrainingSession:
         }
         return arrays, meta | ({} if best_step is None else {"best_step": best_step})
 
-    def run(self, hooks: Sequence[SessionRunHook]) -> None:
+    def run(self, hooks: Sequence[SessionRunHook], advance: Advance) -> None:
         """Do steps until a hook stops the run, the data ends, or Ctrl-C is pressed.
+
+        Parameters
+        ----------
+        hooks : sequence of SessionRunHook
+        advance : callable
+            Called with the loss after every step.
 
         Raises
         ------
@@ -173,7 +180,7 @@ class TrainingSession:
             hook.resume(context, name, self._states.get(name, {}))
         with _interrupt_stops(context) as interrupted:
             if not self._processes.any(context.stop_requested):
-                self._loop(context, hooks)
+                self._loop(context, hooks, advance)
             self.interrupted = self._processes.any(interrupted.is_set())
             if not self.interrupted:
                 self._put_back(context.put_back)
@@ -184,13 +191,16 @@ class TrainingSession:
             logger.info(said)
             raise KeyboardInterrupt(said)
 
-    def _loop(self, context: SessionRunContext, hooks: Sequence[SessionRunHook]) -> None:
+    def _loop(
+        self, context: SessionRunContext, hooks: Sequence[SessionRunHook], advance: Advance
+    ) -> None:
         is_checked = not self._processes.is_chief
         for batch in self._feed:
             self._processes.check_rows(feeding.rows_of(batch[0]), self.global_step + 1)
             is_checked = is_checked or feeding.warn_if_large(batch[0])
             wanted = [hook.before_run(context) for hook in hooks]
             results = self._step(batch, [_fetches(args) for args in wanted])
+            advance(self.last_loss)
             for hook, result in zip(hooks, results, strict=True):
                 hook.after_run(context, SessionRunValues(result))
             if self._processes.any(context.stop_requested):

@@ -13,7 +13,7 @@ from minicnn.estimator.config import ModeKeys, RunConfig
 from minicnn.estimator.evaluation import JsonLines
 from minicnn.estimator.feeding import ArrayFeed, Feed
 from minicnn.estimator.model import Model, Models
-from minicnn.estimator.progress import ProgressHook, progress_bar
+from minicnn.estimator.progress import progress_bar
 from minicnn.estimator.session import TrainingSession
 from minicnn.hooks import (
     CheckpointSaverHook,
@@ -112,7 +112,7 @@ def train(
         )
         session = TrainingSession(model, trace, feed, config, files, record)
         with progress_bar(config.progress, "fit", end, model.step) as advance:
-            session.run([ProgressHook(advance), *hooks])
+            session.run(hooks, advance)
         _finish(models, model, session, hooks)
 
 
@@ -120,9 +120,10 @@ def _finish(
     models: Models, model: Model, session: TrainingSession, hooks: Sequence[SessionRunHook]
 ) -> None:
     """Keep the weights of a run if they are saved; raise if they are not finite."""
-    if model.is_saved and session.is_saved():
+    is_written = model.checkpoint is not None and model.checkpoint.meta["global_step"] == model.step
+    if is_written and session.is_saved():
         models.keep(model)
-    elif not model.is_saved:
+    elif not is_written:
         is_strict = any(isinstance(h, NanTensorHook) and h.fail_on_nan_loss for h in hooks)
         if is_strict and (fault := session.fault()):
             raise NanLossError(f"{fault}; lower the learning rate. No checkpoint holds it")
