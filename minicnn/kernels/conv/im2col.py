@@ -11,9 +11,8 @@ Positions count through the batch: p = (n * OH + oy) * OW + ox. Columns in the p
 columns of a batch would be KH * KW times the size of x, so they are made for a block of positions
 at a time, at most a megabyte, and used while they are in the cache.
 
-`_columns` and `_add_columns` walk through the same *runs*: without dilation the taps of one row of
-the window are adjacent in the image and are one run of KW * C elements; with dilation each tap is a
-run of its own.
+`_columns` copies and adds by *runs*: without dilation the taps of one row of the window are
+adjacent in the image and are one run of KW * C elements; with dilation each tap is a run of its own.
 
 `conv` takes this path for float64, for dilation and for input gradients with strides. It is also
 the reference that tests compare the other paths with.
@@ -21,7 +20,7 @@ the reference that tests compare the other paths with.
 
 import numpy as np
 
-from minicnn.kernels.elementwise import BLOCK, blocks_of, sum_sums
+from minicnn.kernels.elementwise import sum_rows, sum_sums
 from minicnn.kernels.gemm import clear, multiply, pack, packed_shape
 from minicnn.kernels.jit import helper, kernel
 from minicnn.kernels.simd import pointer
@@ -74,20 +73,16 @@ def kernel_gradient(
     length = max(share(positions, _CHUNKS), _LEAST_POSITIONS)
     chunks = -(-positions // length)
     block = _block(max(depth, filters), x.itemsize)  # dy is packed beside it
-    # One partial sum of dw a chunk, and one of db a block of its positions.
-    partial = np.empty((chunks, depth, filters), dw.dtype)
-    biases = np.empty((chunks, blocks_of(length), filters), dw.dtype)
+    partial = np.empty((chunks, dw.size), dw.dtype)
     parallel_for(
-        _kernel_gradient, chunks, (x, dy), (partial, biases), tuple(window), length,
+        _kernel_gradient, chunks, (x, dy), (partial,), tuple(window), length,
         scratch={
             "columns": ((block, depth), x.dtype),
             "packed": (packed_shape(block, filters, x.dtype), x.dtype),
         },
     )
-    total = np.empty(dw.size, dw.dtype)
-    sum_sums(partial, total)
-    dw[...] = total.reshape(dw.shape)
-    sum_sums(biases, db)
+    sum_sums(partial, dw.reshape(-1))
+    sum_rows(dy.reshape(-1, filters), db)
 
 
 def _block(depth: int, itemsize: int) -> int:
@@ -98,17 +93,17 @@ def _block(depth: int, itemsize: int) -> int:
 @kernel
 def _forward(chunk, scratch, x, w, b, y, window, length, relu):
     """Y = columns w + b for a chunk of positions."""
-    space, packed = scratch
+    columns, packed = scratch
     channels, filters = w.shape[2], w.shape[3]
-    block, depth, positions = len(space), w.size // filters, y.size // filters
+    block, depth, positions = len(columns), w.size // filters, y.size // filters
     pack(pointer(w, 0), filters, 1, depth, filters, pointer(packed, 0))
     last = min(positions, (chunk + 1) * length)
     for first in range(chunk * length, last, block):
         count = min(block, last - first)
-        columns = _columns(pointer(x, 0), channels, window, first, count, pointer(space, 0))
+        _columns(pointer(x, 0), channels, window, first, count, pointer(columns, 0), False)
         out = pointer(y, first * filters)
-        multiply(columns, depth, 1, pointer(packed, 0), pointer(b, 0), 0, 1, out, filters,
-                 count, filters, depth)
+        multiply(pointer(columns, 0), depth, 1, pointer(packed, 0), pointer(b, 0), 0, 1, out,
+                 filters, count, filters, depth)
         if relu:
             for e in range(count * filters):
                 out[e] = 0 if out[e] <= 0 else out[e]
@@ -128,40 +123,34 @@ def _input_gradient(chunk, scratch, dy, w, dx, window, images):
         count = min(block, end * positions - first)
         multiply(pointer(dy, first * filters), filters, 1, pointer(packed, 0), pointer(zeros, 0), 0,
                  0, pointer(columns, 0), depth, count, depth, filters)
-        _add_columns(pointer(columns, 0), channels, window, first, count, pointer(dx, 0))
+        _columns(pointer(dx, 0), channels, window, first, count, pointer(columns, 0), True)
 
 
 @kernel
-def _kernel_gradient(chunk, scratch, x, dy, partial, biases, window, length):
-    """Sum dw = columns' dy and db = 1' dy over a chunk of positions."""
-    space, packed = scratch
+def _kernel_gradient(chunk, scratch, x, dy, partial, window, length):
+    """Sum dw = columns' dy over a chunk of positions."""
+    columns, packed = scratch
     channels, filters = x.shape[3], dy.shape[3]
-    block, depth, positions = len(space), partial.shape[1], dy.size // filters
+    block, depth, positions = len(columns), partial.shape[1] // filters, dy.size // filters
     partial[chunk] = 0
-    biases[chunk] = 0
-    dw, sums = pointer(partial, chunk * depth * filters), pointer(biases, chunk * biases[0].size)
-    begin, last = chunk * length, min(positions, (chunk + 1) * length)
-    for first in range(begin, last, block):
+    dw = pointer(partial, chunk * depth * filters)
+    last = min(positions, (chunk + 1) * length)
+    for first in range(chunk * length, last, block):
         count = min(block, last - first)
-        columns = _columns(pointer(x, 0), channels, window, first, count, pointer(space, 0))
-        gradient = pointer(dy, first * filters)
-        pack(gradient, filters, 1, count, filters, pointer(packed, 0))
-        multiply(columns, 1, depth, pointer(packed, 0), dw, filters, 1, dw, filters,
+        _columns(pointer(x, 0), channels, window, first, count, pointer(columns, 0), False)
+        pack(pointer(dy, first * filters), filters, 1, count, filters, pointer(packed, 0))
+        multiply(pointer(columns, 0), 1, depth, pointer(packed, 0), dw, filters, 1, dw, filters,
                  depth, filters, count)
-        for p in range(count):
-            db = pointer(sums, (first + p - begin) // BLOCK * filters)
-            for f in range(filters):
-                db[f] += gradient[p * filters + f]
 
 
 @helper
-def _columns(x, channels, window, first, count, space):
-    """Return the columns of `count` positions, made in `space`; where x is its own columns, x."""
+def _columns(x, channels, window, first, count, columns, back):
+    """Copy the patches of `count` positions to columns, or `back`: add the columns to the patches.
+
+    Nothing is added where a patch lies in the padding.
+    """
     height, width, kh, kw, sh, sw, dh, dw, top, left, oh, ow = window
-    if kh * kw == 1 and sh * sw == 1 and top + left == 0:
-        return pointer(x, first * channels)
     run = kw if dw == 1 else 1
-    target = pointer(space, 0)
     for p in range(first, first + count):
         n, oy, ox = p // (oh * ow), p // ow % oh, p % ow
         for ky in range(kh):
@@ -169,34 +158,15 @@ def _columns(x, channels, window, first, count, space):
             for kx in range(0, kw, run):
                 ix = ox * sw + kx * dw - left
                 begin, end = _inside(iy, height, ix, width, run)
-                source = pointer(x, ((n * height + iy) * width + ix) * channels)
-                for e in range(begin * channels):
-                    target[e] = 0
-                for e in range(begin * channels, end * channels):
-                    target[e] = source[e]
-                for e in range(end * channels, run * channels):
-                    target[e] = 0
-                target = pointer(target, run * channels)
-    return space
-
-
-@helper
-def _add_columns(columns, channels, window, first, count, dx):
-    """Add each element of the columns to the element of dx that `_columns` reads there."""
-    height, width, kh, kw, sh, sw, dh, dw, top, left, oh, ow = window
-    run = kw if dw == 1 else 1
-    source = pointer(columns, 0)
-    for p in range(first, first + count):
-        n, oy, ox = p // (oh * ow), p // ow % oh, p % ow
-        for ky in range(kh):
-            iy = oy * sh + ky * dh - top
-            for kx in range(0, kw, run):
-                ix = ox * sw + kx * dw - left
-                begin, end = _inside(iy, height, ix, width, run)
-                target = pointer(dx, ((n * height + iy) * width + ix) * channels)
-                for e in range(begin * channels, end * channels):
-                    target[e] += source[e]
-                source = pointer(source, run * channels)
+                patch = pointer(x, ((n * height + iy) * width + ix) * channels)
+                if back:
+                    for e in range(begin * channels, end * channels):
+                        patch[e] += columns[e]
+                else:
+                    clear(columns, run * channels)
+                    for e in range(begin * channels, end * channels):
+                        columns[e] = patch[e]
+                columns = pointer(columns, run * channels)
 
 
 @helper
