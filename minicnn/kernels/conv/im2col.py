@@ -12,7 +12,8 @@ columns of a batch would be KH * KW times the size of x, so they are made for a 
 at a time, at most a megabyte, and used while they are in the cache.
 
 `_columns` copies and adds by *runs*: without dilation the taps of one row of the window are
-adjacent in the image and are one run of KW * C elements; with dilation each tap is a run of its own.
+adjacent in the image and are one run of KW * C elements; with dilation each tap is a run of its
+own.
 
 `conv` takes this path for float64, for dilation and for input gradients with strides. It is also
 the reference that tests compare the other paths with.
