@@ -39,7 +39,6 @@ def compile_backwards(parent: int | None = None) -> None:
         lambda: dense.forward(rows, rows, b, _new(8, 8)),
         lambda: conv.forward(x, w, b, _new(1, 4, 4, 8), window),  # Winograd
         lambda: conv.forward(x, w[:1, :1], b, _new(1, 4, 4, 8), one),  # implicit
-        lambda: conv.forward(_new(1, 4, 4, 1), w[:, :, :1], b, _new(1, 4, 4, 8), window),  # direct
     ):
         if parent is None or os.getppid() == parent:
             door()

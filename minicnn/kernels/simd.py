@@ -24,6 +24,7 @@ on integer addresses can be miscompiled once Numba links the kernel again from i
 `where_positive`                       the gradient of ReLU
 `largest_of_four`                      2x2 max pooling with ReLU, and where the maximum was
 `transpose`                            a square of vectors
+`linear`                               a constant matrix times a line of vectors
 `tile`                                 a block of a matrix product, in registers
 `where_equal`, `compress`              elements with a tag; those that are not zero, side by side
 `gather`                               sums over lists of (offset, value), in registers
@@ -407,6 +408,56 @@ def transpose(typingctx, source, source_row, target, target_row):
         return context.get_dummy_value()
 
     return types.void(source, types.int64, target, types.int64), generate
+
+
+def linear(matrix: Sequence[Sequence[float]], before: bool, after: bool) -> Any:
+    """Return a function that writes a constant matrix times a line of vectors.
+
+    It is called as ``function(source, step, target, target_step)``, with the distances between
+    vectors. If `before`, the vectors 1 and 2, 3 and 4, ... are replaced by their sum and their
+    difference before the product; if `after`, those of the product are.
+    """
+
+    @intrinsic
+    def multiply_line(typingctx, source, step, target, target_step):
+        def generate(context, builder, signature, arguments):
+            source_, step_, target_, target_step_ = arguments
+            places = (builder.mul(step_, _index(i)) for i in range(len(matrix[0])))
+            lines = [_load(builder, Vector(source.dtype), source_, place) for place in places]
+            if before:
+                _butterflies(builder, lines)
+            lines = [_combination(builder, row, lines) for row in matrix]
+            if after:
+                _butterflies(builder, lines)
+            for i, line in enumerate(lines):
+                _store(builder, line, target_, builder.mul(target_step_, _index(i)))
+            return context.get_dummy_value()
+
+        return types.void(source, types.int64, target, types.int64), generate
+
+    return multiply_line
+
+
+def _butterflies(builder: Any, lines: list[Any]) -> None:
+    """Replace the lines 1 and 2, 3 and 4, ... by their sums and differences."""
+    for i in range(1, len(lines) - 1, 2):
+        pair = lines[i], lines[i + 1]
+        lines[i : i + 2] = builder.fadd(*pair), builder.fsub(*pair)
+
+
+def _combination(builder: Any, factors: Sequence[float], lines: Sequence[Any]) -> Any:
+    """Emit the sum of factor * line: first those with a factor of 1, then the others."""
+    terms = [(factor, line) for factor, line in zip(factors, lines, strict=True) if factor]
+    terms.sort(key=lambda term: term[0] != 1)
+    (factor, total), *rest = terms
+    if factor != 1:
+        total = builder.fmul(_same(total.type, factor), total)
+    for factor, line in rest:
+        if factor == 1:
+            total = builder.fadd(total, line)
+        else:
+            total = _fma(builder, _same(line.type, factor), line, total)
+    return total
 
 
 # Products in registers ----------------------------------------------------------------------------

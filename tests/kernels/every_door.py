@@ -11,12 +11,12 @@ import numpy as np
 from numba.core import event
 
 from minicnn.kernels import elementwise, gather, gemm, pooling, update
-from minicnn.kernels.conv import conv, im2col, implicit, padded, pooled, winograd
+from minicnn.kernels.conv import conv, filters, im2col, implicit, pooled, winograd
 from minicnn.kernels.dense import dense, lists
 from minicnn.kernels.window import slide
 
 MODULES = [
-    conv, dense, elementwise, gather, gemm, im2col, implicit, lists, padded, pooled, pooling,
+    conv, dense, elementwise, filters, gather, gemm, im2col, implicit, lists, pooled, pooling,
     update, winograd,
 ]
 

@@ -17,7 +17,7 @@ from minicnn.kernels import simd as compiled_simd
 from minicnn.kernels import threads, window
 
 NAMES = (
-    "conv.conv", "conv.im2col", "conv.implicit", "conv.padded", "conv.pooled", "conv.winograd",
+    "conv.conv", "conv.filters", "conv.im2col", "conv.implicit", "conv.pooled", "conv.winograd",
     "dense.dense", "dense.lists", "elementwise", "gather", "gemm", "pooling", "update",
 )
 CONSTANTS = ("VECTOR_BYTES", "REGISTERS", "LANES", "VECTORS", "PANEL", "ROWS", "ZEROED")
@@ -45,7 +45,7 @@ def simd():
     vars(module).update({name: getattr(compiled_simd, name) for name in CONSTANTS})
     functions = (
         pointer, lanes, load, load_some, store, store_some, broadcast, splat, fma, add, sub, relu,
-        where_positive, largest_of_four, transpose, tile, where_equal, compress, gather,
+        where_positive, largest_of_four, transpose, linear, tile, where_equal, compress, gather,
     )
     vars(module).update({function.__name__: function for function in functions})
     return module
@@ -134,6 +134,34 @@ def largest_of_four(x0, x1, x2, x3, bias, y, code, count):
     value = values.max(axis=0) + bias
     store_some(relu(value), y, 0, count)
     store_some(np.where(value <= 0, compiled_simd.ZEROED, winner), code, 0, count)
+
+
+def linear(matrix, before, after):
+    def multiply_line(source, step, target, target_step):
+        lines = [load(source, i * step) for i in range(len(matrix[0]))]
+        if before:
+            butterflies(lines)
+        lines = [combination(row, lines) for row in matrix]
+        if after:
+            butterflies(lines)
+        for i, line in enumerate(lines):
+            store(line, target, i * target_step)
+
+    return multiply_line
+
+
+def butterflies(lines):
+    for i in range(1, len(lines) - 1, 2):
+        lines[i : i + 2] = lines[i] + lines[i + 1], lines[i] - lines[i + 1]
+
+
+def combination(factors, lines):
+    terms = [(factor, line) for factor, line in zip(factors, lines, strict=True) if factor]
+    (factor, line), *rest = sorted(terms, key=lambda term: term[0] != 1)
+    total = line * line.dtype.type(factor)
+    for factor, line in rest:
+        total = fma(line, line.dtype.type(factor), total)
+    return total
 
 
 def tile(

@@ -6,6 +6,6 @@
 `implicit`     a product that reads its columns in the image itself, for all without dilation
 `winograd`     with fewer multiplications, for windows of 3x3 and 5x5
 `pooled`       gradients through ReLU and 2x2 max pooling, from lists of those that are not zero
-`padded`       what the two share: packed filters, the padded image, the 2x2 outputs
+`filters`      packed filters, which the two read
 =============  ====================================================================================
 """

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minicnn.kernels.conv.padded import pack_filters
+from minicnn.kernels.conv.filters import pack_filters
 from minicnn.kernels.elementwise import BLOCK, blocks_of, sum_sums
 from minicnn.kernels.gemm import block_of_rows, clear, copy, packed_shape, round_up
 from minicnn.kernels.jit import helper, kernel

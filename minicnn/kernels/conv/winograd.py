@@ -12,12 +12,24 @@ channels, each of the 64 (36) points of a transformed tile is a matrix product o
 A 4x4 tile is four windows of a 2x2 max pooling, so bias, ReLU and pooling are done on the tile
 before it leaves the cache, and the unpooled image never exists.
 
-The matrices are those of Toom and Cook for the points 0, 1, -1, 2, -2, (1/2, -1/2,) infinity. In
-float32 the result differs from the direct sum by some 2e-6 of the largest output of its tile, and
-by up to 2e-5 of it where one input is far above the others; inputs above 1e36 overflow. Where all
-of a patch is zero that would be a residue in place of zero, through which ReLU lets a gradient pass
-(half of an MNIST image is blank), so such outputs are set to zero. NaN and infinity in one input
-reach all outputs of the tiles that read it.
+The matrices are those of Toom and Cook for the points 0, 1, -1, 2, -2, (1/2, -1/2,) infinity. For
+3x3:
+
+         4  0 -5  0  1  0          1  1  1  1  1  0               6  0  0
+         0 -4 -4  1  1  0          0  1 -1  2 -2  0              -4 -4 -4
+    B' = 0  4 -4 -1  1  0     A' = 0  1  1  4  4  0     G = 1/24 -4  4 -4
+         0 -2 -1  2  1  0          0  1 -1  8 -8  1               1  2  4
+         0  2 -1 -2  1  0                                         1 -2  4
+         0  4  0 -5  0  1                                         0  0 24
+
+The rows of B' and the columns of A' of opposite points differ only in signs. So their even and odd
+parts are computed once, and then sums and differences.
+
+In float32 the result differs from the direct sum by some 2e-6 of the largest output of its tile,
+and by up to 2e-5 of it if one input is far above the others; inputs above 1e36 overflow. If all of
+a patch is zero, a residue would be left, through which ReLU lets a gradient pass (half of an MNIST
+image is blank), so such outputs are set to zero. NaN and infinity in one input reach all outputs of
+the tiles that read it.
 
 Layouts, all in scratch but for U: padded (HP, WP, CP), the image with whole vectors of channels;
 V (points, tiles, CP); U (panels, points, CP, PANEL); M (points, ROWS tiles, PANEL).
@@ -25,11 +37,11 @@ V (points, tiles, CP); U (panels, points, CP, PANEL); M (points, ROWS tiles, PAN
 A. Lavin and S. Gray, "Fast algorithms for convolutional neural networks", CVPR 2016.
 """
 
-import functools
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from minicnn.kernels.conv.padded import emit_block, emit_pooled, fill_padded, pack_filters
+from minicnn.kernels.conv.filters import pack_filters
 from minicnn.kernels.gemm import block_of_rows, clear, round_up
 from minicnn.kernels.jit import helper, kernel
 from minicnn.kernels.simd import (
@@ -39,11 +51,14 @@ from minicnn.kernels.simd import (
     add,
     broadcast,
     fma,
+    largest_of_four,
+    linear,
     load,
     pointer,
+    relu,
     splat,
     store,
-    sub,
+    store_some,
 )
 from minicnn.kernels.threads import aligned, parallel_for, share
 from minicnn.kernels.window import Window
@@ -52,6 +67,53 @@ _OUT = 4  # rows and columns of outputs in a tile
 _LEAST_CHANNELS = {(3, 3): 8, (5, 5): 5}  # below, the transforms cost more than they save
 _MOST_TILES = 28  # whose V is kept in the second-level cache
 _V_BYTES = 1 << 20
+
+
+def matrices(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return B', A' and G for filters of `size` x `size`; infinity is the last of the points."""
+    points = [0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5][: size + _OUT - 2]
+    others = [[q for q in points if q != p] for p in points]
+    factors = [*(np.poly(rest)[::-1] for rest in others), np.poly(points)[::-1]]
+    to_points = np.array([[*row, *[0.0] * (len(factors) - len(row))] for row in factors])
+    powers = np.array([[p**power for p in points] + [0.0] for power in range(size)])
+    powers[-1, -1] = 1.0
+    outputs = np.array([[p**power for p in points] + [0.0] for power in range(_OUT)])
+    outputs[-1, -1] = 1.0
+    scales = [*(np.prod([p - q for q in rest]) for p, rest in zip(points, others, strict=True)), 1]
+    return to_points, outputs, (powers / scales).T
+
+
+def _line_functions(size: int) -> tuple[Any, Any]:
+    """Return the functions that write B' d and A' m for one line of a tile."""
+    inputs, outputs, _ = matrices(size)
+    for rows in (inputs, outputs.T):  # even and odd parts in the place of opposite points
+        rows[1:-1:2], rows[2:-1:2] = rows[1:-1:2] + rows[2:-1:2], rows[1:-1:2] - rows[2:-1:2]
+        rows[1:-1] /= 2
+    return linear(inputs.tolist(), False, True), linear(outputs.tolist(), True, False)
+
+
+_input_line_3, _output_line_3 = _line_functions(3)
+_input_line_5, _output_line_5 = _line_functions(5)
+
+
+class _Tiles(NamedTuple):
+    """How the images are cut into tiles; a plain tuple for the kernel."""
+
+    rows: int  # of tiles in an image
+    columns: int
+    size: int  # of the filters
+    side: int  # of a tile's inputs
+
+
+class _Out(NamedTuple):
+    """Where the outputs of a tile are written."""
+
+    y: Any  # pointers to the first
+    code: Any
+    row: int  # elements from one row to the next
+    filters: int  # elements from one pixel to the next
+    rows: int  # that there are from here on
+    columns: int
 
 
 def fits(window: Window, channels: int) -> bool:
@@ -74,44 +136,32 @@ def forward(
     points, depth, panels = side * side, round_up(channels, LANES), -(-filters // PANEL)
     transformed = aligned((panels, points, depth, PANEL), np.float32)
     parallel_for(
-        _transform_filters, panels, (w, _filter_matrix(size)), (transformed,), channels, turned,
+        _transform_filters, panels, (w, matrices(size)[2].astype(np.float32)), (transformed,),
+        channels, turned,
         scratch={
             "packed": ((size, size, channels, PANEL), np.float32),
             "half": ((side, size, PANEL), np.float32),  # G g
         },
     )
     images = share(len(x), chunks)
-    tiles_h, tiles_w = -(-window.out_h // _OUT), -(-window.out_w // _OUT)
+    tiles = _Tiles(-(-window.out_h // _OUT), -(-window.out_w // _OUT), size, side)
     most = max(ROWS, _MOST_TILES // ROWS * ROWS)
     block = max(ROWS, min(most, _V_BYTES // (points * depth * 4) // ROWS * ROWS))
-    rows, columns = tiles_h * _OUT + size - 1, tiles_w * _OUT + size - 1
+    rows, columns = tiles.rows * _OUT + size - 1, tiles.columns * _OUT + size - 1
     parallel_for(
         _forward, -(-len(x) // images), (x, transformed, b), (y, code), tuple(window), images,
-        tiles_h, tiles_w, relu, pool,
+        tuple(tiles), relu, pool,
         scratch={
             "padded": ((rows, columns, depth), np.float32),
             "v": ((points, block, depth), np.float32),
             "m": ((points, ROWS, PANEL), np.float32),
             "line": ((2, points, LANES), np.float32),  # a tile between its two passes
             "zeros": ((PANEL,), np.float32),
-            "bias": ((PANEL,), np.float32),
+            "bias": ((panels, PANEL), np.float32),
             "live": ((rows, columns), np.float32),  # pixels that are not zero, or the next ones
             "blanks": ((block,), np.int32),  # a bit for each output of a tile
         },
     )
-
-
-@functools.cache
-def _filter_matrix(size: int) -> np.ndarray:
-    """Return G (side, size): the powers of each point over its distances to the others."""
-    points = [0.0, 1.0, -1.0, 2.0, -2.0] + ([0.5, -0.5] if size == 5 else [])
-    rows = []
-    for p in points:
-        scale = np.prod([p - q for q in points if q != p])
-        rows.append([p**power / scale for power in range(size)])
-    matrix = np.array([*rows, [0.0] * (size - 1) + [1.0]], np.float32)
-    matrix[0] = np.abs(matrix[0])  # `_input_line` carries the sign of the point 0
-    return matrix
 
 
 @kernel
@@ -147,60 +197,90 @@ def _combine(factors, source, step, target, count):
 
 
 @kernel
-def _forward(chunk, scratch, x, u, b, y, code, window, images, tiles_h, tiles_w, relu, pool):
+def _forward(chunk, scratch, x, u, b, y, code, window, images, tiles, relu, pool):
     """Compute images, a block of tiles at a time: V, then for each panel of filters M and Y."""
     padded, v, m, line, zeros, bias, live, blanks = scratch
-    (_, points, depth, _), (_, height, width, _) = u.shape, y.shape
-    side = 8 if points == 64 else 6
-    top, left = window[8], window[9]
-    wide, block = padded.shape[1], v.shape[1]
+    block, filters, per_image = v.shape[1], b.size, tiles[0] * tiles[1]
     clear(pointer(padded, 0), padded.size)
     clear(pointer(zeros, 0), PANEL)
-    begin, end = chunk * images, min(x.shape[0], (chunk + 1) * images)
-    per_image = tiles_h * tiles_w
-    present = -1  # the image that is in `padded`
-    for first in range(begin * per_image, end * per_image, block):
-        count = min(block, end * per_image - first)
-        for i in range(count):
-            n, ty, tx = _tile(first + i, tiles_h, tiles_w)
-            if n != present:
-                fill_padded(x, n, pointer(padded, (top * wide + left) * depth), wide, depth)
-                _find_live(pointer(padded, 0), pointer(live, 0), padded.shape, side - _OUT + 1)
-                present = n
-            blanks[i] = _blank_outputs(pointer(live, (ty * wide + tx) * _OUT), wide,
-                                       side - _OUT + 1)
-            corner = pointer(padded, (ty * wide + tx) * _OUT * depth)
-            for c in range(0, depth, LANES):
-                _input_tile(pointer(corner, c), wide * depth, depth, pointer(line, 0),
-                            pointer(v, i * depth + c), block * depth, side)
-        for panel in range(u.shape[0]):
-            filters = min(PANEL, b.size - panel * PANEL)
-            for f in range(PANEL):
-                bias[f] = b[panel * PANEL + f] if f < filters else 0
+    for f in range(bias.size):
+        pointer(bias, 0)[f] = b[f] if f < filters else 0
+    begin, end = chunk * images * per_image, min(x.shape[0], (chunk + 1) * images) * per_image
+    for first in range(begin, end, block):
+        count = min(block, end - first)
+        _transform_inputs(x, first, count, padded, v, line, live, blanks, window, tiles)
+        for f in range(0, filters, PANEL):
             for i in range(0, count, ROWS):
                 rows = min(ROWS, count - i)
-                for p in range(points):
-                    block_of_rows(
-                        pointer(v, (p * block + i) * depth), depth, 1, 0,
-                        pointer(u, (panel * points + p) * depth * PANEL), pointer(zeros, 0), 0,
-                        pointer(m, p * ROWS * PANEL), PANEL, rows, PANEL, x.shape[3], 1)
+                _multiply(v, u, m, zeros, i, rows, f // PANEL, x.shape[3])
                 for r in range(rows):
-                    n, ty, tx = _tile(first + i + r, tiles_h, tiles_w)
-                    row, column = ty * _OUT >> pool, tx * _OUT >> pool
-                    at = ((n * height + row) * width + column) * b.size + panel * PANEL
-                    for lane in range(0, filters, LANES):
-                        _output_tile(pointer(m, r * PANEL + lane), pointer(line, 0), side)
-                        if blanks[i + r]:
-                            _set_to_zero(pointer(line, 0), np.int64(blanks[i + r]))
-                        _emit(pointer(line, 0), pointer(bias, lane), pointer(y, at + lane),
-                              pointer(code, at + lane), width * b.size, b.size, height - row,
-                              width - column, filters - lane, relu, pool)
+                    out = _place(y, code, first + i + r, tiles, pool)
+                    for g in range(f, min(f + PANEL, filters), LANES):
+                        _output_tile(pointer(m, r * PANEL + g - f), pointer(line, 0), tiles[3])
+                        _set_blanks(pointer(line, 0), np.int64(blanks[i + r]))
+                        if pool:
+                            _emit_maxima(pointer(line, 0), load(pointer(bias, g), 0), out, g)
+                        else:
+                            _emit(pointer(line, 0), load(pointer(bias, g), 0), out, g, relu)
 
 
 @helper
-def _tile(number, tiles_h, tiles_w):
+def _transform_inputs(x, first, count, padded, v, line, live, blanks, window, tiles):
+    """Write V = B' d B of `count` tiles, and which of their outputs see zeros alone."""
+    (_, wide, depth), block, size, side = padded.shape, v.shape[1], tiles[2], tiles[3]
+    for i in range(count):
+        n, row, column = _tile(first + i, tiles)
+        if row + column == 0:  # the first tile of an image
+            _fill_padded(x, n, pointer(padded, (window[8] * wide + window[9]) * depth), wide, depth)
+            _find_live(pointer(padded, 0), pointer(live, 0), padded.shape, size)
+        blanks[i] = _blank_outputs(pointer(live, (row * wide + column) * _OUT), wide, size)
+        corner = pointer(padded, (row * wide + column) * _OUT * depth)
+        for c in range(0, depth, LANES):
+            _input_tile(pointer(corner, c), wide * depth, depth, pointer(line, 0),
+                        pointer(v, i * depth + c), block * depth, side)
+
+
+@helper
+def _multiply(v, u, m, zeros, first, rows, panel, channels):
+    """Write M[point] = V[point] U[point] for some tiles and a panel of filters."""
+    points, block, depth = v.shape
+    for p in range(points):
+        block_of_rows(pointer(v, (p * block + first) * depth), depth, 1, 0,
+                      pointer(u, (panel * points + p) * depth * PANEL), pointer(zeros, 0), 0,
+                      pointer(m, p * ROWS * PANEL), PANEL, rows, PANEL, channels, 1)
+
+
+@helper
+def _place(y, code, number, tiles, pool):
+    """Return where the outputs of a tile are written."""
+    _, height, width, filters = y.shape
+    n, row, column = _tile(number, tiles)
+    top, left = row * _OUT >> pool, column * _OUT >> pool
+    at = ((n * height + top) * width + left) * filters
+    return _Out(pointer(y, at), pointer(code, at), width * filters, filters, height - top,
+                width - left)
+
+
+@helper
+def _fill_padded(x, n, target, columns, depth):
+    """Copy image n to `target`, with rows of `columns` pixels and pixels of `depth` channels.
+
+    What is not written (border, channels that x does not have) keeps its value: zero.
+    """
+    height, width, channels = x.shape[1], x.shape[2], x.shape[3]
+    for row in range(height):
+        source = pointer(x, (n * height + row) * width * channels)
+        place = pointer(target, row * columns * depth)
+        for column in range(width):
+            for c in range(channels):
+                place[column * depth + c] = source[column * channels + c]
+
+
+@helper
+def _tile(number, tiles):
     """Return the image of a tile, and its row and column among the tiles of the image."""
-    return number // (tiles_h * tiles_w), number // tiles_w % tiles_h, number % tiles_w
+    rows, columns, _, _ = tiles
+    return number // (rows * columns), number // columns % rows, number % columns
 
 
 @helper
@@ -230,10 +310,10 @@ def _blank_outputs(live, wide, size):
 
 
 @helper
-def _set_to_zero(line, bits):
-    """Set outputs to zero, but for those that NaN or infinity in the filters has made NaN."""
+def _set_blanks(line, bits):
+    """Set outputs to zero, except those that NaN or infinity in the filters has made NaN."""
     zero = splat(np.float32(0))
-    for q in range(_OUT * _OUT):
+    for q in range(_OUT * _OUT if bits else 0):
         if bits >> q & 1:
             store(fma(load(line, q * LANES), zero, zero), line, q * LANES)
 
@@ -241,95 +321,62 @@ def _set_to_zero(line, bits):
 @helper
 def _input_tile(source, row, column, line, v, point, side):
     """V = B' d B for one tile and one vector of channels."""
+    step = side * LANES
     for j in range(side):
-        _input_line(pointer(source, j * column), row, pointer(line, j * LANES), side * LANES,
-                    side)
+        _input_line(pointer(source, j * column), row, pointer(line, j * LANES), step, side)
     for i in range(side):
-        _input_line(pointer(line, i * side * LANES), LANES, pointer(v, i * side * point), point,
-                    side)
+        _input_line(pointer(line, i * step), LANES, pointer(v, i * side * point), point, side)
 
 
 @helper
 def _input_line(d, step, out, out_step, side):
     """Write B' d for one line of a tile: vectors `step` apart to vectors `out_step` apart."""
-    d0, d1, d2, d3 = load(d, 0), load(d, step), load(d, 2 * step), load(d, 3 * step)
-    d4, d5 = load(d, 4 * step), load(d, 5 * step)
     if side == 6:
-        even1 = fma(splat(np.float32(-4)), d2, d4)
-        odd1 = fma(splat(np.float32(-4)), d1, d3)
-        even2, odd2 = sub(d4, d2), sub(d3, d1)
-        odd2 = add(odd2, odd2)
-        store(fma(splat(np.float32(4)), d0, fma(splat(np.float32(-5)), d2, d4)), out, 0)
-        store(add(even1, odd1), out, out_step)
-        store(sub(even1, odd1), out, 2 * out_step)
-        store(add(even2, odd2), out, 3 * out_step)
-        store(sub(even2, odd2), out, 4 * out_step)
-        store(fma(splat(np.float32(4)), d1, fma(splat(np.float32(-5)), d3, d5)), out,
-              5 * out_step)
-        return
-    d6, d7 = load(d, 6 * step), load(d, 7 * step)
-    quarter, half = splat(np.float32(0.25)), splat(np.float32(0.5))
-    even1 = fma(splat(np.float32(-4.25)), d4, add(d2, d6))
-    odd1 = fma(splat(np.float32(-4.25)), d3, add(d1, d5))
-    even2 = fma(quarter, d2, fma(splat(np.float32(-1.25)), d4, d6))
-    even3 = fma(splat(np.float32(4)), d2, fma(splat(np.float32(-5)), d4, d6))
-    middle = fma(splat(np.float32(-5)), d3, splat(np.float32(0)))
-    odd2 = fma(half, add(d1, middle), add(d5, d5))
-    odd3 = fma(half, add(d5, middle), add(d1, d1))
-    store(fma(splat(np.float32(5.25)), sub(d4, d2), sub(d0, d6)), out, 0)
-    store(add(even1, odd1), out, out_step)
-    store(sub(even1, odd1), out, 2 * out_step)
-    store(add(even2, odd2), out, 3 * out_step)
-    store(sub(even2, odd2), out, 4 * out_step)
-    store(add(even3, odd3), out, 5 * out_step)
-    store(sub(even3, odd3), out, 6 * out_step)
-    store(fma(splat(np.float32(5.25)), sub(d3, d5), sub(d7, d1)), out, 7 * out_step)
+        _input_line_3(d, step, out, out_step)
+    else:
+        _input_line_5(d, step, out, out_step)
 
 
 @helper
 def _output_tile(m, line, side):
     """Y = A' M A for one tile and one vector of filters; Y (4, 4) goes to the start of `line`."""
-    point = ROWS * PANEL
+    point, step = ROWS * PANEL, side * LANES
     half = pointer(line, _OUT * _OUT * LANES)
     for j in range(side):
-        _output_line(pointer(m, j * point), side * point, pointer(half, j * LANES), side * LANES,
-                     side)
+        _output_line(pointer(m, j * point), side * point, pointer(half, j * LANES), step, side)
     for i in range(_OUT):
-        _output_line(pointer(half, i * side * LANES), LANES, pointer(line, i * _OUT * LANES),
-                     LANES, side)
+        _output_line(pointer(half, i * step), LANES, pointer(line, i * _OUT * LANES), LANES, side)
 
 
 @helper
 def _output_line(m, step, out, out_step, side):
-    """Write A' m for one line of a tile: powers 0 to 3 of the points, infinity in the last."""
-    m1, m2, m3, m4 = load(m, step), load(m, 2 * step), load(m, 3 * step), load(m, 4 * step)
-    sum1, sum2, difference1, difference2 = add(m1, m2), add(m3, m4), sub(m1, m2), sub(m3, m4)
-    y0 = add(load(m, 0), add(sum1, sum2))
-    y1 = fma(splat(np.float32(2)), difference2, difference1)
-    y2 = fma(splat(np.float32(4)), sum2, sum1)
-    y3 = fma(splat(np.float32(8)), difference2, difference1)
-    if side == 8:
-        m5, m6 = load(m, 5 * step), load(m, 6 * step)
-        sum3, difference3 = add(m5, m6), sub(m5, m6)
-        y0 = add(y0, sum3)
-        y1 = fma(splat(np.float32(0.5)), difference3, y1)
-        y2 = fma(splat(np.float32(0.25)), sum3, y2)
-        y3 = fma(splat(np.float32(0.125)), difference3, y3)
-    store(y0, out, 0)
-    store(y1, out, out_step)
-    store(y2, out, 2 * out_step)
-    store(add(y3, load(m, (side - 1) * step)), out, 3 * out_step)
+    """Write A' m for one line of a tile."""
+    if side == 6:
+        _output_line_3(m, step, out, out_step)
+    else:
+        _output_line_5(m, step, out, out_step)
 
 
 @helper
-def _emit(line, bias, y, code, row, pixel, rows, columns, count, relu, pool):
-    """Write a tile's outputs, those in the first `rows` and `columns`, for a vector of filters."""
-    for i in range(0, _OUT, 2):
-        for j in range(0, _OUT, 2):
-            block = pointer(line, (i * _OUT + j) * LANES)
-            if not pool:
-                emit_block(block, _OUT * LANES, bias, pointer(y, i * row + j * pixel), row, pixel,
-                           rows - i, columns - j, count, relu)
-            elif i // 2 < rows and j // 2 < columns:
-                at = i // 2 * row + j // 2 * pixel
-                emit_pooled(block, _OUT * LANES, bias, pointer(y, at), pointer(code, at), count)
+def _emit(line, bias, out, f, relu_):
+    """Write a vector of a tile's outputs from filter f on: plus the bias, through ReLU if asked."""
+    for i in range(_OUT):
+        for j in range(_OUT):
+            if i < out.rows and j < out.columns:
+                output = add(load(line, (i * _OUT + j) * LANES), bias)
+                if relu_:
+                    output = relu(output)
+                store_some(output, out.y, i * out.row + j * out.filters + f, out.filters - f)
+
+
+@helper
+def _emit_maxima(line, bias, out, f):
+    """Write the maxima of 2x2 of a tile's outputs from filter f on: plus the bias, through ReLU."""
+    for i in range(_OUT // 2):
+        for j in range(_OUT // 2):
+            if i < out.rows and j < out.columns:
+                above, at = pointer(line, (i * _OUT + j) * 2 * LANES), i * out.row + j * out.filters
+                below = pointer(above, _OUT * LANES)
+                largest_of_four(load(above, 0), load(above, LANES), load(below, 0),
+                                load(below, LANES), bias, pointer(out.y, at + f),
+                                pointer(out.code, at + f), out.filters - f)
