@@ -92,6 +92,7 @@ def _line_functions(size: int) -> tuple[Any, Any]:
     return linear(inputs.tolist(), False, True), linear(outputs.tolist(), True, False)
 
 
+_FILTERS = {size: matrices(size)[2].astype(np.float32) for size in (3, 5)}  # G
 _input_line_3, _output_line_3 = _line_functions(3)
 _input_line_5, _output_line_5 = _line_functions(5)
 
@@ -136,7 +137,7 @@ def forward(
     points, depth, panels = side * side, round_up(channels, LANES), -(-filters // PANEL)
     transformed = aligned((panels, points, depth, PANEL), np.float32)
     parallel_for(
-        _transform_filters, panels, (w, matrices(size)[2].astype(np.float32)), (transformed,),
+        _transform_filters, panels, (w, _FILTERS[size]), (transformed,),
         channels, turned,
         scratch={
             "packed": ((size, size, channels, PANEL), np.float32),
