@@ -103,38 +103,39 @@ def multiply(a, a_row, a_col, packed, s, s_row, s_col, c, c_row, m, n, k):
         depth = min(DEPTH, k - p)  # of the part of a panel that stays in the first-level cache
         for j in range(0, n, width):
             block_of_rows(pointer(a, p * a_col), a_row, a_col, 0,
-                          pointer(packed, j * k + p * width), pointer(s, j * s_col), s_row,
+                          pointer(packed, j * k + p * width), width, pointer(s, j * s_col), s_row,
                           pointer(c, j), c_row, m, min(width, n - j), depth, 1)
         s, s_row, s_col = c, c_row, 1  # what follows adds to what is there
 
 
 @helper
-def block_of_rows(a, a_row, a_col, a_round, b, s, s_row, c, c_row, m, n, depth, rounds):
+def block_of_rows(a, a_row, a_col, a_round, b, b_row, s, s_row, c, c_row, m, n, depth, rounds):
     """C (m, n) = S + A B for one panel of B, by tiles of such heights that few rows are wasted.
 
-    The columns of A come in `rounds` of `depth`, each `a_round` elements after the one before.
+    The columns of A come in `rounds` of `depth`, each `a_round` elements after the one before. The
+    rows of B are `b_row` elements apart.
     """
-    i, size, width = 0, lanes(c), panel(c)
+    i, size = 0, lanes(c)
     while i < m:
         rows = m - i
         a_, s_, c_ = pointer(a, i * a_row), pointer(s, i * s_row), pointer(c, i * c_row)
         if n <= size and rows > _FEW:
             rows = min(rows, ROWS)
-            tile(ROWS, 1, a_, a_row, a_col, a_round, b, width, s_, s_row, c_, c_row, rows, n, depth,
+            tile(ROWS, 1, a_, a_row, a_col, a_round, b, b_row, s_, s_row, c_, c_row, rows, n, depth,
                  rounds)
         elif n <= size:
-            tile(_FEW, 1, a_, a_row, a_col, a_round, b, width, s_, s_row, c_, c_row, rows, n, depth,
+            tile(_FEW, 1, a_, a_row, a_col, a_round, b, b_row, s_, s_row, c_, c_row, rows, n, depth,
                  rounds)
         elif rows > 2 * _SOME or _SOME < rows <= ROWS:
             rows = min(rows, ROWS)
-            tile(ROWS, VECTORS, a_, a_row, a_col, a_round, b, width, s_, s_row, c_, c_row, rows, n,
+            tile(ROWS, VECTORS, a_, a_row, a_col, a_round, b, b_row, s_, s_row, c_, c_row, rows, n,
                  depth, rounds)
         elif rows > _FEW:
             rows = min(rows, _SOME)
-            tile(_SOME, VECTORS, a_, a_row, a_col, a_round, b, width, s_, s_row, c_, c_row, rows, n,
+            tile(_SOME, VECTORS, a_, a_row, a_col, a_round, b, b_row, s_, s_row, c_, c_row, rows, n,
                  depth, rounds)
         else:
-            tile(_FEW, VECTORS, a_, a_row, a_col, a_round, b, width, s_, s_row, c_, c_row, rows, n,
+            tile(_FEW, VECTORS, a_, a_row, a_col, a_round, b, b_row, s_, s_row, c_, c_row, rows, n,
                  depth, rounds)
         i += rows
 

@@ -88,6 +88,7 @@ def results():
         found[f"lists, {size} channels"] = convolutions((1, 3), size, 4)
         found[f"dense, {size} units"] = products(size, 70, size)
         found[f"few rows, {size} units"] = products(3, 70, size)
+        found[f"two rows, {size} units"] = products(2, 70, size)
     found["lists, all rows of a window"] = convolutions((3, 3), 16, 10)
     found["lists, a row of a window at a time"] = convolutions((5, 5), 33, 20)
     found["lists, cut windows"] = convolutions((7, 7), 17, 5)

@@ -166,8 +166,8 @@ def _forward(chunk, scratch, x, packed, b, y, code, window, bands, length, relu,
         for f in range(0, filters, PANEL):
             for i in range(lines):
                 block_of_rows(pointer(image, i * sh * wide * channels), sw * channels, 1,
-                              wide * channels, pointer(packed, f * depth), pointer(bias, f), 0,
-                              pointer(out, i * ow * line + f), line, height,
+                              wide * channels, pointer(packed, f * depth), PANEL,
+                              pointer(bias, f), 0, pointer(out, i * ow * line + f), line, height,
                               min(PANEL, line - f), kw * channels, kh)
         if pool:
             at = (n * (oh // 2) + first // 2) * (ow // 2) * filters
@@ -204,8 +204,9 @@ def _kernel_gradient(chunk, scratch, x, dy, y, partial, biases, dz, window, band
             for u in range(kh):
                 target = pointer(dw, u * run * filters + f)
                 block_of_rows(pointer(image, u * wide * channels), 1, sw * channels,
-                              sh * wide * channels, pointer(packed, f * count * ow), target,
-                              filters, target, filters, run, min(PANEL, filters - f), width, lines)
+                              sh * wide * channels, pointer(packed, f * count * ow), PANEL,
+                              target, filters, target, filters, run, min(PANEL, filters - f), width,
+                              lines)
 
 
 @helper

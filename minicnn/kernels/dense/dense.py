@@ -11,14 +11,33 @@ import numpy as np
 
 from minicnn.kernels.dense import lists
 from minicnn.kernels.elementwise import BLOCK, add_waiting, drop, mask_of, waiting_sums
-from minicnn.kernels.gemm import DEPTH, clear, copy, multiply, pack, packed_shape
+from minicnn.kernels.gemm import (
+    DEPTH,
+    block_of_rows,
+    clear,
+    copy,
+    multiply,
+    pack,
+    packed_shape,
+    panel,
+)
 from minicnn.kernels.jit import helper, kernel
-from minicnn.kernels.simd import broadcast, fma, lanes, load_some, pointer, store_some
+from minicnn.kernels.simd import (
+    VECTORS,
+    broadcast,
+    fma,
+    lanes,
+    load_some,
+    pointer,
+    store_some,
+    tile,
+)
 from minicnn.kernels.threads import check, parallel_for
 
 _CHUNK = 64  # columns of the result that one chunk computes; B is packed a chunk at a time
-_FEW_ROWS = 4  # up to here w is read where it lies: packing it would cost more than the product
-_WIDE_CHUNK = 512  # then: enough columns that memory is read in long runs
+_FEW_ROWS = 14  # up to here w is read where it is: packing it would cost more than the product
+_SLAB = 16  # rows of w that are read at a time, so that memory is read in long runs
+_WIDE_CHUNK = 512  # then: for the same reason
 
 
 def forward(
@@ -92,7 +111,7 @@ def _forward(chunk, scratch, x, w, b, y, width, relu, dropping, key, threshold, 
         _product(pointer(x, 0), d, 1, pointer(w, j), u, 1, pointer(b, j), 1, pointer(y, j), u, n,
                  columns, d, pointer(packed, 0))
     else:
-        _product_by_rows(pointer(x, 0), pointer(w, j), pointer(b, j), pointer(y, j), n, columns, d,
+        _product_in_place(pointer(x, 0), pointer(w, j), pointer(b, j), pointer(y, j), n, columns, d,
                          u)
     for i in range(n):
         row = pointer(y, i * u + j)
@@ -146,23 +165,30 @@ def _product(a, a_row, a_col, b, b_row, b_col, s, s_col, c, c_row, m, n, k, pack
 
 
 @helper
-def _product_by_rows(x, w, b, y, n, columns, d, u):
-    """Write y = x w + b for few rows of x.
+def _product_in_place(x, w, b, y, n, columns, d, u):
+    """Write y = x w + b for few rows of x, with w read where it is, a slab of its rows at a time.
 
-    Four rows of w at a time pass by, each read once and in one run; the sums have the order of
-    `tile`, and so its bits.
+    Every sum has the order that it has in `_product`, and so its bits.
     """
-    size = lanes(y)
+    width, size = panel(y), lanes(y)
+    panels = columns // width * width  # the columns that fill panels
     for i in range(n):
-        for q in range(columns):
+        for q in range(panels, columns):
             y[i * u + q] = b[q]
-    for p in range(0, d, 4):
-        rows = pointer(w, p * u)
+    s, s_row = b, 0
+    for p in range(0, max(d, 1), _SLAB):
+        depth, rows = min(_SLAB, d - p), pointer(w, p * u)
+        for q in range(0, panels, width):
+            x_, w_, s_, y_ = pointer(x, p), pointer(rows, q), pointer(s, q), pointer(y, q)
+            if 0 < n <= 2:  # fewer than in the tiles of `block_of_rows`
+                tile(2, VECTORS, x_, d, 1, 0, w_, u, s_, s_row, y_, u, n, width, depth, 1)
+            else:
+                block_of_rows(x_, d, 1, 0, w_, u, s_, s_row, y_, u, n, width, depth, 1)
         for i in range(n):
-            for q in range(0, columns, size):
-                some = columns - q
-                total = load_some(y, i * u + q, some)
-                for r in range(min(4, d - p)):
+            for q in range(panels, columns, size):
+                total = load_some(y, i * u + q, columns - q)
+                for r in range(depth):
                     factor = broadcast(x, i * d + p + r)
-                    total = fma(factor, load_some(rows, r * u + q, some), total)
-                store_some(total, y, i * u + q, some)
+                    total = fma(factor, load_some(rows, r * u + q, columns - q), total)
+                store_some(total, y, i * u + q, columns - q)
+        s, s_row = y, u
