@@ -81,7 +81,9 @@ def multiply_adds(kernel, reads, writes, sizes):
     if name == "winograd.forward":
         tiles = len(reads[0]) * -(-window[10] // 4) * -(-window[11] // 4)
         return tiles * shapes[1][1] * shapes[0][3] * reads[2].size
-    if is_conv and name.endswith((".forward", ".input_gradient")):
+    if is_conv and name.endswith(".forward"):
+        return positions * window[2] * window[3] * shapes[0][3] * reads[2].size
+    if is_conv and name.endswith(".input_gradient"):
         return positions * reads[1].size
     if is_conv and name.endswith(".kernel_gradient"):
         return positions * shapes[0][3] * shapes[1][3] * window[2] * window[3]
