@@ -1,9 +1,9 @@
-"""Compile the kernels of a float32 training step from the last to the first: a program of its own.
+"""Compile kernels of a float32 training step, from its middle and its end: a program of its own.
 
 `cache` starts it as a child, ``python -m minicnn.kernels.ahead``, when it misses a kernel on disk:
 Numba compiles on one thread. The child keeps what it compiles on disk, and when its parent gets to
-the last kernels of a step, it finds them there. Nothing is sent between the two, and neither waits
-for the other. A child that dies costs time alone.
+those kernels, it finds them there. Nothing is sent between the two, and neither waits for the
+other. A child that dies costs time alone.
 """
 
 import os
@@ -18,8 +18,8 @@ from minicnn.kernels.elementwise import relu_gradient
 from minicnn.kernels.window import slide
 
 
-def compile_backwards(parent: int | None = None) -> None:
-    """Compile the kernels of a float32 training step, the last ones first.
+def compile_ahead(parent: int | None = None) -> None:
+    """Compile the kernels of a float32 training step, first those that its parent needs late.
 
     Parameters
     ----------
@@ -30,13 +30,13 @@ def compile_backwards(parent: int | None = None) -> None:
     x, w, b, rows = _new(1, 4, 4, 8), _new(3, 3, 8, 8), _new(8), _new(8, 8)
     half, code = _new(1, 2, 2, 8), np.zeros((1, 2, 2, 8), np.uint8)
     for door in (
+        lambda: dense.forward(rows, rows, b, _new(8, 8)),
         lambda: conv.pooled_gradients(x, half, code, w, _new(3, 3, 8, 8), _new(8), None, window),
         lambda: dense.gradients(rows, rows, rows, _new(8, 8), _new(8, 8), True),  # from lists
         lambda: dense.gradients(rows, rows, rows, _new(8, 8), _new(8, 8), False),
         lambda: relu_gradient(rows, rows, _new(8, 8)),
         lambda: update.sgd(_new(8), b, 0.0, 0.0),
         lambda: conv.kernel_gradient(x, x, _new(3, 3, 8, 8), _new(8), window),
-        lambda: dense.forward(rows, rows, b, _new(8, 8)),
         lambda: conv.forward(x, w, b, _new(1, 4, 4, 8), window),  # Winograd
         lambda: conv.forward(x, w[:1, :1], b, _new(1, 4, 4, 8), one),  # implicit
     ):
@@ -49,4 +49,4 @@ def _new(*shape: int) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    compile_backwards(int(sys.argv[1]) if os.name == "posix" else None)
+    compile_ahead(int(sys.argv[1]) if os.name == "posix" else None)

@@ -291,7 +291,7 @@ import test_jit
 from minicnn.kernels import ahead
 def compiled():
     return sum(len(function.signatures) for function in test_jit.KERNELS.values())
-ahead.compile_backwards()
+ahead.compile_ahead()
 before = compiled()
 test_jit.minicnn.warmup()
 print(before, compiled())
@@ -329,10 +329,10 @@ def test_a_child_that_cannot_be_started_costs_nothing(monkeypatch):
 
 
 def test_a_child_stops_when_its_parent_has_ended(monkeypatch):
-    monkeypatch.setattr(ahead.conv, "pooled_gradients", None)
-    ahead.compile_backwards(parent=-1)
+    monkeypatch.setattr(ahead.dense, "forward", None)
+    ahead.compile_ahead(parent=-1)
     with pytest.raises(TypeError):
-        ahead.compile_backwards(parent=os.getppid())
+        ahead.compile_ahead(parent=os.getppid())
 
 
 # Helpers
