@@ -5,6 +5,7 @@ mass in the middle. A network trained on them needs its inputs in this form. `re
 file as grey levels; `digit` finds the digit in them, scales it and centres it.
 """
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -175,13 +176,16 @@ def _reduced(image: Any) -> Any:
     image.load()
     factor = max(1, max(image.size) // _LARGEST)
     mode = "F" if image.mode[0] in "IF" else "RGBA"
-    small = image_module.new(mode, tuple(-(-n // factor) for n in image.size))
-    for row in range(0, small.height, 32):  # in strips: complete copies would fill the memory
-        bottom = min((row + 32) * factor, image.height)
-        rows = image.crop((0, row * factor, image.width, bottom))
+    width, height = (-(-n // factor) for n in image.size)
+    small = image_module.new(mode, (width, height))
+    # In parts: complete copies would fill the memory.
+    for left, top in itertools.product(range(0, width, 128), range(0, height, 128)):
+        right = min((left + 128) * factor, image.width)
+        bottom = min((top + 128) * factor, image.height)
+        part = image.crop((left * factor, top * factor, right, bottom))
         if mode == "F":
-            rows = image_module.fromarray(np.nan_to_num(np.asarray(rows, np.float32)))
-        small.paste(rows.convert(mode).reduce(factor), (0, row))
+            part = image_module.fromarray(np.nan_to_num(np.asarray(part, np.float32)))
+        small.paste(part.convert(mode).reduce(factor), (left, top))
     small.getexif()[_ORIENTATION] = image.getexif().get(_ORIENTATION, 1)
     return small
 

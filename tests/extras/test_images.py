@@ -439,12 +439,14 @@ def test_small_files_do_not_fill_the_memory(tmp_path):
     Image.fromarray(np.full((5800, 5800), 60000, np.uint16)).save(deep, compress_level=1)
     Image.new("1", (6200, 6200), 1).save(bilevel, compression="group4")
     assert bilevel.stat().st_size < 5000
-    command = [sys.executable, "-W", "ignore", "-c", READ_IN_LITTLE_MEMORY, deep, bilevel]
+    flat = tmp_path / "flat.png"
+    Image.new("RGB", (12_000_000, 1)).save(flat)
+    command = [sys.executable, "-W", "ignore", "-c", READ_IN_LITTLE_MEMORY, deep, bilevel, flat]
     subprocess.run(command, check=True)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "I;16", "F"])
-def test_reading_in_strips_changes_nothing(saved, mode):
+def test_reading_in_parts_changes_nothing(saved, mode):
     large = drawn(5).resize((2100, 2730))
     if mode in ("I;16", "F"):
         deep = np.asarray(large).astype({"I;16": np.uint16, "F": np.float32}[mode])
