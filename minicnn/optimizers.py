@@ -161,8 +161,8 @@ class Optimizer:
         Raises
         ------
         ValueError
-            If an entry is missing, unknown or of another shape, or holds NaN or a negative mean of
-            squares. Nothing is changed then.
+            If an entry is missing, unknown or of another shape, or holds NaN, an infinite mean or
+            a negative mean of squares. Nothing is changed then.
         """
         remedy = "load it into the optimizer and the model that saved it"
         instance(state, Mapping, "state", "what state_dict returns")

@@ -328,6 +328,7 @@ def test_a_state_that_does_not_fit_changes_nothing(change, message):
     ("adam_s", np.nan, "conv2d/bias/adam_s holds NaN"),
     ("adam_s", -1e-30, "conv2d/bias/adam_s has a negative mean of squares"),
     ("adam_s", -np.inf, "conv2d/bias/adam_s has a negative mean of squares"),
+    ("adam_m", -np.inf, "conv2d/bias/adam_m holds infinity, which no step produces"),
     ("adam_m", -1.0, None),
     ("adam_s", np.inf, None),  # the square of a gradient of 1e20
     ("adam_s", -0.0, None),

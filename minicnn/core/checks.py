@@ -315,8 +315,13 @@ def gradient(dy: Any, shape: tuple[int, ...], dtype: Any, label: str) -> None:
 def optimizer_fault(state: Mapping[str, np.ndarray]) -> str:
     """Return what is impossible in an optimizer's state, such as NaN; "" if nothing is."""
     for name, values in state.items():
-        if values.dtype.kind == "f" and np.isnan(values).any():
+        if values.dtype.kind != "f":
+            continue
+        if np.isnan(values).any():
             return f"{name} holds NaN"
-        if values.dtype.kind == "f" and name.endswith("/adam_s") and (values < 0).any():
+        # Only the square of a finite gradient may be infinite: otherwise, so is the weight.
+        if name.endswith(("/adam_m", "/momentum")) and np.isinf(values).any():
+            return f"{name} holds infinity"
+        if name.endswith("/adam_s") and (values < 0).any():
             return f"{name} has a negative mean of squares"
     return ""

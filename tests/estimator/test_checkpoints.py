@@ -435,6 +435,8 @@ HOSTILE = {
     "a weight of NaN": with_array("parameters/w", [1, np.nan]),
     "a weight without end": with_array("parameters/w", [1, -np.inf]),
     "a momentum of NaN": with_array("optimizer/w/momentum", [np.nan, 1]),
+    "a momentum without end": with_array("optimizer/w/momentum", [np.inf, 1]),
+    "a mean without end": with_array("optimizer/w/adam_m", [1, -np.inf]),
     "a mean of squares of NaN": with_array("optimizer/w/adam_s", [np.nan, 1]),
     "a negative mean of squares": with_array("optimizer/w/adam_s", [1, -1e-3]),
     "negative iterations": archive(
@@ -506,6 +508,7 @@ def test_a_renamed_checkpoint_is_read_by_its_path(folder):
 @pytest.mark.parametrize("name, value, words", [
     ("parameters/hidden/kernel", np.nan, "parameters/hidden/kernel holds NaN or infinity"),
     ("optimizer/hidden/kernel/momentum", np.nan, "optimizer/hidden/kernel/momentum holds NaN"),
+    ("optimizer/hidden/kernel/momentum", np.inf, "hidden/kernel/momentum holds infinity"),
     ("optimizer/hidden/kernel/adam_s", -1, "adam_s has a negative mean of squares"),
 ])
 def test_the_one_before_a_hostile_checkpoint_is_used(folder, trained, caplog, name, value, words):
