@@ -18,6 +18,7 @@ from minicnn.core.files import StrangeFileError, open_regular
 
 _SIZE, _BOX = 28, 20  # pixels: MNIST's images, and the digits in them
 _MOST_PIXELS = 40_000_000  # to decode: a small file may declare any number
+_LONGEST_SIDE = 100_000  # pixels: decoders need extra memory for each row and column
 _DECODED_WITH_COPIES = ("WEBP", "AVIF", "JPEG2000")
 _ORIENTATION = 0x0112  # tag in EXIF data
 _LARGEST = 1024  # pixels: longer side of the pictures that `read` returns
@@ -48,7 +49,7 @@ def read(path: str | Path) -> np.ndarray:
         If there is no such file.
     ValueError
         If the path is not a regular file or not a complete picture, or the picture has more than 40
-        million pixels (JPEG: 80, WebP and AVIF: 20).
+        million pixels (JPEG: 80, WebP and AVIF: 20) or a side of more than 100,000.
 
     Examples
     --------
@@ -71,7 +72,8 @@ def read(path: str | Path) -> np.ndarray:
             copies = 2 if image.format in _DECODED_WITH_COPIES else 1
             decoded = copies * image.width * image.height
             # EPS is a program, which Pillow would run.
-            if image.format == "EPS" or max(stored, decoded) > _MOST_PIXELS:
+            is_large = max(stored, decoded) > _MOST_PIXELS or max(image.size) > _LONGEST_SIDE
+            if image.format == "EPS" or is_large:
                 raise ValueError(f"{image.format} of {image.width} x {image.height} is not safe")
             upright = image_ops.exif_transpose(_reduced(image))
             if upright.mode == "F":

@@ -382,6 +382,8 @@ HOSTILE = {
     "page.jpg": b"<!doctype html><title>Not found</title>",
     "bomb.png": png(60000, 60000, bytes(1000)),
     "large.png": png(9500, 9000, bytes(1000)),  # below Pillow's own limit
+    "wide.png": png(200_000, 1, bytes(200_001)),
+    "tall.png": png(1, 200_000, bytes(400_000)),
     "lies.png": png(5000, 5000, bytes(10)),
     "nothing.png": png(0, 0),
     "cut.png": encoded("PNG")[:500],
@@ -401,7 +403,8 @@ def test_hostile_files(tmp_path, name):
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(("name", "reason"), [
-    ("large.png", "PNG of 9500 x 9000 is not safe"), ("program.eps", "EPS of 9 x 9 is not safe"),
+    ("large.png", "PNG of 9500 x 9000 is not safe"), ("wide.png", "PNG of 200000 x 1 is not safe"),
+    ("tall.png", "PNG of 1 x 200000 is not safe"), ("program.eps", "EPS of 9 x 9 is not safe"),
 ])
 def test_what_is_not_even_begun(tmp_path, name, reason):
     (tmp_path / name).write_bytes(HOSTILE[name])
@@ -440,7 +443,7 @@ def test_small_files_do_not_fill_the_memory(tmp_path):
     Image.new("1", (6200, 6200), 1).save(bilevel, compression="group4")
     assert bilevel.stat().st_size < 5000
     flat = tmp_path / "flat.png"
-    Image.new("RGB", (12_000_000, 1)).save(flat)
+    Image.new("RGB", (90_000, 200)).save(flat)
     command = [sys.executable, "-W", "ignore", "-c", READ_IN_LITTLE_MEMORY, deep, bilevel, flat]
     subprocess.run(command, check=True)
 
