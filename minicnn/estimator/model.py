@@ -324,6 +324,12 @@ def _check(trace: Trace, new: list[str], saved: Mapping[str, np.ndarray], path: 
                 f"{name} is {shape} in the model and {array.dtype} {array.shape} in the "
                 f"checkpoint; give `x` with rows of the same shape as in training. Or {remedy}"
             )
+        most = np.finfo(made[name].dtype).max
+        if array.dtype != made[name].dtype and np.abs(array).max(initial=0) > most:
+            raise CheckpointError(
+                f"{name} is {made[name].dtype} in the model, and {path} holds values above {most}, "
+                "which no run saves; delete the file to use an older checkpoint"
+            )
     unused = set(saved) - set(made)
     if mode == ModeKeys.TRAIN and unused:
         name = min(unused)

@@ -522,6 +522,18 @@ def test_the_one_before_a_hostile_checkpoint_is_used(folder, trained, caplog, na
     assert_goes_on_as_if_nothing_had_been(folder, trained)
 
 
+def test_weights_beyond_the_range_of_the_model_are_refused(folder, trained):
+    loaded = checkpoints.load(folder / "model.ckpt-3.npz")
+    array = np.full((60, 99), -1e300)  # infinity in float32
+    kernel = {"parameters/hidden/kernel": array}
+    path = checkpoints.save(folder, 3, loaded.arrays | kernel, loaded.meta, keep=5)
+    with pytest.raises(mc.CheckpointError, match="hidden/kernel is float32 in the model") as caught:
+        train(folder, 8)
+    assert str(path) in str(caught.value)
+    path.unlink()  # as the error says
+    assert_goes_on_as_if_nothing_had_been(folder, trained)
+
+
 def test_thousands_of_broken_checkpoints_are_read_once(folder, monkeypatch, caplog):
     (folder / "checkpoint.json").unlink()
     for step in range(10, 2010):
