@@ -155,12 +155,13 @@ Feed = ArrayFeed | FunctionFeed
 def feed(x: Any, y: Any, input_fn: Any, batch_size: int | None) -> Feed:
     """Return the feed for the arguments that fit, evaluate and predict share."""
     if input_fn is not None:
+        function_feed = FunctionFeed(input_fn)
         if x is not None or y is not None or batch_size is not None:
             raise ValueError(
                 "give either `input_fn`, which makes its own batches, or `x`, `y` and "
                 f"`batch_size`, got the `input_fn` {describe(input_fn)} and one of these"
             )
-        return FunctionFeed(input_fn)
+        return function_feed
     if x is None:
         raise ValueError("there is no data: give `x` (and `y`), or `input_fn`")
     return ArrayFeed(x, y, BATCH_SIZE if batch_size is None else batch_size)
