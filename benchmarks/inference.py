@@ -1,6 +1,7 @@
-"""Time the logits of the documented network: one image, a hundred, a thousand.
+"""Time the logits of a network: one image, a hundred, a thousand.
 
-    python benchmarks/inference.py
+    python benchmarks/inference.py                  the documented network
+    python benchmarks/inference.py --network vgg    another one of benchmarks/networks.py
 
 `Sequential.predict` against PyTorch (eager, `inference_mode`, two memory layouts) and ONNX Runtime
 with the same weights. Inputs are arrays (N, H, W, C), outputs are arrays. A thousand images are
@@ -9,6 +10,7 @@ compared before the timing.
 """
 
 import itertools
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -28,10 +30,10 @@ LIMIT = 1e-4
 class Inference:
     """A contender that computes logits with the weights and images in a folder."""
 
-    def __init__(self, name, folder):
+    def __init__(self, name, network, folder):
         self.images = np.load(Path(folder) / "images.npy")
         weights = networks.read_weights(Path(folder) / "weights.npz")
-        network = networks.NETWORKS["documented"]
+        network = networks.Network(*network)
         if name == "minicnn":
             model = networks.make(name, network, weights).model
             self.logits = lambda x: model.predict(x, batch_size=len(x))
@@ -94,8 +96,9 @@ def onnx_graph(network, weights):
     add("Transpose", perm=[0, 3, 1, 2])
     for kind, options, *_ in network.without_dropout().walk():
         if kind == "conv":
-            pads = [options[0] // 2] * 4
-            add("Conv", constant(next(values)), constant(next(values)), pads=pads)
+            size, _, stride, _ = options
+            add("Conv", constant(next(values)), constant(next(values)),
+                pads=[size // 2] * 4, strides=[stride] * 2)
         elif kind == "pool":
             add("MaxPool", kernel_shape=[2, 2], strides=[2, 2])
         elif kind == "flatten":
@@ -128,17 +131,19 @@ def check(contenders, folder):
 
 def main():
     harness.serve(Inference)
-    args = harness.parse(harness.parser(__doc__, rounds=7, seconds=1.0))
+    parser = harness.parser(__doc__, rounds=7, seconds=1.0)
+    parser.add_argument("--network", choices=networks.NETWORKS, default="documented")
+    args = harness.parse(parser)
     peers = list(networks.PYTORCH) if harness.installed("torch") else []
     if all([harness.installed("onnxruntime"), harness.installed("onnx")]):
         peers.append(RUNTIME)
-    network, results = networks.NETWORKS["documented"], {}
+    network, results = networks.NETWORKS[args.network], {}
     with tempfile.TemporaryDirectory() as folder:
-        images = [x for x, _ in itertools.islice(networks.batches(network), 10)]
-        np.save(Path(folder) / "images.npy", np.concatenate(images))
+        batches = itertools.islice(networks.batches(network), math.ceil(1000 / network.batch))
+        np.save(Path(folder) / "images.npy", np.concatenate([x for x, _ in batches]))
         np.savez(Path(folder) / "weights.npz", *networks.start_values(network))
         names = ["minicnn", *peers]
-        with harness.contenders(names, args.threads, folder=folder) as contenders:
+        with harness.contenders(names, args.threads, network=network, folder=folder) as contenders:
             check(contenders, folder)
             for title, (count, size) in CALLS.items():
                 if args.smoke and count > 100:
