@@ -120,7 +120,7 @@ def test_backward_of_a_layer_that_was_built_again(layer, before, after):
     ctx = mc.Context()
     layer.forward(ones(8, *before), ctx)
     shape = layer.build((None, *after), 0)
-    with pytest.raises(ValueError, match="is needed; after a layer is built anew, run forward"):
+    with pytest.raises(ValueError, match="is needed; if a layer was built again, run forward"):
         layer.backward(ones(8, *shape[1:]), ctx)
 
 
@@ -145,7 +145,7 @@ def test_a_parameter_in_the_place_of_another_has_its_shape_and_type(layer, shape
     own = getattr(layer, name)
     for value in (own.value[:1], own.value.astype(np.float64)):
         setattr(layer, name, mc.Parameter("own", value.copy()))
-        with pytest.raises(ValueError, match=r"is needed; .*give it no parameter of another"):
+        with pytest.raises(ValueError, match=r"is needed; .*do not assign a parameter of another"):
             layer.forward(ones(2, *shape), mc.Context())
 
 

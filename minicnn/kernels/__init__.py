@@ -1,18 +1,18 @@
-"""The fast floor: arrays in, arrays out, written in Numba. No layer is known here.
+"""Numba kernels: functions from arrays to arrays, independent of the layers.
 
 ==============  ==========================================================================
-`jit`           the one way a kernel is compiled and cached
+`jit`           compiles and caches kernels
 `cache`         compiled kernels on disk
-`ahead`         the process that compiles some of them meanwhile
-`threads`       the threads that run a kernel's chunks
-`simd`          the vector type, as wide as this CPU's; products and sums in registers
+`ahead`         a child process that compiles some kernels in parallel
+`threads`       the thread pool that runs the chunks of a kernel
+`simd`          SIMD vectors of this CPU's width; matrix products and sums in registers
 `gemm`          the packed matrix product
 `gather`        sums over lists of (offset, value)
-`window`        where a sliding window stands: sizes, strides, padding
-`conv`          convolution: forward, gradient of the input, gradient of the kernel
-`dense`         the three products of a dense layer
+`window`        the geometry of a sliding window: sizes, strides, padding
+`conv`          convolution: forward, gradients of the input and the kernel
+`dense`         the three matrix products of a dense layer
 `pooling`       max pooling
 `elementwise`   bias sums, ReLU, dropout
-`update`        the optimizers' steps
+`update`        the update steps of the optimizers
 ==============  ==========================================================================
 """

@@ -1,9 +1,10 @@
-"""Compile kernels of a float32 training step, from its middle and its end: a program of its own.
+"""Compile the kernels of a float32 training step in a child process.
 
-`cache` starts it as a child, ``python -m minicnn.kernels.ahead``, when it misses a kernel on disk:
-Numba compiles on one thread. The child keeps what it compiles on disk, and when its parent gets to
-those kernels, it finds them there. Nothing is sent between the two, and neither waits for the
-other. A child that dies costs time alone.
+Numba compiles on one thread. `cache` therefore starts this program as a child process,
+``python -m minicnn.kernels.ahead``, if a kernel is not found on disk. The child starts with the
+kernels that its parent needs last and saves them in the cache, where the parent finds them. The two
+processes do not communicate, and neither waits for the other. If the child fails, only time is
+lost.
 """
 
 import os
@@ -19,12 +20,12 @@ from minicnn.kernels.window import slide
 
 
 def compile_ahead(parent: int | None = None) -> None:
-    """Compile the kernels of a float32 training step, first those that its parent needs late.
+    """Compile the kernels of a float32 training step, starting with those that are needed last.
 
     Parameters
     ----------
     parent : int, optional
-        A process: stop after the kernel in hand if it has ended.
+        Identifier of the parent process. If it has ended, stop after the current kernel.
     """
     window, one = slide((4, 4), (3, 3), (1, 1), "same"), slide((4, 4), (1, 1), (1, 1), "same")
     x, w, b, rows = _new(1, 4, 4, 8), _new(3, 3, 8, 8), _new(8), _new(8, 8)

@@ -1,12 +1,12 @@
-"""Compiled kernels on disk: one file for each kernel, element type, processor and width of vectors.
+"""Disk cache of compiled kernels: one file per kernel, element type, processor and vector width.
 
-A file is a SHA-256 and a pickle. Machine code with one flipped bit crashes the process, and a
-pickle runs what its author wants, so a file is used only if its checksum is right and nobody but
-root and the user who runs this can have written it. Otherwise the kernel is compiled again.
+A file consists of a SHA-256 checksum and a pickle. Damaged machine code can crash the process, and
+unpickling can run arbitrary code. A file is therefore used only if its checksum is correct and only
+root or the current user can have written it. Otherwise the kernel is compiled again.
 
-Folders are tried in this order: NUMBA_CACHE_DIR if it is set, `__pycache__` beside this file, and
-the user's own cache. The first that can be written to takes what is compiled. Those before it are
-read: a container's cache that root has made, for example.
+Folders are tried in this order: NUMBA_CACHE_DIR if it is set, `__pycache__` next to this file, and
+the user's cache folder. Compiled kernels are written to the first writable folder. The folders
+before it are only read, for example a cache that root has filled in a container image.
 """
 
 import contextlib
@@ -37,17 +37,17 @@ logger = logging.getLogger("minicnn")
 
 _PACKAGE = Path(__file__).parent
 _SEAL_BYTES = 32
-_NOBODY = 65534  # who root is for a container without rights; for folders above alone
+_NOBODY = 65534  # root, as seen in a user namespace; accepted for parent folders only
 
 
 class DiskCache(NullCache):
-    """What Numba's dispatcher asks for machine code before it compiles a function.
+    """The cache that Numba's dispatcher queries before it compiles a function.
 
     Parameters
     ----------
     function : function
     stamp : str
-        A digest of all sources that the machine code depends on.
+        A digest of all source files that the machine code depends on.
     """
 
     def __init__(self, function: Any, stamp: str) -> None:
@@ -59,11 +59,11 @@ class DiskCache(NullCache):
         return str(folders().written)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """Return the compiled function of a signature, or None where there is no sound one."""
+        """Return the compiled function for a signature, or None if no valid file exists."""
         target_context.refresh()
         name = self._file(sig, target_context.codegen())
         for folder in folders().read:
-            with contextlib.suppress(Exception):  # no such file, or whatever a damaged one causes
+            with contextlib.suppress(Exception):  # no file, or any error from a damaged one
                 seal, body = _read(folder / name)
                 if seal == self._seal(name, body):
                     return CompileResult._rebuild(target_context, *pickle.loads(body))
@@ -73,7 +73,7 @@ class DiskCache(NullCache):
         return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        """Keep a compiled function; say so once where that cannot be done."""
+        """Save a compiled function, or log one warning if it cannot be saved."""
         written, reason = folders().written, folders().reason
         if written is not None:
             try:
@@ -90,22 +90,22 @@ class DiskCache(NullCache):
         return f"{self._name}-{sys.implementation.cache_tag}-{digest}.nbc"
 
     def _seal(self, name: str, body: bytes) -> bytes:
-        """Return the checksum of a file: it differs where the sources or Numba have changed."""
+        """Return the checksum of a file. It depends on the kernel sources and Numba's version."""
         head = repr((name, self._stamp, numba.__version__)).encode()
         return hashlib.sha256(head + body).digest()
 
 
 class _Folders(NamedTuple):
-    """Where compiled kernels are looked for and kept."""
+    """The folders that compiled kernels are read from and written to."""
 
     read: list[Path]
     written: Path | None
-    reason: str  # why there is no folder to write to
+    reason: str  # why no folder is writable
 
 
 @functools.cache
 def folders() -> _Folders:
-    """Return the folders that are safe to use; what is missing of them is made."""
+    """Return the folders that are safe to use, and create those that are missing."""
     read: list[Path] = []
     reasons = []
     candidates = _candidates()
@@ -129,35 +129,36 @@ def folders() -> _Folders:
 
 
 def _candidates() -> list[tuple[Path, int]]:
-    """Return the folders to try, each with the mode that it gets where it is made."""
+    """Return the folders to try, each with the mode to create it with."""
     name = f"{_PACKAGE.name}_{hashlib.sha256(str(_PACKAGE).encode()).hexdigest()[:16]}"
     set_by_user = [Path(config.CACHE_DIR).absolute() / name] if config.CACHE_DIR else []
     own = Path(AppDirs("numba", appauthor=False).user_cache_dir) / name
-    private = [*set_by_user, *([own] if own.is_absolute() else [])]  # "~" stays without a home
+    private = [*set_by_user, *([own] if own.is_absolute() else [])]  # not so if "~" stays
     candidates = [(folder, 0o700) for folder in private]
     candidates.insert(len(set_by_user), (_PACKAGE / "__pycache__", 0o755))
     return candidates
 
 
 def _make(folder: Path, mode: int) -> None:
-    """Make a folder, and those above it, where they are missing."""
+    """Create a folder and its parents if they are missing."""
     if not folder.is_dir():
         _make(folder.parent, mode)
         folder.mkdir(mode, exist_ok=True)
 
 
 def _is_safe_folder(folder: Path) -> bool:
-    """Return whether no other user can put a file into a folder, or another folder in its place."""
+    """Return whether no other user can write to a folder or replace it."""
     status, *above = (path.stat() for path in (folder.resolve(), *folder.resolve().parents))
     return is_safe(status) and all(is_safe(s, (0, _NOBODY)) or _is_sticky(s) for s in above)
 
 
 def is_safe(status: os.stat_result, owners: tuple[int, ...] = (0,)) -> bool:
-    """Return whether a file or folder is this user's or an owner's, and nobody else may write.
+    """Return whether a file belongs to the user or to `owners`, and no one else can write to it.
 
-    The user's own group may: where each user has one, files are commonly made like that.
+    The user's primary group may have write access: on systems with one group per user, files are
+    commonly created that way.
     """
-    if not hasattr(os, "geteuid"):  # Windows keeps the rights elsewhere
+    if not hasattr(os, "geteuid"):  # Windows does not use these permission bits
         return True
     by_others = status.st_mode & stat.S_IWOTH
     by_group = status.st_mode & stat.S_IWGRP and status.st_gid != os.getegid()
@@ -165,7 +166,7 @@ def is_safe(status: os.stat_result, owners: tuple[int, ...] = (0,)) -> bool:
 
 
 def _is_sticky(status: os.stat_result) -> bool:
-    """Return whether a folder is one as /tmp is, in which nobody can rename what is another's."""
+    """Return whether a folder is sticky, like /tmp: users cannot rename each other's files."""
     return status.st_uid == 0 and bool(status.st_mode & stat.S_ISVTX)
 
 
@@ -174,7 +175,7 @@ def _read(path: Path) -> tuple[bytes, bytes]:
     with open(path, "rb", opener=_open_no_link) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode) or not is_safe(status):
-            raise PermissionError(f"{path} may be another user's")
+            raise PermissionError(f"{path} may belong to another user")
         return file.read(_SEAL_BYTES), file.read()
 
 
@@ -183,7 +184,7 @@ def _open_no_link(path: str, flags: int) -> int:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file that appears under its name only when it is complete."""
+    """Write a file atomically: it gets its name only when it is complete."""
     temporary = path.with_name(f"{path.name}.tmp.{uuid.uuid4().hex[:16]}")
     try:
         with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, 0o644)) as file:
@@ -196,36 +197,36 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _can_be_helped(sig: Any) -> bool:
-    """Return whether `ahead` may compile what this process needs, on a CPU that it may use."""
+    """Return whether a child process may compile further kernels on another CPU."""
     is_float32 = any(getattr(kind, "dtype", None) == types.float32 for kind in sig)
-    is_python = Path(sys.executable or "").name.startswith("python")  # not embedded in a program
+    is_python = Path(sys.executable or "").name.startswith("python")  # else embedded
     return is_float32 and is_python and get_num_threads() > 1 and folders().written is not None
 
 
 @functools.cache
 def _start_help_once() -> None:
-    """Start the program `ahead`. It does not run the user's script, and nobody waits for it."""
+    """Start `ahead` as a child process. It does not import the user's script."""
     environment = {
-        **os.environ, "MINICNN_NUM_THREADS": "1",  # so that it starts no child itself
+        **os.environ, "MINICNN_NUM_THREADS": "1",  # so that the child starts no child of its own
         "NUMBA_CACHE_DIR": str(Path(config.CACHE_DIR).absolute()) if config.CACHE_DIR else "",
     }
-    with contextlib.suppress(OSError, RuntimeError):  # no process or no thread can be started
+    with contextlib.suppress(OSError, RuntimeError):  # a process or thread cannot be started
         child = subprocess.Popen(
             [sys.executable, "-m", "minicnn.kernels.ahead", str(os.getpid())], env=environment,
-            cwd=_PACKAGE.parents[1],  # where Python finds this package
+            cwd=_PACKAGE.parents[1],  # the folder that contains this package
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )
-        threading.Thread(target=child.wait, daemon=True).start()  # no zombie is left
+        threading.Thread(target=child.wait, daemon=True).start()  # avoids a zombie process
 
 
 @functools.cache
 def _say_once_that_kernels_are_compiled() -> None:
-    logger.info("Compiling the kernels; a machine's first run takes some ten seconds for it.")
+    logger.info("Compiling the kernels; the first run on a machine takes about ten seconds.")
 
 
 @functools.cache
 def _say_once_that_nothing_is_kept(reason: str) -> None:
     logger.warning(
-        "Compiled kernels are not kept (%s), so every run compiles them (some seconds). Set "
+        "Compiled kernels are not saved (%s), so every run compiles them (some seconds). Set "
         "NUMBA_CACHE_DIR to a folder that only you can write to.", reason
     )

@@ -1,4 +1,4 @@
-"""Element by element: ReLU, its gradient, dropout, and the sum of rows that a bias' gradient is."""
+"""Elementwise kernels: ReLU, its gradient and dropout; and sums of rows, for bias gradients."""
 
 import math
 from typing import Any
@@ -9,20 +9,20 @@ from minicnn.kernels.jit import helper, kernel
 from minicnn.kernels.simd import pointer
 from minicnn.kernels.threads import parallel_for, share
 
-SPAN = 1 << 15  # elements of a chunk: far above the cost of handing it to a thread
-_COLUMNS = 1 << 13  # whose sums a chunk makes
-BLOCK = 128  # terms of one sum: in a longer one the rounding errors of float32 pass 2e-6
-_FEW = 16  # terms that are sums of blocks themselves
+SPAN = 1 << 15  # elements per chunk; computing them takes far longer than scheduling a chunk
+_COLUMNS = 1 << 13  # that one chunk sums
+BLOCK = 128  # terms per partial sum; the float32 rounding error of a longer one exceeds 2e-6
+_FEW = 16  # terms per partial sum if the terms are themselves sums of blocks
 
 
 def spans(size: int) -> int:
-    """Return how many chunks an element by element kernel is cut into."""
+    """Return the number of chunks of an elementwise kernel."""
     return -(-size // SPAN)
 
 
 @helper
 def span(chunk, size):
-    """Return the first element of a chunk and how many it has."""
+    """Return the first element of a chunk and its number of elements."""
     first = chunk * SPAN
     return first, min(SPAN, size - first)
 
@@ -39,11 +39,11 @@ def relu_gradient(dy: np.ndarray, y: np.ndarray, dx: np.ndarray, scale: float = 
 
 
 def dropout(x: np.ndarray, y: np.ndarray, key: int, rate: float, first_row: int) -> None:
-    """Write y = x / (1 - rate) where an element is kept and 0 where it is dropped.
+    """Write y = x / (1 - rate) for elements that are kept, and 0 for dropped ones.
 
-    Whether element e of row r is kept is a hash of (key, first_row + r, e), so the mask of a row
-    depends neither on the threads nor on how the batch was cut. The map is linear and its own
-    transpose: the same call turns dy into dx.
+    A hash of (key, first_row + r, e) decides whether element e of row r is kept. The mask of a
+    row therefore does not depend on the threads or on how the batch is split. The map is linear
+    and self-adjoint: the same call computes dx from dy.
     """
     shape = (len(x), math.prod(x.shape[1:]))
     length = share(SPAN, max(shape[1], 1))
@@ -52,19 +52,19 @@ def dropout(x: np.ndarray, y: np.ndarray, key: int, rate: float, first_row: int)
 
 
 def mask_of(key: int, rate: float, dtype: Any) -> tuple[np.uint64, np.uint64, Any]:
-    """Return what `drop` makes a mask of: the key, the least hash that is kept, the scale."""
+    """Return the mask arguments of `drop`: the key, the lowest hash that is kept, the scale."""
     return np.uint64(key), np.uint64(rate * 2.0**32), np.dtype(dtype).type(1.0 / (1.0 - rate))
 
 
 def blocks_of(terms: int) -> int:
-    """Return into how many blocks a sum is cut."""
+    """Return the number of blocks of a sum of `terms` terms."""
     return -(-terms // BLOCK)
 
 
 def sum_rows(dy: np.ndarray, db: np.ndarray, block: int = BLOCK) -> None:
     """Write db (U,) = the sum of the rows of dy (N, U).
 
-    A block of rows is added in order, the sums of the blocks in pairs, as a tree.
+    Rows of a block are added in order. The block sums are added pairwise, as a tree.
     """
     shape = waiting_sums(len(dy), block), min(db.size, _COLUMNS)
     parallel_for(_sum_rows, -(-db.size // _COLUMNS), (dy,), (db,), block,
@@ -72,12 +72,12 @@ def sum_rows(dy: np.ndarray, db: np.ndarray, block: int = BLOCK) -> None:
 
 
 def sum_sums(partial: np.ndarray, total: np.ndarray) -> None:
-    """Write total (U,) = the sum of the sums of blocks in `partial` (..., U)."""
+    """Write total (U,) = the sum of the block sums `partial` (..., U)."""
     sum_rows(partial.reshape(-1, total.size), total, _FEW)
 
 
 def waiting_sums(terms: int, block: int = BLOCK) -> int:
-    """Return for how many sums of blocks `add_waiting` needs space beside the result."""
+    """Return how many block sums `add_waiting` must store in addition to the result."""
     return max(-(-terms // block), 1).bit_length() - 1
 
 
@@ -106,7 +106,7 @@ def _dropout(chunk, scratch, x, y, key, threshold, scale, first_row, length):
 
 @helper
 def drop(x, y, first, count, key, threshold, scale, row):
-    """Write y = mask x for elements first, first + 1, ... of a row, that x and y point to."""
+    """Write y = mask * x for `count` elements of a row; x and y point to element `first`."""
     row_key = _mix(key ^ _mix(np.uint64(row)))
     for e in range(count):
         kept = _mix(row_key + np.uint64(first + e)) >> np.uint64(32) >= threshold
@@ -115,7 +115,7 @@ def drop(x, y, first, count, key, threshold, scale, row):
 
 @helper
 def _mix(z):
-    """Return z scrambled, every bit by every bit: SplitMix64 (Steele et al., OOPSLA 2014)."""
+    """Return the hash of z by the SplitMix64 finalizer (Steele et al., OOPSLA 2014)."""
     z += np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -143,10 +143,11 @@ def _sum_rows(chunk, scratch, dy, db, block):
 
 @helper
 def add_waiting(waiting, blocks, last, total, total_row, sums, sums_row, rows, columns):
-    """Add sums of blocks in pairs, as a tree; return how many still wait for their partner.
+    """Add block sums pairwise, as a tree, and return how many are still unpaired.
 
-    The sums are matrices: the first is `total`, the others lie in `sums`, and the newest is that of
-    the last of `blocks` so far. After the last block of all they are all added up.
+    The block sums are matrices: the first is `total`, the others are in `sums`. The newest is that
+    of block number `blocks`, counted from 1. If it is the `last` one, all sums are added to
+    `total`.
     """
     while waiting > 1 and (blocks % 2 == 0 or last):
         waiting -= 1

@@ -1,12 +1,13 @@
-"""Sums over lists of (offset, value), for gradients of which most are zero, float32.
+"""Sums over lists of (offset, value), for float32 gradients that are mostly zero.
 
     target += sum over e of value[e] * the vectors at source + offset[e]
 
-A list holds the gradients that are not zero, with the place in `source` that each one multiplies.
-Many lists are a tuple of (offsets, values, begins, ends): list k has the items from begins[k] to
-ends[k]. `simd.gather` keeps the sums of a block of vectors in registers while it reads a list once.
-Here the block has any size, and is cut into those. Every sum is one chain in the order of the list,
-wherever the block is cut.
+A list contains the nonzero gradients and, for each one, the offset of the vectors in `source` that
+it multiplies. Lists are passed as a tuple (offsets, values, begins, ends): list k consists of the
+items from begins[k] to ends[k]. `simd.gather` reads each list once and keeps the sums of a block
+of vectors in registers. It supports only some block sizes; the functions here split a block of any
+size into such blocks. Each element is summed in the order of the list, so the split does not change
+the result.
 """
 
 import numpy as np
@@ -17,16 +18,16 @@ from minicnn.kernels.simd import LANES, pointer
 
 
 def blocks_of(rows: int, vectors: int, shift: int) -> np.ndarray:
-    """Return the blocks into which `gather` cuts rows of vectors."""
+    """Return the blocks into which `gather` splits rows of vectors."""
     return np.array(simd.gather_blocks(rows, vectors, shift), np.int64)
 
 
 @helper
 def gather(cut, blocks, shift, source, row, lists, count, target, step, target_row):
-    """Add sums over lists to rows of vectors of the target, `step` elements further for each list.
+    """Add the sums over lists to rows of vectors of the target; list k starts at k * step.
 
-    Rows lie `row` elements apart in the source, and `target_row` in the target. `cut` points to
-    what `blocks_of` returned for the shift, and `blocks` is how many there are.
+    Rows are `row` elements apart in the source, and `target_row` elements apart in the target.
+    `cut` points to the result of `blocks_of` for this shift, and `blocks` is its length.
     """
     for b in range(blocks):
         r, rows, v, vectors = cut[4 * b], cut[4 * b + 1], cut[4 * b + 2] * LANES, cut[4 * b + 3]

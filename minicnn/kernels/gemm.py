@@ -1,17 +1,17 @@
-"""The packed matrix product: C = S + A B, by tiles that the registers hold.
+"""The packed matrix product C = S + A B, computed in tiles that fit into the registers.
 
-A tile is ROWS rows and VECTORS vectors of columns: so many sums, beside VECTORS vectors of B and
-one element of A in every lane (`simd.tile`). Its inner loop over k reads little for each
-multiply-add, which keeps the multipliers of a processor busy.
+A tile has ROWS rows and VECTORS vectors of columns. The registers hold its ROWS x VECTORS sums,
+VECTORS vectors of B, and one element of A in every lane (`simd.tile`). The inner loop over k thus
+loads few values for each multiply-add.
 
-* B is packed beforehand into *panels* of VECTORS vectors of columns, so that the inner loop reads
-  one unbroken run of memory. The last panel is filled up with zeros.
-* A is read where it lies, through two strides: A and its transpose are the same to `multiply`.
-* S, where the sums start, is also read through two strides: the bias (row stride 0), C itself (to
-  accumulate), or one panel of zeros (both strides 0).
+* B is packed into *panels* of VECTORS vectors of columns, so that the inner loop reads contiguous
+  memory. The last panel is padded with zeros.
+* A is not packed. It is read through two strides, so `multiply` accepts A and its transpose.
+* S, the initial values of the sums, is also read through two strides: the bias (row stride 0), C
+  itself (to accumulate), or one panel of zeros (both strides 0).
 
-Every element of C is one chain of multiply-adds in the order of k. So it has the same bits wherever
-the matrices are cut, and with vectors of any width.
+Each element of C is summed in the order of k. Its bits therefore do not depend on how the matrices
+are split or on the vector width.
 
 The scheme is that of K. Goto and R. van de Geijn, "Anatomy of High-Performance Matrix
 Multiplication", ACM TOMS 34(3), 2008.
@@ -37,26 +37,26 @@ from minicnn.kernels.simd import (
     transpose,
 )
 
-DEPTH = (1 << 14) // (VECTORS * VECTOR_BYTES)  # rows of a panel in half a first-level cache
-_FEW = (ROWS - 2) // 2  # rows of the tiles for what is left over
+DEPTH = (1 << 14) // (VECTORS * VECTOR_BYTES)  # rows of a panel, half a first-level cache
+_FEW = (ROWS - 2) // 2  # rows of the smallest tile, for the remainder
 _SOME = (ROWS + _FEW) // 2
 
 
-@register_jitable  # called from Python too
+@register_jitable  # also called from Python
 def round_up(size, multiple):
-    """Return the least multiple of `multiple` that is not below `size`."""
+    """Return `size`, rounded up to a multiple of `multiple`."""
     return (size + multiple - 1) // multiple * multiple
 
 
 def packed_shape(k: int, n: int, dtype: Any) -> tuple[int, int, int]:
-    """Return the shape of B (k, n) in panels."""
+    """Return the shape of B (k, n) packed into panels."""
     width = VECTORS * VECTOR_BYTES // np.dtype(dtype).itemsize
     return -(-n // width), k, width
 
 
 @helper
 def panel(place):
-    """Return how many columns of a pointer's type a panel has: a constant to the compiler."""
+    """Return the number of columns of a panel, a compile-time constant, for a pointer's type."""
     return VECTORS * lanes(place)
 
 
@@ -64,13 +64,13 @@ def panel(place):
 def pack(b, b_row, b_col, k, n, packed):
     """Copy B (k, n), read through two strides, into panels (panels, k, width).
 
-    The rows are the outer loop, so that a wide B is read in runs as long as it has; one that lies
-    transposed is read a square of vectors at a time. Behind the last column are zeros.
+    The outer loop is over rows, so that B is read in long contiguous runs. A transposed B is read
+    in square blocks of one vector each way. Columns after the last one are set to zero.
     """
     size = lanes(b)
     width = panel(b)
-    vectors = n // size * size  # columns of whole vectors
-    squares = k // size * size if b_row == 1 else 0  # rows that are packed as such
+    vectors = n // size * size  # columns that fill complete vectors
+    squares = k // size * size if b_row == 1 else 0  # rows that are packed in square blocks
     for j in range(0, vectors if b_row == 1 else 0, size):
         for p in range(0, squares, size):
             transpose(pointer(b, p + j * b_col), b_col,
@@ -92,28 +92,28 @@ def pack(b, b_row, b_col, k, n, packed):
 
 @helper
 def multiply(a, a_row, a_col, packed, s, s_row, s_col, c, c_row, m, n, k):
-    """C (m, n) = S (m, n) + A (m, k) B (k, n).
+    """Write C (m, n) = S (m, n) + A (m, k) B (k, n).
 
-    Every matrix is a pointer to its first element and the strides of its rows and columns in
-    elements; B comes packed in panels; C has contiguous rows; S has contiguous panels (a bias has
-    row stride 0, a panel of zeros has both strides 0).
+    A matrix is given by a pointer to its first element and its row and column strides in elements.
+    B is packed into panels. The rows of C and the panels of S are contiguous. A bias S has row
+    stride 0; a panel of zeros has both strides 0.
     """
     width = panel(c)
     for p in range(0, max(k, 1), DEPTH):
-        depth = min(DEPTH, k - p)  # of the part of a panel that stays in the first-level cache
+        depth = min(DEPTH, k - p)  # rows of a panel that fit into the first-level cache
         for j in range(0, n, width):
             block_of_rows(pointer(a, p * a_col), a_row, a_col, 0,
                           pointer(packed, j * k + p * width), width, pointer(s, j * s_col), s_row,
                           pointer(c, j), c_row, m, min(width, n - j), depth, 1)
-        s, s_row, s_col = c, c_row, 1  # what follows adds to what is there
+        s, s_row, s_col = c, c_row, 1  # the next parts are added to C
 
 
 @helper
 def block_of_rows(a, a_row, a_col, a_round, b, b_row, s, s_row, c, c_row, m, n, depth, rounds):
-    """C (m, n) = S + A B for one panel of B, by tiles of such heights that few rows are wasted.
+    """Write C (m, n) = S + A B for one panel of B, with tile heights that waste few rows.
 
-    The columns of A come in `rounds` of `depth`, each `a_round` elements after the one before. The
-    rows of B are `b_row` elements apart.
+    The columns of A are in `rounds` groups of `depth` columns. Each group starts `a_round` elements
+    after the previous one. The rows of B are `b_row` elements apart.
     """
     i, size = 0, lanes(c)
     while i < m:
@@ -149,7 +149,7 @@ def clear(target, count):
 
 @helper
 def copy(source, source_row, target, target_row, rows, columns):
-    """Copy a matrix whose rows are contiguous, to a place that does not overlap it."""
+    """Copy a matrix with contiguous rows to a target that does not overlap it."""
     size = lanes(source)
     vectors = columns // size * size
     for r in range(rows):

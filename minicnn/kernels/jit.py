@@ -1,13 +1,13 @@
-"""How a kernel is compiled: one policy for all of them.
+"""Compile kernels, all with the same options.
 
-* Disk cache, so that only a machine's first run compiles.
-* `nogil`, so that the pool's threads run side by side.
-* No fastmath: a sum is added in the order in which it is written, and NaN stays NaN. Where a
-  multiply-add should be one instruction, the kernel says `simd.fma`.
+* Compiled kernels are cached on disk, so only the first run on a machine compiles.
+* `nogil` lets the threads of the pool run in parallel.
+* No fastmath: sums are computed in the order in which they are written, and NaN stays NaN. A kernel
+  calls `simd.fma` to get a fused multiply-add.
 
-The disk cache is `cache.DiskCache`. Numba's own looks at the file of the cached function alone; a
-change in a helper of another file would leave stale machine code behind. Here every entry carries a
-digest of all the files of this folder and those below, so any edit recompiles.
+The disk cache is `cache.DiskCache`. Numba's own cache checks only the file of the cached function,
+so it would return stale machine code after a change to a helper in another file. Here, each entry
+depends on a digest of all files in this folder and its subfolders, so any edit recompiles.
 """
 
 import functools
@@ -39,10 +39,10 @@ if config.DISABLE_JIT:
 
 
 def helper(function: Callable[..., Any]) -> Any:
-    """Compile a function that other kernels call; it is cached as a part of its callers.
+    """Compile a function that kernels call. It is cached as a part of its callers.
 
-    By default, Numba would compile it again for every constant that a caller passes (a stride of 1,
-    for example). Here a constant is an integer like any other, which halves the time to compile.
+    By default, Numba compiles a function again for each constant argument, such as a stride of 1.
+    Here, constants are treated as ordinary integers, which halves the compile time.
     """
     dispatcher = njit(**_OPTIONS, no_cpython_wrapper=True, pipeline_class=_HelperCompiler)(function)
     resolve = dispatcher.get_call_template
@@ -58,7 +58,7 @@ def helper(function: Callable[..., Any]) -> Any:
 
 
 class _HelperCompiler(Compiler):
-    """Numba's compiler, but what it makes of a function is only linked with kernels."""
+    """Numba's compiler for functions that are only linked into kernels."""
 
     def define_pipelines(self) -> Any:
         self.state.library = _HelperLibrary(
@@ -68,10 +68,10 @@ class _HelperCompiler(Compiler):
 
 
 class _HelperLibrary(JITCodeLibrary):
-    """The code of a helper, neither optimized nor translated before it is linked with a kernel.
+    """The code of a helper, not optimized or translated before it is linked into a kernel.
 
-    By default, Numba would optimize and translate each helper, and do both again for each kernel
-    that contains it. That takes a quarter of the time to compile.
+    By default, Numba optimizes and translates each helper, and does both again for each kernel that
+    contains it. This takes a quarter of the compile time.
     """
 
     def _optimize_final_module(self) -> None:
@@ -83,21 +83,20 @@ class _HelperLibrary(JITCodeLibrary):
 
     def get_pointer_to_function(self, name: str) -> int:
         self._ensure_finalized()
-        return 0  # there is none
+        return 0  # a helper has no machine code of its own
 
     @property
     def codegen(self) -> Any:
-        return self  # it is asked to `set_env` alone
+        return self  # only its `set_env` is called
 
     def set_env(self, name: str, env: Any) -> None:
-        """Do nothing: the environment is for calls from Python."""
+        """Do nothing: the environment is only used by calls from Python."""
 
 
 def kernel(function: Callable[..., Any]) -> Any:
-    """Compile an entry point that Python calls, at its first call, and keep it on disk.
+    """Compile an entry point for Python at its first call, and cache it on disk.
 
-    It must be a module-level function: one that closes over other objects would never be found in
-    the cache again.
+    It must be a module-level function: a closure would never be found in the cache again.
     """
     dispatcher = njit(**_OPTIONS)(function)
     dispatcher._cache = DiskCache(function, source_digest())
@@ -106,9 +105,9 @@ def kernel(function: Callable[..., Any]) -> Any:
 
 
 def _say_what_is_compiled(dispatcher: Any) -> None:
-    """Log how long it took where a kernel was compiled, not found on disk."""
+    """Log the compile time of each kernel that was not found on disk."""
     compile_ = dispatcher.compile
-    said: set[Any] = set()  # two threads may wait for one compilation
+    said: set[Any] = set()  # two threads may wait for the same compilation
 
     def compile_and_say(signature: Any) -> Any:
         found, start = dispatcher.stats.cache_hits.total(), time.perf_counter()
@@ -125,14 +124,14 @@ def _say_what_is_compiled(dispatcher: Any) -> None:
 
 @functools.cache
 def source_digest() -> str:
-    """Return a digest of the sources of all kernels: the stamp of the disk cache."""
+    """Return a digest of the sources of all kernels, which the disk cache checks."""
     folder, digest = Path(__file__).parent, hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
         digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()
 
 
-if hasattr(os, "register_at_fork"):  # a child would wait for ever for a thread that is not there
+if hasattr(os, "register_at_fork"):  # else a child may wait forever for the lock
     os.register_at_fork(
         before=global_compiler_lock.acquire, after_in_parent=global_compiler_lock.release,
         after_in_child=global_compiler_lock.release,

@@ -1,10 +1,10 @@
-"""Max pooling: the largest element under each window, and its gradient.
+"""Max pooling: the largest element of each window, and its gradient.
 
 x (N, H, W, C) -> y (N, OH, OW, C), winner (N, OH, OW, C)
 
-`winner` is the number of the tap, counted through the window by rows, that y came from: the first
-one among equals. The gradient of y goes to that tap alone. Padding never wins. NaN does, so that it
-is seen.
+`winner` is the index of the largest element in its window, in row-major order; of equal elements
+the first. Only this element gets the gradient of y. Padding is never the largest element. NaN is
+always the largest, so that it propagates.
 """
 
 import numpy as np
@@ -18,19 +18,19 @@ _CHUNKS = 16  # at most
 
 
 def winner_type(window: Window) -> type[np.unsignedinteger]:
-    """Return the smallest type that can number the taps of a window."""
+    """Return the smallest type that can index the elements of a window."""
     return np.uint8 if window.taps <= 256 else np.uint32
 
 
 def forward(x: np.ndarray, y: np.ndarray, winner: np.ndarray, window: Window) -> None:
-    """Write the largest elements and which taps they came from."""
+    """Write the largest elements and their indices in the windows."""
     _check(x, y, winner, window)
     images = share(len(x), _CHUNKS)
     parallel_for(_forward, -(-len(x) // images), (x,), (y, winner), tuple(window), images)
 
 
 def backward(dy: np.ndarray, winner: np.ndarray, dx: np.ndarray, window: Window) -> None:
-    """Write dx: each dy at the tap that won, added up where windows overlap."""
+    """Write dx: each dy is added at the largest element of its window."""
     _check(dx, dy, winner, window)
     images = share(len(dx), _CHUNKS)
     parallel_for(_backward, -(-len(dx) // images), (dy, winner), (dx,), tuple(window), images)

@@ -1,37 +1,37 @@
-"""Vectors for Numba kernels, as wide as a register of this CPU; the one place that knows the width.
+"""SIMD vectors for Numba kernels, as wide as a vector register of this CPU.
 
-``VECTOR_BYTES`` and ``REGISTERS`` are what the instructions that Numba compiles for have: 64 bytes
-and 32 registers with AVX-512, 32 and 16 with AVX2, 16 and 32 on AArch64, 16 and 16 otherwise. The
-environment variable ``MINICNN_VECTOR_BYTES`` sets another width, for tests: LLVM splits vectors
-that the CPU lacks. Everything else derives from these two numbers, and no sum is cut by them, so
-the width never changes a bit of a result.
+``VECTOR_BYTES`` and ``REGISTERS`` describe the instruction set that Numba compiles for: 64 bytes
+and 32 registers with AVX-512, 32 and 16 with AVX2, 16 and 32 on AArch64, 16 and 16 otherwise. For
+tests, the environment variable ``MINICNN_VECTOR_BYTES`` sets another width: LLVM splits vectors
+that the CPU does not support. All other sizes derive from these two numbers. The order of a sum
+does not depend on them, so results are bit-identical for any width.
 
-A vector is an opaque value whose representation is an LLVM vector. The operations are named
-functions, so Numba's own operators stay as they were.
+A vector is an opaque Numba value, represented by an LLVM vector. The operations are named functions
+and do not change Numba's operators.
 
 Vectors are read and written through pointers, as in C: ``p = pointer(array, i)`` points to element
-`i` of an array, counted from its start whatever its rank; ``p[3]`` is the element three positions
-further, and ``pointer(p, n)`` lies `n` elements further. No bounds are checked, and the array must
-outlive the pointer. A helper that takes pointers compiles once for any rank, read-only or not.
-Addresses are formed from the array's own data pointer by LLVM's `getelementptr` alone: arithmetic
-on integer addresses can be miscompiled once Numba links the kernel again from its cache.
+`i` of the flattened array, for any number of dimensions; ``p[3]`` is the third element after it,
+and ``pointer(p, n)`` points to the n-th. Bounds are not checked, and the array must outlive the
+pointer. A helper that takes pointers is compiled once for all ranks, read-only or not. Addresses
+are computed from the data pointer of the array with LLVM's `getelementptr` only: arithmetic on
+integer addresses can be miscompiled if Numba links the kernel again from its cache.
 
 =====================================  ============================================================
-`pointer`, `lanes`                     places in arrays; how many elements a vector has
-`load`, `store`, `broadcast`           whole vectors, one element in every lane
-`load_some`, `store_some`              the first lanes alone, at the end of a row
+`pointer`, `lanes`                     pointers into arrays; the number of elements of a vector
+`load`, `store`, `broadcast`           load and store complete vectors; one element in all lanes
+`load_some`, `store_some`              the same for the first lanes only, at the end of a row
 `splat`, `fma`, `add`, `sub`, `relu`   arithmetic
 `where_positive`                       the gradient of ReLU
-`largest_of_four`                      2x2 max pooling with ReLU, and where the maximum was
-`transpose`                            a square of vectors
-`linear`                               a constant matrix times a line of vectors
-`tile`                                 a block of a matrix product, in registers
-`where_equal`, `compress`              elements with a tag; those that are not zero, side by side
+`largest_of_four`                      2x2 max pooling with ReLU, and the index of the maximum
+`transpose`                            a square block of vectors
+`linear`                               a constant matrix times a column of vectors
+`tile`                                 a tile of a matrix product, in registers
+`where_equal`, `compress`              select elements by tag; pack the nonzero elements
 `gather`                               sums over lists of (offset, value), in registers
 =====================================  ============================================================
 
-`tile` and `gather` are generated for the literal sizes in their call: ``tile(6, 2, ...)`` has
-twelve accumulators.
+The code of `tile` and `gather` is generated for the literal sizes in a call: ``tile(6, 2, ...)``
+uses twelve accumulators.
 """
 
 import os
@@ -46,7 +46,7 @@ from numba.extending import intrinsic, models, register_model
 
 
 def _width() -> int:
-    """Return how many bytes a vector has, on this CPU or as the environment asks."""
+    """Return the number of bytes of a vector on this CPU, or as set in the environment."""
     text = os.environ.get("MINICNN_VECTOR_BYTES")
     if text is not None:
         if text not in ("16", "32", "64"):
@@ -60,10 +60,10 @@ def _width() -> int:
 VECTOR_BYTES = _width()
 REGISTERS = 32 if VECTOR_BYTES == 64 or platform.machine() in ("aarch64", "arm64") else 16
 LANES = VECTOR_BYTES // 4  # of float32
-VECTORS = 2  # side by side in a tile of a matrix product
+VECTORS = 2  # per row of a tile of a matrix product
 PANEL = VECTORS * LANES  # columns of float32 in a tile
-ROWS = (REGISTERS - VECTORS - 1) // VECTORS  # of a tile: sums, a row of B, one element of A
-ZEROED = 4  # what `largest_of_four` writes where ReLU is zero, in place of 0 to 3
+ROWS = (REGISTERS - VECTORS - 1) // VECTORS  # of a tile, so that sums, a row of B and one of A fit
+ZEROED = 4  # written by `largest_of_four` if ReLU is zero, instead of 0 to 3
 
 _INDEX = ir.IntType(64)
 
@@ -83,7 +83,7 @@ class _VectorModel(models.PrimitiveModel):
         super().__init__(manager, vector, _llvm_type(vector))
 
 
-# What the operations emit -------------------------------------------------------------------------
+# Code generation of the operations ----------------------------------------------------------------
 
 
 def _llvm_type(vector: Vector) -> ir.VectorType:
@@ -96,7 +96,7 @@ def _index(number: int) -> ir.Constant:
 
 
 def _same(type_: ir.VectorType, number: float) -> ir.Constant:
-    """Return a constant vector with a number in every lane."""
+    """Return a constant vector with the same number in all lanes."""
     return ir.Constant(type_, [number] * type_.count)
 
 
@@ -107,7 +107,7 @@ def _splat(builder: Any, scalar: Any, lanes: int) -> Any:
 
 
 def _at(builder: Any, base: Any, index: Any, type_: Any) -> Any:
-    """Return ``base + index`` as a pointer to a vector of this type."""
+    """Return ``base + index`` as a pointer to a vector of the given type."""
     return builder.bitcast(builder.gep(base, [index]), type_.as_pointer())
 
 
@@ -127,12 +127,12 @@ def _align(type_: ir.VectorType) -> int:
 
 
 def _fma(builder: Any, x: Any, y: Any, z: Any) -> Any:
-    """Emit x * y + z in one rounding."""
+    """Emit x * y + z with a single rounding."""
     return _call(builder, "llvm.fma", x.type, x.type, [x, y, z])
 
 
 def _call(builder: Any, name: str, vector: Any, result: Any, arguments: Sequence[Any]) -> Any:
-    """Emit a call of one of LLVM's own functions on vectors of a type."""
+    """Emit a call of an LLVM intrinsic for a vector type."""
     kind = {"float": "f32", "double": "f64"}.get(str(vector.element)) or str(vector.element)
     masked = ".p0" if name.startswith("llvm.masked") else ""
     function = cgutils.get_or_insert_function(
@@ -143,13 +143,13 @@ def _call(builder: Any, name: str, vector: Any, result: Any, arguments: Sequence
 
 
 def _mask(builder: Any, lanes: int, count: Any) -> Any:
-    """Emit a mask of the first `count` lanes; of all where there are not so many."""
+    """Emit a mask of the first `count` lanes, or of all if there are fewer."""
     numbers = ir.Constant(ir.VectorType(_INDEX, lanes), list(range(lanes)))
     return builder.icmp_signed("<", numbers, _splat(builder, count, lanes))
 
 
 def _load_some(builder: Any, vector: Vector, base: Any, index: Any, count: Any) -> Any:
-    """Emit a load of the first `count` lanes, with zero in the others."""
+    """Emit a load of the first `count` lanes; the others are zero."""
     type_ = _llvm_type(vector)
     align = ir.Constant(ir.IntType(32), _align(type_))
     mask, zero = _mask(builder, vector.lanes, count), _same(type_, 0.0)
@@ -166,7 +166,7 @@ def _store_masked(builder: Any, value: Any, base: Any, index: Any, count: Any) -
 
 
 def _store_some(builder: Any, value: Any, base: Any, index: Any, count: Any) -> None:
-    """Emit a store of the first `count` lanes; an ordinary one where that is all of them."""
+    """Emit a store of the first `count` lanes, unmasked if these are all lanes."""
     full = builder.icmp_signed(">=", count, _index(value.type.count))
     with builder.if_else(full) as (whole, part):
         with whole:
@@ -176,9 +176,10 @@ def _store_some(builder: Any, value: Any, base: Any, index: Any, count: Any) -> 
 
 
 def _loop(builder: Any, count: Any, values: Sequence[Any], body: Callable[..., Any]) -> list[Any]:
-    """Emit a loop of `count` rounds; ``body(i, values)`` emits a round and returns the new values.
+    """Emit a loop with `count` iterations, and return the final values.
 
-    Values stay in registers (as phis); those after the last round are returned.
+    ``body(i, values)`` emits one iteration and returns the new values, which stay in registers (as
+    phi nodes).
     """
     before = builder.block
     head, inside, end = (builder.append_basic_block() for _ in range(3))
@@ -197,20 +198,20 @@ def _loop(builder: Any, count: Any, values: Sequence[Any], body: Callable[..., A
 
 
 def _keep_rolled(builder: Any, jump: Any) -> None:
-    """Tell LLVM not to unroll the loop that this jump closes: a long body gains nothing by it."""
+    """Tell LLVM not to unroll the loop that this jump closes: a long body does not benefit."""
     module = builder.module
     advice = module.add_metadata([ir.MetaDataString(module, "llvm.loop.unroll.disable")])
     loop = module.add_metadata([advice, _index(len(module.metadata))])
-    loop.operands = (loop, advice)  # a loop is named by a node that refers to itself
+    loop.operands = (loop, advice)  # a loop is identified by a self-referencing node
     jump.set_metadata("llvm.loop", loop)
 
 
-# Places and whole vectors -------------------------------------------------------------------------
+# Pointers, loads and stores -----------------------------------------------------------------------
 
 
 @intrinsic
 def pointer(typingctx, base, index):
-    """Return a pointer to element `index` of an array, or `index` elements behind a pointer."""
+    """Return a pointer to element `index` of an array, or `index` elements after a pointer."""
 
     def generate(context, builder, signature, arguments):
         start, offset = arguments
@@ -223,14 +224,14 @@ def pointer(typingctx, base, index):
 
 @intrinsic
 def lanes(typingctx, place):
-    """Return how many elements of a pointer's type make a vector: a constant to the compiler."""
+    """Return the number of elements in a vector, a compile-time constant, for a pointer's type."""
     lanes = Vector(place.dtype).lanes
     return types.int64(place), lambda context, builder, signature, arguments: _index(lanes)
 
 
 @intrinsic
 def load(typingctx, source, index):
-    """Return the vector at ``source[index]`` and behind."""
+    """Return the vector that starts at ``source[index]``."""
     vector = Vector(source.dtype)
 
     def generate(context, builder, signature, arguments):
@@ -241,7 +242,7 @@ def load(typingctx, source, index):
 
 @intrinsic
 def load_some(typingctx, source, index, count):
-    """Return the first `count` elements at ``source[index]``, with zeros behind them."""
+    """Return a vector of `count` elements from ``source[index]`` on, padded with zeros."""
     vector = Vector(source.dtype)
 
     def generate(context, builder, signature, arguments):
@@ -252,7 +253,7 @@ def load_some(typingctx, source, index, count):
 
 @intrinsic
 def store(typingctx, vector, target, index):
-    """Write the vector to ``target[index]`` and behind."""
+    """Write a vector to memory from ``target[index]`` on."""
 
     def generate(context, builder, signature, arguments):
         _store(builder, *arguments)
@@ -263,7 +264,7 @@ def store(typingctx, vector, target, index):
 
 @intrinsic
 def store_some(typingctx, vector, target, index, count):
-    """Write the first `count` lanes, or all that there are, to ``target[index]`` and behind."""
+    """Write the first `count` lanes, or all if there are fewer, from ``target[index]`` on."""
 
     def generate(context, builder, signature, arguments):
         _store_some(builder, *arguments)
@@ -274,7 +275,7 @@ def store_some(typingctx, vector, target, index, count):
 
 @intrinsic
 def broadcast(typingctx, source, index):
-    """Return a vector with ``source[index]`` in every lane."""
+    """Return a vector with ``source[index]`` in all lanes."""
     vector = Vector(source.dtype)
 
     def generate(context, builder, signature, arguments):
@@ -286,7 +287,7 @@ def broadcast(typingctx, source, index):
 
 @intrinsic
 def splat(typingctx, x):
-    """Return a vector with the number x in every lane."""
+    """Return a vector with the number x in all lanes."""
     vector = Vector(x)
 
     def generate(context, builder, signature, arguments):
@@ -300,7 +301,7 @@ def splat(typingctx, x):
 
 @intrinsic
 def fma(typingctx, x, y, z):
-    """Return ``x * y + z`` in one rounding."""
+    """Return ``x * y + z`` with a single rounding."""
     return x(x, x, x), lambda context, builder, signature, arguments: _fma(builder, *arguments)
 
 
@@ -342,17 +343,17 @@ def where_positive(typingctx, x, y):
 
 @intrinsic
 def largest_of_four(typingctx, x0, x1, x2, x3, bias, y, code, count):
-    """Write max(x0, x1, x2, x3) + bias through ReLU to y, and where it was to code, in some lanes.
+    """Write relu(max(x0, x1, x2, x3) + bias) to y, and the index of the maximum to code.
 
-    The code is the number of the first largest, or `ZEROED` where ReLU is zero; one byte a lane.
-    NaN counts as the largest. The first `count` lanes are written.
+    The code is the index of the first largest element, or `ZEROED` if ReLU is zero; one byte per
+    lane. NaN is the largest. Only the first `count` lanes are written.
     """
 
     def generate(context, builder, signature, arguments):
         *values, shift, target, codes, some = arguments
         code_type = ir.VectorType(ir.IntType(8), x0.lanes)
 
-        def larger(x, y):  # y where it is larger or NaN, else x
+        def larger(x, y):  # y if it is larger or NaN, else x
             better = builder.or_(
                 builder.fcmp_ordered(">", y[0], x[0]), builder.fcmp_unordered("uno", y[0], y[0])
             )
@@ -374,9 +375,9 @@ def largest_of_four(typingctx, x0, x1, x2, x3, bias, y, code, count):
 
 @intrinsic
 def transpose(typingctx, source, source_row, target, target_row):
-    """Copy a square of vectors with rows and columns exchanged.
+    """Copy a square block with rows and columns exchanged.
 
-    It has as many rows as a vector has lanes, so many elements apart.
+    The block has as many rows as a vector has lanes. The strides of the rows are in elements.
     """
     vector = Vector(source.dtype)
 
@@ -388,7 +389,7 @@ def transpose(typingctx, source, source_row, target, target_row):
             return builder.mul(stride, _index(number))
 
         rows = [_load(builder, vector, source_, row(source_row_, i)) for i in range(lanes)]
-        # Rounds of exchanges between rows 1, 2, 4, ... apart, of blocks of as many lanes.
+        # Exchange blocks of 1, 2, 4, ... lanes between rows that are as far apart.
         size = 1
         while size < lanes:
             low = [i + (lanes - size if i & size else 0) for i in range(lanes)]
@@ -411,11 +412,11 @@ def transpose(typingctx, source, source_row, target, target_row):
 
 
 def linear(matrix: Sequence[Sequence[float]], before: bool, after: bool) -> Any:
-    """Return a function that writes a constant matrix times a line of vectors.
+    """Return a function that writes a constant matrix times a column of vectors.
 
     It is called as ``function(source, step, target, target_step)``, with the distances between
-    vectors. If `before`, the vectors 1 and 2, 3 and 4, ... are replaced by their sum and their
-    difference before the product; if `after`, those of the product are.
+    vectors. If `before`, the input vectors 1 and 2, 3 and 4, ... are replaced by their sum and
+    difference before the product. If `after`, the output vectors are replaced in the same way.
     """
 
     @intrinsic
@@ -439,14 +440,14 @@ def linear(matrix: Sequence[Sequence[float]], before: bool, after: bool) -> Any:
 
 
 def _butterflies(builder: Any, lines: list[Any]) -> None:
-    """Replace the lines 1 and 2, 3 and 4, ... by their sums and differences."""
+    """Replace the vectors 1 and 2, 3 and 4, ... by their sums and differences."""
     for i in range(1, len(lines) - 1, 2):
         pair = lines[i], lines[i + 1]
         lines[i : i + 2] = builder.fadd(*pair), builder.fsub(*pair)
 
 
 def _combination(builder: Any, factors: Sequence[float], lines: Sequence[Any]) -> Any:
-    """Emit the sum of factor * line: first those with a factor of 1, then the others."""
+    """Emit the sum of factor * line, starting with the terms with a factor of 1."""
     terms = [(factor, line) for factor, line in zip(factors, lines, strict=True) if factor]
     terms.sort(key=lambda term: term[0] != 1)
     (factor, total), *rest = terms
@@ -467,9 +468,9 @@ def _products(
     builder: Any, vector: Vector, rows: Sequence[Any], a: Any, a_step: Any, b: Any, b_step: Any,
     depth: Any, sums: Sequence[Any],
 ) -> tuple[Any, list[Any]]:
-    """Emit sum[r][v] += a[rows[r] + k a_step] * B[k][v] for all k; return B's end and the sums.
+    """Emit sum[r][v] += a[rows[r] + k a_step] * B[k][v] for all k; return the end of B and sums.
 
-    Of a row of B as many vectors are used as there are sums for each row of A.
+    The number of vectors of B is the number of sums per row of A.
     """
     vectors = len(sums) // len(rows)
 
@@ -487,7 +488,7 @@ def _products(
 
 
 def _row_numbers(builder: Any, count: int, height: Any) -> list[Any]:
-    """Emit the numbers 0, 1, ... of `count` rows; the last of `height` for those below it."""
+    """Emit the row numbers min(r, height - 1) for r = 0, ..., count - 1."""
     last = builder.sub(height, _index(1))
     below = [builder.icmp_signed("<", _index(r), last) for r in range(1, count)]
     rows = enumerate(below, 1)
@@ -499,13 +500,12 @@ def tile(
     typingctx, rows, vectors, a, a_row, a_col, a_round, b, b_row, s, s_row, c, c_row, height, width,
     depth, rounds,
 ):
-    """Write C = S + A B for a block of `rows` x `vectors` vectors of C, both literal.
+    """Write C = S + A B for a tile of `rows` x `vectors` vectors of C, which are literals.
 
-    A is read through its two strides, and its columns come in `rounds` of `depth`, each `a_round`
-    elements after the one before. The rows of B, one for each column of A, and those of S and C are
-    contiguous, `b_row`, `s_row` and `c_row` elements apart. Of the block, C has `height` rows and
-    `width` columns, and nothing beyond them is read or written: A's last row stands for those below
-    it.
+    A is read through two strides. Its columns are in `rounds` groups of `depth` columns, and each
+    group starts `a_round` elements after the previous one. The rows of B, S and C are contiguous,
+    and `b_row`, `s_row` and `c_row` elements apart. Only `height` rows and `width` columns of the
+    tile are inside C. Nothing outside is read or written: rows below the last row of A repeat it.
     """
     count, across = rows.literal_value, vectors.literal_value
     vector = Vector(c.dtype)
@@ -522,7 +522,7 @@ def tile(
                     yield builder.add(start, _index(v * vector.lanes)), v
 
         def each(whole, part):
-            """Emit both, for a block of the full width and for a narrower one."""
+            """Emit both variants: for the full width, and for a narrower block."""
             full = builder.icmp_signed(">=", width_, _index(across * vector.lanes))
             results = []
             with builder.if_else(full) as ways:
@@ -567,7 +567,7 @@ def tile(
 
 # Sums over lists in registers ---------------------------------------------------------------------
 
-# (rows, vectors) of the blocks whose sums `gather` keeps, with so many registers.
+# Sizes (rows, vectors) of the blocks of `gather`, by the number of registers.
 _APART = {
     32: ((1, 1), (1, 2), (1, 3), (1, 4), (1, 5), (1, 6), (3, 1), (3, 2), (3, 3), (3, 4), (3, 6),
          (5, 1), (5, 2), (5, 5)),
@@ -579,20 +579,20 @@ _OVERLAPPING = {32: ((1, 3), (1, 5), (1, 6), (1, 10), (3, 3), (3, 6)),
 
 
 def _gathers() -> list[tuple[int, int, int]]:
-    """Return (rows, vectors, shift) of the blocks whose sums fit into the registers."""
+    """Return the supported sizes (rows, vectors, shift) of blocks with sums in registers."""
     apart = [(rows, vectors, vectors) for rows, vectors in _APART[REGISTERS]]
     return apart + [(rows, v, 2 - v % 2) for rows, v in _OVERLAPPING[REGISTERS]]
 
 
 def gather_blocks(rows: int, vectors: int, shift: int) -> list[tuple[int, int, int, int]]:
-    """Cut rows of vectors into blocks for `gather`: (first row, rows, first vector, vectors).
+    """Split rows of vectors into blocks for `gather`: (first row, rows, first vector, vectors).
 
-    Of blocks beside each other, the last comes first: where they are added to targets that overlap,
-    every element has its terms in the order of the lists.
+    Blocks are ordered from right to left. If targets overlap, the terms of each element are then
+    added in the order of the lists.
     """
     known = [size for size in _gathers() if (size[1] == size[2]) == (shift >= vectors)]
     most = max(size[1] for size in known)
-    width = -(-vectors // -(-vectors // most))  # in equal parts
+    width = -(-vectors // -(-vectors // most))  # of nearly equal parts
     blocks = []
     for v in reversed(range(0, vectors, width)):
         across, row = min(width, vectors - v), 0
@@ -617,7 +617,7 @@ def _gather(
     builder: Any, vector: Vector, size: tuple[int, int, int], source: Any, row: Any,
     lists: Sequence[Any], count: Any, target: Any, step: Any, target_row: Any,
 ) -> None:
-    """Emit what `gather` does for one size of the block."""
+    """Emit the code of `gather` for one block size."""
     rows, vectors, shift = size
     offsets, values, begins, ends = lists
     lines = [builder.gep(source, [builder.mul(row, _index(r))]) for r in range(rows)]
@@ -655,14 +655,14 @@ def gather(
 ):
     """Add sums over lists to blocks of vectors of the target: list k to the block at k * step.
 
-    For all rows r and vectors v, side by side, of a block, and all items e of list k, from
-    begins[k] to ends[k] in lists = (offsets, values, begins, ends):
+    With lists = (offsets, values, begins, ends), for all rows r and vectors v of a block, and all
+    items e from begins[k] to ends[k] of list k:
 
         target[k * step + r * target_row + v] += values[e] * source[offsets[e] + r * row + v]
 
-    The size of a block is one of `gather_blocks`; if it is not literal, the code for all of them is
-    emitted. If `shift` is less than `vectors`, the step is `shift` vectors: the blocks overlap, and
-    what they share is added up in registers before it is added to the target.
+    The block size is one that `gather_blocks` returns. If it is not a literal, code for all sizes
+    is emitted. If `shift` is less than `vectors`, `step` is `shift` vectors, so the blocks overlap.
+    The overlapping parts are then summed in registers before they are added to the target.
     """
     vector, literals = Vector(source.dtype), (rows, vectors, shift)
 
@@ -693,14 +693,14 @@ def gather(
 
 
 def _load_integers(builder: Any, source: Any, lanes: int) -> Any:
-    """Emit a load of as many int32 as a vector has lanes."""
+    """Emit a load of one int32 for each lane of a vector."""
     integers = ir.VectorType(ir.IntType(32), lanes)
     return builder.load(_at(builder, source, _index(0), integers), align=_align(integers))
 
 
 @intrinsic
 def where_equal(typingctx, x, tags, number):
-    """Return x in the lanes whose tag, an int32, is this number, and zero in the others."""
+    """Return x in the lanes whose int32 tag is equal to `number`, and zero in the others."""
 
     def generate(context, builder, signature, arguments):
         value, tags_, number_ = arguments
@@ -714,9 +714,9 @@ def where_equal(typingctx, x, tags, number):
 
 @intrinsic
 def compress(typingctx, x, offsets, to_values, to_offsets):
-    """Write the elements of x that are not zero, and their offsets, side by side.
+    """Write the nonzero elements of x and their offsets contiguously, and return their number.
 
-    Returns how many they are. Whole vectors are written, with arbitrary elements at the end.
+    Complete vectors are written, with arbitrary elements at the end.
     """
 
     def generate(context, builder, signature, arguments):

@@ -1,13 +1,13 @@
-"""The threads: `parallel_for` runs a kernel's chunks on the caller and on sleeping workers.
+"""Thread pool: `parallel_for` runs the chunks of a kernel on the calling and on worker threads.
 
-A kernel is cut into numbered chunks whose boundaries depend on the shapes alone; the threads draw
-the numbers from one counter. Which thread runs a chunk, and how many threads there are, therefore
-never changes a bit of the result. Where another thread has the workers, the caller runs every chunk
-itself: the same bits, and no deadlock. A forked child begins with workers of its own.
+A kernel is split into numbered chunks, whose boundaries depend only on the shapes. The threads take
+the numbers from a shared counter. The result is therefore bit-identical for any number of threads.
+If another thread is using the workers, the caller runs all chunks itself; this avoids deadlocks.
+After a fork, the child starts its own workers.
 
-Ctrl-C may come at any moment: it raises KeyboardInterrupt in the caller once no thread runs a
-chunk, and leaves the workers free. Python looks for signals after a call, where a function begins
-and where a loop goes round: what a Ctrl-C must not tear apart has no such place inside.
+Ctrl-C may arrive at any time. It raises KeyboardInterrupt in the caller after all threads have
+finished their current chunk, and it releases the workers. CPython checks for signals at calls,
+function entry and loop back-edges; critical sections contain none of these.
 """
 
 import contextlib
@@ -45,19 +45,19 @@ def parallel_for(
     ----------
     kernel : function made by `jit.kernel`
     chunks : int
-        How many chunks there are; they are numbered from 0.
+        The number of chunks, which are numbered from 0.
     reads : sequence of arrays
-        Inputs. A kernel sees them C-contiguous and read-only, so it has one compiled form
-        for each element type.
+        Inputs. The kernel gets them C-contiguous and read-only, so it is compiled once for each
+        element type.
     writes : sequence of C-contiguous arrays
-        Outputs. Two chunks never write the same element.
+        Outputs. No two chunks may write the same element.
     *sizes : numbers or tuples of numbers
+        Further arguments of the kernel.
     scratch : mapping of names to (shape, dtype)
-        Arrays of arbitrary values that the running thread lends to the chunk. The kernel gets
-        them as one tuple in this order, which it unpacks to the same names; each begins at a
-        cache line.
+        Uninitialized temporary arrays of the running thread, aligned to cache lines. The kernel
+        gets them as one tuple in this order and unpacks it to the same names.
     """
-    if not all(array.flags.writeable for array in writes):  # a kernel goes by its address
+    if not all(array.flags.writeable for array in writes):  # a kernel would write to it
         raise ValueError("output array is read-only; set array.flags.writeable = True")
     arrays = (*(_frozen(array) for array in reads), *writes)
     job = _Job(kernel, chunks, (*arrays, *sizes), scratch)
@@ -71,57 +71,59 @@ def parallel_for(
         else:
             job.work()
     finally:
-        job.arguments = ()  # a worker that has yet to wake up keeps no arrays alive
+        job.arguments = ()  # so that a worker that wakes up late keeps no arrays alive
         if workers.holder is job:
             del workers.holder
 
 
 def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Return an array that starts at a cache line, so that none of its vectors lies in two.
+    """Return an uninitialized array that is aligned to a cache line.
 
-    It holds arbitrary values. A kernel that mostly reads vectors takes a tenth longer without.
+    No vector then crosses a cache line. Without this, a kernel that mostly loads vectors takes
+    about 10% longer.
     """
     size = math.prod(shape) * np.dtype(dtype).itemsize
     space = np.empty(size + _CACHE_LINE, np.uint8)
-    # space.ctypes would import something, which fails in a __del__ at the end of the program.
+    # Not space.ctypes: it imports a module, which fails in a __del__ at interpreter shutdown.
     start = -space.__array_interface__["data"][0] % _CACHE_LINE
     return space[start : start + size].view(dtype).reshape(shape)
 
 
 def check(**arrays: tuple[np.ndarray, tuple[int, ...]]) -> None:
-    """Raise where an array has another shape or type than those beside it ask for.
+    """Raise ValueError if an array does not have the given shape and the dtype of the first array.
 
-    Kernels go by addresses: they would read and write beyond the end of one that is too small.
+    Kernels do not check bounds. They would read and write past the end of a smaller array.
     """
     dtype = next(iter(arrays.values()))[0].dtype
     for name, (array, shape) in arrays.items():
         if array.shape != shape or array.dtype != dtype:
             raise ValueError(
-                f"`{name}` is {array.shape} {array.dtype} where {shape} {dtype} is needed; after a "
-                "layer is built anew, run forward again; give it no parameter of another shape"
+                f"`{name}` is {array.shape} {array.dtype} where {shape} {dtype} is needed; if a "
+                "layer was built again, run forward again; do not assign a parameter of another "
+                "shape"
             )
 
 
 def share(items: int, chunks: int) -> int:
-    """Return how many items a chunk has where they are cut into at most so many chunks."""
+    """Return the number of items per chunk, for at most `chunks` chunks."""
     return max(1, -(-items // chunks))
 
 
 def set_num_threads(n: int) -> None:
-    """Set how many threads the kernels use: the caller and ``n - 1`` workers.
+    """Set the number of threads of the kernels: the caller and ``n - 1`` workers.
 
-    The results do not depend on it, to the last bit. The start value is the environment
-    variable ``MINICNN_NUM_THREADS``, else the number of CPUs that the process may use.
+    Results are bit-identical for any number of threads. The default is the environment variable
+    ``MINICNN_NUM_THREADS`` if it is set, else the number of CPUs available to the process.
 
     Parameters
     ----------
     n : int
-        At least 1.
+        The number of threads, from 1 to 1024.
 
     Raises
     ------
     ValueError
-        If `n` is not a positive integer.
+        If `n` is not an integer from 1 to 1024.
 
     Examples
     --------
@@ -136,13 +138,13 @@ def set_num_threads(n: int) -> None:
     if not isinstance(n, int | np.integer) or isinstance(n, bool) or not 1 <= n <= _MOST_THREADS:
         raise ValueError(f"`n` must be an integer from 1 to {_MOST_THREADS}, got {n!r}")
     new = _Workers(int(n) - 1)
-    # No lock, which a signal handler would wait for: no other thread or handler runs in between.
+    # No lock: a signal handler could deadlock on it. Nothing runs between these two operations.
     old, _workers = _workers, new
     old.stop()
 
 
 def get_num_threads() -> int:
-    """Return how many threads the kernels use.
+    """Return the number of threads of the kernels.
 
     Examples
     --------
@@ -163,7 +165,7 @@ def _frozen(array: np.ndarray) -> np.ndarray:
 
 
 def _scratch(layout: Mapping[str, tuple[tuple[int, ...], Any]]) -> tuple[np.ndarray, ...]:
-    """Return this thread's scratch arrays; their memory is kept between calls."""
+    """Return the scratch arrays of this thread. Their memory is reused between calls."""
     places, size = [], 0
     for shape, dtype in layout.values():
         places.append(size)
@@ -178,7 +180,7 @@ def _scratch(layout: Mapping[str, tuple[tuple[int, ...], Any]]) -> tuple[np.ndar
 
 
 class _Job:
-    """One `parallel_for`: the counter that its threads draw chunk numbers from."""
+    """A call of `parallel_for`, with the counter that its threads take chunk numbers from."""
 
     def __init__(
         self,
@@ -189,10 +191,10 @@ class _Job:
     ) -> None:
         self.kernel, self.chunks, self.arguments = kernel, chunks, arguments
         self.scratch = scratch
-        self.next = itertools.count().__next__  # one bytecode, so atomic between threads
-        self.begun: list[None] = []  # an entry for each worker that has
+        self.next = itertools.count().__next__  # one bytecode, so it is atomic
+        self.begun: list[None] = []  # one entry for each worker that has started
         self.ended: list[BaseException | None] = []
-        self.bell: SimpleQueue[None] = SimpleQueue()  # rings when a worker has ended
+        self.bell: SimpleQueue[None] = SimpleQueue()  # gets an item when a worker has finished
 
     def work(self) -> None:
         scratch = _scratch(self.scratch)
@@ -200,7 +202,7 @@ class _Job:
             self.kernel(chunk, scratch, *self.arguments)
 
     def work_for_another(self) -> None:
-        """Work on a worker's thread; whatever ends it is reported to the caller."""
+        """Run chunks on a worker thread, and report any exception to the caller."""
         self.begun.append(None)
         error = None
         try:
@@ -211,15 +213,15 @@ class _Job:
         self.bell.put(None)
 
     def wait(self) -> None:
-        """Return when no worker runs a chunk: one that begins later finds none left."""
+        """Wait until no worker runs a chunk. A worker that starts later finds none left."""
         while len(self.ended) < len(self.begun):
             self.bell.get()
 
 
 class _Workers:
-    """`count` daemon threads, each asleep at its inbox."""
+    """A pool of `count` daemon threads, each waiting for jobs in its own queue."""
 
-    holder: object = None  # who has taken them; an attribute of the instance while one has
+    holder: object = None  # the user of the pool; an instance attribute while it is in use
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -227,11 +229,11 @@ class _Workers:
         self._inboxes: list[SimpleQueue[_Job | None]] = []
 
     def take(self, who: object) -> bool:
-        """Reserve the workers; False where they are busy."""
+        """Reserve the workers, and return False if they are in use."""
         return vars(self).setdefault("holder", who) is who
 
     def share(self, job: _Job, most: int) -> None:
-        """Run `job` on the caller and on at most `most` workers; return when all have ended."""
+        """Run `job` on the caller and at most `most` workers, until all have finished."""
         try:
             self._start()
             for inbox in self._inboxes[:most]:
@@ -239,10 +241,10 @@ class _Workers:
             job.work()
             job.wait()
         except BaseException:
-            job.chunks = 0  # KeyboardInterrupt, say: the others end after the chunk in hand
+            job.chunks = 0  # e.g. KeyboardInterrupt: the workers stop after their current chunk
             waiting = True
             while waiting:
-                with contextlib.suppress(KeyboardInterrupt):  # one more: the first is on its way
+                with contextlib.suppress(KeyboardInterrupt):  # ignore further ones
                     job.wait()
                     waiting = False
             raise
@@ -251,28 +253,28 @@ class _Workers:
                 raise error
 
     def stop(self) -> None:
-        """Let the threads end once they have done what they were given.
+        """Tell the threads to exit after their current job.
 
-        This waits for nobody: who has taken the workers may be the frame that a signal handler has
-        interrupted to call this. A job that comes later is done by its caller alone.
+        Do not wait for them: if a signal handler calls this, the pool may be in use by the frame
+        that the handler has interrupted. The caller of a later job runs all its chunks itself.
         """
         self.stopped = True
         for inbox in self._inboxes:
             inbox.put(None)
 
     def _start(self) -> None:
-        # At the end of the program, in a __del__, none begins: the caller would wait for it.
+        # At interpreter shutdown new threads never start, and the caller would wait for them.
         while len(self._inboxes) < self.count and not sys.is_finalizing():
             inbox: SimpleQueue[_Job | None] = SimpleQueue()
             name = f"minicnn-{len(self._inboxes) + 1}"
             try:
                 threading.Thread(target=_serve, args=(inbox,), name=name, daemon=True).start()
-            except RuntimeError as error:  # a limit on threads, or the interpreter is ending
+            except RuntimeError as error:  # a limit on threads, or interpreter shutdown
                 self.count = len(self._inboxes)
                 _say_once_that_threads_are_missing(str(error))
                 return
             self._inboxes.append(inbox)
-            if self.stopped:  # perhaps before this thread was there to be told
+            if self.stopped:  # possibly before this thread was in the list
                 inbox.put(None)
 
 
@@ -298,14 +300,14 @@ def _threads_from_environment() -> int:
 @functools.cache
 def _say_once_that_threads_are_missing(reason: str) -> None:
     logger.warning(
-        "A thread cannot be started (%s); the kernels go on with those that there are, slower and "
+        "A thread cannot be started (%s); the kernels continue with fewer threads: slower, but "
         "with the same results. Raise the limit on threads (`ulimit -u`, or the container's limit "
-        "on pids), or set MINICNN_NUM_THREADS to fewer.", reason
+        "on pids), or set MINICNN_NUM_THREADS to a lower number.", reason
     )
 
 
 def _begin_anew_after_fork() -> None:
-    """Forget the parent's threads, which did not come along."""
+    """Replace the pool in a forked child, because threads are not inherited."""
     global _workers
     _workers = _Workers(_workers.count)
 

@@ -1,6 +1,6 @@
-"""The optimizers' steps: one pass over value, gradient and state.
+"""Update steps of the optimizers: one pass over value, gradient and state.
 
-w value, g gradient, v velocity, m and s the running means of g and g^2.
+Arguments: w value, g gradient, v velocity, m and s running means of g and g^2.
 """
 
 import numpy as np
@@ -20,7 +20,7 @@ def momentum(
     w: np.ndarray, g: np.ndarray, v: np.ndarray, rate: float, decay: float, mu: float,
     nesterov: bool,
 ) -> None:
-    """Write v = mu v + g + decay w; w -= rate v, with Nesterov w -= rate (g + decay w + mu v)."""
+    """Write v = mu v + g + decay w; w -= rate v (Nesterov: w -= rate (g + decay w + mu v))."""
     _for_all(_momentum, (g,), (w, v), rate, decay, mu, flags=(nesterov,))
 
 
@@ -28,12 +28,12 @@ def adam(
     w: np.ndarray, g: np.ndarray, m: np.ndarray, s: np.ndarray, rate: float, decay: float,
     beta1: float, beta2: float, epsilon: float,
 ) -> None:
-    """Write m and s, then w -= rate (m / (sqrt(s) + epsilon) + decay w); rate is bias-corrected."""
+    """Write m, s and w -= rate (m / (sqrt(s) + epsilon) + decay w); `rate` is bias-corrected."""
     _for_all(_adam, (g,), (w, m, s), rate, decay, beta1, 1 - beta1, beta2, 1 - beta2, epsilon)
 
 
 def _for_all(step, reads, writes, *numbers, flags=()):
-    """Run `step` over all elements; its numbers take the type of the arrays."""
+    """Run `step` on all elements; its numbers are converted to the type of the arrays."""
     size, dtype = writes[0].size, writes[0].dtype.type
     parallel_for(step, spans(size), [array.reshape(-1) for array in reads],
                  [array.reshape(-1) for array in writes], *map(dtype, numbers), *flags)

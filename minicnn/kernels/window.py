@@ -1,10 +1,10 @@
-"""Where a sliding window stands: the sizes, strides and padding of a convolution or a pooling."""
+"""Geometry of a sliding window: sizes, strides and padding of a convolution or pooling."""
 
 from typing import NamedTuple
 
 
 class Window(NamedTuple):
-    """Plain integers in a plain tuple, as the kernels take them apart."""
+    """The geometry of a sliding window, as a tuple of integers that kernels can unpack."""
 
     height: int  # of the input
     width: int
@@ -21,7 +21,7 @@ class Window(NamedTuple):
 
     @property
     def taps(self) -> int:
-        """How many input positions one window covers."""
+        """The number of input positions in a window."""
         return self.kernel_h * self.kernel_w
 
 

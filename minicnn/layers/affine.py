@@ -1,5 +1,6 @@
-"""What convolution and dense layers share: a kernel, a bias and an activation."""
+"""Base class of convolution and dense layers: a kernel, a bias and an activation."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,10 @@ class Affine(Layer):
 
     kernel: Parameter
     bias: Parameter | None
+    # (x, ctx, relu=False, last=None): x * kernel + bias, fused with ReLU and layer `last` if given.
+    linear: Callable[..., np.ndarray]
+    # (dy, ctx, need_dx=True): write the gradients of kernel and bias; return that of x, or None.
+    linear_backward: Callable[..., np.ndarray | None]
 
     def __init__(
         self,
@@ -53,18 +58,6 @@ class Affine(Layer):
     def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
         dz = dy if self.activation is None else self.activation.backward(dy, ctx)
         return self.linear_backward(dz, ctx, need_dx)
-
-    def linear(
-        self, x: np.ndarray, ctx: Context, relu: bool = False, last: Any = None
-    ) -> np.ndarray:
-        """Return x * kernel + bias; or, fused, with ReLU and the layer `last` after it."""
-        raise NotImplementedError
-
-    def linear_backward(
-        self, dy: np.ndarray, ctx: Context, need_dx: bool = True
-    ) -> np.ndarray | None:
-        """Write the gradients of kernel and bias; return the gradient of the inputs of `linear`."""
-        raise NotImplementedError
 
     def bias_value(self) -> np.ndarray:
         """Return the bias, or zeros if there is none."""

@@ -1,11 +1,11 @@
-"""Convolution: `conv` chooses among the algorithms; the other files are one algorithm each.
+"""Convolution. `conv` selects an algorithm; each of the other modules implements one.
 
 =============  ====================================================================================
-`conv`         the doors: forward, and the gradients
-`im2col`       the general path: images to columns and a packed product, every configuration
-`implicit`     a product that reads its columns in the image itself, for all without dilation
-`winograd`     with fewer multiplications, for windows of 3x3 and 5x5
-`pooled`       gradients through ReLU and 2x2 max pooling, from lists of those that are not zero
-`filters`      packed filters, which the two read
+`conv`         the public functions: forward pass and gradients
+`im2col`       the general algorithm for all configurations: im2col and a packed product
+`implicit`     a product that reads its columns directly from the image; no dilation
+`winograd`     Winograd convolution, with fewer multiplications, for 3x3 and 5x5 windows
+`pooled`       gradients through ReLU and 2x2 max pooling, from lists of nonzero gradients
+`filters`      packed filters for `implicit` and `winograd`
 =============  ====================================================================================
 """

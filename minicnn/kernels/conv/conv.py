@@ -1,9 +1,9 @@
-"""Convolution and its gradients; this file alone chooses how they are computed.
+"""Convolution and its gradients. This module selects the algorithm.
 
     y = x * w + b        x (N, H, W, C)   w (KH, KW, C, F)   b (F,)   y (N, OH, OW, F)
 
-`forward`, `input_gradient`, `kernel_gradient` and `pooled_gradients` take the fastest path that a
-configuration has: `winograd`, `implicit` or `pooled`, and otherwise the general one, `im2col`.
+`forward`, `input_gradient`, `kernel_gradient` and `pooled_gradients` use the fastest algorithm that
+supports the configuration: `winograd`, `implicit` or `pooled`, else the general one, `im2col`.
 """
 
 from typing import Any
@@ -16,9 +16,9 @@ from minicnn.kernels.simd import ZEROED
 from minicnn.kernels.threads import check
 from minicnn.kernels.window import Window, slide
 
-FAST_PATHS = True  # False: the general path for everything, as a reference in tests
+FAST_PATHS = True  # False: always use the general algorithm, as a reference in tests
 
-_CHUNKS = 16  # at most; enough to keep the threads of a small machine evenly busy
+_CHUNKS = 16  # at most; enough to balance the load of a few threads
 _NO_CODE = np.empty((0, 0, 0, 0), np.uint8)
 
 
@@ -26,10 +26,10 @@ def forward(
     x: np.ndarray, w: np.ndarray, b: np.ndarray, y: np.ndarray, window: Window,
     relu: bool = False, code: np.ndarray | None = None,
 ) -> None:
-    """Write y = x * w + b, max(y, 0) if `relu`, or with a `code` its 2x2 maxima after ReLU.
+    """Write y = x * w + b, with ReLU if `relu`; with ReLU and 2x2 max pooling if `code` is given.
 
-    Then y and code are (N, OH // 2, OW // 2, F), and code says which of the four a maximum is, or
-    that ReLU made it zero: what `pooled_gradients` needs.
+    With `code`, y and code have the shape (N, OH // 2, OW // 2, F). The code is the index of the
+    maximum of the four elements, or `ZEROED` if ReLU is zero; `pooled_gradients` needs it.
     """
     _check(x, w, b, y, window, code)
     path, pool = _fast_path(x, window), code is not None
@@ -46,10 +46,10 @@ def forward(
 
 
 def input_gradient(dy: np.ndarray, w: np.ndarray, dx: np.ndarray, window: Window) -> None:
-    """Write dx, the gradient of the input of `forward`, where dy is that of x * w + b.
+    """Write dx, the gradient of the input x; dy is the gradient of x * w + b.
 
-    With stride 1 it is a convolution itself: of dy, padded by what the window reaches beyond its
-    first tap, with the kernel turned by half a circle and its channels and filters exchanged.
+    With stride 1, dx is a convolution of dy: with padding (kernel size - 1 - padding), and with the
+    kernel rotated by 180 degrees and its channels and filters exchanged.
     """
     _check(dx, w, None, dy, window)
     back = window._replace(
@@ -69,10 +69,10 @@ def kernel_gradient(
     x: np.ndarray, dy: np.ndarray, dw: np.ndarray, db: np.ndarray, window: Window,
     y: np.ndarray | None = None, dz: np.ndarray | None = None,
 ) -> None:
-    """Write dw and db, the gradients of the kernel and of the bias of `forward`.
+    """Write dw and db, the gradients of the kernel and the bias.
 
-    With the output `y` of a ReLU, dy is the gradient of that output; then the gradient of x * w + b
-    is also written to `dz`, if it is given.
+    If `y` is given, it is the output of `forward` with ReLU, and dy is its gradient. The gradient
+    of x * w + b is then also written to `dz`, if that is given.
     """
     _check(x, dw, db, dy, window)
     if y is not None:
@@ -91,7 +91,7 @@ def pooled_gradients(
     x: np.ndarray, dy: np.ndarray, code: np.ndarray, w: np.ndarray, dw: np.ndarray, db: np.ndarray,
     dx: np.ndarray | None, window: Window,
 ) -> None:
-    """Write the gradients of `forward` with a code; dx is None where it is not asked."""
+    """Write the gradients of `forward` with a `code`; dx may be None if it is not needed."""
     _check(x, w, db, dy, window, code)
     _check(x if dx is None else dx, dw, db, dy, window, code)
     if FAST_PATHS and x.dtype == np.float32 and pooled.fits(window):
@@ -109,7 +109,7 @@ def _check(
     x: np.ndarray, w: np.ndarray, b: np.ndarray | None, y: np.ndarray, window: Window,
     code: np.ndarray | None = None,
 ) -> None:
-    """Raise where shapes do not fit together; with a `code`, y is what is left after pooling."""
+    """Raise ValueError if shapes do not match; with a `code`, y is the pooled output."""
     (*_, channels, filters), halved = w.shape, 1 if code is None else 2
     shape = (len(x), window.out_h // halved, window.out_w // halved, filters)
     check(
@@ -122,7 +122,7 @@ def _check(
 
 
 def _fast_path(x: np.ndarray, window: Window) -> Any:
-    """Return the module whose `forward` is the fastest for a convolution, or None."""
+    """Return the module with the fastest `forward` for a convolution, or None."""
     if not FAST_PATHS or x.dtype != np.float32:
         return None
     if winograd.fits(window, x.shape[3]):

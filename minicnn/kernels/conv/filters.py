@@ -1,4 +1,4 @@
-"""Filters in panels, which `implicit` and `winograd` read."""
+"""Pack filters into panels for `implicit` and `winograd`."""
 
 from minicnn.kernels.gemm import pack
 from minicnn.kernels.jit import helper
@@ -9,8 +9,8 @@ from minicnn.kernels.simd import PANEL, pointer
 def pack_filters(w, first, turned, packed):
     """Copy a panel of filters of w (KH, KW, C, F), from `first` on, to (KH, KW, C, PANEL).
 
-    If `turned`, they are those of the gradient of the input: w turned by half a circle, with
-    channels and filters exchanged, so (KH, KW, F, PANEL).
+    If `turned`, copy the filters for the gradient of the input: w rotated by 180 degrees, with
+    channels and filters exchanged, to (KH, KW, F, PANEL).
     """
     taps, channels, filters = w.shape[0] * w.shape[1], w.shape[2], w.shape[3]
     for tap in range(taps):

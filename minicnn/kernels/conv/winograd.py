@@ -1,18 +1,18 @@
-"""Convolution with fewer multiplications: Winograd's F(4x4, 5x5) and F(4x4, 3x3), float32.
+"""Winograd convolution, F(4x4, 3x3) and F(4x4, 5x5), with fewer multiplications; float32.
 
 A tile of 4x4 outputs is computed from 8x8 inputs d (6x6 for 3x3 filters g) as
 
     Y = A' [ (G g G') * (B' d B) ] A
 
-where * multiplies element by element: 64 products where the definition needs 400. Summed over the
-channels, each of the 64 (36) points of a transformed tile is a matrix product of its own,
+where * is elementwise: 64 products instead of 400. Summed over the channels, each of the 64 (36)
+points of a transformed tile is a separate matrix product,
 
     M[point] (tiles, F) = V[point] (tiles, C) U[point] (C, F).
 
-A 4x4 tile is four windows of a 2x2 max pooling, so bias, ReLU and pooling are done on the tile
-before it leaves the cache, and the unpooled image never exists.
+A 4x4 tile consists of four windows of a 2x2 max pooling. Bias, ReLU and pooling are therefore
+applied to the tile while it is in the cache, and the unpooled image is never stored.
 
-The matrices are those of Toom and Cook for the points 0, 1, -1, 2, -2, (1/2, -1/2,) infinity. For
+The matrices are the Toom-Cook matrices for the points 0, 1, -1, 2, -2, (1/2, -1/2,) infinity. For
 3x3:
 
          4  0 -5  0  1  0          1  1  1  1  1  0               6  0  0
@@ -22,17 +22,18 @@ The matrices are those of Toom and Cook for the points 0, 1, -1, 2, -2, (1/2, -1
          0  2 -1 -2  1  0                                         1 -2  4
          0  4  0 -5  0  1                                         0  0 24
 
-The rows of B' and the columns of A' of opposite points differ only in signs. So their even and odd
-parts are computed once, and then sums and differences.
+The rows of B' and the columns of A' for opposite points differ only in signs. Their even and odd
+parts are therefore computed once, and then added and subtracted.
 
-In float32 the result differs from the direct sum by some 2e-6 of the largest output of its tile,
-and by up to 2e-5 of it if one input is far above the others; inputs above 1e36 overflow. If all of
-a patch is zero, a residue would be left, through which ReLU lets a gradient pass (half of an MNIST
-image is blank), so such outputs are set to zero. NaN and infinity in one input reach all outputs of
-the tiles that read it.
+In float32, the result differs from the direct sum by about 2e-6 of the largest output of the tile,
+and by up to 2e-5 of it if one input is much larger than the others. Inputs above 1e36 overflow. If
+all inputs of an output are zero (half of an MNIST image is blank), a rounding error could remain
+and pass through ReLU, so such outputs are set to zero. NaN and infinity in an input spread to all
+outputs of the tiles that read it.
 
-Layouts, all in scratch but for U: padded (HP, WP, CP), the image with whole vectors of channels;
-V (points, tiles, CP); U (panels, points, CP, PANEL); M (points, ROWS tiles, PANEL).
+Layouts (all arrays except U are scratch): padded (HP, WP, CP), the image with channels padded to
+complete vectors; V (points, tiles, CP); U (panels, points, CP, PANEL); M (points, ROWS tiles,
+PANEL).
 
 A. Lavin and S. Gray, "Fast algorithms for convolutional neural networks", CVPR 2016.
 """
@@ -64,13 +65,13 @@ from minicnn.kernels.threads import aligned, parallel_for, share
 from minicnn.kernels.window import Window
 
 _OUT = 4  # rows and columns of outputs in a tile
-_LEAST_CHANNELS = {(3, 3): 8, (5, 5): 5}  # below, the transforms cost more than they save
-_MOST_TILES = 28  # whose V is kept in the second-level cache
+_LEAST_CHANNELS = {(3, 3): 8, (5, 5): 5}  # with fewer, the transforms cost more than they save
+_MOST_TILES = 28  # in a block, whose V stays in the second-level cache
 _V_BYTES = 1 << 20
 
 
 def matrices(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return B', A' and G for filters of `size` x `size`; infinity is the last of the points."""
+    """Return B', A' and G for filters of `size` x `size`; the last point is infinity."""
     points = [0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5][: size + _OUT - 2]
     others = [[q for q in points if q != p] for p in points]
     factors = [*(np.poly(rest)[::-1] for rest in others), np.poly(points)[::-1]]
@@ -84,9 +85,9 @@ def matrices(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _line_functions(size: int) -> tuple[Any, Any]:
-    """Return the functions that write B' d and A' m for one line of a tile."""
+    """Return the functions that write B' d and A' m for one row or column of a tile."""
     inputs, outputs, _ = matrices(size)
-    for rows in (inputs, outputs.T):  # even and odd parts in the place of opposite points
+    for rows in (inputs, outputs.T):  # replace opposite points by even and odd parts
         rows[1:-1:2], rows[2:-1:2] = rows[1:-1:2] + rows[2:-1:2], rows[1:-1:2] - rows[2:-1:2]
         rows[1:-1] /= 2
     return linear(inputs.tolist(), False, True), linear(outputs.tolist(), True, False)
@@ -98,27 +99,27 @@ _input_line_5, _output_line_5 = _line_functions(5)
 
 
 class _Tiles(NamedTuple):
-    """How the images are cut into tiles; a plain tuple for the kernel."""
+    """How the images are split into tiles, as a tuple that kernels can unpack."""
 
     rows: int  # of tiles in an image
-    columns: int
+    columns: int  # of tiles in an image
     size: int  # of the filters
-    side: int  # of a tile's inputs
+    side: int  # of the input of a tile
 
 
 class _Out(NamedTuple):
-    """Where the outputs of a tile are written."""
+    """The place in memory that the outputs of a tile are written to."""
 
-    y: Any  # pointers to the first
-    code: Any
+    y: Any  # pointer to the first output
+    code: Any  # pointer to the first code
     row: int  # elements from one row to the next
     filters: int  # elements from one pixel to the next
-    rows: int  # that there are from here on
+    rows: int  # from here to the end of the image
     columns: int
 
 
 def fits(window: Window, channels: int) -> bool:
-    """Return whether there is a transform for such a window, and enough channels to pay for it."""
+    """Return whether Winograd supports the window and is faster for that many channels."""
     least = _LEAST_CHANNELS.get((window.kernel_h, window.kernel_w))
     return least is not None and channels >= least and window[4:8] == (1, 1, 1, 1)
 
@@ -127,9 +128,9 @@ def forward(
     x: np.ndarray, w: np.ndarray, b: np.ndarray, y: np.ndarray, code: np.ndarray, window: Window,
     relu: bool, pool: bool, chunks: int, turned: bool = False,
 ) -> None:
-    """Write y = x * w + b, through ReLU if asked; with `pool` its 2x2 maxima and their codes.
+    """Write y = x * w + b, with ReLU if `relu`; with `pool`, write its 2x2 maxima and their codes.
 
-    x (N, H, W, C)   w (K, K, C, F), or `turned` and (K, K, F, C)   b (F,)
+    x (N, H, W, C)   w (K, K, C, F), or (K, K, F, C) if `turned`   b (F,)
     y (N, OH, OW, F), or y and code (N, OH // 2, OW // 2, F) with `pool`
     """
     size, channels, filters = len(w), x.shape[3], b.size
@@ -159,7 +160,7 @@ def forward(
             "line": ((2, points, LANES), np.float32),  # a tile between its two passes
             "zeros": ((PANEL,), np.float32),
             "bias": ((panels, PANEL), np.float32),
-            "live": ((rows, columns), np.float32),  # pixels that are not zero, or the next ones
+            "live": ((rows, columns), np.float32),  # 1 if this or one of the next pixels is nonzero
             "blanks": ((block,), np.int32),  # a bit for each output of a tile
         },
     )
@@ -167,12 +168,12 @@ def forward(
 
 @kernel
 def _transform_filters(panel, scratch, w, matrix, transformed, channels, turned):
-    """U = G g G' for the filters of a panel, a channel at a time."""
+    """Write U = G g G' for the filters of a panel, one channel at a time."""
     packed, half = scratch
     side, size = matrix.shape
     depth = transformed.shape[2]
     pack_filters(w, panel * PANEL, turned, pointer(packed, 0))
-    if channels < depth:  # what no channel fills
+    if channels < depth:  # clear the padding of the channels
         transformed[panel] = 0
     target = pointer(transformed, panel * side * side * depth * PANEL)
     g = pointer(matrix, 0)
@@ -189,7 +190,7 @@ def _transform_filters(panel, scratch, w, matrix, transformed, channels, turned)
 
 @helper
 def _combine(factors, source, step, target, count):
-    """Write the sum over i of factors[i] * the panel of filters at source + i step."""
+    """Write the sum over i of factors[i] * (panel of filters at source + i * step)."""
     for lane in range(0, PANEL, LANES):
         total = splat(np.float32(0))
         for i in range(count):
@@ -199,7 +200,7 @@ def _combine(factors, source, step, target, count):
 
 @kernel
 def _forward(chunk, scratch, x, u, b, y, code, window, images, tiles, relu, pool):
-    """Compute images, a block of tiles at a time: V, then for each panel of filters M and Y."""
+    """Compute images in blocks of tiles: first V, then M and Y for each panel of filters."""
     padded, v, m, line, zeros, bias, live, blanks = scratch
     block, filters, per_image = v.shape[1], b.size, tiles[0] * tiles[1]
     clear(pointer(padded, 0), padded.size)
@@ -227,7 +228,7 @@ def _forward(chunk, scratch, x, u, b, y, code, window, images, tiles, relu, pool
 
 @helper
 def _transform_inputs(x, first, count, padded, v, line, live, blanks, window, tiles):
-    """Write V = B' d B of `count` tiles, and which of their outputs see zeros alone."""
+    """Write V = B' d B for `count` tiles, and mark the outputs whose inputs are all zero."""
     (_, wide, depth), block, size, side = padded.shape, v.shape[1], tiles[2], tiles[3]
     for i in range(count):
         n, row, column = _tile(first + i, tiles)
@@ -253,7 +254,7 @@ def _multiply(v, u, m, zeros, first, rows, panel, channels):
 
 @helper
 def _place(y, code, number, tiles, pool):
-    """Return where the outputs of a tile are written."""
+    """Return the place that the outputs of a tile are written to."""
     _, height, width, filters = y.shape
     n, row, column = _tile(number, tiles)
     top, left = row * _OUT >> pool, column * _OUT >> pool
@@ -266,7 +267,7 @@ def _place(y, code, number, tiles, pool):
 def _fill_padded(x, n, target, columns, depth):
     """Copy image n to `target`, with rows of `columns` pixels and pixels of `depth` channels.
 
-    What is not written (border, channels that x does not have) keeps its value: zero.
+    The border and the padding of the channels are not written; they stay zero.
     """
     height, width, channels = x.shape[1], x.shape[2], x.shape[3]
     for row in range(height):
@@ -279,14 +280,14 @@ def _fill_padded(x, n, target, columns, depth):
 
 @helper
 def _tile(number, tiles):
-    """Return the image of a tile, and its row and column among the tiles of the image."""
+    """Return the image number of a tile, and its row and column in the grid of tiles."""
     rows, columns, _, _ = tiles
     return number // (rows * columns), number // columns % rows, number % columns
 
 
 @helper
 def _find_live(padded, live, shape, size):
-    """Write for each pixel whether it or one of the size - 1 on its right is not zero."""
+    """Mark each pixel that is nonzero, or one of whose size - 1 right neighbours is nonzero."""
     rows, columns, depth = shape
     for pixel in range(rows * columns):
         values, any_ = pointer(padded, pixel * depth), False
@@ -300,7 +301,7 @@ def _find_live(padded, live, shape, size):
 
 @helper
 def _blank_outputs(live, wide, size):
-    """Return a bit for each output of a tile: whether its whole patch is zero."""
+    """Return a bit mask of the outputs of a tile whose inputs are all zero."""
     bits = 0
     for q in range(_OUT * _OUT):
         any_ = np.float32(0)
@@ -312,7 +313,7 @@ def _blank_outputs(live, wide, size):
 
 @helper
 def _set_blanks(line, bits):
-    """Set outputs to zero, except those that NaN or infinity in the filters has made NaN."""
+    """Set the outputs in a bit mask to zero, except those that are NaN."""
     zero = splat(np.float32(0))
     for q in range(_OUT * _OUT if bits else 0):
         if bits >> q & 1:
@@ -321,7 +322,7 @@ def _set_blanks(line, bits):
 
 @helper
 def _input_tile(source, row, column, line, v, point, side):
-    """V = B' d B for one tile and one vector of channels."""
+    """Write V = B' d B for one tile and one vector of channels."""
     step = side * LANES
     for j in range(side):
         _input_line(pointer(source, j * column), row, pointer(line, j * LANES), step, side)
@@ -331,7 +332,7 @@ def _input_tile(source, row, column, line, v, point, side):
 
 @helper
 def _input_line(d, step, out, out_step, side):
-    """Write B' d for one line of a tile: vectors `step` apart to vectors `out_step` apart."""
+    """Write B' d for a column d of vectors; strides are `step` (input) and `out_step` (output)."""
     if side == 6:
         _input_line_3(d, step, out, out_step)
     else:
@@ -340,7 +341,7 @@ def _input_line(d, step, out, out_step, side):
 
 @helper
 def _output_tile(m, line, side):
-    """Y = A' M A for one tile and one vector of filters; Y (4, 4) goes to the start of `line`."""
+    """Write Y = A' M A for one tile and vector of filters; Y (4, 4) is at the start of `line`."""
     point, step = ROWS * PANEL, side * LANES
     half = pointer(line, _OUT * _OUT * LANES)
     for j in range(side):
@@ -351,7 +352,7 @@ def _output_tile(m, line, side):
 
 @helper
 def _output_line(m, step, out, out_step, side):
-    """Write A' m for one line of a tile."""
+    """Write A' m for a column m of vectors."""
     if side == 6:
         _output_line_3(m, step, out, out_step)
     else:
@@ -360,7 +361,7 @@ def _output_line(m, step, out, out_step, side):
 
 @helper
 def _emit(line, bias, out, f, relu_):
-    """Write a vector of a tile's outputs from filter f on: plus the bias, through ReLU if asked."""
+    """Add the bias to a tile's outputs for a vector of filters, apply ReLU if asked, and write."""
     for i in range(_OUT):
         for j in range(_OUT):
             if i < out.rows and j < out.columns:
@@ -372,7 +373,7 @@ def _emit(line, bias, out, f, relu_):
 
 @helper
 def _emit_maxima(line, bias, out, f):
-    """Write the maxima of 2x2 of a tile's outputs from filter f on: plus the bias, through ReLU."""
+    """Add the bias, apply ReLU and 2x2 max pooling to a vector of filters, and write."""
     for i in range(_OUT // 2):
         for j in range(_OUT // 2):
             if i < out.rows and j < out.columns:

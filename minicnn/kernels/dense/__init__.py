@@ -1,7 +1,7 @@
-"""A dense layer: `dense` chooses between the packed product and, for gradients, lists.
+"""Dense layers. For gradients, `dense` selects either the packed product or lists.
 
 =============  ====================================================================================
-`dense`        the doors, and the three products
-`lists`        gradients from lists of those that are not zero
+`dense`        the public functions, and the three matrix products
+`lists`        gradients from lists of the nonzero output gradients
 =============  ====================================================================================
 """

@@ -1,4 +1,4 @@
-"""A dense layer's three products, each cut where its sums are whole.
+"""The three matrix products of a dense layer. Each chunk computes complete sums.
 
 x (N, D), w (D, U), b (U,), y (N, U):
 
@@ -34,20 +34,20 @@ from minicnn.kernels.simd import (
 )
 from minicnn.kernels.threads import check, parallel_for
 
-_CHUNK = 64  # columns of the result that one chunk computes; B is packed a chunk at a time
-_FEW_ROWS = 14  # up to here w is read where it is: packing it would cost more than the product
-_SLAB = 16  # rows of w that are read at a time, so that memory is read in long runs
-_WIDE_CHUNK = 512  # then: for the same reason
+_CHUNK = 64  # columns of the result per chunk; each chunk packs its part of B
+_FEW_ROWS = 14  # up to this many, w is not packed: packing would cost more than the product
+_SLAB = 16  # rows of w that are read at a time if it is not packed
+_WIDE_CHUNK = 512  # columns per chunk in that case: long contiguous reads of w
 
 
 def forward(
     x: np.ndarray, w: np.ndarray, b: np.ndarray, y: np.ndarray, relu: bool = False,
     dropout: tuple[int, float, int, int] | None = None,
 ) -> None:
-    """Write y = x w + b, then ReLU and dropout where asked.
+    """Write y = x w + b, followed by ReLU and dropout if requested.
 
-    `dropout` is its key, its rate, the number of the first row of the batch, and how many rows of
-    this matrix are one of the batch.
+    `dropout` is a tuple (key, rate, number of the first row in the batch, rows of this matrix per
+    row of the batch).
     """
     d, u = w.shape
     check(x=(x, (len(x), d)), w=(w, (d, u)), b=(b, (u,)), y=(y, (len(x), u)))
@@ -67,7 +67,7 @@ def input_gradient(dy: np.ndarray, w: np.ndarray, dx: np.ndarray) -> None:
 
 
 def kernel_gradient(x: np.ndarray, dy: np.ndarray, dw: np.ndarray) -> None:
-    """Write dw = x' dy: the sums of blocks of rows, added in pairs, as a tree."""
+    """Write dw = x' dy; the sums of blocks of rows are added pairwise, as a tree."""
     (n, d), u = x.shape, dy.shape[1]
     scratch = {
         **_packed(min(n, BLOCK), dw.dtype), "sums": ((waiting_sums(n) * d * _CHUNK,), dw.dtype)
@@ -79,7 +79,7 @@ def gradients(
     x: np.ndarray, dy: np.ndarray, w: np.ndarray, dw: np.ndarray, dx: np.ndarray | None,
     skip_zeros: bool,
 ) -> None:
-    """Write dw and, where it is asked, dx; with `skip_zeros` from lists where many dy are zero."""
+    """Write dw, and dx if given; with `skip_zeros`, use lists if many elements of dy are zero."""
     (n, d), u = x.shape, dy.shape[1]
     check(x=(x, (n, d)), dy=(dy, (n, u)), w=(w, (d, u)), dw=(dw, (d, u)))
     if skip_zeros and x.dtype == np.float32 and lists.gradients(x, dy, w, dw, dx):
@@ -94,7 +94,7 @@ def _chunks(columns: int) -> int:
 
 
 def _packed(k: int, dtype: Any) -> dict[str, tuple[tuple[int, ...], Any]]:
-    """Return scratch for a slab of B in panels, and for a row of zeros."""
+    """Return scratch for a packed slab of B and a row of zeros."""
     return {
         "packed": (packed_shape(min(k, DEPTH), _CHUNK, dtype), dtype), "zeros": ((_CHUNK,), dtype)
     }
@@ -118,7 +118,7 @@ def _forward(chunk, scratch, x, w, b, y, width, relu, dropping, key, threshold, 
         if relu:
             for q in range(columns):
                 row[q] = 0 if row[q] <= 0 else row[q]
-        if dropping:  # from a copy: what may overlap the compiler does not do by vectors
+        if dropping:  # from a copy: possible overlap would prevent vectorization
             copy(row, 0, pointer(source, 0), 0, 1, columns)
             drop(pointer(source, 0), row, i % per_row * u + j, columns, key, threshold, scale,
                  first_row + i // per_row)
@@ -126,9 +126,9 @@ def _forward(chunk, scratch, x, w, b, y, width, relu, dropping, key, threshold, 
 
 @kernel
 def _multiply(chunk, scratch, a, b, c, a_strides, b_strides, k, block):
-    """Write C (m, n) = A (m, k) B (k, n), with A and B read through their strides.
+    """Write a chunk of C (m, n) = A (m, k) B (k, n), with A and B read through their strides.
 
-    `block` is k, or the BLOCK of `add_waiting`: then A and B are cut into blocks along k.
+    `block` is the length of the blocks along k: k itself, or BLOCK to add the sums pairwise.
     """
     packed, zeros, sums = scratch
     (m, n), (a_row, a_col), (b_row, b_col) = c.shape, a_strides, b_strides
@@ -150,10 +150,10 @@ def _multiply(chunk, scratch, a, b, c, a_strides, b_strides, k, block):
 
 @helper
 def _product(a, a_row, a_col, b, b_row, b_col, s, s_col, c, c_row, m, n, k, packed):
-    """Write C (m, n) = s + A (m, k) B (k, n); `s` is one row for all.
+    """Write C (m, n) = s + A (m, k) B (k, n), where `s` is one row, added to all.
 
-    B is packed a slab of its rows at a time: what is packed and the columns of A that meet it stay
-    in the second-level cache.
+    B is packed in slabs of rows: the packed slab and the matching columns of A stay in the
+    second-level cache.
     """
     s_row = 0
     for p in range(0, max(k, 1), DEPTH):
@@ -161,17 +161,17 @@ def _product(a, a_row, a_col, b, b_row, b_col, s, s_col, c, c_row, m, n, k, pack
         pack(pointer(b, p * b_row), b_row, b_col, depth, n, packed)
         multiply(pointer(a, p * a_col), a_row, a_col, packed, s, s_row, s_col, c, c_row,
                  m, n, depth)
-        s, s_row, s_col = c, c_row, 1  # what follows adds to what is there
+        s, s_row, s_col = c, c_row, 1  # the next slabs are added to C
 
 
 @helper
 def _product_in_place(x, w, b, y, n, columns, d, u):
-    """Write y = x w + b for few rows of x, with w read where it is, a slab of its rows at a time.
+    """Write y = x w + b for few rows of x, without packing w, which is read in slabs of rows.
 
-    Every sum has the order that it has in `_product`, and so its bits.
+    The sums have the same order as in `_product`, so the results are bit-identical.
     """
     width, size = panel(y), lanes(y)
-    panels = columns // width * width  # the columns that fill panels
+    panels = columns // width * width  # columns that fill complete panels
     for i in range(n):
         for q in range(panels, columns):
             y[i * u + q] = b[q]
@@ -180,7 +180,7 @@ def _product_in_place(x, w, b, y, n, columns, d, u):
         depth, rows = min(_SLAB, d - p), pointer(w, p * u)
         for q in range(0, panels, width):
             x_, w_, s_, y_ = pointer(x, p), pointer(rows, q), pointer(s, q), pointer(y, q)
-            if 0 < n <= 2:  # fewer than in the tiles of `block_of_rows`
+            if 0 < n <= 2:  # `block_of_rows` has no tile as small as this
                 tile(2, VECTORS, x_, d, 1, 0, w_, u, s_, s_row, y_, u, n, width, depth, 1)
             else:
                 block_of_rows(x_, d, 1, 0, w_, u, s_, s_row, y_, u, n, width, depth, 1)

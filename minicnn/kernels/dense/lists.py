@@ -1,16 +1,17 @@
-"""Gradients of a dense layer from lists of those that are not zero, float32.
+"""Gradients of a dense layer from lists of the nonzero output gradients, float32.
 
-ReLU and dropout leave a third of a dense layer's gradients. These are written into lists of
-(offset, value), and a sum over a list reads whole vectors and keeps its results in registers:
+After ReLU and dropout, only about a third of the output gradients are nonzero. They are written to
+lists of (offset, value). A sum over a list loads complete vectors and keeps its results in
+registers:
 
     dw[:, j] += value * x[n at offset]               one list for each unit j
     dx[n] += value * w[:, j at offset]               one list for each row n
 
-A gradient of exactly zero contributes nothing, also where it meets infinity or NaN.
+A gradient of exactly zero contributes nothing, even if it is multiplied by infinity or NaN.
 
-Inputs and units come in blocks of 64. A chunk makes the gradients for one block of inputs, from a
-copy of x for these (N, 64), one block of units after the other. There, dw and w lie transposed,
-with a unit's inputs side by side: (64 units, 64 inputs).
+Inputs and units are processed in blocks of 64. A chunk computes the gradients for one block of
+inputs, from a copy (N, 64) of its part of x, for one block of units after the other. Blocks of dw
+and w are transposed: (64 units, 64 inputs), so that the inputs of a unit are contiguous.
 """
 
 import numpy as np
@@ -21,17 +22,17 @@ from minicnn.kernels.jit import helper, kernel
 from minicnn.kernels.simd import LANES, gather, pointer, transpose
 from minicnn.kernels.threads import parallel_for
 
-_SIDE = 64  # units, and inputs, of a block; it cuts the sums of dx, so it follows no vector
-_VECTORS = min(8, _SIDE // LANES)  # whose sums are in registers
+_SIDE = 64  # of a block; sums of dx are split by it, so it must not depend on the vector width
+_VECTORS = min(8, _SIDE // LANES)  # of sums in registers
 _ACROSS = _VECTORS * LANES
-_MOST_ROWS = 4096  # the lists take 64 places a row
-_MOST_NONZERO = 0.4  # share of the gradients; above it the packed product is faster
+_MOST_ROWS = 4096  # the lists have 64 places per row and block
+_MOST_NONZERO = 0.4  # fraction of dy; above it, the packed product is faster
 
 
 def gradients(
     x: np.ndarray, dy: np.ndarray, w: np.ndarray, dw: np.ndarray, dx: np.ndarray | None
 ) -> bool:
-    """Write the gradients of y = x w (but not the bias'); False if too few are zero.
+    """Write the gradients of y = x w; return False, writing nothing, if too few dy are zero.
 
     x, dx (N, D)   w, dw (D, U)   dy (N, U)
     """
@@ -54,7 +55,7 @@ def gradients(
         scratch={
             "panel": ((n, _SIDE), np.float32),  # of x
             "dpanel": ((n, _SIDE), np.float32),
-            "square": ((_SIDE, _SIDE), np.float32),  # of w or dw, with units as rows
+            "square": ((_SIDE, _SIDE), np.float32),  # of w or dw, transposed
             "rows": ((_SIDE, row), np.float32),  # of w
             "drows": ((_SIDE, row), np.float32),
         },
@@ -65,7 +66,7 @@ def gradients(
 @kernel
 def _find_nonzero(block, scratch, dy, unit_offsets, unit_values, unit_bounds, row_offsets,
                   row_values, row_bounds):
-    """Write the lists of a block of units: for each unit and `BLOCK` rows, and for each row."""
+    """Write the lists of a block of units: one for each unit and `BLOCK` rows, one for each row."""
     n, units = dy.shape
     first, parts = block * _SIDE, unit_bounds.shape[2]
     offsets, values = pointer(unit_offsets, 0), pointer(unit_values, 0)
@@ -126,23 +127,24 @@ def _gradients(chunk, scratch, x, w, unit_offsets, unit_values, unit_bounds, row
 
 @helper
 def _gather(source, lists, count, target):
-    """Add to `count` rows of the target, of 64, the sums over as many lists."""
+    """Add the sums over `count` lists to `count` rows of 64 elements."""
     for d in range(0, _SIDE, _ACROSS):
         gather(1, _VECTORS, _VECTORS, pointer(source, d), 0, lists, count, pointer(target, d),
                _SIDE, 0)
 
 
 def _row(units):
-    """Return how far apart rows of w lie in scratch: not by a power of two.
+    """Return the distance of the rows of w in scratch, which is not a power of two.
 
-    In caches such rows would drive each other out; therefore squares are cut out of a copy.
+    Rows at a power of two would evict each other from the cache, so w is copied before it is
+    transposed in square blocks.
     """
     return round_up(units, _SIDE) + 16
 
 
 @helper
 def _transpose(source, row, target, target_row):
-    """Transpose a block of 64x64."""
+    """Transpose a block of 64x64 elements."""
     for i in range(0, _SIDE, LANES):
         for j in range(0, _SIDE, LANES):
             transpose(pointer(source, i * row + j), row, pointer(target, j * target_row + i),
