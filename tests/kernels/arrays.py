@@ -1,7 +1,7 @@
-"""Arrays for kernels: read-only ones to read, and fenced garbage to write into.
+"""Arrays for tests of kernels: read-only inputs, and outputs between guard bytes ("fences").
 
-Kernels check no bounds. So before and behind every array that they write stands a fence, and the
-fixture `fences` looks at the end of each test whether it still stands.
+Kernels do not check bounds. Each output array is therefore placed between two fences, and the
+fixture `fences` checks after each test that they are unchanged.
 """
 
 import math
@@ -10,7 +10,7 @@ import numpy as np
 
 DTYPES = ("float32", "float64")
 
-GARBAGE = 0xFF  # a float of such bytes is NaN: nothing may be read before it is written
+GARBAGE = 0xFF  # a float of these bytes is NaN, so that reading before writing is detected
 FENCE = 0xA5
 FENCE_BYTES = 64
 
@@ -18,7 +18,7 @@ _standing = []
 
 
 def empty(shape, dtype):
-    """Return an array of garbage between two fences."""
+    """Return an array that is filled with GARBAGE, between two fences."""
     size = math.prod(np.atleast_1d(shape).tolist()) * np.dtype(dtype).itemsize
     room = np.full(FENCE_BYTES + size + FENCE_BYTES, FENCE, np.uint8)
     _standing.extend([room[:FENCE_BYTES], room[FENCE_BYTES + size :]])
@@ -42,10 +42,10 @@ def read_only(array):
 
 
 def normal(rng, shape, dtype):
-    """Return normally distributed numbers that a kernel must not change."""
+    """Return a read-only array of normally distributed numbers."""
     return read_only(rng.standard_normal(shape).astype(dtype))
 
 
 def integers(rng, shape, dtype):
-    """Return integers from -3 to 3: sums of their products are exact, so any error is a bug."""
+    """Return integers from -3 to 3. Sums of their products are exact, so any error is a bug."""
     return read_only(rng.integers(-3, 4, shape).astype(dtype))

@@ -1,4 +1,4 @@
-"""What every test of a kernel shares: poisoned scratch, fences, and runs by 1, 2 and 4 threads."""
+"""Fixtures for tests of kernels: poisoned scratch, fences, runs with 1, 2 and 4 threads."""
 
 import math
 import threading
@@ -12,9 +12,9 @@ from minicnn.kernels import threads
 
 @pytest.fixture(autouse=True)
 def fences(monkeypatch):
-    """Lend scratch arrays that are full of garbage and end at fences; see that all fences stand."""
+    """Fill scratch arrays with GARBAGE, put fences after them, and check all fences."""
     lend = threads._scratch
-    behind = {}  # by thread: the fences behind the arrays that it was lent last
+    behind = {}  # by thread: the fences after its latest scratch arrays
 
     def lend_fenced(layout):
         for fence in behind.pop(threading.get_ident(), ()):
@@ -32,7 +32,7 @@ def fences(monkeypatch):
 
     monkeypatch.setattr(threads, "_scratch", lend_fenced)
     yield
-    for fences_ in list(behind.values()):  # a worker that wakes up late adds its own
+    for fences_ in list(behind.values()):  # a copy: a worker that wakes up late adds its own
         for fence in fences_:
             assert_stands(fence)
     check_fences()
@@ -48,7 +48,7 @@ def set_threads():
 
 @pytest.fixture
 def by_threads(set_threads):
-    """Return what a function returns with 1, 2 and 4 threads."""
+    """Return a function's results with 1, 2 and 4 threads."""
 
     def run(function):
         results = []

@@ -1,6 +1,6 @@
-"""Run every kernel once in float32, on odd sizes and on empty batches; report the bits as JSON.
+"""Run every kernel in float32, on odd sizes and on empty batches, and print the bits as JSON.
 
-test_jit.py runs this file in processes of its own: where all is compiled, and where all is cached.
+test_jit.py runs this file in separate processes: with an empty cache, and with a full one.
 """
 
 import hashlib

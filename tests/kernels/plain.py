@@ -1,8 +1,8 @@
-"""The kernels as plain Python: `jit` compiles nothing here, and `simd` is restated in NumPy.
+"""Run the kernels as plain Python, with `jit` disabled and `simd` reimplemented in NumPy.
 
-So the same sources can be stepped through in a debugger, are seen by a tool that measures coverage,
-and what they read and write is checked against the bounds of the array. They are a thousand times
-slower: for tiny shapes.
+The same sources can then be stepped through in a debugger and measured by a coverage tool, and all
+reads and writes are checked against array bounds. They are about a thousand times slower, so use
+tiny shapes.
 """
 
 import importlib
@@ -24,7 +24,7 @@ CONSTANTS = ("VECTOR_BYTES", "REGISTERS", "LANES", "VECTORS", "PANEL", "ROWS", "
 
 
 def kernels():
-    """Return the modules of the kernels, imported anew as plain Python, by name."""
+    """Return the kernel modules, imported again as plain Python, by name."""
     jit = types.ModuleType("jit")
     jit.kernel = jit.helper = lambda function: function
     fresh = {name: module for name, module in sys.modules.items()
@@ -39,7 +39,7 @@ def kernels():
 
 
 def simd():
-    """Return what stands in for the module `simd`; a vector is an array of its lanes."""
+    """Return a substitute for the module `simd`; a vector is an array of its lanes."""
     module = types.ModuleType("simd")
     module.gather_blocks = compiled_simd.gather_blocks
     vars(module).update({name: getattr(compiled_simd, name) for name in CONSTANTS})
@@ -52,7 +52,7 @@ def simd():
 
 
 class Pointer:
-    """A place in an array that is counted from its start whatever its rank."""
+    """A pointer to an element of a flattened array, for any number of dimensions."""
 
     def __init__(self, flat, start):
         self.flat, self.start = flat, int(start)
@@ -130,7 +130,7 @@ def where_positive(x, y):
 
 def largest_of_four(x0, x1, x2, x3, bias, y, code, count):
     values = np.stack([x0, x1, x2, x3])
-    winner = values.argmax(axis=0)  # the first of the largest; NaN is the largest
+    winner = values.argmax(axis=0)  # the first largest; NaN is the largest
     value = values.max(axis=0) + bias
     store_some(relu(value), y, 0, count)
     store_some(np.where(value <= 0, compiled_simd.ZEROED, winner), code, 0, count)
@@ -190,7 +190,7 @@ def where_equal(x, tags, number):
 
 def compress(x, offsets, to_values, to_offsets):
     chosen = np.flatnonzero(x != 0)
-    order = np.resize(np.append(chosen, 0), len(x))  # and arbitrary elements at the end
+    order = np.resize(np.append(chosen, 0), len(x))  # with arbitrary elements at the end
     store(x[order], to_values, 0)
     store(offsets.flat[offsets.at(0, len(x))][order], to_offsets, 0)
     return len(chosen)

@@ -1,4 +1,4 @@
-"""The files of compiled kernels: what is loaded, and from whom."""
+"""Tests of the disk cache: which files are loaded, and whose."""
 
 import logging
 import os
@@ -33,7 +33,7 @@ class TargetContext:
 
 
 def result(*payload):
-    """Return what stands in for a compiled function."""
+    """Return a substitute for a compiled function."""
     return types.SimpleNamespace(codegen=Codegen(), _reduce=lambda: payload)
 
 
@@ -47,7 +47,7 @@ def save(payload, stamp="1", sig="float32"):
 
 @pytest.fixture(autouse=True)
 def places(tmp_path, monkeypatch):
-    """The three folders that may hold the files: each exists where a test makes it."""
+    """The three candidate folders of the cache; a test creates those that it needs."""
     package = tmp_path / "site" / "kernels"
     package.mkdir(parents=True)
     monkeypatch.setattr(cache, "_PACKAGE", package)
@@ -72,13 +72,13 @@ def only_file(folder):
 
 
 def again(monkeypatch, **settings):
-    """Look for the folders once more, as the next process does."""
+    """Search for the folders again, as a new process does."""
     for name, value in settings.items():
         monkeypatch.setattr(cache.config, name, value)
     cache.folders.cache_clear()
 
 
-# What is loaded
+# Which files are loaded
 
 
 def test_what_was_saved_is_loaded_where_all_is_the_same():
@@ -90,7 +90,7 @@ def test_what_was_saved_is_loaded_where_all_is_the_same():
     assert load(stamp="2") is None
     save("of another source", stamp="2")
     assert load(stamp="2") == "of another source"
-    assert load() is None  # one file for each kernel and type: what is stale is replaced
+    assert load() is None  # one file per kernel and type: a stale one is replaced
 
 
 DAMAGE = {
@@ -134,7 +134,7 @@ def test_only_a_miss_says_that_something_is_compiled(caplog):
     assert [message.split(";")[0] for message in caplog.messages] == ["Compiling the kernels"]
 
 
-# Where
+# Folders
 
 
 def test_a_folder_of_the_users_choice_is_the_only_one(places):
@@ -191,20 +191,20 @@ def test_what_cannot_be_written_is_said_once_and_leaves_nothing(places, monkeypa
     assert [path for path in places.set.rglob("*") if path.is_file()] == []
 
 
-# Whose
+# Ownership and permissions
 
 
 @posix
 @pytest.mark.parametrize(("mode", "uid", "gid", "safe"), [
     (0o700, 1000, 1000, True),
     (0o755, 1000, 5, True),
-    (0o775, 1000, 1000, True),  # the own group
+    (0o775, 1000, 1000, True),  # the user's own group
     (0o775, 1000, 5, False),
     (0o757, 1000, 1000, False),
-    (0o755, 0, 0, True),  # root's
+    (0o755, 0, 0, True),  # owned by root
     (0o775, 0, 0, False),
     (0o777, 0, 0, False),
-    (0o700, 1001, 1000, False),  # another user's
+    (0o700, 1001, 1000, False),  # owned by another user
 ])
 def test_who_may_have_written_a_file(monkeypatch, mode, uid, gid, safe):
     monkeypatch.setattr(cache.os, "geteuid", lambda: 1000)
@@ -227,11 +227,11 @@ def test_modes_of_what_is_made(places, monkeypatch, umask):
     finally:
         os.umask(before)
     assert [oct(path.stat().st_mode & 0o777) for path in made] == ["0o700", "0o700", "0o644"]
-    assert places.tree.stat().st_mode & 0o777 == 0o755  # as Python makes it: for all to read
+    assert places.tree.stat().st_mode & 0o777 == 0o755  # readable by all, as Python creates it
 
 
 class Flag:
-    """What runs a command where it is unpickled, as a hostile file does."""
+    """An object that runs a command when it is unpickled, as in a malicious file."""
 
     def __init__(self, path):
         self.path = path
@@ -248,7 +248,7 @@ def test_what_others_can_write_is_not_unpickled(places, tmp_path, monkeypatch, c
     save(Flag(flag))
     assert flag.exists() is False
     load()
-    assert flag.exists()  # in a folder of the user's own it would run: the checksum is right
+    assert flag.exists()  # from a safe folder it is run: the checksum is correct
     flag.unlink()
     file = only_file(places.set)
     path, mode = {"file": (file, 0o666), "folder": (file.parent, 0o777),
@@ -312,8 +312,8 @@ print(*map(sum, (stats.cache_hits.values(), stats.cache_misses.values())))
 
 @posix
 def test_another_user_uses_what_root_has_compiled():
-    """As in a container. If the tests do not run as root, it is the same user, without rights."""
-    shared = Path(tempfile.mkdtemp(dir="/tmp"))  # pytest's own folders are closed to others
+    """As in a container. Unless the tests run as root, the same user runs without write access."""
+    shared = Path(tempfile.mkdtemp(dir="/tmp"))  # other users cannot read pytest's folders
     try:
         shared.chmod(0o755)
         folder = Path(minicnn.kernels.__file__).parent

@@ -1,4 +1,4 @@
-"""The general path of a convolution; test_fast_paths.py has the others."""
+"""Tests of the general convolution; test_fast_paths.py tests the other algorithms."""
 
 import threading
 import tracemalloc
@@ -74,7 +74,7 @@ TABLE = {
 by_table = pytest.mark.parametrize("case", TABLE.values(), ids=TABLE)
 by_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
-# Sixteen chunks and more than one image each, blocks that end within an image, tiles cut off.
+# Sixteen chunks of several images, blocks that end inside an image, and partial tiles.
 LARGE = Case(19, 3, 20, (13, 11), (3, 3), (1, 2), "same")
 
 
@@ -157,7 +157,7 @@ def test_any_configuration(case, dtype, column_bytes, least_positions):
 @settings(max_examples=30)
 @given(case=cases(most_images=20, most_channels=40, most_windows=20), seed=st.integers(0, 9))
 def test_gradients_are_the_adjoints(case, seed):
-    """<f(x, w, b), g> = <x, dx> = <w, dw> where b = 0, and <b, db> where x = 0."""
+    """<f(x, w, b), g> = <x, dx> = <w, dw> if b = 0, and <b, db> if x = 0."""
     x, w, b, g = case.draw("float64", seed)
     window, zero = case.window, np.zeros_like
     y = forward(x, w, zero(b), window)
@@ -259,7 +259,7 @@ def test_operands_may_lie_in_any_order(dtype):
 
 
 def peak_bytes(function):
-    """Return how much memory a call takes on a thread whose scratch is still to be made."""
+    """Return the peak memory of a call, on a thread that has no scratch yet."""
     peaks = []
 
     def measure():
@@ -277,13 +277,13 @@ def peak_bytes(function):
 @pytest.mark.parametrize(
     "case",
     [
-        Case(8, 64, 64, (32, 32), (3, 3), padding="same"),  # its columns would be 19 MB
+        Case(8, 64, 64, (32, 32), (3, 3), padding="same"),  # all its columns would take 19 MB
         Case(8, 3, 64, (32, 32), (1, 1)),  # short columns, many filters
     ],
     ids=["3x3", "1x1"],
 )
 def test_memory_is_bounded_by_a_block_not_by_the_batch(set_threads, case):
-    set_threads(1)  # all scratch is the caller's
+    set_threads(1)  # so that all scratch belongs to the caller
     x, w, b, dy = case.draw("float32")
     y, dx, dw, db = np.empty_like(dy), np.empty_like(x), np.empty_like(w), np.empty_like(b)
     doors = {

@@ -11,7 +11,7 @@ by_dtype = pytest.mark.parametrize("dtype", DTYPES)
 by_size = pytest.mark.parametrize("size", [0, 1, 7, SPAN - 1, SPAN, SPAN + 1, 3 * SPAN + 5])
 
 KEY = 0x9E37_79B9_7F4A_7C15  # above 2 ** 63: a key has all 64 bits
-SIGMAS = 4  # keys are fixed, so a test that passes once passes always
+SIGMAS = 4  # keys are fixed, so the tests are deterministic
 
 
 def relu(x):
@@ -33,7 +33,7 @@ def dropout(x, rate, key=KEY, first_row=0):
 
 
 def kept(rows, columns, rate, key=KEY, first_row=0):
-    """Return the mask (rows, columns) as True and False."""
+    """Return the mask (rows, columns) as booleans."""
     return dropout(np.ones((rows, columns), np.float32), rate, key, first_row) != 0
 
 
@@ -111,7 +111,7 @@ def test_threads_do_not_change_bits(by_threads, dtype):
 
 
 def mix(z):
-    """SplitMix64's finalizer, on Python's integers."""
+    """Return the SplitMix64 finalizer of z, computed with Python integers."""
     z = (z + 0x9E3779B97F4A7C15) % 2**64
     z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
     z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
@@ -157,7 +157,7 @@ def test_what_is_dropped_is_zero_whatever_it_was(dtype):
 
 @by_dtype
 def test_backward_is_the_same_map(dtype):
-    """The map is linear and diagonal: <f(x), g> = <x, f(g)>, element by element."""
+    """The map is linear and diagonal: f(x) g = x f(g) for each element."""
     x, g = (normal(np.random.default_rng(seed), (50, 70), dtype) for seed in (0, 1))
     y, dx = dropout(x, 0.4), dropout(g, 0.4)
     assert_array_equal(y != 0, dx != 0)
@@ -169,7 +169,7 @@ def test_the_share_that_is_kept(rate):
     mask = kept(400, 1000, rate)
     for axis, count in [(None, mask.size), (0, 400), (1, 1000)]:
         sigma = np.sqrt(rate * (1 - rate) / count)
-        # Of many rows or columns some lie further out: 6 sigma are for all of them.
+        # Among many rows or columns, some deviate more: allow 6 sigma.
         far = SIGMAS if axis is None else 6
         assert np.all(np.abs(mask.mean(axis=axis) - (1 - rate)) <= far * sigma)
 

@@ -1,4 +1,4 @@
-"""What `implicit`, `winograd` and the lists compute, through the doors of conv and dense."""
+"""Tests of `implicit`, `winograd` and the lists, called through `conv` and `dense`."""
 
 import naive
 import numpy as np
@@ -40,7 +40,7 @@ by_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
 def draw(case, seed=0, dtype="float32"):
-    """Return x, w, b, dy and the window; dy is the gradient of the image before pooling."""
+    """Return x, w, b, dy and the window; dy is the gradient before pooling."""
     (n, c, f), size, kernel, strides, padding = case
     window, rng = slide(size, kernel, strides, padding), np.random.default_rng(seed)
     shapes = (n, *size, c), (*kernel, c, f), (f,), (n, window.out_h, window.out_w, f)
@@ -84,7 +84,7 @@ def taps_of_pool(y):
 
 
 def unpooled(dy, code, window):
-    """Return the gradient before pooling and ReLU of which dy is the gradient after them."""
+    """Return the gradient before pooling and ReLU; dy is the gradient after them."""
     whole = np.zeros((len(dy), window.out_h, window.out_w, dy.shape[3]))
     for tap in range(4):
         target = whole[:, tap // 2 :: 2, tap % 2 :: 2][:, : dy.shape[1], : dy.shape[2]]
@@ -131,7 +131,7 @@ def test_table(case):
     assert_agrees_with_the_definition(case)
 
 
-# Around the lanes of vectors of 16, 32 and 64 bytes, a panel of two, and two panels.
+# Near the numbers of lanes in vectors of 16, 32 and 64 bytes, and in one and two panels.
 @pytest.mark.parametrize("count", [1, 3, 4, 5, 7, 9, 15, 16, 17, 31, 33, 65])
 @pytest.mark.parametrize("kernel", [(3, 3), (2, 3)])
 def test_any_number_of_filters_and_channels(kernel, count):
@@ -144,7 +144,7 @@ def test_any_number_of_filters_and_channels(kernel, count):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("wanted", [True, False])
 def test_the_gradient_of_a_kernel_before_relu(case, dtype, wanted):
-    """It has the bits of two passes, one after the other."""
+    """The result is bit-identical to two separate passes."""
     x, w, _, dy, window = draw(case, dtype=dtype)
     y = normal(np.random.default_rng(1), dy.shape, dtype)
     exact = np.where(y > 0, dy, dy.dtype.type(0))
@@ -217,7 +217,7 @@ def test_an_image_does_not_depend_on_its_batch(case):
 @by_case
 @pytest.mark.parametrize("pool", [False, True])
 def test_nan_is_seen_and_stays_in_its_image(case, pool):
-    """In all that it belongs to; a transform may spread it over its tile, but not further."""
+    """All outputs that read NaN are NaN; a transform may spread it within its tile only."""
     x, w, b, _, window = draw(case)
     x = x.copy()
     x[1, 2, 1, 0] = np.nan
@@ -232,7 +232,7 @@ def test_nan_is_seen_and_stays_in_its_image(case, pool):
 
 @by_case
 def test_where_a_patch_is_zero_the_output_is_exactly_the_bias(case):
-    """Not a residue of the transform, through which ReLU would let gradients pass."""
+    """A rounding error of the transform would pass through ReLU."""
     x, w, b, _, window = draw(case)
     seen = np.zeros_like(x)
     seen[1, 2, 1, 0] = 1
@@ -245,7 +245,7 @@ def test_where_a_patch_is_zero_the_output_is_exactly_the_bias(case):
 @by_case
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_nan_or_infinity_in_a_filter_is_seen_in_a_blank_image(case, value):
-    """The product of zero and of either is NaN."""
+    """The product of zero and NaN or infinity is NaN."""
     x, w, b, _, window = draw(case)
     w = w.copy()
     w[-1, -1, 0, 2] = value
@@ -276,7 +276,7 @@ def test_outputs_of_exactly_zero_are_dead(case, dtype):
 
 
 def test_ties_go_to_the_first():
-    """Of equal outputs, and so does the general path."""
+    """The first of equal outputs gets the gradient, as in the general algorithm."""
     for case in CASES.values():
         x, w, b, _, window = draw(case)
         y, code = forward(np.zeros_like(x), w, np.abs(b) + 1, window, pool=True)
@@ -331,7 +331,7 @@ def test_blocks_of_sums_cover_each_vector_once_from_the_right(monkeypatch, regis
 @pytest.mark.parametrize("case", [case for case in CASES.values() if case[3] == (1, 1)])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_gradients_of_zero_contribute_nothing_even_to_nan(case, value):
-    """Those that ReLU has zeroed, whatever dy is there, and those that are zero."""
+    """Both gradients that are zero and those that ReLU sets to zero, for any dy."""
     x, w, b, dy, window = draw(case)
     _, code = forward(x, w, b, window, pool=True)
     dy = dy[:, : code.shape[1], : code.shape[2]].copy()
@@ -345,7 +345,7 @@ def test_gradients_of_zero_contribute_nothing_even_to_nan(case, value):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("share", [0, 0.1, 0.35, 0.45, 1])  # of dy that is not zero
+@pytest.mark.parametrize("share", [0, 0.1, 0.35, 0.45, 1])  # fraction of nonzero dy
 @pytest.mark.parametrize(
     ("n", "d", "u"), [(0, 5, 7), (1, 1, 1), (7, 65, 63), (33, 64, 128), (20, 130, 70)]
 )
@@ -385,8 +385,8 @@ def test_lists_of_very_many_rows_would_take_too_much_memory():
 
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("per_row", [1, 3])  # rows of the matrix that are one row of the batch
-@pytest.mark.parametrize(("rows", "units"), [(9, 150), (3, 600)])  # packed, and few rows
+@pytest.mark.parametrize("per_row", [1, 3])  # rows of the matrix per row of the batch
+@pytest.mark.parametrize(("rows", "units"), [(9, 150), (3, 600)])  # packed, and not packed
 def test_dropout_in_a_dense_layer_is_dropout(rows, units, per_row, relu, dtype):
     rng = np.random.default_rng(0)
     x, w, b = (normal(rng, shape, dtype) for shape in [(rows, 20), (20, units), (units,)])

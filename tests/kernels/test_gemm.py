@@ -1,4 +1,4 @@
-"""The packed product, through the three doors of a dense layer."""
+"""Tests of the packed product, called through the three products of a dense layer."""
 
 import itertools
 
@@ -12,7 +12,7 @@ from tolerances import assert_close, assert_same_bits
 
 from minicnn.kernels.dense import dense
 
-# At and around a tile's rows and columns, a chunk's columns, and the depth of a panel.
+# Near the rows and columns of a tile, the columns of a chunk, and the depth of a panel.
 EDGES = [1, 3, 5, 6, 7, 8, 9, 14, 15, 16, 17, 31, 33, 64, 65, 128, 129, 257, 513]
 SIZES = st.integers(1, 40) | st.sampled_from([*EDGES, 130, 600])
 
@@ -76,7 +76,7 @@ def test_a_term_is_multiplied_and_added_in_one_rounding(relu, dtype):
     small = np.finfo(dtype).eps ** 0.5
     small = 2.0 ** np.round(np.log2(small))
     x, b = np.array([[1 + small]], dtype), np.array([-(1 + 2 * small)], dtype)
-    assert forward(x, x, b, relu) == small**2  # lost where the product is rounded first
+    assert forward(x, x, b, relu) == small**2  # zero if the product is rounded first
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -89,7 +89,7 @@ def test_relu_is_applied_to_the_sum(dtype):
 
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("row", [0, 5, 7])  # of a whole tile, and of one over the edge
+@pytest.mark.parametrize("row", [0, 5, 7])  # in a complete tile, and in a partial one
 def test_nan_and_inf_pass_and_stay_in_their_row(row, dtype, relu):
     n, d, u = 8, 300, 20
     x, w = np.ones((n, d), dtype), np.ones((d, u), dtype)

@@ -1,4 +1,4 @@
-"""The compile policy, and the private parts of Numba that it leans on."""
+"""Tests of how kernels are compiled, and of the private parts of Numba that this uses."""
 
 import importlib
 import json
@@ -39,7 +39,7 @@ KERNELS = {
 
 @pytest.fixture
 def package(tmp_path):
-    """A package of the kernels alone, free to be edited, with a cache of its own."""
+    """A copy of the kernels as a package that tests can edit, with its own cache."""
     kernels = tmp_path / "minicnn" / "kernels"
     shutil.copytree(FOLDER, kernels, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "minicnn" / "__init__.py").touch()
@@ -47,13 +47,13 @@ def package(tmp_path):
 
 
 def python(package, *arguments, **environment):
-    """Run Python on the package; return what it printed, and what it complained about."""
+    """Run Python with the package; return its stdout and stderr."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(package),
         "PYTHONDONTWRITEBYTECODE": "1",
         "NUMBA_CACHE_DIR": str(package / "cache"),
-        "MINICNN_NUM_THREADS": "1",  # so that no child compiles what is counted here
+        "MINICNN_NUM_THREADS": "1",  # no child process: the test counts compilations
         **environment,
     }
     run = subprocess.run(
@@ -99,10 +99,10 @@ def test_the_digest_sees_names_and_contents(tmp_path, monkeypatch):
         (tmp_path / "folder" / "a.py").write_text(text)
         digests.append(digest())
     assert len(set(digests)) == 7
-    assert digests[3] == digests[4]  # other files do not count
+    assert digests[3] == digests[4]  # other files do not matter
 
 
-# Cold and from the cache
+# With an empty and with a full cache
 
 
 def test_cold_and_cached_kernels_give_the_same_bits(package):
@@ -112,7 +112,7 @@ def test_cold_and_cached_kernels_give_the_same_bits(package):
     assert cached["hits"] == cached["kernels"]
     assert cached["misses"] == cached["compiled"] == 0
     assert cached["bits"] == cold["bits"]
-    # One element type, one compiled form: neither constants nor read-only arrays make another.
+    # One compilation per element type: constants and read-only arrays do not add another.
     several = {name: count for name, count in cold["signatures"].items() if count != 1}
     assert several == {}
 
@@ -163,7 +163,7 @@ def test_each_width_of_vectors_has_its_place_in_the_cache(package):
 
 
 def test_without_a_writable_folder_kernels_compile_and_say_so_once(package):
-    # Not by permissions, which do not stop root: where the folders should be lie files.
+    # Files in place of the folders: permissions would not stop root.
     (package / "minicnn" / "kernels" / "__pycache__").touch()
     file = package / "file"
     file.touch()
@@ -199,7 +199,7 @@ def test_a_full_disk_costs_the_cache_alone(package):
     assert len(complaint.splitlines()) == 1
 
 
-# Gives its file its name when the other has written its own.
+# Rename the file only after the other process has written its own.
 AT_ONCE = """
 import os, sys, time
 from pathlib import Path
@@ -260,7 +260,7 @@ def test_a_child_forked_while_a_kernel_compiles_can_compile(package):
     assert python(package, "-W", "ignore", "-c", FORK_WHILE_COMPILING)[0].split()[-1] == "0"
 
 
-# The child that compiles ahead
+# The child process that compiles ahead
 
 UNGUARDED = """
 import sys, time

@@ -1,4 +1,4 @@
-"""What is compiled computes what its source says when Python runs it, line by line."""
+"""Compiled kernels agree with the same sources run as plain Python."""
 
 import importlib
 
@@ -13,13 +13,13 @@ from minicnn.kernels.window import slide
 
 CONV, DENSE = "conv.conv", "dense.dense"
 
-# The hash of dropout does, on any thread: NumPy's own errstate would reach the caller's alone.
+# The hash of dropout overflows, on all threads; np.errstate applies to the caller's only.
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 
 
 @pytest.fixture(scope="module")
 def both():
-    """The modules of the kernels by name, compiled and plain."""
+    """The kernel modules by name, compiled and as plain Python."""
     compiled = {name: importlib.import_module(f"minicnn.kernels.{name}") for name in plain.NAMES}
     return compiled, plain.kernels()
 
@@ -31,10 +31,10 @@ def test_plain_kernels_are_modules_of_their_own(both):
 
 
 def check(both, module, door, reads, shapes, *options, dtype="float32", last=()):
-    """Run a door of both; what is written must agree. Return what the plain one wrote.
+    """Check that a function writes the same outputs compiled and as plain Python, and return them.
 
-    `shapes` are those of what is written, by name; a `code` is in bytes. The names in `last` are
-    keywords of the door.
+    `shapes` are the shapes of the outputs by name; a `code` is an array of bytes. The outputs named
+    in `last` are passed as keyword arguments.
     """
     results = []
     for modules in both:

@@ -87,7 +87,7 @@ def assert_agrees_with_the_definition(case, x, dy):
 
 
 def plane(values, dtype="float32"):
-    """One image of one channel."""
+    """Return values as one image of one channel."""
     return np.array(values, dtype)[None, :, :, None]
 
 

@@ -20,13 +20,13 @@ from minicnn.kernels.dense import dense
 from minicnn.kernels.threads import parallel_for
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 30  # after which a test calls it a deadlock
+SECONDS = 30  # after this time, a test reports a deadlock
 
-# The pool calls whatever it is given, so most tests use plain Python in place of a kernel.
+# The pool can run any callable, so most tests use Python functions instead of kernels.
 
 
 def in_time(*functions):
-    """Run the functions side by side, each on a thread of its own; fail where one hangs."""
+    """Run each function on its own thread, in parallel; fail if one hangs."""
     errors = []
 
     def run(function):
@@ -46,7 +46,7 @@ def in_time(*functions):
 
 
 def python(script, **environment):
-    """Run a script in a process of its own."""
+    """Run a script in a separate process."""
     return subprocess.run(
         [sys.executable, "-c", script],
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
@@ -61,12 +61,12 @@ def count_chunks(chunk, scratch, y):
 
 
 def assert_usable():
-    """The pool still runs every chunk, and on all its threads at once."""
+    """Assert that the pool still runs every chunk, on all its threads in parallel."""
     count = pool.get_num_threads()
     meet, y = threading.Barrier(count), np.zeros(count)
 
     def kernel(chunk, scratch, y):
-        meet.wait(SECONDS)  # each thread has one chunk
+        meet.wait(SECONDS)  # each thread runs one chunk
         y[chunk] += 1
 
     parallel_for(kernel, count, (), (y,))
@@ -108,7 +108,7 @@ def test_arguments_arrive_in_order(set_threads):
 
 
 def by_bytes(array):
-    """The array at an odd address."""
+    """Return a copy of the array at an odd address."""
     room = np.empty(array.nbytes + 1, np.uint8)[1:].view(array.dtype).reshape(array.shape)
     room[...] = array
     return room
@@ -198,7 +198,7 @@ def test_after_an_error_no_chunk_is_running_and_none_is_begun(set_threads):
 
     with pytest.raises(ArithmeticError):
         parallel_for(kernel, 1000, (), (np.empty(1),))
-    assert sorted(begun) == sorted(ended)  # the arrays are the caller's again
+    assert sorted(begun) == sorted(ended)  # no worker uses the arrays any more
     assert len(begun) < 500
 
 
@@ -225,7 +225,7 @@ def test_interrupts_while_the_caller_waits_leave_a_usable_pool(set_threads, coun
         meet.wait(SECONDS)
         if threading.current_thread() is not threading.main_thread():
             for _ in range(count):
-                time.sleep(0.05)  # the caller has ended its chunk and waits for this one
+                time.sleep(0.05)  # the caller has finished its chunk and waits for this one
                 signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
             release.wait(SECONDS)
             ended.append(chunk)
@@ -234,19 +234,19 @@ def test_interrupts_while_the_caller_waits_leave_a_usable_pool(set_threads, coun
     timer.start()
     with pytest.raises(KeyboardInterrupt):
         parallel_for(kernel, 2, (), (np.empty(1),))
-    assert len(ended) == 1  # the array is the caller's again
+    assert len(ended) == 1  # no worker uses the array any more
     timer.cancel()
     assert_usable()
 
 
 class InterruptAt:
-    """A trace function that raises at one of the places in `pool` where Python looks for signals.
+    """A trace function that raises at one of the places in `pool` where CPython checks for signals.
 
-    These are the start of a function, the end of a loop's round, and behind a call.
+    These are function entry, loop back-edges, and the instruction after a call.
     """
 
     def __init__(self, number):
-        self.left = number  # places before the one that raises
+        self.left = number  # places to pass before the one that raises
         self.behind_call = {}  # by frame
 
     def __call__(self, frame, event, argument):
@@ -272,7 +272,7 @@ class InterruptAt:
 
 
 def interrupted(number):
-    """Run a kernel that is interrupted at such a place; False where there are fewer of them."""
+    """Run a kernel and interrupt it at a place; return False if there are fewer places."""
     begun, ended = [], []
 
     def kernel(chunk, scratch, y):
@@ -285,7 +285,7 @@ def interrupted(number):
     try:
         parallel_for(kernel, 4, (), (np.zeros(2),))
     except KeyboardInterrupt:
-        assert sorted(begun) == sorted(ended)  # the arrays are the caller's again
+        assert sorted(begun) == sorted(ended)  # no worker uses the arrays any more
         return True
     finally:
         sys.settrace(before)
@@ -294,9 +294,9 @@ def interrupted(number):
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_an_interrupt_at_any_place_leaves_a_usable_pool(set_threads, count):
-    """Taken and not given back, the workers would sleep for ever, and nobody would notice."""
+    """If the workers were not released, they would never be used again, unnoticed."""
     set_threads(1)
-    set_threads(count)  # none of them is started yet
+    set_threads(count)  # no worker has started yet
     places = itertools.count()
 
     def everywhere():
@@ -308,7 +308,7 @@ def test_an_interrupt_at_any_place_leaves_a_usable_pool(set_threads, count):
 
 
 class SetThreadsAt(InterruptAt):
-    """Sets the number of threads there, as a signal handler may."""
+    """Set the number of threads at a place, as a signal handler may do."""
 
     def act(self):
         pool.set_num_threads(3)
@@ -316,7 +316,7 @@ class SetThreadsAt(InterruptAt):
 
 def test_a_signal_handler_may_set_the_number_of_threads_at_any_place(set_threads):
     def run(number):
-        set_threads(2)  # none of them is started yet
+        set_threads(2)  # no worker has started yet
         y = np.zeros(4)
         handler = SetThreadsAt(number)
         before = sys.gettrace()
@@ -386,7 +386,7 @@ def test_where_no_thread_can_be_started_the_caller_computes(
     assert "cannot be started (can't start new thread)" in message
 
 
-# Nested and at once
+# Nested and concurrent calls
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
@@ -576,7 +576,7 @@ def test_sleeping_workers_keep_no_arrays_alive(set_threads):
     parallel_for(lambda *_: meet.wait(SECONDS), 2, (x,), (y,))
     alive = [weakref.ref(x), weakref.ref(y)]
     del x, y
-    until = time.monotonic() + SECONDS  # the worker may still be on its way to sleep
+    until = time.monotonic() + SECONDS  # the worker may not be waiting yet
     while any(array() is not None for array in alive) and time.monotonic() < until:
         time.sleep(0.001)
     assert [array() for array in alive] == [None, None]
@@ -637,7 +637,7 @@ def test_scratch_is_kept_between_calls(set_threads):
 
 
 def test_at_the_end_of_the_program_no_thread_is_started():
-    """Nor waited for: in a __del__ that runs after all else, the caller computes every chunk."""
+    """In a __del__ at interpreter shutdown, the caller runs all chunks and waits for no thread."""
     run = python("""
 import numpy as np
 from minicnn.kernels import threads as pool

@@ -9,7 +9,7 @@ from minicnn.kernels.elementwise import SPAN
 
 RATE, DECAY, MU, BETA1, BETA2, EPSILON = 0.3, 0.2, 0.9, 0.8, 0.95, 0.01
 
-# Each step restated on float64: (w, g, *states) -> (w, *states).
+# Reference steps in float64: (w, g, *states) -> (w, *states).
 
 
 def sgd(w, g):
@@ -32,7 +32,7 @@ def adam(w, g, m, s):
     return [w - RATE * (m / (np.sqrt(s) + EPSILON) + DECAY * w), m, s]
 
 
-STEPS = {  # name: (how many states, restated, the kernel's door)
+STEPS = {  # name: (number of states, reference, kernel function)
     "sgd": (0, sgd, lambda *arrays: update.sgd(*arrays, RATE, DECAY)),
     "momentum": (1, momentum, lambda *arrays: update.momentum(*arrays, RATE, DECAY, MU, False)),
     "nesterov": (1, nesterov, lambda *arrays: update.momentum(*arrays, RATE, DECAY, MU, True)),
@@ -43,7 +43,7 @@ by_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 
 def draw(step, shape, dtype):
-    """Return w, the states, and g, which no step may change."""
+    """Return w, the states, and g, which is read-only."""
     rng = np.random.default_rng(0)
     w, *states = (normal(rng, shape, dtype).copy() for _ in range(1 + STEPS[step][0]))
     if step == "adam":
@@ -57,7 +57,7 @@ def draw(step, shape, dtype):
 def test_step(step, shape, dtype):
     _, restated, kernel = STEPS[step]
     w, g, states = draw(step, shape, dtype)
-    for _ in range(2):  # the second step starts from states that the first one left
+    for _ in range(2):  # the second step starts from the states of the first
         exact = restated(*(array.astype(np.float64) for array in (w, g, *states)))
         kernel(w, g, *states)
         for actual, expected in zip([w, *states], exact, strict=True):

@@ -1,4 +1,4 @@
-"""Vectors of 16, 32 and 64 bytes give the same bits; LLVM splits those that the CPU lacks."""
+"""Vectors of 16, 32 and 64 bytes give the same bits. LLVM splits unsupported ones."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from minicnn.layers import Conv2D, Dense, Dropout, Flatten, MaxPooling2D
 
 ROOT = Path(__file__).parents[2]
 WIDTHS = (16, 32, 64)
-AROUND_LANES = (1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 33, 65)  # of float32, and two panels and one
+AROUND_LANES = (1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 33, 65)  # of float32, up to two panels plus one
 
 
 def numbers(seed, *shape):
@@ -27,7 +27,7 @@ def numbers(seed, *shape):
 
 
 def convolutions(kernel, channels, filters, padding="same", strides=(1, 1), size=(7, 9)):
-    """Yield what the doors of a convolution write."""
+    """Yield the outputs of all functions of a convolution."""
     window = slide(size, kernel, strides, padding)
     x, w = numbers(1, 3, *size, channels), numbers(2, *kernel, channels, filters)
     b = numbers(3, filters)
@@ -47,7 +47,7 @@ def convolutions(kernel, channels, filters, padding="same", strides=(1, 1), size
 
 
 def products(n, d, u):
-    """Yield what the doors of a dense layer write."""
+    """Yield the outputs of all functions of a dense layer."""
     x, w, b, dy = numbers(1, n, d), numbers(2, d, u), numbers(3, u), numbers(4, n, u)
     y, dx, dw = np.empty_like(dy), np.empty_like(x), np.empty_like(w)
     dense.forward(x, w, b, y, True)
@@ -58,7 +58,7 @@ def products(n, d, u):
 
 
 def training():
-    """Yield the weights after some steps of a small network."""
+    """Yield the weights of a small network after some training steps."""
     model = mc.Sequential([
         Conv2D(6, 5, padding="same", activation="relu"), MaxPooling2D(2),
         Conv2D(20, 3, padding="same", activation="relu"),
@@ -77,7 +77,7 @@ def training():
 
 
 def results():
-    """Return a digest of each of many results, by name."""
+    """Return digests of many results, by name."""
     found = {}
     for size in AROUND_LANES:
         found[f"few channels, {size} filters"] = convolutions((3, 2), 2, size)

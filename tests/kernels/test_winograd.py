@@ -1,4 +1,4 @@
-"""The matrices of Winograd's transforms, and the code that is made of them."""
+"""Tests of the matrices of the Winograd transforms and of the code generated from them."""
 
 import numba
 import numpy as np
@@ -54,4 +54,4 @@ def test_the_code_multiplies_by_the_matrices(size):
     for matrix, function in ((inputs, input_line), (outputs, output_line)):
         out = np.zeros((len(matrix), LANES), np.float32)
         function(d, out, side)
-        np.testing.assert_array_equal(out, matrix @ d)  # exact: small dyadic numbers
+        np.testing.assert_array_equal(out, matrix @ d)  # exact: small dyadic fractions
