@@ -338,7 +338,7 @@ MUTATIONS = [
     ("columns: swapped axes of w", "kernels.conv.im2col:_input_gradient", swap("pack", 1, 2), None,
      CONV),
     ("columns: a block of positions counted twice", "kernels.conv.im2col:_kernel_gradient",
-     argument("multiply", 11, "count + 1"), None, CONV),
+     argument("block_of_rows", 12, "count + 1"), None, CONV),
     ("convolution: filter not turned", "kernels.conv.filters:pack_filters",
      replace("taps - 1 - tap", "tap"), None, FAST),
     ("convolution: channels and filters not exchanged", "kernels.conv.filters:pack_filters",

@@ -109,6 +109,34 @@ def test_the_gradients_of_a_dense_layer_are_right_for_many_rows(n, kind):
         assert_within_rounding(dw, x.T.astype(np.float64) @ gradient)
 
 
+@by_kind
+def test_the_kernel_gradients_of_a_convolution_are_right_for_many_images(kind, monkeypatch):
+    window, images = slide((2, 2), (1, 1), (1, 1), "same"), 20_000
+    x = rows_of(kind, images * 4, 3, 0).reshape(images, 2, 2, 3)
+    dy = rows_of(kind, images * 4, 2, 1).reshape(images, 2, 2, 2)
+    dw, db = np.empty((1, 1, 3, 2), np.float32), np.empty(2, np.float32)
+    exact = x.reshape(-1, 3).T.astype(np.float64) @ dy.reshape(-1, 2)
+    conv.kernel_gradient(x, dy, dw, db, window)
+    assert_within_rounding(dw[0, 0], exact)
+    with monkeypatch.context() as patch:
+        patch.setattr(conv, "FAST_PATHS", False)
+        conv.kernel_gradient(x, dy, dw, db, window)
+    assert_within_rounding(dw[0, 0], exact)
+    pooled, code = np.ascontiguousarray(dy[:, :1, :1]), np.zeros((images, 1, 1, 2), np.uint8)
+    conv.pooled_gradients(x, pooled, code, np.ones_like(dw), dw, db, None, window)
+    assert_within_rounding(dw[0, 0], x[:, 0, 0].T.astype(np.float64) @ pooled[:, 0, 0])
+
+
+@by_kind
+def test_the_kernel_gradient_of_a_convolution_is_right_for_one_long_row(kind):
+    window, dw = slide((1, 20_000), (1, 3), (1, 1), "valid"), np.empty((1, 3, 1, 1), np.float32)
+    x = rows_of(kind, 20_000, 1, 0).reshape(1, 1, 20_000, 1)
+    dy = rows_of(kind, 19_998, 1, 1).reshape(1, 1, 19_998, 1)
+    conv.kernel_gradient(x, dy, dw, np.empty(1, np.float32), window)
+    exact = [x[0, 0, k : k + 19_998, 0].astype(np.float64) @ dy[0, 0, :, 0] for k in range(3)]
+    assert_within_rounding(dw[0, :, 0, 0], exact)
+
+
 def test_the_gradient_of_a_bias_is_right_for_a_million_rows():
     dy, db = rows_of("equal", 1_000_000, 3, 0), np.empty(3, np.float32)
     elementwise.sum_rows(dy, db)

@@ -104,16 +104,18 @@ def multiply(a, a_row, a_col, packed, s, s_row, s_col, c, c_row, m, n, k):
         for j in range(0, n, width):
             block_of_rows(pointer(a, p * a_col), a_row, a_col, 0,
                           pointer(packed, j * k + p * width), width, pointer(s, j * s_col), s_row,
-                          pointer(c, j), c_row, m, min(width, n - j), depth, 1)
+                          pointer(c, j), c_row, m, min(width, n - j), depth, 1, False)
         s, s_row, s_col = c, c_row, 1  # the next parts are added to C
 
 
 @helper
-def block_of_rows(a, a_row, a_col, a_round, b, b_row, s, s_row, c, c_row, m, n, depth, rounds):
+def block_of_rows(a, a_row, a_col, a_round, b, b_row, s, s_row, c, c_row, m, n, depth, rounds,
+                  adds):
     """Write C (m, n) = S + A B for one panel of B, with tile heights that waste few rows.
 
     The columns of A are in `rounds` groups of `depth` columns. Each group starts `a_round` elements
-    after the previous one. The rows of B are `b_row` elements apart.
+    after the previous one. The rows of B are `b_row` elements apart. If `adds`, the result is added
+    to what C holds.
     """
     i, size = 0, lanes(c)
     while i < m:
@@ -122,21 +124,21 @@ def block_of_rows(a, a_row, a_col, a_round, b, b_row, s, s_row, c, c_row, m, n, 
         if n <= size and rows > _FEW:
             rows = min(rows, ROWS)
             tile(ROWS, 1, a_, a_row, a_col, a_round, b, b_row, s_, s_row, c_, c_row, rows, n, depth,
-                 rounds)
+                 rounds, adds)
         elif n <= size:
             tile(_FEW, 1, a_, a_row, a_col, a_round, b, b_row, s_, s_row, c_, c_row, rows, n, depth,
-                 rounds)
+                 rounds, adds)
         elif rows > 2 * _SOME or _SOME < rows <= ROWS:
             rows = min(rows, ROWS)
             tile(ROWS, VECTORS, a_, a_row, a_col, a_round, b, b_row, s_, s_row, c_, c_row, rows, n,
-                 depth, rounds)
+                 depth, rounds, adds)
         elif rows > _FEW:
             rows = min(rows, _SOME)
             tile(_SOME, VECTORS, a_, a_row, a_col, a_round, b, b_row, s_, s_row, c_, c_row, rows, n,
-                 depth, rounds)
+                 depth, rounds, adds)
         else:
             tile(_FEW, VECTORS, a_, a_row, a_col, a_round, b, b_row, s_, s_row, c_, c_row, rows, n,
-                 depth, rounds)
+                 depth, rounds, adds)
         i += rows
 
 

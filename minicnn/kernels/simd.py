@@ -487,6 +487,23 @@ def _products(
     return end, totals
 
 
+def _if_else(builder: Any, condition: Any, *emits: Callable[[], Sequence[Any]]) -> list[Any]:
+    """Emit both ways, and the choice of the values of the one that is taken, if there are any."""
+    ends = []
+    with builder.if_else(condition) as ways:
+        for way, emit in zip(ways, emits, strict=True):
+            with way:
+                ends.append((emit(), builder.block))
+    chosen = []
+    for pair in zip(*(values for values, _ in ends), strict=True):
+        if pair[0] is not None:  # the value of a store
+            phi = builder.phi(pair[0].type)
+            for value, (_, block) in zip(pair, ends, strict=True):
+                phi.add_incoming(value, block)
+            chosen.append(phi)
+    return chosen
+
+
 def _row_numbers(builder: Any, count: int, height: Any) -> list[Any]:
     """Emit the row numbers min(r, height - 1) for r = 0, ..., count - 1."""
     last = builder.sub(height, _index(1))
@@ -498,7 +515,7 @@ def _row_numbers(builder: Any, count: int, height: Any) -> list[Any]:
 @intrinsic(prefer_literal=True)
 def tile(
     typingctx, rows, vectors, a, a_row, a_col, a_round, b, b_row, s, s_row, c, c_row, height, width,
-    depth, rounds,
+    depth, rounds, adds,
 ):
     """Write C = S + A B for a tile of `rows` x `vectors` vectors of C, which are literals.
 
@@ -506,13 +523,14 @@ def tile(
     group starts `a_round` elements after the previous one. The rows of B, S and C are contiguous,
     and `b_row`, `s_row` and `c_row` elements apart. Only `height` rows and `width` columns of the
     tile are inside C. Nothing outside is read or written: rows below the last row of A repeat it.
+    If `adds`, the result is added to what C holds.
     """
     count, across = rows.literal_value, vectors.literal_value
     vector = Vector(c.dtype)
 
     def generate(context, builder, signature, arguments):
         (_, _, a_, a_row_, a_col_, a_round_, b_, b_row_, s_, s_row_, c_, c_row_, height_, width_,
-         depth_, rounds_) = arguments
+         depth_, rounds_, adds_) = arguments
         numbers = _row_numbers(builder, count, height_)
 
         def places(stride):
@@ -524,26 +542,22 @@ def tile(
         def each(whole, part):
             """Emit both variants: for the full width, and for a narrower block."""
             full = builder.icmp_signed(">=", width_, _index(across * vector.lanes))
-            results = []
-            with builder.if_else(full) as ways:
-                for way, emit in zip(ways, (whole, part), strict=True):
-                    with way:
-                        results.append((emit(), builder.block))
-            return results
+            return _if_else(builder, full, whole, part)
 
         def left(v):
             return builder.sub(width_, _index(v * vector.lanes))
 
-        (whole, block), (part, block2) = each(
-            lambda: [_load(builder, vector, s_, at) for at, _ in places(s_row_)],
-            lambda: [_load_some(builder, vector, s_, at, left(v)) for at, v in places(s_row_)],
-        )
-        sums = []
-        for x, y in zip(whole, part, strict=True):
-            phi = builder.phi(x.type)
-            phi.add_incoming(x, block)
-            phi.add_incoming(y, block2)
-            sums.append(phi)
+        def read(base, stride, finish):
+            return each(
+                lambda: finish([_load(builder, vector, base, at) for at, _ in places(stride)]),
+                lambda: finish([_load_some(builder, vector, base, at, left(v))
+                                for at, v in places(stride)]),
+            )
+
+        def add_sums(values):  # right behind the loads, which takes no registers for them
+            return [builder.fadd(*pair) for pair in zip(values, sums, strict=True)]
+
+        sums = read(s_, s_row_, list)
         lines = [builder.mul(a_row_, number) for number in numbers]
 
         def next_round(u, values):
@@ -554,6 +568,7 @@ def tile(
             return [builder.gep(place, [a_round_]), line, *totals]
 
         _, _, *sums = _loop(builder, rounds_, [a_, b_, *sums], next_round)
+        sums = _if_else(builder, adds_, lambda: read(c_, c_row_, add_sums), lambda: sums)
         targets = list(zip(sums, places(c_row_), strict=True))
         each(
             lambda: [_store(builder, x, c_, at) for x, (at, _) in targets],
@@ -561,8 +576,8 @@ def tile(
         )
         return context.get_dummy_value()
 
-    i = types.int64
-    return types.void(rows, vectors, a, i, i, i, b, i, s, i, c, i, i, i, i, i), generate
+    i, adds = types.int64, types.boolean
+    return types.void(rows, vectors, a, i, i, i, b, i, s, i, c, i, i, i, i, i, adds), generate
 
 
 # Sums over lists in registers ---------------------------------------------------------------------

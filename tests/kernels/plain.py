@@ -166,7 +166,7 @@ def combination(factors, lines):
 
 def tile(
     rows, vectors, a, a_row, a_col, a_round, b, b_row, s, s_row, c, c_row, height, width, depth,
-    rounds,
+    rounds, adds,
 ):
     assert 0 < height <= rows <= 14
     assert width > 0
@@ -180,6 +180,9 @@ def tile(
                 x = broadcast(a, u * a_round + k * a_col + r * a_row)
                 sums[n] = fma(x, line[at // c.lanes], sums[n])
             b = pointer(b, b_row)
+    if adds:
+        before = [load_some(c, r * c_row + at, width - at) for r, at in places]
+        sums = [x + total for x, total in zip(before, sums, strict=True)]
     for (r, at), total in zip(places, sums, strict=True):
         store_some(total, c, r * c_row + at, width - at)
 

@@ -310,7 +310,7 @@ def test_what_cuts_sums_over_lists_does_not_depend_on_the_width(monkeypatch, lan
     ]:
         kernel = (5, 5) if together == 1 else (3, 3)
         window = slide(size, kernel, (1, 1), "same")
-        layout = pooled._layout(window, channels, filters, size[0] // 2)
+        layout = pooled._layout(window, channels, filters, size[0] // 2, size[1] // 2)
         assert (layout.band, layout.together) == (band, together)
 
 

@@ -9,7 +9,7 @@ the kernel's. So a convolution and its gradients are three matrix products:
 
 Positions count through the batch: p = (n * OH + oy) * OW + ox. Columns in the padding are 0. The
 columns of a batch would be KH * KW times the size of x, so they are made for a block of positions
-at a time, at most a megabyte, and used while they are in the cache.
+at a time, and used while they are in the cache: at most a megabyte, and for dw 128 positions.
 
 `_columns` copies and adds by *runs*: without dilation the taps of one row of the window are
 adjacent in the image and are one run of KW * C elements; with dilation each tap is a run of its
@@ -21,8 +21,8 @@ the reference that tests compare the other paths with.
 
 import numpy as np
 
-from minicnn.kernels.elementwise import sum_rows, sum_sums
-from minicnn.kernels.gemm import clear, multiply, pack, packed_shape
+from minicnn.kernels.elementwise import BLOCK, add_waiting, sum_rows, sum_sums, waiting_sums
+from minicnn.kernels.gemm import block_of_rows, clear, multiply, pack, packed_shape
 from minicnn.kernels.jit import helper, kernel
 from minicnn.kernels.simd import pointer
 from minicnn.kernels.threads import parallel_for, share
@@ -30,6 +30,7 @@ from minicnn.kernels.window import Window
 
 _CHUNKS = 16  # at most; enough to keep the threads of a small machine evenly busy
 _COLUMN_BYTES = 1 << 20
+_FEW = 16  # sums of the kernel's gradient that are added up in order
 _LEAST_BLOCK = 8  # positions whose columns are made at a time
 _LEAST_POSITIONS = 60  # of a chunk: below that, packing w again costs more than a thread gains
 
@@ -73,13 +74,15 @@ def kernel_gradient(
     depth, positions = dw.size // filters, dy.size // filters
     length = max(share(positions, _CHUNKS), _LEAST_POSITIONS)
     chunks = -(-positions // length)
-    block = _block(max(depth, filters), x.itemsize)  # dy is packed beside it
+    block = min(BLOCK, length)  # positions of one sum, whatever space their columns take
     partial = np.empty((chunks, dw.size), dw.dtype)
     parallel_for(
         _kernel_gradient, chunks, (x, dy), (partial,), tuple(window), length,
         scratch={
             "columns": ((block, depth), x.dtype),
             "packed": (packed_shape(block, filters, x.dtype), x.dtype),
+            "zeros": (packed_shape(1, 1, x.dtype)[2:], x.dtype),
+            "sums": ((waiting_sums(-(-length // block), _FEW) * dw.size,), x.dtype),
         },
     )
     sum_sums(partial, dw.reshape(-1))
@@ -129,19 +132,29 @@ def _input_gradient(chunk, scratch, dy, w, dx, window, images):
 
 @kernel
 def _kernel_gradient(chunk, scratch, x, dy, partial, window, length):
-    """Sum dw = columns' dy over a chunk of positions."""
-    columns, packed = scratch
+    """Sum dw = columns' dy over a chunk of positions; `implicit` says in which order."""
+    columns, packed, zeros, sums = scratch
     channels, filters = x.shape[3], dy.shape[3]
     block, depth, positions = len(columns), partial.shape[1] // filters, dy.size // filters
-    partial[chunk] = 0
-    dw = pointer(partial, chunk * depth * filters)
-    last = min(positions, (chunk + 1) * length)
-    for first in range(chunk * length, last, block):
-        count = min(block, last - first)
+    size, width, waiting = depth * filters, zeros.size, 0
+    dw = pointer(partial, chunk * size)
+    clear(pointer(zeros, 0), width)
+    begin = chunk * length
+    end = min(positions, begin + length)
+    for first in range(begin, end, block):
+        count = min(block, end - first)
+        done = (first - begin) // block
+        total = pointer(sums, (waiting - 1) * size) if waiting else dw
         _columns(pointer(x, 0), channels, window, first, count, pointer(columns, 0), False)
         pack(pointer(dy, first * filters), filters, 1, count, filters, pointer(packed, 0))
-        multiply(pointer(columns, 0), 1, depth, pointer(packed, 0), dw, filters, 1, dw, filters,
-                 depth, filters, count)
+        for f in range(0, filters, width):
+            block_of_rows(pointer(columns, 0), 1, depth, 0, pointer(packed, f * count), width,
+                          pointer(zeros, 0), 0, pointer(total, f), filters, depth,
+                          min(width, filters - f), count, 1, done % _FEW > 0)
+        last = first + count == end
+        if done % _FEW == _FEW - 1 or last:
+            waiting = add_waiting(waiting + 1, done // _FEW + 1, last, dw, 0, pointer(sums, 0),
+                                  size, 1, size)
 
 
 @helper

@@ -16,6 +16,10 @@ reads are copied to `padded`, unless the window never leaves the image: then the
 they are. For the gradient, dz of a band is packed into panels. A band has some 128 positions, so
 that both stay in the first-level cache.
 
+A long chain of float32 additions loses precision. So in the kernel's gradient the sum of a band
+starts from zero, in registers. The sums of a few bands are added up in order, and the results of
+that in pairs, as a tree.
+
 `conv` takes this path for every convolution without dilation for which it has nothing faster. It
 is called an implicit matrix product (implicit GEMM) elsewhere.
 
@@ -27,7 +31,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minicnn.kernels.conv.filters import pack_filters
-from minicnn.kernels.elementwise import BLOCK, blocks_of, sum_sums
+from minicnn.kernels.elementwise import BLOCK, add_waiting, blocks_of, sum_sums, waiting_sums
 from minicnn.kernels.gemm import block_of_rows, clear, copy, packed_shape, round_up
 from minicnn.kernels.jit import helper, kernel
 from minicnn.kernels.simd import (
@@ -47,6 +51,7 @@ from minicnn.kernels.threads import aligned, parallel_for, share
 from minicnn.kernels.window import Window
 
 _POSITIONS = 128  # of a band
+_FEW = 16  # sums of the kernel's gradient that are added up in order
 _POOLED_POSITIONS = 64  # of a band whose outputs wait for their maxima
 
 
@@ -102,6 +107,7 @@ def kernel_gradient(
     length = share(total, chunks)
     chunks = -(-total // length)
     positions = bands.rows * window.out_w
+    waiting = waiting_sums(length * blocks_of(positions), _FEW)
     partial = aligned((chunks, dw.size), np.float32)
     biases = np.empty((total, blocks_of(positions), filters), np.float32)
     nothing = np.empty((0, 0, 0, 0), np.float32)
@@ -112,6 +118,8 @@ def kernel_gradient(
         scratch={
             "padded": (_padded(window, bands, channels), np.float32),
             "packed": (packed_shape(positions, filters, np.float32), np.float32),
+            "zeros": ((PANEL,), np.float32),
+            "sums": ((waiting * dw.size,), np.float32),
         },
     )
     sum_sums(partial, dw.reshape(-1))
@@ -168,7 +176,7 @@ def _forward(chunk, scratch, x, packed, b, y, code, window, bands, length, relu,
                 block_of_rows(pointer(image, i * sh * wide * channels), sw * channels, 1,
                               wide * channels, pointer(packed, f * depth), PANEL,
                               pointer(bias, f), 0, pointer(out, i * ow * line + f), line, height,
-                              min(PANEL, line - f), kw * channels, kh)
+                              min(PANEL, line - f), kw * channels, kh, False)
         if pool:
             at = (n * (oh // 2) + first // 2) * (ow // 2) * filters
             _emit_maxima(out, line, count, ow, filters, pointer(y, at), pointer(code, at))
@@ -181,16 +189,18 @@ def _forward(chunk, scratch, x, packed, b, y, code, window, bands, length, relu,
 def _kernel_gradient(chunk, scratch, x, dy, y, partial, biases, dz, window, bands, length, relu,
                      need_dz):
     """Sum dw and db over bands of outputs: dw[u] += padded[u]' dz."""
-    padded, packed = scratch
+    padded, packed, zeros, sums = scratch
     _, _, kh, kw, sh, sw, _, _, _, _, oh, ow = window
     rows, per_image, _, adjacent, wide = bands
     channels, filters = x.shape[3], dy.shape[3]
-    run = kw * channels
+    run, size = kw * channels, partial.shape[1]
+    clear(pointer(zeros, 0), zeros.size)
     clear(pointer(padded, 0), padded.size)
     clear(pointer(packed, 0), packed.size)  # the lanes beyond the last filter
-    partial[chunk] = 0
-    dw = pointer(partial, chunk * partial.shape[1])
-    for band in range(chunk * length, min(x.shape[0] * per_image, (chunk + 1) * length)):
+    dw, waiting, done = pointer(partial, chunk * size), 0, 0
+    begin = chunk * length
+    end = min(x.shape[0] * per_image, begin + length)
+    for band in range(begin, end):
         n, first = band // per_image, band % per_image * rows
         count = min(rows, oh - first)
         image = _rows_of_image(x, n, first, count, padded, window, bands)
@@ -199,14 +209,25 @@ def _kernel_gradient(chunk, scratch, x, dy, y, partial, biases, dz, window, band
                        pointer(dz, at if need_dz else 0), pointer(packed, 0),
                        pointer(biases, band * biases.shape[1] * filters), count * ow, filters, relu,
                        need_dz)
-        width, lines = (count * ow, 1) if adjacent else (ow, count)
-        for f in range(0, filters, PANEL):
-            for u in range(kh):
-                target = pointer(dw, u * run * filters + f)
-                block_of_rows(pointer(image, u * wide * channels), 1, sw * channels,
-                              sh * wide * channels, pointer(packed, f * count * ow), PANEL,
-                              target, filters, target, filters, run, min(PANEL, filters - f), width,
-                              lines)
+        for p in range(0, count * ow, BLOCK):  # more than one only in a single row
+            height = min(BLOCK, count * ow - p)
+            lines = 1 if adjacent else count
+            if lines > 1:
+                height = ow
+            total = pointer(sums, (waiting - 1) * size) if waiting else dw
+            for f in range(0, filters, PANEL):
+                for u in range(kh):
+                    target = pointer(total, u * run * filters + f)
+                    block_of_rows(pointer(image, u * wide * channels + p * sw * channels), 1,
+                                  sw * channels, sh * wide * channels,
+                                  pointer(packed, f * count * ow + p * PANEL), PANEL,
+                                  pointer(zeros, 0), 0, target, filters, run,
+                                  min(PANEL, filters - f), height, lines, done % _FEW > 0)
+            done += 1
+            last = band + 1 == end and p + BLOCK >= count * ow
+            if done % _FEW == 0 or last:
+                waiting = add_waiting(waiting + 1, -(-done // _FEW), last, dw, 0, pointer(sums, 0),
+                                      size, 1, size)
 
 
 @helper

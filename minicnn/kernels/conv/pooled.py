@@ -31,7 +31,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minicnn.kernels.elementwise import BLOCK, sum_sums
+from minicnn.kernels.elementwise import BLOCK, add_waiting, sum_sums, waiting_sums
 from minicnn.kernels.elementwise import blocks_of as sums_of
 from minicnn.kernels.gather import blocks_of, gather
 from minicnn.kernels.gemm import clear, copy, round_up
@@ -55,6 +55,8 @@ _OVERLAPPING = (3, 5)  # KW for which neighbours in dx, that overlap, are added 
 _CHANNELS = 32
 _WHOLE = 11 << 10  # elements of a padded image that is one band: nearly a first-level cache
 _BAND = 8 << 10  # elements of the padded rows of a band
+_TERMS = 256  # positions of a band, whose sum of dw starts from zero: more would lose precision
+_FEW = 16  # sums of bands that are added up in order; their results are added in pairs
 _LINES = 10 << 10  # elements of w that stay in the first-level cache beside dx
 
 
@@ -85,7 +87,7 @@ def gradients(
     dy, code (N, OH // 2, OW // 2, F): the gradient of what was pooled, and what `pool_relu` wrote
     """
     (kh, kw, channels, filters), (n, ph, pw, _) = w.shape, dy.shape
-    layout = _layout(window, channels, filters, ph)
+    layout = _layout(window, channels, filters, ph, pw)
     blocks, depth, high, wide, run, band, together = layout
     vectors = run // LANES
     shift = depth // LANES if channels >= _MANY_CHANNELS and kw in _OVERLAPPING else vectors
@@ -97,6 +99,7 @@ def gradients(
     biases = np.empty((n, sums_of(ph * pw), filters), np.float32)
     padded = blocks * high * wide * depth + run  # the last gather reads, or adds, a run too many
     positions, width = band * pw, round_up(filters, LANES)
+    waiting = waiting_sums(images * -(-ph // band), _FEW)
     length = positions + LANES  # of a list: `compress` writes whole vectors
     target = np.empty((0, 0, 0, 0), np.float32) if dx is None else dx
     parallel_for(
@@ -106,6 +109,7 @@ def gradients(
         scratch={
             "padded": ((padded,), np.float32),
             "dpadded": ((padded,), np.float32),
+            "sums": ((waiting * partial.shape[1],), np.float32),
             # the gradients of as many positions as a vector has lanes
             "values": ((LANES, width), np.float32),
             "offsets": ((LANES, width), np.int32),
@@ -129,7 +133,9 @@ def gradients(
     sum_sums(biases, db)
 
 
-def _layout(window: Window, channels: int, filters: int, pooled_rows: int) -> _Layout:
+def _layout(
+    window: Window, channels: int, filters: int, pooled_rows: int, pooled_columns: int
+) -> _Layout:
     """Return the sizes for a convolution; the last two depend on its shape alone."""
     many = channels >= _MANY_CHANNELS
     depth = min(round_up(channels, LANES), PANEL) if many else channels
@@ -139,6 +145,7 @@ def _layout(window: Window, channels: int, filters: int, pooled_rows: int) -> _L
     band = (_BAND // (wide * counted) - window.kernel_h + 1) // 2
     if high * wide * counted <= _WHOLE:
         band = pooled_rows
+    band = min(band, _TERMS // max(pooled_columns, 1))
     together = window.kernel_h if window.taps * filters * counted <= _LINES else 1
     return _Layout(-(-channels // depth), depth, high, wide, run, max(1, min(band, pooled_rows)),
                    together)
@@ -163,7 +170,7 @@ def _lines(w: np.ndarray, layout: _Layout) -> np.ndarray:
 def _gradients(chunk, scratch, x, dy, code, lines, dw_blocks, dx_blocks, partial, biases, dx,
                layout, window, images, shift, need_dx):
     """Sum dw over a chunk of images, and write the sums of db and dx for each."""
-    (padded, dpadded, values, offsets, taps, places, f_values, f_offsets, f_bounds, p_values,
+    (padded, dpadded, sums, values, offsets, taps, places, f_values, f_offsets, f_bounds, p_values,
      p_offsets, p_bounds) = scratch
     (_, rows, columns, filters), run, band, kh = dy.shape, layout[4], layout[5], window[2]
     image = x.shape[1] * x.shape[2] * x.shape[3]
@@ -176,10 +183,13 @@ def _gradients(chunk, scratch, x, dy, code, lines, dw_blocks, dx_blocks, partial
     for f in range(filters):
         places[f] = f * run
         f_bounds[0, f] = f * f_values.shape[1]
-    dw = pointer(partial, chunk * partial.shape[1])
-    clear(dw, partial.shape[1])
+    size, waiting, bands = partial.shape[1], 0, 0
+    dw = pointer(partial, chunk * size)
+    begin = chunk * images
+    end = min(x.shape[0], begin + images)
+    clear(dw, size)
     clear(pointer(padded, 0), padded.size)
-    for n in range(chunk * images, min(x.shape[0], (chunk + 1) * images)):
+    for n in range(begin, end):
         _fill_padded(pointer(x, n * image), pointer(padded, 0), x.shape[1:], layout, window, False)
         clear(pointer(dpadded, 0), dpadded.size if need_dx else 0)
         at = n * rows * columns * filters
@@ -190,8 +200,16 @@ def _gradients(chunk, scratch, x, dy, code, lines, dw_blocks, dx_blocks, partial
             at = (n * rows + first) * columns * filters
             _make_lists(pointer(dy, at), pointer(code, at), first, count * columns, columns,
                         filters, layout, staged, by_filter, by_position, need_dx)
+            total = pointer(sums, (waiting - 1) * size) if waiting else dw
+            if waiting and bands % _FEW == 0:
+                clear(total, size)
             _filter_gradient(pointer(padded, 0), by_filter, layout, filters, kh,
-                             pointer(dw_blocks, 0), dw_blocks.shape[0], dw)
+                             pointer(dw_blocks, 0), dw_blocks.shape[0], total)
+            bands += 1
+            last = n + 1 == end and first + band >= rows
+            if bands % _FEW == 0 or last:
+                waiting = add_waiting(waiting + 1, -(-bands // _FEW), last, dw, 0, pointer(sums, 0),
+                                      size, 1, size)
             if need_dx:
                 _input_gradient(pointer(lines, 0), by_position, layout, filters, kh,
                                 pointer(dx_blocks, 0), dx_blocks.shape[0], shift, first, count,

@@ -249,7 +249,8 @@ def _multiply(v, u, m, zeros, first, rows, panel, channels):
     for p in range(points):
         block_of_rows(pointer(v, (p * block + first) * depth), depth, 1, 0,
                       pointer(u, (panel * points + p) * depth * PANEL), PANEL, pointer(zeros, 0), 0,
-                      pointer(m, p * ROWS * PANEL), PANEL, rows, PANEL, channels, 1)
+                      pointer(m, p * ROWS * PANEL), PANEL, rows, PANEL, channels, 1,
+                      False)
 
 
 @helper

@@ -181,9 +181,10 @@ def _product_in_place(x, w, b, y, n, columns, d, u):
         for q in range(0, panels, width):
             x_, w_, s_, y_ = pointer(x, p), pointer(rows, q), pointer(s, q), pointer(y, q)
             if 0 < n <= 2:  # `block_of_rows` has no tile as small as this
-                tile(2, VECTORS, x_, d, 1, 0, w_, u, s_, s_row, y_, u, n, width, depth, 1)
+                tile(2, VECTORS, x_, d, 1, 0, w_, u, s_, s_row, y_, u, n, width, depth, 1,
+                     False)
             else:
-                block_of_rows(x_, d, 1, 0, w_, u, s_, s_row, y_, u, n, width, depth, 1)
+                block_of_rows(x_, d, 1, 0, w_, u, s_, s_row, y_, u, n, width, depth, 1, False)
         for i in range(n):
             for q in range(panels, columns, size):
                 total = load_some(y, i * u + q, columns - q)
