@@ -115,7 +115,7 @@ def block_of_rows(a, a_row, a_col, a_round, b, b_row, s, s_row, c, c_row, m, n, 
 
     The columns of A are in `rounds` groups of `depth` columns. Each group starts `a_round` elements
     after the previous one. The rows of B are `b_row` elements apart. If `adds`, the result is added
-    to what C holds.
+    to C.
     """
     i, size = 0, lanes(c)
     while i < m:

@@ -488,7 +488,7 @@ def _products(
 
 
 def _if_else(builder: Any, condition: Any, *emits: Callable[[], Sequence[Any]]) -> list[Any]:
-    """Emit both ways, and the choice of the values of the one that is taken, if there are any."""
+    """Emit both branches, and return the values of the branch that is taken (phi nodes), if any."""
     ends = []
     with builder.if_else(condition) as ways:
         for way, emit in zip(ways, emits, strict=True):
@@ -496,7 +496,7 @@ def _if_else(builder: Any, condition: Any, *emits: Callable[[], Sequence[Any]]) 
                 ends.append((emit(), builder.block))
     chosen = []
     for pair in zip(*(values for values, _ in ends), strict=True):
-        if pair[0] is not None:  # the value of a store
+        if pair[0] is not None:  # None is the value of a store
             phi = builder.phi(pair[0].type)
             for value, (_, block) in zip(pair, ends, strict=True):
                 phi.add_incoming(value, block)
@@ -523,7 +523,7 @@ def tile(
     group starts `a_round` elements after the previous one. The rows of B, S and C are contiguous,
     and `b_row`, `s_row` and `c_row` elements apart. Only `height` rows and `width` columns of the
     tile are inside C. Nothing outside is read or written: rows below the last row of A repeat it.
-    If `adds`, the result is added to what C holds.
+    If `adds`, the result is added to C.
     """
     count, across = rows.literal_value, vectors.literal_value
     vector = Vector(c.dtype)
@@ -554,7 +554,7 @@ def tile(
                                 for at, v in places(stride)]),
             )
 
-        def add_sums(values):  # right behind the loads, which takes no registers for them
+        def add_sums(values):  # directly after the loads, which saves registers
             return [builder.fadd(*pair) for pair in zip(values, sums, strict=True)]
 
         sums = read(s_, s_row_, list)

@@ -1,22 +1,22 @@
-"""The general path: images to columns and a packed product, for every configuration and type.
+"""The general algorithm, for all configurations and types: im2col and a packed product.
 
-Row p of the columns is the patch under the window at output position p, its taps in the order of
-the kernel's. So a convolution and its gradients are three matrix products:
+Row p of the matrix `columns` is the patch of the input in the window at output position p, with its
+elements in the same order as in the kernel. A convolution and its gradients are then matrix
+products:
 
     y = columns w + b        dcolumns = dy w'        dw = columns' dy        db = 1' dy
 
     x (N, H, W, C)   w (KH, KW, C, F)   b (F,)   y (N, OH, OW, F)   columns (P, KH * KW * C)
 
-Positions count through the batch: p = (n * OH + oy) * OW + ox. Columns in the padding are 0. The
-columns of a batch would be KH * KW times the size of x, so they are made for a block of positions
-at a time, and used while they are in the cache: at most a megabyte, and for dw 128 positions.
+Positions are numbered through the batch: p = (n * OH + oy) * OW + ox. Padding is 0. The columns of
+a batch would be KH * KW times as large as x. They are therefore computed for one block of positions
+at a time (at most 1 MB, and for dw 128 positions), and used while they are in the cache.
 
-`_columns` copies and adds by *runs*: without dilation the taps of one row of the window are
-adjacent in the image and are one run of KW * C elements; with dilation each tap is a run of its
-own.
+`_columns` copies and adds *runs*. Without dilation, the taps of one row of the window are adjacent
+in the image and form one run of KW * C elements. With dilation, each tap is a separate run.
 
-`conv` takes this path for float64, for dilation and for input gradients with strides. It is also
-the reference that tests compare the other paths with.
+`conv` uses this algorithm for float64, for dilation and for input gradients with strides. It is
+also the reference for tests of the other algorithms.
 """
 
 import numpy as np
@@ -28,11 +28,11 @@ from minicnn.kernels.simd import pointer
 from minicnn.kernels.threads import parallel_for, share
 from minicnn.kernels.window import Window
 
-_CHUNKS = 16  # at most; enough to keep the threads of a small machine evenly busy
+_CHUNKS = 16  # at most; enough to balance the load of a few threads
 _COLUMN_BYTES = 1 << 20
-_FEW = 16  # sums of the kernel's gradient that are added up in order
-_LEAST_BLOCK = 8  # positions whose columns are made at a time
-_LEAST_POSITIONS = 60  # of a chunk: below that, packing w again costs more than a thread gains
+_FEW = 16  # sums of the gradient of the kernel that are added in order
+_LEAST_BLOCK = 8  # positions whose columns are computed at a time
+_LEAST_POSITIONS = 60  # of a chunk: with fewer, packing w again costs more than a thread gains
 
 
 def forward(
@@ -69,12 +69,12 @@ def input_gradient(dy: np.ndarray, w: np.ndarray, dx: np.ndarray, window: Window
 def kernel_gradient(
     x: np.ndarray, dy: np.ndarray, dw: np.ndarray, db: np.ndarray, window: Window
 ) -> None:
-    """Write dw and db, the gradients of the kernel and of the bias."""
+    """Write dw and db, the gradients of the kernel and the bias."""
     filters = dy.shape[3]
     depth, positions = dw.size // filters, dy.size // filters
     length = max(share(positions, _CHUNKS), _LEAST_POSITIONS)
     chunks = -(-positions // length)
-    block = min(BLOCK, length)  # positions of one sum, whatever space their columns take
+    block = min(BLOCK, length)  # positions per sum, for any size of their columns
     partial = np.empty((chunks, dw.size), dw.dtype)
     parallel_for(
         _kernel_gradient, chunks, (x, dy), (partial,), tuple(window), length,
@@ -90,13 +90,13 @@ def kernel_gradient(
 
 
 def _block(depth: int, itemsize: int) -> int:
-    """Return how many positions' columns are made at a time."""
+    """Return the number of positions whose columns are computed at a time."""
     return max(_LEAST_BLOCK, _COLUMN_BYTES // (depth * itemsize))
 
 
 @kernel
 def _forward(chunk, scratch, x, w, b, y, window, length, relu):
-    """Y = columns w + b for a chunk of positions."""
+    """Write y = columns w + b for a chunk of positions."""
     columns, packed = scratch
     channels, filters = w.shape[2], w.shape[3]
     block, depth, positions = len(columns), w.size // filters, y.size // filters
@@ -115,7 +115,7 @@ def _forward(chunk, scratch, x, w, b, y, window, length, relu):
 
 @kernel
 def _input_gradient(chunk, scratch, dy, w, dx, window, images):
-    """Write dx for a chunk of images: dcolumns = dy w', added up where patches overlap."""
+    """Write dx for a chunk of images: dcolumns = dy w', summed if patches overlap."""
     columns, packed, zeros = scratch
     channels, filters = w.shape[2], w.shape[3]
     block, depth, positions = len(columns), w.size // filters, window[10] * window[11]
@@ -132,7 +132,7 @@ def _input_gradient(chunk, scratch, dy, w, dx, window, images):
 
 @kernel
 def _kernel_gradient(chunk, scratch, x, dy, partial, window, length):
-    """Sum dw = columns' dy over a chunk of positions; `implicit` says in which order."""
+    """Sum dw = columns' dy over a chunk of positions; see `implicit` for the order."""
     columns, packed, zeros, sums = scratch
     channels, filters = x.shape[3], dy.shape[3]
     block, depth, positions = len(columns), partial.shape[1] // filters, dy.size // filters
@@ -159,9 +159,9 @@ def _kernel_gradient(chunk, scratch, x, dy, partial, window, length):
 
 @helper
 def _columns(x, channels, window, first, count, columns, back):
-    """Copy the patches of `count` positions to columns, or `back`: add the columns to the patches.
+    """Copy the patches of `count` positions to columns, or, if `back`, add columns to the patches.
 
-    Nothing is added where a patch lies in the padding.
+    Elements in the padding are not added.
     """
     height, width, kh, kw, sh, sw, dh, dw, top, left, oh, ow = window
     run = kw if dw == 1 else 1
@@ -185,7 +185,7 @@ def _columns(x, channels, window, first, count, columns, back):
 
 @helper
 def _inside(iy, height, ix, width, run):
-    """Return the part begin..end of a run at (iy, ix) that lies inside the image."""
+    """Return (begin, end) of the part of a run at (iy, ix) that is inside the image."""
     if iy < 0 or iy >= height:
         return 0, 0
     begin = min(max(0, -ix), run)

@@ -1,27 +1,26 @@
-"""Convolution as a matrix product that reads its columns in the image itself, float32.
+"""Convolution as an implicit matrix product (implicit GEMM), float32.
 
-Without dilation the KW taps of one row of the window are one run of KW * C adjacent elements of the
-padded image, in the order of the kernel's. So a row of outputs is a sum of KH matrix products whose
-left factors lie in the image: their rows are sw * C elements apart and overlap.
+Without dilation, the KW taps of one row of the window are KW * C adjacent elements of the padded
+image, in the same order as in the kernel. A row of outputs is therefore a sum of KH matrix products
+whose left factors are parts of the image: their rows are sw * C elements apart and overlap.
 
     y[oy, ox] = b + sum over u of padded[sh oy + u, sw ox ...] w[u]        (KW C) times (KW C, F)
     dw[u]    += sum over oy of padded[sh oy + u, sw ox ...]' dz[oy]        (KW C, OW) times (OW, F)
 
-`simd.tile` walks through both sums, over u or oy and within a run or row, without columns being
-made. In the same passes ReLU and 2x2 max pooling are applied to y, ReLU's gradient dz = dy where
-y > 0 is formed, and the bias' gradient is summed.
+`simd.tile` computes both sums, over u or oy and within a row, without storing a matrix of columns.
+The same passes apply ReLU and 2x2 max pooling to y, compute the gradient before ReLU (dz = dy if
+y > 0, else 0), and sum the gradient of the bias.
 
-The work is cut into *bands*, a few rows of outputs of one image. The rows of the image that a band
-reads are copied to `padded`, unless the window never leaves the image: then they are read where
-they are. For the gradient, dz of a band is packed into panels. A band has some 128 positions, so
+The work is split into *bands*: a few rows of outputs of one image. The rows of the image that a
+band reads are copied to `padded`. If the window never leaves the image, they are read in place
+instead. For the gradient, dz of a band is packed into panels. A band has about 128 positions, so
 that both stay in the first-level cache.
 
-A long chain of float32 additions loses precision. So in the kernel's gradient the sum of a band
-starts from zero, in registers. The sums of a few bands are added up in order, and the results of
-that in pairs, as a tree.
+A long chain of float32 additions loses precision. In the gradient of the kernel, each band is
+therefore summed separately, in registers. The sums of a few bands are added in order, and the
+results pairwise, as a tree.
 
-`conv` takes this path for every convolution without dilation for which it has nothing faster. It
-is called an implicit matrix product (implicit GEMM) elsewhere.
+`conv` uses this algorithm for convolutions without dilation, unless a faster one supports them.
 
 S. Chetlur et al., "cuDNN: Efficient primitives for deep learning", arXiv:1410.0759, 2014.
 """
@@ -51,22 +50,22 @@ from minicnn.kernels.threads import aligned, parallel_for, share
 from minicnn.kernels.window import Window
 
 _POSITIONS = 128  # of a band
-_FEW = 16  # sums of the kernel's gradient that are added up in order
-_POOLED_POSITIONS = 64  # of a band whose outputs wait for their maxima
+_FEW = 16  # sums of the gradient of the kernel that are added in order
+_POOLED_POSITIONS = 64  # of a band with max pooling
 
 
 class _Bands(NamedTuple):
-    """How the rows of outputs are cut into bands; a plain tuple for the kernels."""
+    """How the rows of outputs are split into bands, as a tuple that kernels can unpack."""
 
     rows: int  # of outputs in a band
-    per_image: int
+    per_image: int  # bands in an image
     in_place: bool  # whether the window never leaves the image
-    adjacent: bool  # whether the patches of a row follow those of the row above
+    adjacent: bool  # whether rows of patches are contiguous
     wide: int  # columns of the rows that a band reads
 
 
 def fits(window: Window) -> bool:
-    """Return whether the taps of a window's row are adjacent."""
+    """Return whether the taps of a row of the window are adjacent."""
     return window.dilation_h == window.dilation_w == 1
 
 
@@ -74,7 +73,7 @@ def forward(
     x: np.ndarray, w: np.ndarray, b: np.ndarray, y: np.ndarray, code: np.ndarray, window: Window,
     relu: bool, pool: bool, chunks: int, turned: bool = False,
 ) -> None:
-    """Write what `winograd.forward` writes."""
+    """Write the same outputs as `winograd.forward`."""
     channels, filters = x.shape[3], b.size
     panels = packed_shape(w.size // filters, filters, np.float32)
     packed = aligned(panels, np.float32)
@@ -97,7 +96,7 @@ def kernel_gradient(
     x: np.ndarray, dy: np.ndarray, dw: np.ndarray, db: np.ndarray, window: Window,
     y: np.ndarray | None, dz: np.ndarray | None, chunks: int,
 ) -> None:
-    """Write dw and db; with y also through ReLU, and the gradient before it to dz if it is given.
+    """Write dw and db. With y, dy is the gradient after ReLU; dz gets that before ReLU, if given.
 
     x (N, H, W, C)   dy, y, dz (N, OH, OW, F)   dw (KH, KW, C, F)   db (F,)
     """
@@ -127,7 +126,7 @@ def kernel_gradient(
 
 
 def _bands(window: Window, pool: bool) -> _Bands:
-    """Return how the outputs are cut: by positions, so that no sum depends on the CPU."""
+    """Return how the outputs are split; it depends on the shapes only, not on the CPU."""
     out_h, out_w = window.out_h, window.out_w
     rows = min(max(1, _POSITIONS // out_w), out_h)
     if pool:
@@ -142,14 +141,14 @@ def _bands(window: Window, pool: bool) -> _Bands:
 
 
 def _padded(window: Window, bands: _Bands, channels: int) -> tuple[int, ...]:
-    """Return the shape of the rows that a band reads, or of none where they are read in place."""
+    """Return the shape of the copied rows of a band, with no rows if they are read in place."""
     high = (bands.rows - 1) * window.stride_h + window.kernel_h
     return (0 if bands.in_place else high, bands.wide, channels)
 
 
 @kernel
 def _pack(panel, scratch, w, packed, turned):
-    """Copy a panel of filters to (panels, KH KW C, PANEL)."""
+    """Copy a panel of filters to `packed` (panels, KH KW C, PANEL)."""
     pack_filters(w, panel * PANEL, turned, pointer(packed, panel * PANEL * packed.shape[1]))
 
 
@@ -196,7 +195,7 @@ def _kernel_gradient(chunk, scratch, x, dy, y, partial, biases, dz, window, band
     run, size = kw * channels, partial.shape[1]
     clear(pointer(zeros, 0), zeros.size)
     clear(pointer(padded, 0), padded.size)
-    clear(pointer(packed, 0), packed.size)  # the lanes beyond the last filter
+    clear(pointer(packed, 0), packed.size)  # the lanes after the last filter
     dw, waiting, done = pointer(partial, chunk * size), 0, 0
     begin = chunk * length
     end = min(x.shape[0] * per_image, begin + length)
@@ -209,7 +208,7 @@ def _kernel_gradient(chunk, scratch, x, dy, y, partial, biases, dz, window, band
                        pointer(dz, at if need_dz else 0), pointer(packed, 0),
                        pointer(biases, band * biases.shape[1] * filters), count * ow, filters, relu,
                        need_dz)
-        for p in range(0, count * ow, BLOCK):  # more than one only in a single row
+        for p in range(0, count * ow, BLOCK):  # more than one step only for a single row
             height = min(BLOCK, count * ow - p)
             lines = 1 if adjacent else count
             if lines > 1:
@@ -232,7 +231,7 @@ def _kernel_gradient(chunk, scratch, x, dy, y, partial, biases, dz, window, band
 
 @helper
 def _rows_of_image(x, n, first, count, padded, window, bands):
-    """Return the rows of image n that `count` rows of outputs read, from `first` on."""
+    """Return the rows of image n that are read by `count` rows of outputs from `first` on."""
     height, width, kh, _, sh, _, _, _, top, left, _, _ = window
     _, _, in_place, _, wide = bands
     channels, row = x.shape[3], first * sh - top
@@ -250,7 +249,7 @@ def _rows_of_image(x, n, first, count, padded, window, bands):
 
 @helper
 def _emit_maxima(outputs, line, rows, columns, filters, y, code):
-    """Write the maxima of 2x2 outputs through ReLU, and where they were."""
+    """Apply ReLU and 2x2 max pooling to the outputs, and write the maxima and their codes."""
     zero = splat(np.float32(0))
     for i in range(rows // 2):
         for j in range(columns // 2):
@@ -266,7 +265,7 @@ def _emit_maxima(outputs, line, rows, columns, filters, y, code):
 
 @helper
 def _pack_gradient(dy, y, dz, packed, biases, positions, filters, relu, need_dz):
-    """Copy dz = dy where y > 0 to panels (panels, positions, PANEL); sum the biases' gradients."""
+    """Pack dz into panels (panels, positions, PANEL), and sum the gradients of the bias."""
     for f in range(0, filters, LANES):
         some, first = filters - f, f // PANEL * positions * PANEL + f % PANEL
         for begin in range(0, positions, BLOCK):

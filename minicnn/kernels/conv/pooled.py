@@ -1,30 +1,30 @@
-"""Gradients of a convolution with ReLU and 2x2 max pooling, from lists, float32.
+"""Gradients of a convolution with ReLU and 2x2 max pooling, from lists of nonzeros, float32.
 
-After a 2x2 max pooling at most one of four gradients is not zero, and ReLU zeroes more. The sums
-are over those that are left; (y, z) is where the largest of their 2x2 block was:
+Before a 2x2 max pooling, at most one of four gradients is nonzero, and ReLU sets more to zero. The
+sums are over the nonzero gradients; (y, z) is the position of the maximum in its 2x2 block:
 
     db[f]                              = sum over n, y, z of dy[n, y, z, f]
     dw[:, :, :, f]                     = sum over n, y, z of dy[n, y, z, f] x[n, y:y+KH, z:z+KW, :]
-    dx[n, y:y+KH, z:z+KW, :], added up = sum over f of dy[n, y, z, f] w[:, :, :, f]
+    dx[n, y:y+KH, z:z+KW, :]          += sum over f of dy[n, y, z, f] w[:, :, :, f]
 
-So dw needs a list of (offset in x, dy) for each filter, and dx a list of (offset in w, dy) for each
-position. A sum over a list (`gather`) reads whole vectors and keeps its results in registers.
-All such convolutions without strides and dilation take this path.
+Thus dw needs a list of (offset in x, dy) for each filter, and dx a list of (offset in w, dy) for
+each position. A sum over a list (`gather`) loads complete vectors and keeps its results in
+registers. `conv` uses this algorithm for all such convolutions without strides and dilation.
 
-A gradient of exactly zero contributes nothing, also where it meets infinity or NaN. One that is NaN
-or infinite may also reach pixels beside its window, where a run is filled up.
+A gradient of exactly zero contributes nothing, even if it is multiplied by infinity or NaN. NaN or
+infinity may also reach pixels next to the window, in the padding of a run.
 
-Layouts. Channels come in blocks of at most a panel. In a block the KW taps of one row of the window
-are one *run* of KW * depth elements. With fewer than 16 channels there is one block, of just these,
-and a run is filled up to whole vectors.
+Layouts: Channels are split into blocks of at most a panel. In a block, the KW taps of one row of
+the window are one *run* of KW * depth elements. Fewer than 16 channels are one block, and each run
+is padded to complete vectors.
 
     padded, dpadded (blocks, rows, columns, depth)       x and dx of an image
     lines (blocks, KH, F, run)                           w
     partial (blocks, F, KH, run)                         dw
 
-Lists are made and used for a *band* of pooled rows, few enough for their pixels of one block to
-stay in the first-level cache. Bands cut the sums of dw, so they depend on pixels and channels
-alone, never on the width of a vector.
+Lists are created and used for one *band* of pooled rows at a time, so that the pixels of a block
+stay in the first-level cache. Sums of dw are split into bands, so the size of a band depends on
+pixels and channels only, not on the vector width.
 """
 
 from typing import NamedTuple
@@ -49,31 +49,31 @@ from minicnn.kernels.simd import (
 from minicnn.kernels.threads import aligned, parallel_for, share
 from minicnn.kernels.window import Window
 
-_MANY_CHANNELS = 16  # from here on there are blocks of whole vectors
-_OVERLAPPING = (3, 5)  # KW for which neighbours in dx, that overlap, are added up in registers
-# What follows cuts sums, so it counts elements of blocks of 32 channels, whatever a panel has.
+_MANY_CHANNELS = 16  # from this number on, blocks consist of complete vectors
+_OVERLAPPING = (3, 5)  # KW for which overlapping windows of dx are summed in registers
+# These sizes split sums, so they assume blocks of 32 channels for any vector width.
 _CHANNELS = 32
-_WHOLE = 11 << 10  # elements of a padded image that is one band: nearly a first-level cache
+_WHOLE = 11 << 10  # elements of a padded image that is one band; fits into a first-level cache
 _BAND = 8 << 10  # elements of the padded rows of a band
-_TERMS = 256  # positions of a band, whose sum of dw starts from zero: more would lose precision
-_FEW = 16  # sums of bands that are added up in order; their results are added in pairs
-_LINES = 10 << 10  # elements of w that stay in the first-level cache beside dx
+_TERMS = 256  # positions per band, summed separately for dw: more would lose precision
+_FEW = 16  # sums of bands that are added in order, before these are added pairwise
+_LINES = 10 << 10  # elements of w that stay in the first-level cache together with dx
 
 
 class _Layout(NamedTuple):
-    """The sizes of a convolution's backward pass; a plain tuple for the kernel."""
+    """The sizes of a convolution's backward pass, as a tuple that kernels can unpack."""
 
     blocks: int  # of channels
     depth: int  # channels of a block
     high: int  # of the padded image
     wide: int
-    run: int  # elements of one row of the window in one block, in whole vectors
-    band: int  # pooled rows whose lists are made at a time
+    run: int  # elements of one row of the window in a block, padded to vectors
+    band: int  # pooled rows whose lists are created at a time
     together: int  # rows of the window for which dx is computed at a time, KH or 1
 
 
 def fits(window: Window) -> bool:
-    """Return whether the gradients of such a convolution can be made of lists."""
+    """Return whether gradients can be computed from lists for this window."""
     return window[4:8] == (1, 1, 1, 1)
 
 
@@ -83,8 +83,8 @@ def gradients(
 ) -> None:
     """Write the gradients of a convolution with ReLU and 2x2 max pooling.
 
-    x (N, H, W, C)   w, dw (KH, KW, C, F)   db (F,)   dx like x, or None where it is not asked
-    dy, code (N, OH // 2, OW // 2, F): the gradient of what was pooled, and what `pool_relu` wrote
+    x (N, H, W, C)   w, dw (KH, KW, C, F)   db (F,)   dx like x, or None
+    dy, code (N, OH // 2, OW // 2, F): the gradient after pooling, and the code of `forward`
     """
     (kh, kw, channels, filters), (n, ph, pw, _) = w.shape, dy.shape
     layout = _layout(window, channels, filters, ph, pw)
@@ -97,10 +97,10 @@ def gradients(
     chunks = -(-n // images)
     partial = aligned((chunks, blocks * filters * kh * run), np.float32)
     biases = np.empty((n, sums_of(ph * pw), filters), np.float32)
-    padded = blocks * high * wide * depth + run  # the last gather reads, or adds, a run too many
+    padded = blocks * high * wide * depth + run  # the last gather accesses one run too many
     positions, width = band * pw, round_up(filters, LANES)
     waiting = waiting_sums(images * -(-ph // band), _FEW)
-    length = positions + LANES  # of a list: `compress` writes whole vectors
+    length = positions + LANES  # of a list: `compress` writes complete vectors
     target = np.empty((0, 0, 0, 0), np.float32) if dx is None else dx
     parallel_for(
         _gradients, chunks,
@@ -110,16 +110,16 @@ def gradients(
             "padded": ((padded,), np.float32),
             "dpadded": ((padded,), np.float32),
             "sums": ((waiting * partial.shape[1],), np.float32),
-            # the gradients of as many positions as a vector has lanes
+            # the gradients of one position per lane of a vector
             "values": ((LANES, width), np.float32),
             "offsets": ((LANES, width), np.int32),
             "taps": ((width,), np.int32),  # of the last of these positions
             "places": ((width,), np.int32),  # of the filters in `lines`
-            # a list for each filter, of the positions at which it is not zero
+            # one list per filter: the positions with a nonzero gradient
             "f_values": ((filters, length), np.float32),
             "f_offsets": ((filters, length), np.int32),
             "f_bounds": ((2, filters), np.int64),
-            # a list for each position, of the filters that are not zero there
+            # one list per position: the filters with a nonzero gradient
             "p_values": ((positions * filters + LANES,), np.float32),
             "p_offsets": ((positions * filters + LANES,), np.int32),
             "p_bounds": ((2, 4 * positions), np.int64),
@@ -136,7 +136,7 @@ def gradients(
 def _layout(
     window: Window, channels: int, filters: int, pooled_rows: int, pooled_columns: int
 ) -> _Layout:
-    """Return the sizes for a convolution; the last two depend on its shape alone."""
+    """Return the sizes for a convolution; the last two depend on its shape only."""
     many = channels >= _MANY_CHANNELS
     depth = min(round_up(channels, LANES), PANEL) if many else channels
     high, wide = window.out_h + window.kernel_h - 1, window.out_w + window.kernel_w - 1
@@ -152,7 +152,7 @@ def _layout(
 
 
 def _lines(w: np.ndarray, layout: _Layout) -> np.ndarray:
-    """Return w as (blocks, KH, F, run): what one output position adds to one row of dx."""
+    """Return w as (blocks, KH, F, run): the factors of a gradient for one row of dx."""
     (kh, kw, channels, filters), (blocks, depth, *_, run, _, _) = w.shape, layout
     padded = np.zeros((kh, kw, blocks * depth, filters), np.float32)
     padded[:, :, :channels] = w
@@ -169,7 +169,7 @@ def _lines(w: np.ndarray, layout: _Layout) -> np.ndarray:
 @kernel
 def _gradients(chunk, scratch, x, dy, code, lines, dw_blocks, dx_blocks, partial, biases, dx,
                layout, window, images, shift, need_dx):
-    """Sum dw over a chunk of images, and write the sums of db and dx for each."""
+    """Sum dw over a chunk of images, and write dx and the block sums of db for each image."""
     (padded, dpadded, sums, values, offsets, taps, places, f_values, f_offsets, f_bounds, p_values,
      p_offsets, p_bounds) = scratch
     (_, rows, columns, filters), run, band, kh = dy.shape, layout[4], layout[5], window[2]
@@ -221,7 +221,7 @@ def _gradients(chunk, scratch, x, dy, code, lines, dw_blocks, dx_blocks, partial
 
 @helper
 def _fill_padded(image, planes, sizes, layout, window, back):
-    """Copy an image into the middle of its padded planes, a block of channels each, or back."""
+    """Copy an image to its padded planes, one per block of channels, or `back`."""
     blocks, depth, high, wide, _, _, _ = layout
     height, width, channels = sizes
     top, left = window[8], window[9]
@@ -240,7 +240,7 @@ def _fill_padded(image, planes, sizes, layout, window, back):
 
 @helper
 def _bias_sums(gradient, winner, positions, filters, sums, blocks):
-    """Write the sums over blocks of positions: db[f] = sum over y, z of dy[y, z, f]."""
+    """Write sums over blocks of positions: db[f] = sum over y, z of dy[y, z, f]."""
     clear(sums, blocks * filters)
     for p in range(positions):
         dy, code = pointer(gradient, p * filters), pointer(winner, p * filters)
@@ -275,7 +275,7 @@ def _make_lists(gradient, winner, first, count, columns, filters, layout, staged
 
 @helper
 def _stage(gradient, winner, place, wide, depth, filters, values, offsets, taps):
-    """Write the gradients of a 2x2 block, zero if ReLU's output is, and where their patches are."""
+    """Write the gradients of 2x2 blocks (zero if ReLU is zero) and the offsets of their patches."""
     for f in range(filters):
         tap = np.int32(winner[f])
         taps[f] = tap
@@ -314,7 +314,7 @@ def _list_by_filter(values, offsets, width, filters, lists):
 def _filter_gradient(padded, lists, layout, filters, kh, cut, pieces, dw):
     """Add dw[f] += sum over the list of f of value * window of x at offset."""
     blocks, depth, high, wide, run, _, _ = layout
-    for block in range(blocks):  # outermost: its pixels stay in the first-level cache
+    for block in range(blocks):  # the outer loop, so that its pixels stay in the first-level cache
         gather(cut, pieces, run // LANES, pointer(padded, block * high * wide * depth),
                wide * depth, lists, filters, pointer(dw, block * filters * kh * run), kh * run, run)
 
