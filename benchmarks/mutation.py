@@ -45,6 +45,7 @@ ACTIVATION = "tests/layers/test_activation.py"
 BAD_INPUT = "tests/test_bad_input.py"
 BUILT_BEFORE = "tests/layers/test_built_before.py"
 CACHE = "tests/kernels/test_cache.py"
+CHAIN = "tests/layers/test_chain.py"
 CHECKPOINTS = "tests/estimator/test_checkpoints.py"
 CONFORMANCE = "tests/layers/test_conformance.py"
 CONV = "tests/kernels/test_conv.py"
@@ -69,7 +70,6 @@ OPS = "tests/test_ops.py"
 OPTIMIZERS = "tests/test_optimizers.py"
 PARAMETER = "tests/core/test_parameter.py"
 POOLING = "tests/kernels/test_pooling.py"
-SEQUENTIAL = "tests/layers/test_sequential.py"
 SHAPE = "tests/layers/test_shape.py"
 TRAINABLE = "tests/layers/test_trainable.py"
 THREADS = "tests/kernels/test_threads.py"
@@ -119,9 +119,9 @@ MUTATIONS = [
      ACTIVATION),
     ("swapped axes", "layers.shape:Reshape.forward",
      argument("reshape", "order", "'F'"), None, SHAPE),
-    ("one layer left out on the way back", "layers.sequential:Sequential.backward",
-     replace("self._chain[1:]", "self._chain[2:]"), None, SEQUENTIAL),
-    ("gradient that nobody asked for", "layers.sequential:Sequential.backward",
+    ("one layer left out on the way back", "layers.chain:Chain.backward",
+     replace("self._chain[1:]", "self._chain[2:]"), None, CHAIN),
+    ("gradient that nobody asked for", "layers.chain:Chain.backward",
      argument("backward", 2), None, CONFORMANCE),
     ("wrong scale of the gradient", "layers.dense:Dense.linear", arithmetic("/", "left"), None,
      FUSION),

@@ -39,8 +39,8 @@ from minicnn.estimator.graph import Graph
 from minicnn.estimator.train_op import TrainOp, optimize_loss
 from minicnn.hooks import NanLossError
 from minicnn.kernels.threads import get_num_threads, set_num_threads
-from minicnn.layers import Sequential
 from minicnn.ops import argmax, cast, identity, one_hot, relu, reshape, sigmoid, softmax, tanh
+from minicnn.sequential import Sequential
 from minicnn.warmup import warmup
 
 __version__ = VERSION

@@ -5,7 +5,8 @@ import time
 import numpy as np
 
 from minicnn.core.context import Context
-from minicnn.layers import Conv2D, Dense, Dropout, Flatten, MaxPooling2D, Sequential
+from minicnn.layers import Conv2D, Dense, Dropout, Flatten, MaxPooling2D
+from minicnn.layers.chain import Chain
 from minicnn.losses import softmax_cross_entropy_with_grad
 from minicnn.optimizers import SGD
 
@@ -28,7 +29,7 @@ def warmup() -> float:
     True
     """
     start = time.perf_counter()
-    model = Sequential(
+    model = Chain(
         [
             Conv2D(8, 5, padding="same", activation="relu"),
             MaxPooling2D(2),

@@ -703,10 +703,15 @@ def names(extras=False):
 
 
 def methods():
-    """Return the public methods that take arguments, by the class that defines them."""
+    """Return the public methods that take arguments, by the class that defines them.
+
+    Those of Chain count for Sequential, by which users call them.
+    """
     classes = {base for thing in public.objects().values() if inspect.isclass(thing)
                for base in thing.__mro__ if base.__module__.startswith("minicnn.")}
-    return {f"{cls.__name__}.{name}" for cls in classes for name, function in vars(cls).items()
+    known_as = {"Chain": "Sequential"}
+    return {f"{known_as.get(cls.__name__, cls.__name__)}.{name}"
+            for cls in classes for name, function in vars(cls).items()
             if inspect.isfunction(function) and (not name.startswith("_") or name == "__call__")
             and len(inspect.signature(function).parameters) > 1}
 

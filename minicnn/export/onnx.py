@@ -21,6 +21,7 @@ from minicnn.estimator import Estimator, ModeKeys
 from minicnn.estimator.feeding import feed
 from minicnn.estimator.graph import Graph
 from minicnn.kernels.window import Window
+from minicnn.layers.chain import Chain
 
 _OPSET, _IR_VERSION = 17, 8  # of 2022; newer versions would only exclude older programs
 
@@ -145,7 +146,7 @@ def _trace_layer(
             f"{checks.describe(model)}; call build(input_shape, rng) first"
         )
     for part in parts(model):  # the graph will contain only the layers of a Sequential
-        if isinstance(part, layers.Sequential) and type(part).forward != layers.Sequential.forward:
+        if isinstance(part, Chain) and type(part).forward is not Chain.forward:
             raise ValueError(_refusal(part))
     graph = Graph()
     name = checks.unique("inputs", [part.label for part in parts(model)])  # no layer's

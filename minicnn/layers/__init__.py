@@ -1,5 +1,8 @@
 """Layers: classes with forward and backward, and the functions of the TensorFlow guide."""
 
+import importlib
+from typing import Any
+
 from minicnn.layers.activation import Activation
 from minicnn.layers.conv2d import Conv2D
 from minicnn.layers.dense import Dense
@@ -7,7 +10,6 @@ from minicnn.layers.dropout import Dropout
 from minicnn.layers.functional import conv2d, dense, dropout, flatten, max_pooling2d
 from minicnn.layers.layer import Layer
 from minicnn.layers.max_pooling2d import MaxPooling2D
-from minicnn.layers.sequential import Sequential
 from minicnn.layers.shape import Flatten, Reshape
 
 __all__ = [
@@ -26,3 +28,10 @@ __all__ = [
     "flatten",
     "max_pooling2d",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Return `Sequential`, which is not imported above because it stands on this package."""
+    if name != "Sequential":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.import_module("minicnn.sequential").Sequential

@@ -17,32 +17,13 @@ from minicnn.layers.layer import Layer, build_once
 logger = logging.getLogger("minicnn")
 
 
-class Sequential(Layer):
-    """Run layers one after the other.
-
-    Models may share layers. Layers that were built before keep their parameters; if all layers
-    were, and their shapes fit, the model can be used without `build`.
+class Chain(Layer):
+    """Run layers one after the other: the base of `Sequential`, and a part for other layers.
 
     Parameters
     ----------
-    layers : iterable of Layer
-        No layer may occur twice.
-    name : str, optional
-    fuse : bool
-        Compute adjacent layers in one pass where possible. The results differ only by rounding,
-        relative to the largest output nearby. Zeros are skipped: if an input is infinite, a
-        gradient may be finite instead of NaN.
-
-    Examples
-    --------
-    >>> import numpy as np, minicnn as mc
-    >>> model = mc.Sequential([
-    ...     mc.layers.Conv2D(8, 3, activation="relu"), mc.layers.MaxPooling2D(2),
-    ...     mc.layers.Flatten(), mc.layers.Dense(10)])
-    >>> model.build((None, 28, 28, 1), rng=0)
-    (None, 10)
-    >>> model.predict(np.zeros((3, 28, 28, 1), np.float32)).shape
-    (3, 10)
+    layers, name, fuse
+        As for `Sequential`.
     """
 
     def __init__(self, layers: Iterable[Op], name: str | None = None, fuse: bool = True) -> None:
@@ -118,31 +99,6 @@ class Sequential(Layer):
             dy = layer.backward(dy, ctx)
         return self._chain[0].backward(dy, ctx, need_dx)
 
-    def predict(self, x: Any, batch_size: int = 100) -> np.ndarray:
-        """Return the outputs for all rows of `x`, computed `batch_size` rows at a time.
-
-        Parameters
-        ----------
-        x : ndarray
-            (N, ...), float; converted to the model's dtype.
-        batch_size : int
-
-        Returns
-        -------
-        ndarray
-            (N, ...)
-        """
-        self._use_built_layers()
-        batch_size = checks.integer(batch_size, "batch_size")
-        x = np.atleast_1d(checks.array(x, "x"))
-        if x.dtype.kind == "f" and self.dtype is not None:
-            x = x.astype(self.dtype, copy=False)
-        self.check_inputs(x)  # before it is cut: errors quote the user's shape
-        starts = range(0, max(len(x), 1), batch_size)
-        return np.concatenate(
-            [self.forward(x[start : start + batch_size], Context(save=False)) for start in starts]
-        )
-
     def summary(self) -> str:
         """Return a table of the layers with their output shapes and numbers of parameters."""
         self._use_built_layers()
@@ -156,7 +112,7 @@ class Sequential(Layer):
 
     def __call__(self, inputs: Any) -> Any:
         """Apply the model to an array, or to a Tensor, each layer as a node of its graph."""
-        if not isinstance(inputs, Tensor):
+        if not isinstance(inputs, Tensor) or type(self).forward is not Chain.forward:
             return super().__call__(inputs)
         if self.name:
             self._name_layers()
@@ -170,7 +126,7 @@ class Sequential(Layer):
 
     def _use_built_layers(self) -> None:
         """Build the model without `rng` if all of its layers were built before."""
-        if self.input_shape is not None or type(self).build is not Sequential.build:
+        if self.input_shape is not None or type(self).build is not Chain.build:
             return  # built already; or a subclass, whose `build` may need `rng`
         first = self.layers[0]._built
         if first is not None and _ready(self.layers):

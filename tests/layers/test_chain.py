@@ -1,4 +1,4 @@
-"""Sequential: names, errors, the summary, predict, and models in models."""
+"""Chain and Sequential: names, errors, the summary, predict, and models in models."""
 
 import numpy as np
 import pytest
@@ -354,3 +354,27 @@ def test_float64_is_trained_in_float64():
     result = forward_and_back(model, numbers((2, 6, 6, 2), np.float64))
     assert {a.dtype for a in (result.y, result.dx, *result.grads)} == {np.dtype(np.float64)}
     assert_same_pass(forward_and_back(model, numbers((2, 6, 6, 2), np.float64)), result)
+
+
+class Twice(Sequential):
+    def forward(self, x, ctx):
+        return 2 * super().forward(x, ctx)
+
+    def backward(self, dy, ctx, need_dx=True):
+        return super().backward(2 * dy, ctx, need_dx)
+
+
+def test_a_model_with_an_own_forward_is_one_op_of_a_graph():
+    model = built(Twice([Dense(3), Dense(2)]), (4,))
+    graph = mc.Graph()
+    x = numbers((5, 4))
+    inputs = graph.placeholder("x", (None, 4), np.float32)
+    outputs = model(inputs)
+    values = graph.plan([outputs]).forward({inputs: x}, mc.Context())
+    assert_same_bits(values[outputs], model.predict(x))
+
+
+def test_sequential_is_found_among_the_layers():
+    assert mc.layers.Sequential is mc.Sequential
+    with pytest.raises(AttributeError, match="no attribute 'Sequentia'"):
+        mc.layers.Sequentia  # noqa: B018
