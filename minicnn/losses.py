@@ -39,30 +39,28 @@ class SoftmaxCrossEntropy(Op):
 
     def __init__(self, weights: Any = 1.0, label_smoothing: float = 0.0, name: Any = None) -> None:
         super().__init__(name)
-        if isinstance(weights, Tensor):
-            raise TypeError(
-                "softmax_cross_entropy: `weights` must be a number or an array, not a Tensor; use "
-                "softmax_cross_entropy_with_grad in a loop where they differ from batch to batch"
-            )
-        self.weights = weights
+        self.weights = weights  # None: they are the last input
         self.label_smoothing = checks.number(label_smoothing, "label_smoothing", 0.0, 1.0)
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
         return ()
 
-    def forward(  # type: ignore[override]  # two inputs
-        self, labels: np.ndarray, logits: np.ndarray, ctx: Context
+    def forward(  # type: ignore[override]  # two inputs, or three with the weights
+        self, labels: np.ndarray, logits: np.ndarray, *weights_and_ctx: Any
     ) -> Any:
+        *weights, ctx = weights_and_ctx
         labels = checks.labels(labels, "labels")
         logits = checks.array(logits, "logits")
         loss, gradient = _loss_and_gradient(
-            self.label, labels, logits, self.weights, self.label_smoothing, ctx.save
+            self.label, labels, logits, weights[0] if weights else self.weights,
+            self.label_smoothing, ctx.save,
         )
         ctx[self] = gradient
         return loss
 
-    def backward(self, dy: Any, ctx: Context, need_dx: bool = True) -> tuple[None, np.ndarray]:
-        return None, ctx[self] if dy == 1 else dy * ctx[self]
+    def backward(self, dy: Any, ctx: Context, need_dx: bool = True) -> tuple[Any, ...]:
+        dlogits = ctx[self] if dy == 1 else dy * ctx[self]
+        return (None, dlogits) if self.weights is not None else (None, dlogits, None)
 
 
 class _OfClassNumbers(SoftmaxCrossEntropy):
@@ -73,15 +71,13 @@ class _OfClassNumbers(SoftmaxCrossEntropy):
 
     kind = SoftmaxCrossEntropy.kind
 
-    def forward(  # type: ignore[override]  # three inputs
-        self, labels: np.ndarray, logits: np.ndarray, numbers: np.ndarray, ctx: Context
+    def forward(  # type: ignore[override]  # three inputs, or four with the weights
+        self, labels: np.ndarray, logits: np.ndarray, numbers: np.ndarray, *weights_and_ctx: Any
     ) -> Any:
         check_labels(numbers, labels.shape[1], self.label)
-        return super().forward(labels, logits, ctx)
+        return super().forward(labels, logits, *weights_and_ctx)
 
-    def backward(  # type: ignore[override]
-        self, dy: Any, ctx: Context, need_dx: bool = True
-    ) -> tuple[None, np.ndarray, None]:
+    def backward(self, dy: Any, ctx: Context, need_dx: bool = True) -> tuple[Any, ...]:
         return *super().backward(dy, ctx), None
 
 
@@ -102,8 +98,9 @@ def softmax_cross_entropy(
         (N, classes). Each row sums to 1.
     logits : ndarray or Tensor
         (N, classes). Large values do not overflow.
-    weights : float or ndarray
-        A number, or one for each row: (N,) or (N, 1).
+    weights : float, ndarray or Tensor
+        A number, or one for each row: (N,) or (N, 1). A Tensor is for weights that differ from
+        batch to batch, given as a feature or a label; it has no gradient.
     label_smoothing : float
         In [0, 1). The labels become labels * (1 - s) + s / classes.
     name : str, optional
@@ -126,13 +123,15 @@ def softmax_cross_entropy(
     >>> round(loss, 4)  # log 2
     0.6931
     """
+    fed = (weights,) if isinstance(weights, Tensor) else ()
+    weights = None if fed else weights
     op = SoftmaxCrossEntropy(weights, label_smoothing, name)
     if isinstance(onehot_labels, Tensor) and isinstance(logits, Tensor):
         _check_tensors(op.label, onehot_labels, logits)
         if isinstance(onehot_labels.op, OneHot):
             op = _OfClassNumbers(weights, label_smoothing, name)
-            return apply(op, onehot_labels, logits, *onehot_labels.inputs)
-    return apply(op, onehot_labels, logits)
+            return apply(op, onehot_labels, logits, *onehot_labels.inputs, *fed)
+    return apply(op, onehot_labels, logits, *fed)
 
 
 def _check_tensors(label: str, labels: Tensor, logits: Tensor) -> None:

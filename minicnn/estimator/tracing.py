@@ -15,7 +15,7 @@ from minicnn.estimator.config import ModeKeys, ModelFnOps, call_model_fn
 from minicnn.estimator.feeding import Batch, by_name, each
 from minicnn.estimator.graph import Graph
 from minicnn.losses import SoftmaxCrossEntropy
-from minicnn.ops import Cast, check_labels
+from minicnn.ops import Cast, OneHot, Reshape, check_labels
 
 
 class _Copies(Graph):
@@ -101,11 +101,12 @@ class Trace:
         if labels is None:
             return
         for tensor in self.graph.tensors.values():
-            if not isinstance(tensor.op, SoftmaxCrossEntropy) or len(tensor.inputs) < 3:
+            onehot = tensor.inputs[0] if isinstance(tensor.op, SoftmaxCrossEntropy) else tensor
+            if tensor is onehot or not isinstance(onehot.op, OneHot):
                 continue  # no loss, or one of labels that `one_hot` did not make
-            onehot, _, source = tensor.inputs
             classes: Any = onehot.shape[1]  # always known
-            while isinstance(source.op, Cast):
+            source = onehot.inputs[0]
+            while isinstance(source.op, Cast | Reshape):
                 source = source.inputs[0]
             for name, holder in by_name(self._labels).items():
                 if source is holder:

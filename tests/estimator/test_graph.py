@@ -623,21 +623,42 @@ def test_labels_given_as_rows_are_checked_too():
         graph.plan([loss]).forward(feeds, mc.Context())
 
 
-def test_weights_that_are_a_tensor_do_not_wait_for_the_step_to_fail():
+@pytest.mark.parametrize("of_rows", [False, True])
+@pytest.mark.parametrize("column", [False, True])
+def test_weights_may_be_a_tensor(of_rows, column):
+    graph = mc.Graph()
+    x = graph.placeholder("x", (None, 4), np.float64)
+    labels = graph.placeholder("labels", (None, 3) if of_rows else (None,), np.int64)
+    weights = graph.placeholder("weights", (None, 1) if column else (None,), np.float32)
+    layer = mc.layers.Dense(3)
+    logits = layer(x)
+    onehot = labels if of_rows else mc.one_hot(labels, 3)
+    loss = mc.losses.softmax_cross_entropy(onehot, logits, weights=weights)
+    numbers = np.array([0, 1, 2, 0])
+    w = np.array([1, 0, 2, 3], np.float32)
+    y = np.eye(3, dtype=int)[numbers]
+    feeds = {
+        x: rows(4, 4, dtype=np.float64), labels: y if of_rows else numbers,
+        weights: w[:, None] if column else w,
+    }
+    ctx = mc.Context()
+    plan = graph.plan([loss, logits])
+    got = plan.forward(feeds, ctx)
+    assert got[loss] == pytest.approx(naive.softmax_cross_entropy(y, got[logits], w), rel=1e-12)
+    plan.backward(loss, ctx)
+    dlogits = naive.softmax_cross_entropy_backward(y, got[logits], w)
+    np.testing.assert_allclose(layer.kernel.grad, feeds[x].T @ dlogits, rtol=1e-10)
+
+
+def test_a_weight_that_is_not_finite_is_found_in_its_batch():
     graph = mc.Graph()
     x = graph.placeholder("x", (None, 3), np.float32)
     labels = graph.placeholder("labels", (None,), np.int64)
     weights = graph.placeholder("weights", (None,), np.float32)
-    try:
-        loss = mc.losses.softmax_cross_entropy(mc.one_hot(labels, 3), x, weights=weights)
-    except (TypeError, ValueError) as error:  # an error when the graph is built is fine, too
-        assert "`weights`" in str(error)
-        return
-    z, w = rows(4, 3), np.array([1, 0, 2, 3], np.float32)
-    feeds = {x: z, labels: np.array([0, 1, 2, 0]), weights: w}
-    got = graph.plan([loss]).forward(feeds, mc.Context())
-    expected = naive.softmax_cross_entropy(np.eye(3)[[0, 1, 2, 0]], z, w)
-    assert got[loss] == pytest.approx(expected, rel=1e-5)
+    loss = mc.losses.softmax_cross_entropy(mc.one_hot(labels, 3), x, weights=weights)
+    feeds = {x: rows(2, 3), labels: np.array([0, 1]), weights: np.array([1, np.nan], np.float32)}
+    with pytest.raises(ValueError, match=r"`weights` must be .* finite"):
+        graph.plan([loss]).forward(feeds, mc.Context())
 
 
 # Layers and models that were built before ---------------------------------------------------------
