@@ -503,6 +503,58 @@ def cast(x: Any, dtype: Any, name: str | None = None) -> Any:
     return apply(Cast(dtype, name), x)
 
 
+class Add(Op):
+    """y = a + b;  da = db = dy."""
+
+    sums = True  # `linear` can add a ReLU
+
+    def forward(  # type: ignore[override]  # two inputs
+        self, a: Any, b: Any, ctx: Context
+    ) -> Any:
+        return self.linear(a, b, ctx)
+
+    def backward(self, dy: Any, ctx: Context, need_dx: bool = True) -> Any:
+        return self.linear_backward(dy, ctx)
+
+    def linear(self, a: Any, b: Any, ctx: Context, relu: bool = False, last: None = None) -> Any:
+        """Return a + b, or max(a + b, 0), in one pass."""
+        _check_alike(self.label, a, b)
+        y = total(a, b, ctx, self, relu)
+        ctx[self] = y, relu
+        return y
+
+    def linear_backward(self, dy: Any, ctx: Context, need_dx: bool = True) -> Any:
+        y, relu = ctx[self]
+        if isinstance(y, np.ndarray):
+            checks.gradient(dy, y.shape, y.dtype, self.label)
+        if relu:
+            dx = ctx.empty(self, "dx", y.shape, y.dtype)
+            elementwise.relu_gradient(dy, y, dx)
+            dy = dx
+        return dy, dy
+
+
+def total(a: Any, b: Any, ctx: Context, owner: Any, relu: bool = False) -> Any:
+    """Return a + b, or max(a + b, 0); arrays in the buffer (owner, "sum") of the workspace."""
+    if not isinstance(a, np.ndarray):  # losses are numbers
+        return a + b
+    y = ctx.empty(owner, "sum", a.shape, a.dtype)
+    elementwise.add(a, b, y, relu)
+    return y
+
+
+def _check_alike(label: str, a: Any, b: Any) -> None:
+    """Raise unless two values have the same shape and type: nothing is broadcast."""
+    if np.shape(a) != np.shape(b) or getattr(a, "dtype", None) != getattr(b, "dtype", None):
+        raise ValueError(
+            f"{label}: the inputs must have the same shape and type, got {describe(a)} and "
+            f"{describe(b)}; {_ALIKE}"
+        )
+
+
+_ALIKE = "nothing is broadcast"
+
+
 def _array(value: Any, name: str, check: Callable[..., np.ndarray] = checks.array) -> Any:
     """Return a Tensor unchanged, anything else as an array."""
     return value if isinstance(value, Tensor) else check(value, name)

@@ -263,6 +263,9 @@ CALLS = {
     "minicnn.layers.Flatten": lambda: {"name": "first"},
     "minicnn.layers.Layer": lambda: {"name": "first"},
     "minicnn.layers.MaxPooling2D": lambda: {"pool_size": 2, **_SLIDING},
+    "minicnn.layers.Residual": lambda: {
+        "block": [mc.layers.Dense(3)], "shortcut": mc.layers.Dense(3), "name": "first",
+    },
     "minicnn.layers.Reshape": lambda: {"target_shape": (12, 6), "name": "first"},
     "minicnn.layers.Sequential": lambda: CALLS["minicnn.Sequential"](),
     "minicnn.layers.conv2d": lambda: {"inputs": tensor(6, 6, 2), **_CONV, **_PLAIN},
@@ -375,7 +378,8 @@ CALLS = {
 _LAYERS = {
     mc.layers.Activation: ["relu"], mc.layers.Conv2D: [2, 3], mc.layers.Dense: [3],
     mc.layers.Dropout: [0.5], mc.layers.Flatten: [], mc.layers.MaxPooling2D: [2],
-    mc.layers.Reshape: [(-1,)], mc.Sequential: [[mc.layers.Flatten()]],
+    mc.layers.Reshape: [(-1,)], mc.layers.Residual: [mc.layers.Activation("relu")],
+    mc.Sequential: [[mc.layers.Flatten()]],
 }
 
 new = copy.deepcopy  # for arguments: a layer among them is not built yet
@@ -442,7 +446,7 @@ INTERNAL = {
     r"(Op|SoftmaxCrossEntropy)\.\w+|Graph\.add": "a graph, which has checked what is applied",
     r"(step|exponential|cosine)_decay\.__call__|constant\.__call__": "an optimizer or a layer",
     r"Parameter\.writable|Sequential\.check_inputs": "a layer or an optimizer",
-    r"(Layer|Conv2D|Dense|Dropout)\.(?!build$|forward$|backward$)\w+": "a layer",
+    r"(Layer|Conv2D|Dense|Dropout|Residual)\.(?!build$|forward$|backward$)\w+": "a layer",
     r"Affine\.\w+": "the base of Conv2D and Dense, whose methods are called here",
     r"Layer\.build": "the layers' own, which are called here",
     r"(Context|Workspace)\.\w+": "a layer",
@@ -483,6 +487,7 @@ USES = {
     "minicnn.MetricSpec": compute,
     **{f"minicnn.layers.{name}": through for name in (
         "Activation", "Conv2D", "Dense", "Dropout", "Flatten", "MaxPooling2D", "Reshape",
+        "Residual",
     )},
     "minicnn.losses.SoftmaxCrossEntropy": lambda op: op.forward(
         ROWS.copy(), LOGITS.copy(), mc.Context()
@@ -547,7 +552,8 @@ ARGUMENTS = {
     "minicnn.ModelFnOps.loss": "loss", "minicnn.ModelFnOps.train_op": "train op",
     "minicnn.optimize_loss.loss": "loss", "minicnn.Parameter.value": "float array",
     "minicnn.RunConfig.distribute": "processes", "minicnn.Sequential.layers": "layers",
-    "minicnn.layers.Sequential.layers": "layers", "minicnn.cast.dtype": "type",
+    "minicnn.layers.Sequential.layers": "layers", "minicnn.layers.Residual.block": "layers",
+    "minicnn.layers.Residual.shortcut": "layers", "minicnn.cast.dtype": "type",
     "minicnn.one_hot.dtype": "type", "minicnn.one_hot.indices": "indices",
     "minicnn.cast.x": "numbers", "minicnn.argmax.input": "numbers",
     "minicnn.reshape.tensor": "numbers", "minicnn.layers.Dropout.noise_shape": "noise shape",
@@ -682,13 +688,14 @@ ACCEPTED = {
     "Sequential.reset_parameters.input_shape": [([(3,)], "rows of one number each")],
     "Optimizer.load_state_dict.parameters": [([[_PARAMETER] * 2], "the same state twice")],
     **{f"{layer}.build.rng": "nothing is drawn" for layer in (
-        "Activation", "Dropout", "Flatten", "MaxPooling2D", "Reshape")},
+        "Activation", "Dropout", "Flatten", "MaxPooling2D", "Reshape", "Residual")},
     **{f"{layer}.build.input_shape": [([(3,)], "rows of one number each")] for layer in (
-        "Activation", "Dropout", "Flatten", "Reshape", "Sequential")},
+        "Activation", "Dropout", "Flatten", "Reshape", "Residual", "Sequential")},
     "*.need_dx": "whatever counts as true: the loop's own flag, in every step",
     **{f"{layer}.{method}.ctx": "the loop's own; Sequential, which users call, looks at it"
        for layer in (
-           "Activation", "Conv2D", "Dense", "Dropout", "Flatten", "MaxPooling2D", "Reshape")
+           "Activation", "Conv2D", "Dense", "Dropout", "Flatten", "MaxPooling2D", "Reshape",
+           "Residual")
        for method in ("forward", "backward")},
 }
 
@@ -776,6 +783,7 @@ def title(value):
 CHANGES = {
     **{f"minicnn.layers.{name}": "the graph notes the layer"
        for name in ("conv2d", "dense", "dropout", "flatten", "max_pooling2d")},
+    "minicnn.layers.Residual": "its layers are built when the result is used",
     "Optimizer.step": "it changes the parameters",
     "minicnn.optimizers.clip_by_global_norm": "it scales the gradients",
 }

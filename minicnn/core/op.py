@@ -106,19 +106,39 @@ class Op:
         return tuple(parameter for op in parts(self) for parameter in own_parameters(op))
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
-        """Check the input shape, create the parameters and return the output shape."""
-        return input_shape
+        """Check the input shape, create the parameters and return the output shape.
+
+        An op of several inputs gets a tuple with the shape of each. By default the output has the
+        shape of the inputs, which must be equal.
+        """
+        if not input_shape or not isinstance(input_shape[0], tuple):
+            return input_shape
+        shapes: Any = input_shape
+        if len(set(shapes)) > 1:
+            raise ValueError(
+                f"{self.label}: the inputs have different shapes, {' and '.join(map(str, shapes))};"
+                " define build, which checks them and returns the shape of the output"
+            )
+        return shapes[0]
 
     def forward(self, x: Any, ctx: Context) -> Any:
-        """Return the output; save what backward needs in ``ctx[self]``."""
+        """Return the output; save what backward needs in ``ctx[self]``.
+
+        An op of several inputs defines ``forward(self, a, b, ctx)``.
+        """
         raise TypeError(f"{type(self).__name__} must define forward(self, x, ctx)")
 
     def backward(self, dy: Any, ctx: Context, need_dx: bool = True) -> Any:
-        """Return the gradient of the input; overwrite each parameter's `grad`."""
+        """Return the gradient of the input; overwrite each parameter's `grad`.
+
+        An op of several inputs returns a tuple with the gradient of each input, or None for those
+        that have no gradient.
+        """
         raise TypeError(f"{self.label} has no gradient: define backward, or keep it off the loss")
 
-    def __call__(self, inputs: Any) -> Any:
-        return apply(self, inputs)
+    def __call__(self, *inputs: Any) -> Any:
+        """Run the op on arrays, or add it to the graph of its Tensors; one for each input."""
+        return apply(self, *inputs)
 
 
 def parts(op: Op, above: tuple[Op, ...] = ()) -> Iterator[Op]:
@@ -135,6 +155,18 @@ def parts(op: Op, above: tuple[Op, ...] = ()) -> Iterator[Op]:
             for member in members:
                 if isinstance(member, Op):
                     yield from parts(member, (*above, op))
+
+
+def gradients(op: Op, dx: Any, inputs: int) -> tuple[Any, ...]:
+    """Return what `backward` has returned as a tuple with one gradient for each input."""
+    if inputs == 1:
+        return (dx,)
+    if not isinstance(dx, tuple) or len(dx) != inputs:
+        raise ValueError(
+            f"{op.label}: backward must return a tuple of {inputs} gradients, one for each input "
+            f"(None for an input without one), got {describe(dx)}"
+        )
+    return dx
 
 
 def own_parameters(op: Op) -> list[Parameter]:

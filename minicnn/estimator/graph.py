@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minicnn import ops
 from minicnn.core import checks
 from minicnn.core.context import Context
 from minicnn.core.op import Op, Shape, Tensor, give_names, parts
+from minicnn.core.op import gradients as gradients_of_inputs
 from minicnn.core.parameter import Parameter, count_parameters, parameter_table
 from minicnn.layers.fusion import fuse, fusing
 from minicnn.layers.layer import build_once
@@ -78,7 +80,9 @@ class Graph:
         op.name = name
         give_names(parts(op), f"{name}/")
         dtype = _dtype_of(inputs)
-        output_shape = build_once(op, inputs[0].shape, self.rng, dtype)
+        shapes: Any = tuple(tensor.shape for tensor in inputs)
+        input_shape = shapes if len(shapes) > 1 else shapes[0]
+        output_shape = build_once(op, input_shape, self.rng, dtype)
         self._ops.update(parts(op))
         self._share(op)
         tensor = Tensor(self, name, output_shape, op.output_dtype or dtype, op, inputs)
@@ -250,11 +254,14 @@ class Plan:
             if ready is not None:
                 for parameter in step.parameters:
                     ready(parameter)
-            gradients_of_inputs = dx if len(step.inputs) > 1 else (dx,)
-            for tensor, gradient in zip(step.inputs, gradients_of_inputs, strict=True):
+            if not step.need_dx:
+                continue
+            each = gradients_of_inputs(step.op, dx, len(step.inputs))
+            for tensor, gradient in zip(step.inputs, each, strict=True):
                 if tensor in self._trained and gradient is not None:
-                    known = gradients.get(tensor)
-                    gradients[tensor] = gradient if known is None else known + gradient
+                    if (known := gradients.get(tensor)) is not None:
+                        gradient = ops.total(known, gradient, ctx, tensor)
+                    gradients[tensor] = gradient
         return tuple(reached)
 
 

@@ -90,7 +90,8 @@ def to_onnx(
     inputs = [tensor for tensor in graph.tensors.values() if tensor.op is None]
     values = {tensor: _Value(file.unique(tensor.name)) for tensor in inputs}
     for op, sources, tensor, *_ in graph.plan(outputs.values(), fuse=False).steps:
-        values[tensor] = file.add(op, values[sources[0]], tensor.shape)
+        x, *others = (values[source] for source in sources)
+        values[tensor] = file.add(op, x, tensor.shape, *others)
     for name, tensor in outputs.items():
         node = onnx.helper.make_node("Identity", [file.name_of(values[tensor])], [name], name)
         file.nodes.append(node)
@@ -206,20 +207,22 @@ class _File:
         layout, perm = ("nchw", [0, 3, 1, 2]) if is_nchw else ("nhwc", [0, 2, 3, 1])
         return self.node("Transpose", [x.name], f"{x.name}/{layout}", perm=perm)
 
-    def add(self, op: Op | None, x: _Value, shape: Shape) -> _Value:
-        """Add the output of an op for `x`, of `shape` in minicnn; for None return `x`."""
+    def add(self, op: Op | None, x: _Value, shape: Shape, *others: _Value) -> _Value:
+        """Add the output of an op for its inputs, of `shape` in minicnn; for None return `x`."""
         if op is None:
             return x
-        if type(op) not in _EXPORTS:
+        if type(op) in _OF_SEVERAL:
+            return _OF_SEVERAL[type(op)](self, op, [x, *others], shape)
+        if type(op) not in _EXPORTS or others:
             raise ValueError(_refusal(op))
         return _EXPORTS[type(op)](self, op, x, shape)
 
 
 def _refusal(op: Op) -> str:
-    known = ", ".join(sorted({kind.__name__ for kind in _EXPORTS}))
+    known = ", ".join(sorted({kind.__name__ for kind in [*_EXPORTS, *_OF_SEVERAL]}))
     return (
-        f"{op.label}: {type(op).__name__} cannot be exported; use Sequential, {known}, but no "
-        "subclasses that compute something else"
+        f"{op.label}: {type(op).__name__} cannot be exported; use Sequential, Residual, {known}, "
+        "but no subclasses that compute something else"
     )
 
 
@@ -315,6 +318,16 @@ def _one_hot(file: _File, op: Any, x: _Value, shape: Shape) -> _Value:
 def _cast(file: _File, op: Op, x: _Value, shape: Shape) -> _Value:
     return x._replace(name=file.node("Cast", [x.name], op.label, to=file.type(op.output_dtype)))
 
+
+def _pair(file: _File, op: Op, inputs: Sequence[_Value], shape: Shape) -> _Value:
+    is_nchw = all(x.is_nchw for x in inputs)
+    names = [file.name_of(x, is_nchw) for x in inputs]
+    return _Value(file.node(type(op).__name__, names, op.label), is_nchw)
+
+
+_OF_SEVERAL: dict[type[Op], Callable[[_File, Any, Sequence[_Value], Shape], _Value]] = {
+    ops.Add: _pair,
+}
 
 _EXPORTS: dict[type[Op], Callable[[_File, Any, _Value, Shape], _Value]] = {
     layers.Conv2D: _conv2d,

@@ -1,4 +1,4 @@
-"""Elementwise kernels: ReLU, its gradient and dropout; and sums of rows, for bias gradients."""
+"""Elementwise kernels: sum, ReLU, its gradient, dropout; and sums of rows, for bias gradients."""
 
 import math
 from typing import Any
@@ -25,6 +25,11 @@ def span(chunk, size):
     """Return the first element of a chunk and its number of elements."""
     first = chunk * SPAN
     return first, min(SPAN, size - first)
+
+
+def add(a: np.ndarray, b: np.ndarray, y: np.ndarray, relu: bool = False) -> None:
+    """Write y = a + b, or max(a + b, 0). NaN stays NaN."""
+    parallel_for(_add, spans(y.size), (a.reshape(-1), b.reshape(-1)), (y.reshape(-1),), relu)
 
 
 def relu(x: np.ndarray, y: np.ndarray) -> None:
@@ -79,6 +84,17 @@ def sum_sums(partial: np.ndarray, total: np.ndarray) -> None:
 def waiting_sums(terms: int, block: int = BLOCK) -> int:
     """Return how many block sums `add_waiting` must store in addition to the result."""
     return max(-(-terms // block), 1).bit_length() - 1
+
+
+@kernel
+def _add(chunk, scratch, a, b, y, relu):
+    first, count = span(chunk, y.size)
+    a_ = pointer(a, first)
+    b_ = pointer(b, first)
+    y_ = pointer(y, first)
+    for e in range(count):
+        value = a_[e] + b_[e]
+        y_[e] = 0 if relu and value <= 0 else value
 
 
 @kernel

@@ -10,6 +10,7 @@ from minicnn.layers.dropout import Dropout
 from minicnn.layers.functional import conv2d, dense, dropout, flatten, max_pooling2d
 from minicnn.layers.layer import Layer
 from minicnn.layers.max_pooling2d import MaxPooling2D
+from minicnn.layers.residual import Residual
 from minicnn.layers.shape import Flatten, Reshape
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Layer",
     "MaxPooling2D",
     "Reshape",
+    "Residual",
     "Sequential",
     "conv2d",
     "dense",

@@ -14,7 +14,6 @@ import numpy as np
 from minicnn.core.context import Context
 from minicnn.core.op import Op
 from minicnn.layers.activation import Activation
-from minicnn.layers.affine import Affine
 from minicnn.layers.conv2d import Conv2D
 from minicnn.layers.dense import Dense
 from minicnn.layers.dropout import Dropout
@@ -23,7 +22,7 @@ from minicnn.ops import Relu
 
 
 class Fused(Op):
-    """A Conv2D or Dense layer with ReLU and, if it fits, the layer after it in one pass.
+    """A Conv2D, Dense or Residual layer or a sum with ReLU and, if it fits, the layer after it.
 
     The layer after a Conv2D is a 2x2 max pooling: one byte is saved for each maximum, the image
     before pooling is never stored, and its gradient is a list of the few elements that are not
@@ -31,15 +30,15 @@ class Fused(Op):
     it pass, so that backward needs no mask.
     """
 
-    def __init__(self, layer: Affine, last: Op | None) -> None:
+    def __init__(self, layer: Any, last: Op | None) -> None:
         super().__init__(layer.name)
         self.layer = layer
         self.last = last
 
-    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
-        return self.layer.linear(x, ctx, True, self.last)
+    def forward(self, *inputs_and_ctx: Any) -> np.ndarray:
+        return self.layer.linear(*inputs_and_ctx, True, self.last)
 
-    def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
+    def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> Any:
         return self.layer.linear_backward(dy, ctx, need_dx)
 
 
@@ -74,6 +73,8 @@ def _first(chain: Sequence[Op]) -> tuple[Op, int]:
     Only the classes themselves are fused: a subclass may compute something else.
     """
     layer: Any = chain[0]
+    if "sums" in vars(type(layer)) and len(chain) > 1 and _is_relu(chain[1]):
+        return Fused(layer, None), 2
     if type(layer) not in (Conv2D, Dense):
         return layer, 1
     activation, length = layer.activation, 1

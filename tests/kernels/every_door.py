@@ -78,6 +78,7 @@ def product(n, d, u):
 
 def element_by_element(n, u):
     x, y = numbers(n, u), numbers(n, u)
+    run(elementwise.add, (x, y), (np.zeros_like(x),), True)
     run(elementwise.relu, (x,), (y,))
     run(elementwise.relu_gradient, (x, y), (np.zeros_like(x),))
     run(elementwise.dropout, (x,), (np.zeros_like(x),), 1234567890123456789, 0.4, 5)

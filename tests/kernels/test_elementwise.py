@@ -20,6 +20,12 @@ def relu(x):
     return y
 
 
+def add(a, b, relu=False):
+    y = empty(a.shape, a.dtype)
+    elementwise.add(a, b, y, relu)
+    return y
+
+
 def relu_gradient(dy, y):
     dx = empty(y.shape, y.dtype)
     elementwise.relu_gradient(dy, y, dx)
@@ -35,6 +41,26 @@ def dropout(x, rate, key=KEY, first_row=0):
 def kept(rows, columns, rate, key=KEY, first_row=0):
     """Return the mask (rows, columns) as booleans."""
     return dropout(np.ones((rows, columns), np.float32), rate, key, first_row) != 0
+
+
+# Sum
+
+
+@by_size
+@by_dtype
+def test_add(size, dtype):
+    rng = np.random.default_rng(0)
+    a, b = normal(rng, size, dtype), normal(rng, size, dtype)
+    assert_array_equal(add(a, b), a + b)
+    assert_array_equal(add(a, b, True), np.maximum(a + b, 0))
+
+
+@by_dtype
+def test_add_at_the_special_values(dtype):
+    a = np.array([-np.inf, np.inf, np.inf, np.nan, 1, -0.0], dtype)
+    b = np.array([1, -np.inf, 1, 1, -1, -0.0], dtype)
+    assert_array_equal(add(a, b), [-np.inf, np.nan, np.inf, np.nan, 0, 0])
+    assert_array_equal(add(a, b, True), [0, np.nan, np.inf, np.nan, 0, 0])
 
 
 # ReLU
@@ -82,6 +108,7 @@ def test_any_rank_and_order(dtype):
     x = normal(np.random.default_rng(0), (4, 3, 5, 2), dtype)
     turned = np.asfortranarray(x)
     assert_array_equal(relu(turned), np.maximum(x, 0))
+    assert_array_equal(add(turned, x[::-1]), x + x[::-1])
     assert_array_equal(relu_gradient(turned, turned), np.where(x > 0, x, 0))
     assert_same_bits(dropout(turned, 0.5), dropout(x, 0.5))
     assert_same_bits(dropout(x, 0.5), dropout(x.reshape(4, 30), 0.5).reshape(x.shape))
@@ -92,6 +119,9 @@ def test_in_place(dtype):
     x = normal(np.random.default_rng(0), (300, 301), dtype)
     y, dx, z = x.copy(), x.copy(), x.copy()
     elementwise.relu(y, y)
+    both = x.copy()
+    elementwise.add(both, x, both)
+    assert_same_bits(both, x + x)
     elementwise.relu_gradient(dx, y, dx)
     elementwise.dropout(z, z, KEY, 0.3, 0)
     assert_same_bits(y, relu(x))
@@ -103,6 +133,7 @@ def test_in_place(dtype):
 def test_threads_do_not_change_bits(by_threads, dtype):
     x = normal(np.random.default_rng(0), (300, 501), dtype)
     assert_same_bits(*by_threads(lambda: relu(x)))
+    assert_same_bits(*by_threads(lambda: add(x, -x * x, True)))
     assert_same_bits(*by_threads(lambda: relu_gradient(x, x)))
     assert_same_bits(*by_threads(lambda: dropout(x, 0.4)))
 

@@ -22,6 +22,7 @@ from minicnn.layers import (
     Flatten,
     MaxPooling2D,
     Reshape,
+    Residual,
     Sequential,
 )
 
@@ -106,7 +107,39 @@ TABLE = [
     ("sequential", lambda: nested(fuse=True), (4, 6, 3)),
     ("sequential unfused", lambda: nested(fuse=False), (4, 6, 3)),
     ("sequential of one", lambda: Sequential([Flatten()]), (2, 3)),
+    ("residual", lambda: Residual([Dense(4, activation="tanh"), Dense(5)]), (5,)),
+    ("residual of itself", lambda: Residual(Activation("identity")), (3, 5)),
+    (
+        "residual shortcut",
+        lambda: Residual(
+            [Conv2D(3, 3, strides=2, padding="same", activation="relu"),
+             Conv2D(3, 2, padding="same")],
+            Conv2D(3, 1, strides=2),
+        ),
+        (7, 6, 2),
+    ),
+    (
+        "residual channels first",
+        lambda: Residual(
+            Conv2D(4, 3, **FIRST), [Conv2D(4, (3, 1), **FIRST), Conv2D(4, (1, 3), **FIRST)]
+        ),
+        (2, 5, 6),
+    ),
+    (
+        "residual in residual, dropout",
+        lambda: Sequential([Residual([Residual(Dense(5, activation="sigmoid")), Dropout(0.4)])]),
+        (5,),
+    ),
     # Fused layers, which take the fast paths in float32
+    (
+        "fused residual",
+        lambda: Sequential([
+            Residual([Conv2D(9, 3, padding="same", activation="relu"),
+                      Conv2D(9, 3, padding="same")]),
+            Activation("relu"), Residual(Dense(9)), mc.ops.Relu(),
+        ]),
+        (5, 6, 9),
+    ),
     (
         "fused conv2d, few channels",
         lambda: Sequential([Conv2D(32, 5, padding="same", activation="relu"), MaxPooling2D(2)]),

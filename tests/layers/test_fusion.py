@@ -16,6 +16,7 @@ from minicnn.layers import (
     Dropout,
     Flatten,
     MaxPooling2D,
+    Residual,
     Sequential,
     fusion,
 )
@@ -113,6 +114,10 @@ CHAINS = [  # name, layers, shape, number of ops when fused
         2,
     ),
     ("dense tanh, dropout", lambda: [Dense(9, activation="tanh"), Dropout(0.4)], (5,), 2),
+    ("residual, relu", lambda: [Residual(Dense(5)), Activation("relu")], (2, 5), 1),
+    ("residual, relu, relu", lambda: [Residual(Dense(5)), mc.ops.Relu(), mc.ops.Relu()], (5,), 2),
+    ("residual, tanh", lambda: [Residual(Dense(5)), Activation("tanh")], (5,), 2),
+    ("residual", lambda: [Residual(Dense(5, activation="relu"))], (5,), 1),
     (
         "the documented network",
         lambda: [
@@ -296,6 +301,14 @@ class DoubledDropout(Dropout):
         return super().backward(2 * dy, ctx, need_dx)
 
 
+class DoubledResidual(Residual):
+    def forward(self, x, ctx):
+        return 2 * super().forward(x, ctx)
+
+    def backward(self, dy, ctx, need_dx=True):
+        return super().backward(2 * dy, ctx, need_dx)
+
+
 class MinPooling2D(MaxPooling2D):
     def forward(self, x, ctx):
         return -super().forward(-x, ctx)
@@ -313,6 +326,8 @@ OVERRIDDEN = [
     ("relu in a layer", lambda: [Dense(3), Activation(GuidedRelu())], (5,)),
     ("activation", lambda: [Dense(3), GuidedActivation("relu")], (5,)),
     ("dropout", lambda: [Dense(3, activation="relu"), DoubledDropout(0.4)], (5,)),
+    ("residual", lambda: [DoubledResidual(Dense(5)), Activation("relu")], (5,)),
+    ("relu of residual", lambda: [Residual(Dense(5)), GuidedRelu()], (5,)),
     ("pooling", lambda: [Conv2D(3, 3, activation="relu"), MinPooling2D(2)], (6, 6, 2)),
 ]
 

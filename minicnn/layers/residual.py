@@ -1,0 +1,142 @@
+"""A residual block: layers whose output is added to their input."""
+
+from typing import Any
+
+import numpy as np
+
+from minicnn import ops
+from minicnn.core import checks
+from minicnn.core.context import Context
+from minicnn.core.op import Op, Shape, Tensor, apply, parts
+from minicnn.layers.chain import Chain
+from minicnn.layers.layer import Layer
+
+
+class Residual(Layer):
+    """Add the output of a block of layers to its input:  y = block(x) + shortcut(x).
+
+    The gradient of x is the sum of those through the block and the shortcut. A ReLU that follows
+    in a Sequential or a graph is computed in the same pass as the sum.
+
+    Parameters
+    ----------
+    block : Layer or list of Layer
+        The layers of the block: a Sequential, a list or a single layer. The names of their
+        parameters begin with ``residual/block/``.
+    shortcut : Layer or list of Layer, optional
+        The layers on the other path, named ``residual/shortcut/``, whose output has the shape of
+        the block's; for example ``Conv2D(filters, 1, strides)`` if the block changes the shape. By
+        default x itself is added.
+    name : str, optional
+
+    Raises
+    ------
+    ValueError
+        By `build`, if the two outputs have different shapes: nothing is broadcast.
+
+    References
+    ----------
+    He, Zhang, Ren and Sun, "Deep residual learning for image recognition", CVPR 2016, equations 1
+    and 2.
+
+    Examples
+    --------
+    >>> import minicnn as mc
+    >>> block = [mc.layers.Conv2D(16, 3, strides=2, padding="same", activation="relu"),
+    ...          mc.layers.Conv2D(16, 3, padding="same")]
+    >>> model = mc.Sequential([
+    ...     mc.layers.Residual(block, shortcut=mc.layers.Conv2D(16, 1, strides=2)),
+    ...     mc.layers.Activation("relu")])
+    >>> model.build((None, 28, 28, 8), rng=0)
+    (None, 14, 14, 16)
+    >>> model.parameters[0].name
+    'residual/block/conv2d/kernel'
+    """
+
+    sums = True  # `linear` can add a ReLU
+
+    def __init__(self, block: Any, shortcut: Any = None, name: str | None = None) -> None:
+        super().__init__(name)
+        self.block = _chain(block, "block")
+        self.shortcut = checks.optional(_chain, shortcut, "shortcut")
+        self._add = ops.Add()
+
+    def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
+        shape = super().build(input_shape, rng, dtype)
+        rng = checks.optional(checks.generator, rng)  # one for both: a seed would be used twice
+        self._name_branches()
+        y = self.build_part(self.block, shape, rng)
+        other = self.build_part(self.shortcut, shape, rng) if self.shortcut else shape
+        if y != other:
+            second = f"`shortcut` gives {other}"
+            remedy = "give both the same number of filters or units and the same strides"
+            if self.shortcut is None:
+                second = f"the inputs have {shape}"
+                remedy = self._remedy(shape, y)
+            raise ValueError(f"{self.label}: `block` gives outputs {y}, but {second}; {remedy}")
+        return y
+
+    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        return self.linear(x, ctx)
+
+    def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
+        return self.linear_backward(dy, ctx, need_dx)
+
+    def linear(self, x: Any, ctx: Context, relu: bool = False, last: None = None) -> np.ndarray:
+        """Return the sum, or max(sum, 0) with ReLU in the same pass."""
+        x = self.check_inputs(x)
+        other = self.shortcut.forward(x, ctx) if self.shortcut else x
+        return self._add.linear(self.block.forward(x, ctx), other, ctx, relu)
+
+    def linear_backward(
+        self, dy: np.ndarray, ctx: Context, need_dx: bool = True
+    ) -> np.ndarray | None:
+        """Return the gradient of x through both paths, or None."""
+        dy, _ = self._add.linear_backward(dy, ctx)
+        dx = self.block.backward(dy, ctx, need_dx)
+        other = self.shortcut.backward(dy, ctx, need_dx) if self.shortcut else dy
+        return ops.total(dx, other, ctx, self) if need_dx else None
+
+    def __call__(self, inputs: Any) -> Any:
+        """Apply the layer to an array, or to a Tensor, each layer inside as a node of its graph."""
+        if not isinstance(inputs, Tensor) or type(self).forward is not Residual.forward:
+            return super().__call__(inputs)
+        self.name = self.name or checks.unique(self.kind, inputs.graph.tensors)
+        self._name_branches()
+        y = self.block(inputs)
+        other = self.shortcut(inputs) if self.shortcut else inputs
+        self._add.name = self.name
+        return apply(self._add, y, other)
+
+    def _name_branches(self) -> None:
+        for name, branch in (("block", self.block), ("shortcut", self.shortcut)):
+            if branch is not None:
+                branch.name = branch.name or f"{self.label}/{name}"
+
+    def _remedy(self, shape: Shape, y: Shape) -> str:
+        """Return a shortcut that maps inputs of `shape` to outputs of shape `y`."""
+        if len(shape) == len(y) == 4:
+            formats = [getattr(part, "data_format", "") for part in parts(self.block)]
+            first = "channels_first" in formats
+            sides = slice(2, 4) if first else slice(1, 3)
+            sizes: Any = shape[sides]
+            wanted: Any = y[sides]
+            strides = tuple(-(-size // out) for size, out in zip(sizes, wanted, strict=True))
+            if wanted == tuple(-(-size // by) for size, by in zip(sizes, strides, strict=True)):
+                last = ", data_format='channels_first'" if first else ""
+                return f"give shortcut=Conv2D({y[1 if first else 3]}, 1, strides={strides}{last})"
+        elif shape[:-1] == y[:-1]:
+            return f"give shortcut=Dense({y[-1]})"
+        return f"give a `shortcut` with outputs {y}, or a block that keeps the shape"
+
+
+def _chain(layers: Any, name: str) -> Chain:
+    """Return the layers of a branch as one chain."""
+    if isinstance(layers, Chain):
+        return layers
+    if isinstance(layers, Op):
+        layers = [layers]
+    try:
+        return Chain(layers)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"`{name}`: {error}") from error
