@@ -39,7 +39,20 @@ from minicnn.estimator.graph import Graph
 from minicnn.estimator.train_op import TrainOp, optimize_loss
 from minicnn.hooks import NanLossError
 from minicnn.kernels.threads import get_num_threads, set_num_threads
-from minicnn.ops import argmax, cast, identity, one_hot, relu, reshape, sigmoid, softmax, tanh
+from minicnn.ops import (
+    argmax,
+    cast,
+    gelu,
+    identity,
+    leaky_relu,
+    log_softmax,
+    one_hot,
+    relu,
+    reshape,
+    sigmoid,
+    softmax,
+    tanh,
+)
 from minicnn.sequential import Sequential
 from minicnn.warmup import warmup
 
@@ -49,7 +62,8 @@ __all__ = [
     "CheckpointError", "Context", "Estimator", "Graph", "MetricSpec", "ModeKeys", "ModelFnOps",
     "NanLossError", "Op", "Parameter", "RunConfig", "Sequential", "Tensor", "TrainOp",
     "Workspace", "argmax", "cast", "check_gradients", "datasets", "distributed", "export",
-    "get_num_threads", "hooks", "identity", "images", "initializers", "layers", "load_weights",
-    "losses", "metrics", "one_hot", "optimize_loss", "optimizers", "plots", "relu", "reshape",
-    "save_weights", "set_num_threads", "sigmoid", "softmax", "summaries", "tanh", "warmup",
+    "gelu", "get_num_threads", "hooks", "identity", "images", "initializers", "layers",
+    "leaky_relu", "load_weights", "log_softmax", "losses", "metrics", "one_hot",
+    "optimize_loss", "optimizers", "plots", "relu", "reshape", "save_weights",
+    "set_num_threads", "sigmoid", "softmax", "summaries", "tanh", "warmup",
 ]

@@ -126,7 +126,13 @@ tf = _Names(
     cast=ops.cast,
     identity=ops.identity,
     nn=_Names(
-        _path="tf.nn", relu=ops.relu, softmax=ops.softmax, sigmoid=ops.sigmoid, tanh=ops.tanh
+        _path="tf.nn",
+        relu=ops.relu,
+        leaky_relu=ops.leaky_relu,
+        softmax=ops.softmax,
+        log_softmax=ops.log_softmax,
+        sigmoid=ops.sigmoid,
+        tanh=ops.tanh,
     ),
     layers=_Names(
         _path="tf.layers",

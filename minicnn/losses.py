@@ -141,7 +141,7 @@ def _check_tensors(label: str, labels: Tensor, logits: Tensor) -> None:
         raise ValueError(
             f"{label}: `logits` must be the outputs of the model, got {logits!r}; {_LABELS_FIRST}"
         )
-    if isinstance(getattr(logits.op, "activation", logits.op), Softmax):
+    if type(getattr(logits.op, "activation", logits.op)) is Softmax:
         logger.warning(
             "%s: the logits %r are probabilities already; the loss applies the softmax itself, "
             "so give it the values before the softmax", label, logits.name,

@@ -15,6 +15,9 @@ from minicnn.core.context import Context
 from minicnn.core.op import Op, Shape, Tensor, apply
 from minicnn.kernels import elementwise
 
+_SQRT_2_PI = math.sqrt(2 / math.pi)
+CUBIC = 0.044715  # of the approximation of GELU
+
 
 class Relu(Op):
     """y = max(x, 0);  dx = dy where x > 0."""
@@ -55,6 +58,111 @@ def relu(inputs: Any, name: str | None = None) -> Any:
     array([0., 2.], dtype=float32)
     """
     return apply(Relu(name), _floats(inputs, "relu"))
+
+
+class LeakyRelu(Op):
+    """y = x where x > 0, else alpha x;  dx = dy where x > 0, else alpha dy."""
+
+    def __init__(self, alpha: float = 0.2, name: str | None = None) -> None:
+        super().__init__(name)
+        self.alpha = checks.number(alpha, "alpha")
+
+    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        ctx[self] = x
+        return np.where(x > 0, x, self.alpha * x)
+
+    def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
+        x = ctx[self]
+        checks.gradient(dy, x.shape, x.dtype, self.label)
+        return np.where(x > 0, dy, self.alpha * dy) if need_dx else None
+
+
+def leaky_relu(inputs: Any, alpha: float = 0.2, name: str | None = None) -> Any:
+    """Return inputs where they are positive, else alpha * inputs.
+
+    Parameters
+    ----------
+    inputs : ndarray or Tensor
+    alpha : float
+        The slope below zero.
+    name : str, optional
+
+    Returns
+    -------
+    ndarray or Tensor
+        Of the same shape. The gradient is alpha where inputs <= 0.
+
+    References
+    ----------
+    A. Maas, A. Hannun and A. Ng, "Rectifier nonlinearities improve neural network acoustic
+    models", ICML 2013.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> mc.leaky_relu(np.array([-1.0, 2.0], np.float32))
+    array([-0.2,  2. ], dtype=float32)
+    """
+    return apply(LeakyRelu(alpha, name), _floats(inputs, "leaky_relu"))
+
+
+class Gelu(Op):
+    """y = x P(x), P the standard normal distribution function;  dx = dy (P(x) + x P'(x)).
+
+    With `approximate`, P(x) is (1 + tanh(u)) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3).
+    """
+
+    def __init__(self, approximate: bool = False, name: str | None = None) -> None:
+        super().__init__(name)
+        self.approximate = checks.boolean(approximate, "approximate")
+
+    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        if self.approximate:
+            p = (1 + np.tanh(_SQRT_2_PI * x * (1 + CUBIC * x * x))) / 2
+        else:
+            p = np.empty(x.shape, x.dtype)
+            elementwise.normal_cdf(x, p)
+        ctx[self] = x, p
+        return x * p
+
+    def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
+        x, p = ctx[self]
+        checks.gradient(dy, x.shape, x.dtype, self.label)
+        if self.approximate:
+            slope = 2 * p * (1 - p) * (_SQRT_2_PI * (1 + 3 * CUBIC * x * x))
+        else:
+            slope = _SQRT_2_PI / 2 * np.exp(-x * x / 2)
+        return dy * (p + x * slope) if need_dx else None
+
+
+def gelu(inputs: Any, approximate: bool = False, name: str | None = None) -> Any:
+    """Return inputs * P(inputs), P the distribution function of the standard normal distribution.
+
+        P(x) = (1 + erf(x / sqrt(2))) / 2
+
+    Parameters
+    ----------
+    inputs : ndarray or Tensor
+    approximate : bool
+        Use P(x) = (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2, which differs by less than
+        0.001, to compute what models that were trained with it compute.
+    name : str, optional
+
+    Returns
+    -------
+    ndarray or Tensor
+
+    References
+    ----------
+    D. Hendrycks and K. Gimpel, "Gaussian error linear units", arXiv:1606.08415, 2016.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> mc.gelu(np.array([-1.0, 1.0])).round(4)
+    array([-0.1587,  0.8413])
+    """
+    return apply(Gelu(approximate, name), _floats(inputs, "gelu"))
 
 
 class Sigmoid(Op):
@@ -209,9 +317,52 @@ def softmax(logits: Any, axis: int = -1, name: str | None = None) -> Any:
     return apply(Softmax(_axis(axis, logits.shape, "softmax"), name), logits)
 
 
+class LogSoftmax(Softmax):
+    """y = x - log sum exp(x) along an axis;  dx = dy - exp(y) sum(dy)."""
+
+    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        shifted = x - x.max(axis=self.axis, keepdims=True)
+        y = shifted - np.log(np.exp(shifted).sum(axis=self.axis, keepdims=True))
+        ctx[self] = y
+        return y
+
+    def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
+        y = ctx[self]
+        checks.gradient(dy, y.shape, y.dtype, self.label)
+        return dy - np.exp(y) * dy.sum(axis=self.axis, keepdims=True) if need_dx else None
+
+
+def log_softmax(logits: Any, axis: int = -1, name: str | None = None) -> Any:
+    """Return the logarithms of the probabilities, logits - log sum exp(logits), along an axis.
+
+    Parameters
+    ----------
+    logits : ndarray or Tensor
+        Large values do not overflow, and small probabilities do not become log 0.
+    axis : int
+    name : str, optional
+
+    Returns
+    -------
+    ndarray or Tensor
+        Of the same shape.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> mc.log_softmax(np.array([[0.0, 1000.0]]))
+    array([[-1000.,     0.]])
+    """
+    logits = _floats(logits, "log_softmax", "logits")
+    return apply(LogSoftmax(_axis(axis, logits.shape, "log_softmax"), name), logits)
+
+
 _ACTIVATIONS: dict[Callable[..., Any], type[Op]] = {
     relu: Relu,
+    leaky_relu: LeakyRelu,
+    gelu: Gelu,
     softmax: Softmax,
+    log_softmax: LogSoftmax,
     sigmoid: Sigmoid,
     tanh: Tanh,
     identity: Identity,

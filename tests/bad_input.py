@@ -234,8 +234,11 @@ CALLS = {
         "layer": mc.layers.Dense(2), "input_shape": (2, 3), "seed": 0, "training": False,
         "tolerance": 1e-6, "entries": 3, "ties": True,
     },
+    "minicnn.gelu": lambda: {"inputs": LOGITS.copy(), "approximate": True, "name": "first"},
     "minicnn.get_num_threads": dict,
     "minicnn.identity": lambda: {"inputs": LOGITS.copy(), "name": "first"},
+    "minicnn.leaky_relu": lambda: {"inputs": LOGITS.copy(), "alpha": 0.1, "name": "first"},
+    "minicnn.log_softmax": lambda: {"logits": LOGITS.copy(), "axis": 1, "name": "first"},
     "minicnn.load_weights": lambda: {
         "model": built(sequential()), "path": saved(mc.save_weights, "saved.npz"),
     },
@@ -509,6 +512,7 @@ ARGUMENTS = {
     "progress": "flag", "use_bias": "flag", "nesterov": "flag", "staircase": "flag",
     "at_end": "flag", "fail_on_nan_loss": "flag",
     "restore_best_weights": "flag", "keep_best": "flag", "early_stopping_metric_minimize": "flag",
+    "approximate": "flag", "alpha": "number",
     "one_hot": "flag", "reshape": "flag", "shipped": "flag", "softmax": "flag", "ties": "flag",
     "shuffle": "flag", "as_iterable": "flag", "need_dx": "flag",
     "units": "size", "filters": "size", "kernel_size": "pair", "pool_size": "pair",
@@ -542,6 +546,7 @@ ARGUMENTS = {
     )},
     **{f"minicnn.{name}": "floats" for name in (
         "identity.inputs", "relu.inputs", "sigmoid.inputs", "tanh.inputs", "softmax.logits",
+        "leaky_relu.inputs", "gelu.inputs", "log_softmax.logits",
         "losses.softmax_cross_entropy.logits", "losses.softmax_cross_entropy_with_grad.logits",
     )},
     "minicnn.losses.softmax_cross_entropy.onehot_labels": "distributions",

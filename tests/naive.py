@@ -188,6 +188,43 @@ def relu_backward(x, dy):
     return np.where(as_float64(x) > 0, as_float64(dy), 0)
 
 
+def leaky_relu(x, alpha=0.2):
+    """Return x where it is positive, else alpha x."""
+    x = as_float64(x)
+    return np.where(x > 0, x, alpha * x)
+
+
+def leaky_relu_backward(x, dy, alpha=0.2):
+    """Return the gradient dx of sum(leaky_relu(x) * dy); alpha dy where x = 0."""
+    return np.where(as_float64(x) > 0, 1, alpha) * as_float64(dy)
+
+
+# GELU ---------------------------------------------------------------------------------------------
+#
+#   y = x P(x), P(x) = (1 + erf(x / sqrt(2))) / 2, the standard normal distribution function
+#   dx = dy (P(x) + x exp(-x^2 / 2) / sqrt(2 pi))
+
+
+def gelu(x):
+    """Return x times the probability that a standard normal variable is below x."""
+    x = as_float64(x)
+    y = np.zeros_like(x)
+    for i in np.ndindex(x.shape):
+        y[i] = x[i] * (1 + math.erf(x[i] / math.sqrt(2))) / 2
+    return y
+
+
+def gelu_backward(x, dy):
+    """Return the gradient dx of sum(gelu(x) * dy)."""
+    x, dy = as_float64(x, dy)
+    dx = np.zeros_like(x)
+    for i in np.ndindex(x.shape):
+        below = (1 + math.erf(x[i] / math.sqrt(2))) / 2
+        density = math.exp(-x[i] ** 2 / 2) / math.sqrt(2 * math.pi)
+        dx[i] = dy[i] * (below + x[i] * density)
+    return dx
+
+
 # Softmax cross-entropy, as in TensorFlow 1 --------------------------------------------------------
 #
 #   p[i, k] = exp(z[i, k]) / sum over j of exp(z[i, j])

@@ -188,6 +188,19 @@ def test_relu_by_hand():
     assert_array_equal(naive.relu_backward(x, np.full(5, 7.0)), [0, 0, 0, 7, 0])
 
 
+def test_leaky_relu_by_hand():
+    x = np.array([-2.0, 0.0, 3.0])
+    assert_allclose(naive.leaky_relu(x), [-0.4, 0, 3])
+    assert_allclose(naive.leaky_relu_backward(x, np.full(3, 5.0)), [1, 1, 5])
+
+
+def test_gelu_by_hand():
+    """68.27% of a normal distribution lie within one standard deviation, 95.45% within two."""
+    assert_allclose(naive.gelu([0, 1, 2, -2]), [0, 0.84134, 2 * 0.97725, -2 * 0.02275], atol=2e-5)
+    x = np.array([-3.0, -0.5, 0.0, 2.0])
+    assert_gradient(naive.gelu, x, naive.gelu_backward(x, np.ones(4)), g=1)
+
+
 # Softmax cross-entropy
 
 

@@ -3,7 +3,7 @@
 import naive
 import numpy as np
 import pytest
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 from tolerances import assert_close
 
 import minicnn as mc
@@ -22,6 +22,9 @@ FUNCTIONS = [
     (mc.tanh, np.tanh),
     (mc.identity, lambda x: x),
     (mc.softmax, naive.softmax),
+    (mc.log_softmax, naive.log_softmax),
+    (mc.leaky_relu, naive.leaky_relu),
+    (mc.gelu, naive.gelu),
 ]
 each_function = pytest.mark.parametrize(("function", "expected"), FUNCTIONS)
 
@@ -63,6 +66,11 @@ GRADIENTS = {
     "sigmoid": (ops.Sigmoid, (3, 4)),
     "tanh": (ops.Tanh, (3, 4)),
     "identity": (ops.Identity, (3, 4)),
+    "leaky_relu": (lambda: ops.LeakyRelu(0.3), (3, 4)),
+    "gelu": (ops.Gelu, (3, 4)),
+    "gelu, approximate": (lambda: ops.Gelu(approximate=True), (3, 4)),
+    "log_softmax": (ops.LogSoftmax, (3, 4)),
+    "log_softmax, axis 1": (lambda: ops.LogSoftmax(axis=1), (2, 3, 4)),
     "softmax": (ops.Softmax, (3, 4)),
     "softmax, axis 1": (lambda: ops.Softmax(axis=1), (2, 3, 4)),
     "softmax, axis -2": (lambda: ops.Softmax(axis=-2), (2, 3, 4)),
@@ -87,7 +95,10 @@ def test_a_gradient_that_is_not_needed_is_none(make, shape):
     assert op.backward(np.ones_like(y), ctx, need_dx=False) is None
 
 
-@pytest.mark.parametrize("make", [ops.Relu, ops.Sigmoid, ops.Tanh, ops.Identity, ops.Softmax])
+@pytest.mark.parametrize("make", [
+    ops.Relu, ops.LeakyRelu, ops.Gelu, ops.Sigmoid, ops.Tanh, ops.Identity, ops.Softmax,
+    ops.LogSoftmax,
+])
 def test_a_gradient_has_the_shape_and_the_type_of_the_output(make):
     op, ctx, x = make(), mc.Context(), np.ones((3, 4), np.float32)
     op.forward(x, ctx)
@@ -135,6 +146,44 @@ def test_softmax_along_an_axis_that_is_not_there(axis):
         mc.softmax(X, axis=axis)
     with pytest.raises(ValueError, match=f"no `axis` {axis} in an input of shape"):
         ops.Softmax(axis).build((None, 3), rng=0)
+
+
+def test_leaky_relu_has_the_slope_alpha_below_zero():
+    x = np.array([-2.0, 0.0, 3.0, np.nan])
+    op, ctx = ops.LeakyRelu(-0.5), mc.Context()
+    assert_array_equal(op.forward(x, ctx), [1, 0, 3, np.nan])
+    assert_array_equal(op.backward(np.full(4, 2.0), ctx), [-1, -1, 2, -1])
+    assert_array_equal(mc.leaky_relu(x, alpha=0.1), naive.leaky_relu(x, 0.1))
+
+
+def test_gelu_is_exact_to_the_type():
+    """P(-10) to 17 digits: 1 + erf would be 0."""
+    x = np.array([-10.0, 0.0, 10.0])
+    expected = np.array([-10 * 7.6198530241605261e-24, 0, 10])
+    assert_allclose(mc.gelu(x), expected, rtol=1e-14)
+    assert_allclose(mc.gelu(x.astype(np.float32)), expected, rtol=3e-7)
+    x = np.linspace(-6, 6, 100_001)  # several chunks
+    assert_allclose(mc.gelu(x), naive.gelu(x), rtol=1e-14, atol=1e-15)
+
+
+def test_the_approximation_of_gelu_is_its_formula():
+    x = np.linspace(-8, 8, 401)
+    u = np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
+    y = mc.gelu(x, approximate=True)
+    assert_allclose(y, 0.5 * x * (1 + np.tanh(u)), rtol=1e-12, atol=1e-15)
+    assert 1e-4 < np.abs(y - mc.gelu(x)).max() < 1e-3
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_log_softmax_of_large_numbers(dtype):
+    x = np.array([[1e4, 0, -1e4], [1e30, 1e30, 0]], dtype)
+    assert_allclose(mc.log_softmax(x), [[0, -1e4, -2e4], [-np.log(2), -np.log(2), -1e30]])
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_log_softmax_along_an_axis(axis):
+    x = np.random.default_rng(0).standard_normal((2, 3, 4))
+    assert_close(mc.log_softmax(x, axis=axis), np.log(mc.softmax(x, axis=axis)))
 
 
 # reshape

@@ -6,6 +6,7 @@ expect (N, C, H, W), so a chain of them has a Transpose before it and one after 
 """
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -287,8 +288,31 @@ def _elementwise(file: _File, op: Op, x: _Value, shape: Shape) -> _Value:
     return x._replace(name=file.node(type(op).__name__, [x.name], op.label))
 
 
+def _leaky_relu(file: _File, op: Any, x: _Value, shape: Shape) -> _Value:
+    # The attribute is float32, also in a float64 file.
+    return x._replace(name=file.node("LeakyRelu", [x.name], op.label, alpha=op.alpha))
+
+
+def _gelu(file: _File, op: Any, x: _Value, shape: Shape) -> _Value:
+    # x (1 + erf(x / sqrt(2))) / 2, of which ONNX Runtime makes one pass; there is a Gelu since
+    # opset 20.
+    def step(kind: str, *values: str | float) -> str:
+        names = [value if isinstance(value, str) else number(value) for value in values]
+        return file.node(kind, names, op.label)
+
+    def number(value: float) -> str:
+        return file.node("CastLike", [file.constant(value, op.label), x.name], op.label)
+
+    if op.approximate:
+        cubic = step("Mul", step("Pow", x.name, 3.0), ops.CUBIC)
+        p = step("Tanh", step("Mul", step("Add", x.name, cubic), math.sqrt(2 / math.pi)))
+    else:
+        p = step("Erf", step("Div", x.name, math.sqrt(2)))
+    return x._replace(name=step("Mul", step("Mul", x.name, step("Add", p, 1.0)), 0.5))
+
+
 def _softmax(file: _File, op: Any, x: _Value, shape: Shape) -> _Value:
-    return _Value(file.node("Softmax", [file.name_of(x)], op.label, axis=op.axis))
+    return _Value(file.node(type(op).__name__, [file.name_of(x)], op.label, axis=op.axis))
 
 
 def _reshape(file: _File, op: Op, x: _Value, shape: Shape) -> _Value:
@@ -340,8 +364,11 @@ _EXPORTS: dict[type[Op], Callable[[_File, Any, _Value, Shape], _Value]] = {
     ops.Relu: _elementwise,  # these have the same names in ONNX
     ops.Sigmoid: _elementwise,
     ops.Tanh: _elementwise,
+    ops.LeakyRelu: _leaky_relu,
+    ops.Gelu: _gelu,
     ops.Identity: _identity,
     ops.Softmax: _softmax,
+    ops.LogSoftmax: _softmax,
     ops.Reshape: _reshape,
     ops.Argmax: _argmax,
     ops.OneHot: _one_hot,

@@ -1,4 +1,4 @@
-"""Elementwise kernels: sum, ReLU, its gradient, dropout; and sums of rows, for bias gradients."""
+"""Elementwise kernels: sum, activations and their gradients, dropout; and sums of rows."""
 
 import math
 from typing import Any
@@ -12,6 +12,7 @@ from minicnn.kernels.threads import parallel_for, share
 SPAN = 1 << 15  # elements per chunk; computing them takes far longer than scheduling a chunk
 _COLUMNS = 1 << 13  # that one chunk sums
 BLOCK = 128  # terms per partial sum; the float32 rounding error of a longer one exceeds 2e-6
+_SQRT_HALF = math.sqrt(0.5)
 _FEW = 16  # terms per partial sum if the terms are themselves sums of blocks
 
 
@@ -41,6 +42,14 @@ def relu_gradient(dy: np.ndarray, y: np.ndarray, dx: np.ndarray, scale: float = 
     """Write dx = scale dy where y > 0, else 0."""
     parallel_for(_relu_gradient, spans(y.size), (dy.reshape(-1), y.reshape(-1)),
                  (dx.reshape(-1),), dx.dtype.type(scale))
+
+
+def normal_cdf(x: np.ndarray, p: np.ndarray) -> None:
+    """Write p = erfc(-x / sqrt(2)) / 2, the standard normal distribution function.
+
+    It is computed in float64. `erfc` keeps its precision for negative x, where 1 + erf cancels.
+    """
+    parallel_for(_normal_cdf, spans(x.size), (x.reshape(-1),), (p.reshape(-1),))
 
 
 def dropout(x: np.ndarray, y: np.ndarray, key: int, rate: float, first_row: int) -> None:
@@ -111,6 +120,14 @@ def _relu_gradient(chunk, scratch, dy, y, dx, scale):
     gradient, value, target = pointer(dy, first), pointer(y, first), pointer(dx, first)
     for e in range(count):
         target[e] = scale * gradient[e] if value[e] > 0 else 0
+
+
+@kernel
+def _normal_cdf(chunk, scratch, x, p):
+    first, count = span(chunk, x.size)
+    source, target = pointer(x, first), pointer(p, first)
+    for e in range(count):
+        target[e] = math.erfc(source[e] * -_SQRT_HALF) / 2
 
 
 @kernel

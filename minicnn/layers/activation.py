@@ -17,7 +17,8 @@ class Activation(Layer):
     Parameters
     ----------
     activation : str, function or Op
-        "relu", "softmax", "sigmoid", "tanh", "identity", or the function of that name.
+        "relu", "leaky_relu", "gelu", "softmax", "log_softmax", "sigmoid", "tanh", "identity", or
+        the function of that name.
     name : str, optional
 
     Examples

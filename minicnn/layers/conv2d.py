@@ -37,7 +37,8 @@ class Conv2D(Affine):
     dilation_rate : int or (int, int)
         The distance between the elements of a filter.
     activation : str, function, Op or None
-        "relu", "softmax", "sigmoid", "tanh", "identity", or the function of that name.
+        "relu", "leaky_relu", "gelu", "softmax", "log_softmax", "sigmoid", "tanh", "identity", or
+        the function of that name.
     use_bias : bool
     kernel_initializer : str or function, optional
         Default "glorot_uniform".

@@ -25,7 +25,8 @@ class Dense(Affine):
     units : int
         The size of the output's last axis.
     activation : str, function, Op or None
-        "relu", "softmax", "sigmoid", "tanh", "identity", or the function of that name.
+        "relu", "leaky_relu", "gelu", "softmax", "log_softmax", "sigmoid", "tanh", "identity", or
+        the function of that name.
     use_bias : bool
     kernel_initializer : str or function, optional
         Default "glorot_uniform".

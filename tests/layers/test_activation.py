@@ -18,12 +18,19 @@ def softmax_backward(x, dy):
     return p * (dy - (dy * p).sum(axis=-1, keepdims=True))
 
 
+def log_softmax_backward(x, dy):
+    return dy - naive.softmax(x) * dy.sum(axis=-1, keepdims=True)
+
+
 def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
 FUNCTIONS = {
     "relu": (mc.relu, naive.relu, naive.relu_backward),
+    "leaky_relu": (mc.leaky_relu, naive.leaky_relu, naive.leaky_relu_backward),
+    "gelu": (mc.gelu, naive.gelu, naive.gelu_backward),
+    "log_softmax": (mc.log_softmax, naive.log_softmax, log_softmax_backward),
     "softmax": (mc.softmax, naive.softmax, softmax_backward),
     "sigmoid": (mc.sigmoid, sigmoid, lambda x, dy: dy * sigmoid(x) * (1 - sigmoid(x))),
     "tanh": (mc.tanh, np.tanh, lambda x, dy: dy / np.cosh(x) ** 2),

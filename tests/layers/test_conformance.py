@@ -27,7 +27,9 @@ from minicnn.layers import (
 )
 
 FIRST = {"data_format": "channels_first"}
-ACTIVATIONS = ("relu", "softmax", "sigmoid", "tanh", "identity")
+ACTIVATIONS = (
+    "relu", "leaky_relu", "gelu", "softmax", "log_softmax", "sigmoid", "tanh", "identity",
+)
 
 
 def nested(fuse):
