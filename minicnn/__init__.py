@@ -7,6 +7,8 @@
 (None, 10)
 """
 
+import sys
+
 from minicnn import (
     datasets,
     distributed,
@@ -24,6 +26,7 @@ from minicnn import (
 from minicnn.core import VERSION
 from minicnn.core.context import Context, Workspace
 from minicnn.core.gradcheck import check_gradients
+from minicnn.core.hints import explain
 from minicnn.core.op import Op, Tensor
 from minicnn.core.parameter import Parameter
 from minicnn.core.weights import load_weights, save_weights
@@ -57,6 +60,8 @@ from minicnn.sequential import Sequential
 from minicnn.warmup import warmup
 
 __version__ = VERSION
+
+explain(sys.modules[__name__], hooks, layers, losses, metrics, optimizers)
 
 __all__ = [
     "CheckpointError", "Context", "Estimator", "Graph", "MetricSpec", "ModeKeys", "ModelFnOps",

@@ -8,6 +8,7 @@ import numpy as np
 from minicnn.core import checks
 from minicnn.core.checks import describe
 from minicnn.core.context import Context
+from minicnn.core.hints import hinted
 from minicnn.core.op import Op, Shape, Tensor, apply
 from minicnn.ops import OneHot, Softmax, check_labels
 
@@ -81,6 +82,7 @@ class _OfClassNumbers(SoftmaxCrossEntropy):
         return *super().backward(dy, ctx), None
 
 
+@hinted
 def softmax_cross_entropy(
     onehot_labels: Any,
     logits: Any,
@@ -148,6 +150,7 @@ def _check_tensors(label: str, labels: Tensor, logits: Tensor) -> None:
         )
 
 
+@hinted
 def softmax_cross_entropy_with_grad(
     labels: Any, logits: np.ndarray, weights: Any = 1.0, label_smoothing: float = 0.0
 ) -> tuple[float, np.ndarray]:

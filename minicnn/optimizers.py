@@ -17,6 +17,7 @@ from minicnn.core.checks import (
     optimizer_fault,
     sequence,
 )
+from minicnn.core.hints import Hinting, call_of
 from minicnn.core.parameter import Parameter, sum_of_squares
 from minicnn.kernels import update as kernels
 
@@ -24,7 +25,7 @@ Schedule = Callable[[int], float]
 Rate = float | Schedule
 
 
-class Optimizer:
+class Optimizer(Hinting):
     """Base class of optimizers: holds the learning rate, the number of steps and the state.
 
     To write an optimizer, define `update`. If it keeps arrays between steps, name them:
@@ -65,6 +66,9 @@ class Optimizer:
         self.learning_rate = learning_rate
         self.iterations = 0
         self._state: dict[str, np.ndarray] = {}  # by name: "conv2d/kernel/momentum"
+
+    def __repr__(self) -> str:
+        return call_of(self)
 
     def update(self, w: np.ndarray, g: np.ndarray, state: list[np.ndarray], rate: float) -> None:
         """Update one parameter in place.

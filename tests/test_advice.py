@@ -360,7 +360,7 @@ def test_numpy_on_a_tensor(use):
     assert message.startswith("Tensor('x', shape=(None, 3), dtype=float32) has no value yet, so ")
     for name in ("softmax", "argmax", "cast", "reshape", "one_hot"):
         assert name in message and hasattr(mc, name)
-    assert describe(x) == "Tensor('x', shape=(None, 3), dtype=float32) (Tensor)"
+    assert describe(x) == "Tensor('x', shape=(None, 3), dtype=float32)"
 
 
 def test_labels_and_logits_in_the_other_order(tmp_path):

@@ -27,11 +27,9 @@ def describe(value: Any) -> str:
         text = object.__repr__(value)
     if len(text) > 80:
         text = text[:77] + "..."
-    return (
-        text
-        if isinstance(value, str | int | float | tuple | list | None)
-        else (f"{text} ({type(value).__name__})")
-    )
+    kind = type(value).__name__
+    is_clear = isinstance(value, str | int | float | tuple | list | None) or text.startswith(kind)
+    return text if is_clear else f"{text} ({kind})"
 
 
 def _has_form(value: Any) -> bool:

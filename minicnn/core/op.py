@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minicnn.core import checks
+from minicnn.core import checks, hints
 from minicnn.core.checks import describe
 from minicnn.core.context import Context
 from minicnn.core.parameter import Parameter
@@ -28,7 +28,7 @@ class Built(NamedTuple):
     output_shape: Shape
 
 
-class Op:
+class Op(hints.Hinting):
     """A differentiable function of arrays; layers are ops with parameters.
 
     Parameters
@@ -64,6 +64,9 @@ class Op:
             cls.kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__).lower()
         if "build" in vars(cls):
             cls.build = _recorded(cls.build)  # type: ignore[method-assign]
+
+    def __repr__(self) -> str:
+        return hints.call_of(self)
 
     @property
     def name(self) -> str | None:

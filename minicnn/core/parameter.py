@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 
 from minicnn.core import checks
+from minicnn.core.hints import Hinting
 
 
-class Parameter:
+class Parameter(Hinting):
     """A named array that an optimizer changes.
 
     Parameters
@@ -16,8 +17,8 @@ class Parameter:
     name : str
         Such as ``"conv2d/kernel"``: the name in checkpoints.
     value : ndarray
-        float32 or float64. The only copy of the weight, in C order. Write into it
-        (``p.value[...] = w``) to set it.
+        float32 or float64. The only copy of the weight, in C order. An array that is assigned is
+        copied into it: it must have the same shape.
     trainable : bool
         If False, optimizers do not change the value.
 
@@ -72,7 +73,7 @@ class Parameter:
 
     @value.setter
     def value(self, value: np.ndarray) -> None:
-        self._check_same("value", value, self._value)
+        self._copy("value", value)
 
     @property
     def grad(self) -> np.ndarray:
@@ -82,15 +83,18 @@ class Parameter:
 
     @grad.setter
     def grad(self, grad: np.ndarray) -> None:
-        self._check_same("grad", grad, self._grad)
+        self._copy("grad", grad)
 
-    def _check_same(self, attribute: str, new: Any, array: np.ndarray | None) -> None:
-        """Allow ``parameter.value *= 2``, which writes into the array and then assigns it."""
-        if new is not array:
-            raise AttributeError(
-                f"{self.name}: `{attribute}` cannot be replaced; write into it: "
-                f"parameter.{attribute}[...] = ..."
+    def _copy(self, attribute: str, new: Any) -> None:
+        """Copy an array into `value` or `grad`."""
+        array = self.writable(attribute)
+        new = checks.array(new, attribute)
+        if new.shape != array.shape:
+            raise ValueError(
+                f"{self.name}: `{attribute}` must have the shape {array.shape}, got "
+                f"{checks.describe(new)}{_transposed(new.shape, array.shape)}"
             )
+        array[...] = new
 
     def writable(self, attribute: str) -> np.ndarray:
         """Return `value` or `grad`; raise if it is read-only, since kernels do not check that."""
@@ -112,6 +116,14 @@ class Parameter:
 
     def __repr__(self) -> str:
         return f"Parameter({self.name!r}, shape={self.shape}, dtype={self.dtype})"
+
+
+def _transposed(got: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+    """Return how to turn weights of other libraries around; "" if that does not help."""
+    for axes in ((1, 0), (2, 3, 1, 0)):  # (units, inputs); (filters, channels, height, width)
+        if len(got) == len(axes) and tuple(got[axis] for axis in axes) == wanted:
+            return f"; exchange its axes: array.transpose{axes}"
+    return ""
 
 
 def sum_of_squares(array: np.ndarray) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 
 from minicnn.core import checks
 from minicnn.core.checks import describe
+from minicnn.core.hints import Hinting
 from minicnn.core.op import Tensor
 from minicnn.estimator.processes import Processes
 from minicnn.estimator.train_op import TrainOp
@@ -34,7 +35,7 @@ _NEEDED = {
 }
 
 
-class ModelFnOps:
+class ModelFnOps(Hinting):
     """Hold what a model_fn returns.
 
     Parameters
@@ -102,7 +103,7 @@ class ModelFnOps:
         checks.instance(train_op, TrainOp | None, "train_op", "what optimize_loss returns")
 
 
-class RunConfig:
+class RunConfig(Hinting):
     """Configure training: seed, checkpoints, logging and processes.
 
     Parameters

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from minicnn.core import checks
+from minicnn.core.hints import Hinting, hinted
 from minicnn.estimator import evaluation, feeding, training
 from minicnn.estimator.config import MetricSpec, ModeKeys, RunConfig
 from minicnn.estimator.model import Model, Models
@@ -20,7 +21,7 @@ from minicnn.hooks import SessionRunHook
 logger = logging.getLogger("minicnn")
 
 
-class Estimator:
+class Estimator(Hinting):
     """Train, evaluate and predict with the model that a function describes.
 
     Parameters
@@ -100,6 +101,7 @@ class Estimator:
     def __reduce__(self) -> tuple[Any, ...]:  # a copy starts from the latest checkpoint
         return type(self), (self._model_fn, self.model_dir, self._params, self.config)
 
+    @hinted
     def fit(
         self,
         x: Any = None,
@@ -152,6 +154,7 @@ class Estimator:
             training.train(self._models, feed, self.config, self._record, hooks)
         return self
 
+    @hinted
     def evaluate(
         self,
         x: Any = None,
@@ -205,6 +208,7 @@ class Estimator:
         feed = feeding.feed(x, y, input_fn, batch_size)
         return evaluation.evaluate(model, feed, self.config, self._record, steps, metrics, name)
 
+    @hinted
     def predict(
         self,
         x: Any = None,
@@ -226,7 +230,8 @@ class Estimator:
         batch_size : int, optional
         as_iterable : bool
             True gives an iterator with one dict for each row (one value, if model_fn's
-            predictions are a single Tensor); False gives a dict of arrays of all rows.
+            predictions are a single Tensor), in which a number such as the class is one of Python,
+            not of NumPy; False gives a dict of arrays of all rows.
         checkpoint_path : str or Path, optional
             The file of another checkpoint.
 

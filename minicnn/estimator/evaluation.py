@@ -138,7 +138,11 @@ def predictions(trace: Trace, feed: Feed, fuse: bool) -> Iterator[dict[str, np.n
 
 
 def rows_in(batches: Iterator[dict[str, np.ndarray]], is_single: bool) -> Iterator[Any]:
-    """Yield the predictions of each row: a dict, or the one value of a model_fn without names."""
+    """Yield the predictions of each row: a dict, or the one value of a model_fn without names.
+
+    A number is one of Python, which JSON can hold.
+    """
     for batch in batches:
-        for row in zip(*batch.values(), strict=True):
+        columns = [values.tolist() if values.ndim == 1 else values for values in batch.values()]
+        for row in zip(*columns, strict=True):
             yield row[0] if is_single else dict(zip(batch, row, strict=True))

@@ -8,6 +8,7 @@ from typing import Any
 
 from minicnn import optimizers
 from minicnn.core.checks import describe, function, number, optional, sequence
+from minicnn.core.hints import hinted
 from minicnn.core.op import Tensor
 from minicnn.core.parameter import Parameter
 
@@ -62,6 +63,7 @@ class TrainOp:
         self.optimizer.step(parameters)
 
 
+@hinted
 def optimize_loss(
     loss: Any,
     global_step: Any = None,

@@ -7,7 +7,7 @@ import numpy as np
 from minicnn import ops
 from minicnn.core.checks import describe
 from minicnn.core.context import Context
-from minicnn.core.op import Shape
+from minicnn.core.op import Op, Shape
 from minicnn.layers.layer import Layer
 
 
@@ -37,6 +37,11 @@ class Activation(Layer):
         if op is None:
             raise ValueError(f"`activation` must name a function, got {describe(activation)}")
         self.op = op
+
+    @property
+    def activation(self) -> Op:
+        """The activation function as an op."""
+        return self.op
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
         return self.build_part(self.op, super().build(input_shape, rng, dtype), rng)

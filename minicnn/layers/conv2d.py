@@ -95,7 +95,7 @@ class Conv2D(Affine):
             activation, use_bias, kernel_initializer, bias_initializer, trainable, name
         )
         self.filters = checks.integer(filters, "filters")
-        self.size = window_size(kernel_size, "kernel_size")
+        self.kernel_size = self.size = window_size(kernel_size, "kernel_size")
         self.strides = checks.pair(strides, "strides")
         self.padding = checks.choice(padding, "padding", checks.PADDINGS)
         self.data_format = DataFormat(

@@ -60,7 +60,7 @@ class Dropout(Layer):
         super().__init__(name)
         self.rate = checks.number(rate, "rate", 0.0, 1.0)
         self.noise_shape = checks.optional(checks.shape, noise_shape, "noise_shape")
-        self.seed = 0 if seed is None else checks.integer(seed, "seed", least=0)
+        self.seed = checks.optional(checks.integer, seed, "seed", 0)
         self.training = checks.optional(checks.boolean, training, "training")
 
     def build(self, input_shape: Any, rng: Any, dtype: Any = np.float32) -> Any:
@@ -88,7 +88,7 @@ class Dropout(Layer):
     def draw(self, ctx: Context) -> int | None:
         """Return the key of this pass's mask; None if nothing is dropped."""
         training = ctx.training if self.training is None else self.training
-        return ctx.draw_key(self.label, self.seed) if training and self.rate else None
+        return ctx.draw_key(self.label, self.seed or 0) if training and self.rate else None
 
     def _drop(self, x: np.ndarray, key: int, ctx: Context, role: str) -> np.ndarray:
         """Return mask * x / (1 - rate), for the outputs and for the gradient."""

@@ -6,6 +6,7 @@ The arguments are those of the classes, which document them.
 from typing import Any
 
 from minicnn.core import checks
+from minicnn.core.hints import hinted
 from minicnn.core.op import Op, Tensor, apply
 from minicnn.layers.conv2d import Conv2D
 from minicnn.layers.dense import Dense
@@ -14,6 +15,7 @@ from minicnn.layers.max_pooling2d import MaxPooling2D
 from minicnn.layers.shape import Flatten
 
 
+@hinted
 def conv2d(
     inputs: Any,
     filters: int,
@@ -51,6 +53,7 @@ def conv2d(
     ))
 
 
+@hinted
 def max_pooling2d(
     inputs: Any,
     pool_size: Any,
@@ -84,6 +87,7 @@ def flatten(inputs: Any, name: str | None = None) -> Any:
     return _apply(inputs, Flatten(name))
 
 
+@hinted
 def dense(
     inputs: Any,
     units: int,
@@ -113,6 +117,7 @@ def dense(
     ))
 
 
+@hinted
 def dropout(
     inputs: Any,
     rate: float = 0.5,

@@ -17,11 +17,52 @@ def test_arrays_may_be_changed_in_place():
 
 
 @pytest.mark.parametrize("attribute", ["value", "grad"])
-def test_another_array_is_refused_with_the_way_to_do_it(attribute):
+def test_another_array_is_copied(attribute):
     parameter = mc.Parameter("dense/bias", np.ones(3, np.float32))
-    with pytest.raises(AttributeError, match=rf"dense/bias.*parameter\.{attribute}\[\.\.\.\] ="):
-        setattr(parameter, attribute, np.zeros(3, np.float32))
-    assert parameter.value.tolist() == [1, 1, 1]
+    before = getattr(parameter, attribute)
+    new = np.array([2.5, 3, 4])  # float64
+    setattr(parameter, attribute, new)
+    assert getattr(parameter, attribute) is before
+    assert before.tolist() == [2.5, 3, 4] and before.dtype == np.float32
+    new[0] = 0
+    assert before[0] == 2.5
+
+
+@pytest.mark.parametrize("attribute", ["value", "grad"])
+@pytest.mark.parametrize("new, error", [
+    (np.zeros(4), ValueError), (np.zeros((1, 3)), ValueError), (2.0, ValueError),
+    (np.zeros(3, complex), TypeError), (None, TypeError), ("abc", TypeError),
+    (mc.Parameter("other", np.zeros(3)), TypeError),
+])
+def test_an_array_that_does_not_fit_is_refused(attribute, new, error):
+    parameter = mc.Parameter("dense/bias", np.ones(3, np.float32))
+    before = getattr(parameter, attribute).copy()
+    with pytest.raises(error, match=f"`{attribute}` must"):
+        setattr(parameter, attribute, new)
+    assert np.array_equal(getattr(parameter, attribute), before)
+
+
+def test_a_read_only_value_is_not_overwritten():
+    parameter = mc.Parameter("dense/bias", np.ones(3, np.float32))
+    parameter.value.flags.writeable = False
+    with pytest.raises(ValueError, match="dense/bias: the array `value` is read-only"):
+        parameter.value = np.zeros(3)
+
+
+@pytest.mark.parametrize("wanted, got", [((2, 5), (5, 2)), ((3, 4, 1, 2), (2, 1, 3, 4))])
+def test_the_way_to_turn_weights_of_other_libraries_works(wanted, got):
+    parameter = mc.Parameter("layer/kernel", np.zeros(wanted, np.float32))
+    array = np.arange(np.prod(got)).reshape(got)
+    with pytest.raises(ValueError, match=r"; exchange its axes: array\.transpose") as caught:
+        parameter.value = array
+    parameter.value = eval(str(caught.value).rpartition(": ")[2], {"array": array})
+    assert parameter.value.sum() == array.sum()
+
+
+def test_in_other_shapes_no_exchange_is_proposed():
+    parameter = mc.Parameter("layer/kernel", np.zeros((3, 4), np.float32))
+    with pytest.raises(ValueError, match=r"must have the shape \(3, 4\), got [^;]*$"):
+        parameter.value = np.zeros((4, 5))
 
 
 # Read-only arrays: kernels write to addresses, so their callers must check
