@@ -191,7 +191,7 @@ MUTATIONS = [
      "_ends_as_it_says", f"{WEIGHTS} {CHECKPOINTS}"),
     ("more bytes are promised than there are", "core.npz:_members", condition(False),
      "is_plain", WEIGHTS),
-    ("names and shapes are not compared", "core.weights:_check", condition(False), "found",
+    ("names and shapes are not compared", "core.weights:fitting", condition(False), "wanted",
      WEIGHTS),
     ("a checkpoint is kept too few", "estimator.checkpoints:save",
      replace("paths[:-keep]", "paths[: 1 - keep]"), None, CHECKPOINTS),

@@ -29,7 +29,7 @@ from minicnn.core.gradcheck import check_gradients
 from minicnn.core.hints import explain
 from minicnn.core.op import Op, Tensor
 from minicnn.core.parameter import Parameter
-from minicnn.core.weights import load_weights, save_weights
+from minicnn.core.weights import save_weights
 from minicnn.estimator import (
     CheckpointError,
     Estimator,
@@ -39,6 +39,7 @@ from minicnn.estimator import (
     RunConfig,
 )
 from minicnn.estimator.graph import Graph
+from minicnn.estimator.starting import load_weights
 from minicnn.estimator.train_op import TrainOp, optimize_loss
 from minicnn.hooks import NanLossError
 from minicnn.kernels.threads import get_num_threads, set_num_threads

@@ -188,6 +188,7 @@ _DROPOUT = {
 _LOSS = {"weights": [1.0, 0.0], "label_smoothing": 0.1}
 _START = {"shape": (3, 4), "rng": 0, "dtype": np.float32}
 _SCHEDULE = {"rate": 0.1}
+_SELECTION = {"only": "dense*", "skip": ["*/bias"], "strict": True}
 
 # All valid arguments of each public name. An argument that each call needs new is a lambda.
 CALLS = {
@@ -197,6 +198,7 @@ CALLS = {
     },
     "minicnn.Estimator": lambda: {
         "model_fn": model_fn, "model_dir": "model", "params": {}, "config": mc.RunConfig(),
+        "warm_start_from": "saved.npz", "vars_to_warm_start": ".*",
     },
     "minicnn.Graph": lambda: {"rng": 0, "parameters": {}},
     "minicnn.MetricSpec": lambda: {
@@ -240,7 +242,7 @@ CALLS = {
     "minicnn.leaky_relu": lambda: {"inputs": LOGITS.copy(), "alpha": 0.1, "name": "first"},
     "minicnn.log_softmax": lambda: {"logits": LOGITS.copy(), "axis": 1, "name": "first"},
     "minicnn.load_weights": lambda: {
-        "model": built(sequential()), "path": saved(mc.save_weights, "saved.npz"),
+        "model": built(sequential()), "path": saved(mc.save_weights, "saved.npz"), **_SELECTION,
     },
     "minicnn.one_hot": lambda: {
         "indices": np.array([0, 2]), "depth": 3, "on_value": 1, "off_value": 0, "axis": -1,
@@ -350,6 +352,7 @@ CALLS = {
     "minicnn.distributed.DataParallel": lambda: {"check_every": 10},
     "minicnn.export.load_safetensors": lambda: {
         "model": built(sequential()), "path": saved(mc.export.save_safetensors, "saved.st"),
+        **_SELECTION,
     },
     "minicnn.export.save_safetensors": lambda: {
         "model": built(sequential()), "path": "new.safetensors",
@@ -437,7 +440,7 @@ METHODS = {
     }),
     "Estimator.predict": lambda: (fitted().predict, {
         "x": images(4, 6, 6, 2), "input_fn": None, "batch_size": 2, "as_iterable": False,
-        "checkpoint_path": "model/model.ckpt-1.npz",
+        "checkpoint_path": "model/model.ckpt-1.npz", "outputs": ["dense"],
     }),
     "Estimator.get_variable_value": lambda: (
         fitted().get_variable_value, {"name": "dense/kernel"},
@@ -551,6 +554,9 @@ ARGUMENTS = {
     )},
     "minicnn.losses.softmax_cross_entropy.onehot_labels": "distributions",
     "minicnn.Context.rng": "generator", "minicnn.Context.workspace": "workspace",
+    "minicnn.Estimator.warm_start_from": "folder",
+    "minicnn.Estimator.vars_to_warm_start": "expressions", "Estimator.predict.outputs": "fetches",
+    "only": "patterns", "skip": "patterns", "strict": "flag",
     "minicnn.Estimator.model_dir": "folder", "minicnn.Estimator.config": "config",
     "minicnn.Graph.parameters": "parameters by name",
     "minicnn.ModelFnOps.mode": "word", "minicnn.ModelFnOps.predictions": "tensors by name",
@@ -650,6 +656,8 @@ KINDS |= {
     "state": [None, 3, {}, {"iterations": 1}, {"iterations": -1}, {"iterations": 0.5}, [THING],
               {"iterations": 1, "w/momentum": np.zeros(3)}, {"iterations": 1, "v/momentum": [0, 0]},
               {"iterations": 1, "w/momentum": "zeros"}],
+    "expressions": ["(", 3, None, [3], ["("], {}, THING],
+    "patterns": ["", "no such name", 3, [3], ["no such name"], {}, THING],
     "hooks": [3, "hook", [3], [None], mc.hooks.SessionRunHook(), [mc.hooks.SessionRunHook], THING],
     "unknown name": ["", "no such name", 3, None, NAN, [], THING],
 }
@@ -893,7 +901,7 @@ ALIASES = {
     "units": ["kernel"], "filters": ["kernel"],  # their size, which the error shows
     "labels": ["class numbers"], "predictions": ["prediction"], "values": ["weights"],
     "tensors": ["name", "fetched"],
-    "loss_tensor": ["name", "fetched"], "y": ["labels", "indices"],
+    "outputs": ["name"], "loss_tensor": ["name", "fetched"], "y": ["labels", "indices"],
     "metrics": ["prediction_key"], "pixels": ["digit"], "probabilities": ["labels"],
     "onehot_labels": ["labels"], "state": ["iterations", "momentum"], "shape": ["row"],
     "target_shape": ["row"],

@@ -31,7 +31,7 @@ SIGNATURES = {
     "Sequential.forward": "self, x, ctx",
     "Sequential.backward": "self, dy, ctx, need_dx=True",
     "save_weights": "model, path",
-    "load_weights": "model, path",
+    "load_weights": "model, path, ...",
     # The guide's layers
     "layers.conv2d": "inputs, filters, kernel_size, strides=(1, 1), padding='valid', "
         "data_format='channels_last', dilation_rate=(1, 1), activation=None, use_bias=True, "
@@ -61,7 +61,8 @@ SIGNATURES = {
     "optimizers.SGD": "learning_rate, momentum=0.0, ...",
     "optimizers.SGD.step": "self, parameters",
     "optimizers.Adam": "learning_rate, ...",
-    "Estimator": "model_fn, model_dir=None, params=None, config=None",
+    "Estimator": "model_fn, model_dir=None, params=None, config=None, warm_start_from=None, "
+        "vars_to_warm_start='.*'",
     "Estimator.fit": "self, x=None, y=None, input_fn=None, steps=None, batch_size=None, "
         "monitors=None, max_steps=None",
     "Estimator.evaluate": "self, x=None, y=None, input_fn=None, batch_size=None, steps=None, "
@@ -93,6 +94,7 @@ KEYWORDS = {
         "activation": None, "use_bias": True, "kernel_initializer": None,
         "bias_initializer": "zeros", "trainable": True, "name": None,
     },
+    "load_weights": {"only": None, "skip": None, "strict": True},
     "RunConfig": {"seed": None, "save_checkpoints_steps": None, "keep_checkpoint_max": 5,
                   "fuse": True},
     "hooks.StopAtStepHook": {"num_steps": None, "last_step": None},

@@ -5,7 +5,7 @@ import hashlib
 import math
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -55,7 +55,7 @@ class Member(NamedTuple):
 
 def read_npz(
     path: str | Path,
-    check: Callable[[Mapping[str, Member]], None] | None = None,
+    choose: Callable[[Mapping[str, Member]], Iterable[str]] = list,
     sealed: bool = False,
     follow: bool = True,
 ) -> dict[str, np.ndarray]:
@@ -66,8 +66,8 @@ def read_npz(
     Parameters
     ----------
     path : str or Path
-    check : callable, optional
-        Called with all headers before any array is read.
+    choose : callable
+        Called with all headers before any array is read; returns the names to read.
     sealed : bool
         Whether the file must have a checksum.
     follow : bool
@@ -81,10 +81,9 @@ def read_npz(
     with open_regular(Path(path), follow=follow) as file:
         with _naming(path):
             members = _members(file, sealed)
-        if check is not None:
-            check(members)
+        names = choose(members)
         with _naming(path):
-            return {name: member.read() for name, member in members.items()}
+            return {name: members[name].read() for name in names}
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
-"""Save and load weights as .npz files with a checksum."""
+"""Weights in files: saved as .npz with a checksum, and read into parameters that are selected."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,12 @@ from minicnn.core.checks import describe
 from minicnn.core.npz import read_npz, write_npz
 from minicnn.core.op import Op, named_parameters
 from minicnn.core.parameter import Parameter
+
+SKIP_THEM = "skip={0}, or with strict=False"  # the remedy of `fitting`
+
+Select = Callable[[Sequence[str]], list[str]]
+
+logger = logging.getLogger("minicnn")
 
 META = "meta.json"  # in every checkpoint, and in no file of weights
 PARAMETERS = "parameters/"  # prefix of the weights' names in a checkpoint
@@ -50,49 +58,29 @@ def save_weights(model: Any, path: str | Path) -> None:
     write_npz(path, values)
 
 
-def load_weights(model: Any, path: str | Path) -> None:
-    """Read every parameter of a model from a file of weights, or from an Estimator's checkpoint.
+def load_into(
+    parameters: Mapping[str, Parameter], path: Path, select: Select, remedy: str,
+    strict: bool = True,
+) -> None:
+    """Read weights from a file or a checkpoint; for the arguments see `fitting`."""
+    names: dict[str, str] = {}
 
-    Parameters
-    ----------
-    model : Layer
-        Built, with the same names and shapes as the file.
-    path : str or Path
-        A file of `save_weights` or `np.savez`, or ``model.ckpt-N.npz`` in an Estimator's
-        `model_dir`; the optimizer's state in a checkpoint is ignored.
+    def choose(members: Mapping[str, Any]) -> Iterable[str]:
+        prefix = PARAMETERS if META in members else ""
+        arrays = part(members, prefix)
+        chosen = fitting(parameters, arrays, path, select, remedy, strict)
+        names.update({prefix + name: name for name in chosen})
+        return names
 
-    Raises
-    ------
-    ValueError
-        If the file is damaged or is not an .npz file of plain arrays, or if a name or a shape
-        differs. The error names it, and the model is unchanged.
-    FileNotFoundError, IsADirectoryError
-        If the path does not exist or is a folder.
-
-    Examples
-    --------
-    >>> import tempfile, pathlib, minicnn as mc
-    >>> model = mc.Sequential([mc.layers.Dense(2)])
-    >>> model.build((None, 3), rng=0)
-    (None, 2)
-    >>> path = pathlib.Path(tempfile.mkdtemp()) / "weights.npz"
-    >>> mc.save_weights(model, path)
-    >>> mc.load_weights(model, path)
-    """
-    parameters = parameters_of(model)
-    path = checks.path(path, "path")
-    if path.is_dir():
-        raise IsADirectoryError(
-            f"{path} is a folder; give the path of a file of weights, or of a checkpoint "
-            "(model.ckpt-N.npz) in it"
-        )
-    arrays = read_npz(path, lambda members: _check(parameters, _weights_in(members), path))
-    fill(parameters, _weights_in(arrays), path)
+    arrays = read_npz(path, choose)
+    fill(parameters, {names[key]: array for key, array in arrays.items()})
 
 
-def _weights_in(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the weights among the arrays of a file of weights or of a checkpoint."""
-    return part(arrays, PARAMETERS if META in arrays else "")
+def fill(parameters: Mapping[str, Parameter], arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays into the parameters of the same names; if one is read-only, write none."""
+    values = {name: parameters[name].writable("value") for name in arrays}
+    for name, value in values.items():
+        value[...] = arrays[name]
 
 
 def part(arrays: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -104,29 +92,90 @@ def part(arrays: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     }
 
 
-def fill(parameters: dict[str, Parameter], arrays: dict[str, np.ndarray], path: Any) -> None:
-    """Write the arrays of a file into the parameters; if one does not fit, write none."""
-    _check(parameters, arrays, path)
-    values = {name: parameter.writable("value") for name, parameter in parameters.items()}
-    for name, value in values.items():
-        value[...] = arrays[name]
+def by_patterns(only: Any, skip: Any) -> Select:
+    """Return what selects names by patterns as for file names.
+
+    A pattern stands for a complete name, or for all names below it: ``"conv2d"`` for
+    ``conv2d/kernel`` and ``conv2d/bias``.
+    """
+    only = ["*"] if only is None else names_in(only, "only")
+    skip = [] if skip is None else names_in(skip, "skip")
+
+    def select(names: Sequence[str]) -> list[str]:
+        below = {
+            pattern: [name for name in names if fnmatchcase(f"{name}/", f"{pattern}/*")]
+            for pattern in (*only, *skip)
+        }
+        if unknown := [pattern for pattern, found in below.items() if not found]:
+            raise ValueError(
+                f"`only` and `skip` must match names of parameters, got {', '.join(unknown)}; "
+                f"there are {', '.join(names)}"
+            )
+        skipped = {name for pattern in skip for name in below[pattern]}
+        return sorted({name for pattern in only for name in below[pattern]} - skipped)
+
+    return select
 
 
-def _check(parameters: dict[str, Parameter], arrays: Mapping[str, Any], path: Any) -> None:
-    """Raise unless the arrays of a file have the names and shapes of the parameters."""
-    for name in sorted(parameters.keys() | arrays.keys()):
-        wanted = parameters[name].shape if name in parameters else "no such parameter"
-        found = arrays[name].shape if name in arrays else "no such array"
+def names_in(value: Any, name: str) -> list[str]:
+    """Return a list of names or patterns from one or several."""
+    value = [value] if isinstance(value, str) else value
+    return [checks.text(item, name) for item in checks.sequence(value, name, "names")]
+
+
+def fitting(
+    parameters: Mapping[str, Parameter], arrays: Mapping[str, Any], path: Any, select: Select,
+    remedy: str, strict: bool = True,
+) -> list[str]:
+    """Return the names that are selected and whose arrays fit to the parameters.
+
+    Parameters
+    ----------
+    parameters : dict from str to Parameter
+    arrays : dict
+        By name, with `shape` and `dtype`.
+    path : Path
+        The file, for errors.
+    select : callable
+        Returns the selected ones of a list of names.
+    remedy : str
+        How to select the others: ``{0}`` is the list of the layers that do not fit, ``{1}`` the
+        same as a regular expression.
+    strict : bool
+        Whether it is an error if something that is selected does not fit, or a warning.
+    """
+    every = sorted(parameters.keys() | arrays.keys())
+    chosen = select(every)
+    if not chosen:
+        raise ValueError(f"no name is selected; change the patterns, there are {', '.join(every)}")
+    faults = {}
+    for name in chosen:
+        wanted = _form(parameters, name, "no such parameter")
+        found = _form(arrays, name, "no such array")
         if wanted != found:
-            raise ValueError(
-                f"{name}: the model has {wanted}, {path} has {found}; build the model that the "
-                "file was saved from"
-            )
-        if arrays[name].dtype.kind != "f":
-            raise ValueError(
-                f"{name}: expected float numbers, {path} has {arrays[name].dtype}; save the "
-                "weights as float32 or float64"
-            )
+            faults[name] = f"{name}: the model has {wanted}, {path} has {found}"
+    fits = [name for name in chosen if name not in faults]
+    if faults and (strict or not fits):
+        layers = sorted({name.rpartition("/")[0] or name for name in faults})
+        others = f", or read the others with {remedy.format(layers, '|'.join(layers))}"
+        raise ValueError(
+            f"{min(faults.values())}; build the model that the file was saved from"
+            f"{others if fits else ''}"
+        )
+    if faults:
+        logger.warning(
+            "Not read from %s, %d of %d: %s", path, len(faults), len(chosen),
+            "; ".join(faults.values()),
+        )
+    return fits
+
+
+def _form(arrays: Mapping[str, Any], name: str, missing: str) -> str:
+    """Return the shape of an array, and its type if it does not hold float numbers."""
+    if name not in arrays:
+        return missing
+    kind = arrays[name].dtype
+    return f"{arrays[name].shape}" + ("" if kind.kind == "f" else f" of {kind}")
 
 
 def parameters_of(model: Any) -> dict[str, Parameter]:

@@ -13,9 +13,11 @@ import numpy as np
 
 from minicnn.core import checks
 from minicnn.core.hints import Hinting, hinted
+from minicnn.core.parameter import Parameter
 from minicnn.estimator import evaluation, feeding, training
 from minicnn.estimator.config import MetricSpec, ModeKeys, RunConfig
 from minicnn.estimator.model import Model, Models
+from minicnn.estimator.starting import expressions, warm_start
 from minicnn.hooks import SessionRunHook
 
 logger = logging.getLogger("minicnn")
@@ -36,6 +38,16 @@ class Estimator(Hinting):
     params : dict, optional
         Passed to model_fn.
     config : RunConfig, optional
+    warm_start_from : str or Path, optional
+        The parameters of a new run start with the values in this file of `save_weights`, this
+        checkpoint, or the newest checkpoint in this folder. The optimizer and the count of steps
+        start at zero. It is used only at the very start: once `model_dir` has a checkpoint,
+        training continues from that.
+    vars_to_warm_start : str or sequence of str
+        Which parameters start from `warm_start_from`: a regular expression, or several, that
+        matches a name from its beginning, such as ``"conv2d"``, ``"(?!dense_1/)"`` (all but that
+        layer) or a complete name. All that match must be in the file, with the same shapes. The
+        moving statistics of batch normalization are among them.
 
     Attributes
     ----------
@@ -72,6 +84,8 @@ class Estimator(Hinting):
         model_dir: str | Path | None = None,
         params: dict[str, Any] | None = None,
         config: RunConfig | None = None,
+        warm_start_from: str | Path | None = None,
+        vars_to_warm_start: str | Sequence[str] = ".*",
     ) -> None:
         checks.function(model_fn, "model_fn")
         self.config = RunConfig() if config is None else config
@@ -89,6 +103,9 @@ class Estimator(Hinting):
         folder = checks.path(model_dir, "model_dir").absolute()
         self._model_fn = model_fn
         self._params = params
+        start = checks.optional(checks.path, warm_start_from, "warm_start_from")
+        self._warm_start_from = None if start is None else start.absolute()
+        self._patterns = expressions(vars_to_warm_start, "vars_to_warm_start")
         self._models = Models(folder, model_fn, {"params": params, "config": self.config})
         self._record = evaluation.JsonLines(folder / "evaluations.jsonl")
 
@@ -99,7 +116,9 @@ class Estimator(Hinting):
         return self._models.folder
 
     def __reduce__(self) -> tuple[Any, ...]:  # a copy starts from the latest checkpoint
-        return type(self), (self._model_fn, self.model_dir, self._params, self.config)
+        patterns = [pattern.pattern for pattern in self._patterns]
+        options = self._params, self.config, self._warm_start_from, patterns
+        return type(self), (self._model_fn, self.model_dir, *options)
 
     @hinted
     def fit(
@@ -151,8 +170,13 @@ class Estimator(Hinting):
         with self.config.distribute.run():
             feed = feeding.feed(x, y, input_fn, batch_size)
             hooks = training.run_hooks(self.config, feed, steps, max_steps, monitors)
-            training.train(self._models, feed, self.config, self._record, hooks)
+            training.train(self._models, feed, self.config, self._record, hooks, self._start)
         return self
+
+    def _start(self, parameters: dict[str, Parameter]) -> None:
+        """Set the parameters that a new run begins with."""
+        if self._warm_start_from is not None:
+            warm_start(parameters, self._warm_start_from, self._patterns)
 
     @hinted
     def evaluate(
@@ -216,6 +240,7 @@ class Estimator(Hinting):
         batch_size: int | None = None,
         as_iterable: bool = True,
         checkpoint_path: str | Path | None = None,
+        outputs: Sequence[str] | None = None,
     ) -> Any:
         """Return the predictions for every row.
 
@@ -234,6 +259,9 @@ class Estimator(Hinting):
             not of NumPy; False gives a dict of arrays of all rows.
         checkpoint_path : str or Path, optional
             The file of another checkpoint.
+        outputs : sequence of str, optional
+            The names of what to return instead of all predictions: predictions, or tensors of the
+            graph, such as the outputs of the layers ``["conv2d", "dense"]``.
 
         Returns
         -------
@@ -248,11 +276,13 @@ class Estimator(Hinting):
         model = self._model(checkpoint_path)
         feed = feeding.feed(x, None, input_fn, batch_size)
         trace = model.trace(ModeKeys.INFER, (feed.peek()[0], None))
-        batches = evaluation.predictions(trace, feed, self.config.fuse)
+        tensors = trace.row_tensors(outputs)
+        batches = evaluation.predictions(trace, tensors, feed, self.config.fuse)
+        is_single = trace.ops.single and outputs is None
         if checks.boolean(as_iterable, "as_iterable"):
-            return evaluation.rows_in(batches, trace.ops.single)
+            return evaluation.rows_in(batches, is_single)
         arrays = feeding.concatenate(list(batches))
-        return arrays["predictions"] if trace.ops.single else arrays
+        return arrays["predictions"] if is_single else arrays
 
     def get_variable_names(self) -> list[str]:
         """Return the names of the parameters in the newest checkpoint, sorted."""

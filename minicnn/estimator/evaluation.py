@@ -13,6 +13,7 @@ import numpy as np
 from minicnn.core import checks
 from minicnn.core.context import Context
 from minicnn.core.files import open_regular
+from minicnn.core.op import Tensor
 from minicnn.estimator.config import MetricSpec, ModeKeys, RunConfig, checked_metrics
 from minicnn.estimator.feeding import Feed, concatenate, rows_of
 from minicnn.estimator.model import Model
@@ -128,9 +129,10 @@ def _report(results: dict[str, Any], name: str, rows: int, record: JsonLines) ->
     record.add({"global_step": step, "name": name, "rows": rows} | numbers)
 
 
-def predictions(trace: Trace, feed: Feed, fuse: bool) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the predictions of each batch by name."""
-    tensors = trace.ops.predictions
+def predictions(
+    trace: Trace, tensors: dict[str, Tensor], feed: Feed, fuse: bool
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the values of tensors for each batch by name."""
     plan = trace.graph.plan(tensors.values(), fuse)
     for features, _ in feed:
         values = plan.forward(trace.feeds((features, None)), Context(save=False))

@@ -310,7 +310,9 @@ def _check(trace: Trace, new: list[str], saved: Mapping[str, np.ndarray], path: 
     made = trace.graph.parameters
     remedy = (
         f"the model has changed since {path} was written: undo the change, or use another "
-        f"model_dir, or clear {path.parent}"
+        f"model_dir, or clear {path.parent}. To keep the weights of layers that still fit, train "
+        f"in another model_dir with Estimator(..., warm_start_from={str(path)!r}, "
+        "vars_to_warm_start=...)"
     )
     if mode != ModeKeys.TRAIN:
         remedy += f". Or mode {mode!r} is another model: build the same layers for every mode"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from minicnn import initializers
-from minicnn.core.checks import describe
+from minicnn.core.checks import describe, sequence
 from minicnn.core.op import Op, Tensor, parts
 from minicnn.core.parameter import Parameter
 from minicnn.estimator.config import ModeKeys, ModelFnOps, call_model_fn
@@ -111,6 +111,16 @@ class Trace:
             for name, holder in by_name(self._labels).items():
                 if source is holder:
                     check_labels(by_name(labels)[name], classes, name or "labels")
+
+    def row_tensors(self, outputs: Any = None) -> dict[str, Tensor]:
+        """Return the predictions, or predictions and other tensors of these names."""
+        predicted = self.ops.predictions
+        names = list(predicted) if outputs is None else sequence(outputs, "outputs", "names")
+        found = {n: predicted[n] if n in list(predicted) else self.graph.find(n) for n in names}
+        for tensor in found.values():
+            if tensor.shape[:1] != (None,):
+                raise ValueError(f"`outputs` must have a row for each of the batch, got {tensor!r}")
+        return found
 
     def load_optimizer(self, state: Mapping[str, np.ndarray]) -> None:
         """Continue the optimizer from its state in a checkpoint.

@@ -2,12 +2,13 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 from minicnn.core import checks
 from minicnn.core.checks import describe
+from minicnn.core.parameter import Parameter
 from minicnn.estimator import checkpoints
 from minicnn.estimator.config import ModeKeys, RunConfig
 from minicnn.estimator.evaluation import JsonLines
@@ -73,6 +74,7 @@ def train(
     config: RunConfig,
     record: JsonLines,
     hooks: Sequence[SessionRunHook],
+    start: Callable[[dict[str, Parameter]], None],
 ) -> None:
     """Do a run: continue from the newest checkpoint until a hook, or the end of the feed, ends it.
 
@@ -85,6 +87,8 @@ def train(
         Where evaluations are noted.
     hooks : sequence of SessionRunHook
         What `run_hooks` returns.
+    start : callable
+        Sets the parameters if there is no checkpoint yet.
     """
     processes = config.distribute
     folder = models.folder
@@ -94,6 +98,8 @@ def train(
         ends = [hook.end_from(model.step) for hook in hooks if isinstance(hook, StopAtStepHook)]
         end = processes.from_chief(min(ends, default=math.inf))
         trace = model.trace(ModeKeys.TRAIN, feed.peek())
+        if model.checkpoint is None and processes.is_chief:  # the others get its parameters
+            start(trace.graph.parameters)
         if model.step >= end:
             logger.warning(
                 "Already at step %d of %d; nothing to do. To train further, let the run end at a "

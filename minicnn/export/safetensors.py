@@ -11,7 +11,7 @@ import numpy as np
 from minicnn.core import VERSION, checks
 from minicnn.core.extras import require
 from minicnn.core.files import open_regular, replacing
-from minicnn.core.weights import fill, parameters_of
+from minicnn.core.weights import SKIP_THEM, by_patterns, fill, fitting, parameters_of
 from minicnn.estimator import Estimator
 
 _LAYOUT = "conv2d kernel: (height, width, channels, filters); dense kernel: (inputs, units)"
@@ -50,7 +50,9 @@ def save_safetensors(model: Any, path: str | Path) -> None:
         file.write(data)
 
 
-def load_safetensors(model: Any, path: str | Path) -> None:
+def load_safetensors(
+    model: Any, path: str | Path, *, only: Any = None, skip: Any = None, strict: bool = True
+) -> None:
     """Read every parameter of a model from a safetensors file.
 
     Parameters
@@ -58,6 +60,10 @@ def load_safetensors(model: Any, path: str | Path) -> None:
     model : Layer
         A built layer, with the same names and shapes as the file.
     path : str or Path
+    only, skip : str or sequence of str, optional
+        Patterns of the names to read, and not to read, as for `load_weights`.
+    strict : bool
+        Whether all that is selected must fit; see `load_weights`.
 
     Raises
     ------
@@ -78,7 +84,11 @@ def load_safetensors(model: Any, path: str | Path) -> None:
     >>> mc.export.load_safetensors(model, path)
     """
     path = checks.path(path, "path")
-    fill(parameters_of(model), _open(path), path)
+    parameters = parameters_of(model)
+    select = by_patterns(only, skip)
+    arrays = _open(path)
+    names = fitting(parameters, arrays, path, select, SKIP_THEM, checks.boolean(strict, "strict"))
+    fill(parameters, {name: arrays[name] for name in names})
 
 
 class _Array:
