@@ -144,20 +144,23 @@ class Op(hints.Hinting):
         return apply(self, *inputs)
 
 
-def parts(op: Op, above: tuple[Op, ...] = ()) -> Iterator[Op]:
-    """Yield an op and the ops inside: those in its public attributes, also in lists of them."""
+_OPS = Op, list, tuple
+
+
+def parts(op: Op, above: tuple[Op, ...] = ()) -> list[Op]:
+    """Return an op and the ops inside: those in its public attributes, also in lists of them."""
     if op in above:
         raise ValueError(
             f"{op.label} is a part of itself, through the attributes of {above[-1].label}; give "
             "the one that only refers to another a name that begins with _"
         )
-    yield op
+    found = [op]
     for name, value in vars(op).items():
-        members = value if isinstance(value, list | tuple) else [value]
-        if not name.startswith("_"):
-            for member in members:
+        if isinstance(value, _OPS) and not name.startswith("_"):
+            for member in [value] if isinstance(value, Op) else value:
                 if isinstance(member, Op):
-                    yield from parts(member, (*above, op))
+                    found += parts(member, (*above, op))
+    return found
 
 
 def gradients(op: Op, dx: Any, inputs: int) -> tuple[Any, ...]:

@@ -27,7 +27,7 @@ def compile_ahead(parent: int | None = None) -> None:
     parent : int, optional
         Identifier of the parent process. If it has ended, stop after the current kernel.
     """
-    window, one = slide((4, 4), (3, 3), (1, 1), "same"), slide((4, 4), (1, 1), (1, 1), "same")
+    one, window, large = (slide((4, 4), (k, k), (1, 1), "same") for k in (1, 3, 5))
     x, w, b, rows = _new(1, 4, 4, 8), _new(3, 3, 8, 8), _new(8), _new(8, 8)
     half, code = _new(1, 2, 2, 8), np.zeros((1, 2, 2, 8), np.uint8)
     for door in (
@@ -38,7 +38,7 @@ def compile_ahead(parent: int | None = None) -> None:
         lambda: relu_gradient(rows, rows, _new(8, 8)),
         lambda: update.sgd(_new(8), b, 0.0, 0.0),
         lambda: conv.kernel_gradient(x, x, _new(3, 3, 8, 8), _new(8), window),
-        lambda: conv.forward(x, w, b, _new(1, 4, 4, 8), window),  # Winograd
+        lambda: conv.forward(_new(1, 4, 4, 32), _new(5, 5, 32, 8), b, x, large),  # Winograd
         lambda: conv.forward(x, w[:1, :1], b, _new(1, 4, 4, 8), one),  # implicit
     ):
         if parent is None or os.getppid() == parent:

@@ -9,7 +9,7 @@ from minicnn.kernels.jit import helper, kernel
 from minicnn.kernels.simd import pointer
 from minicnn.kernels.threads import parallel_for, share
 
-SPAN = 1 << 15  # elements per chunk; computing them takes far longer than scheduling a chunk
+SPAN = 1 << 17  # elements per chunk, whose computation takes as long as to wake a thread
 _COLUMNS = 1 << 13  # that one chunk sums
 BLOCK = 128  # terms per partial sum; the float32 rounding error of a longer one exceeds 2e-6
 _SQRT_HALF = math.sqrt(0.5)

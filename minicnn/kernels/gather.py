@@ -10,6 +10,8 @@ size into such blocks. Each element is summed in the order of the list, so the s
 the result.
 """
 
+import functools
+
 import numpy as np
 
 from minicnn.kernels import simd
@@ -17,6 +19,7 @@ from minicnn.kernels.jit import helper
 from minicnn.kernels.simd import LANES, pointer
 
 
+@functools.cache
 def blocks_of(rows: int, vectors: int, shift: int) -> np.ndarray:
     """Return the blocks into which `gather` splits rows of vectors."""
     return np.array(simd.gather_blocks(rows, vectors, shift), np.int64)

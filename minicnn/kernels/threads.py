@@ -29,6 +29,7 @@ logger = logging.getLogger("minicnn")
 
 _CACHE_LINE = 64
 _MOST_THREADS = 1024
+_LEAST_WORK = 1 << 22  # multiply-adds that take longer than to wake a thread, about 50 us
 
 
 def parallel_for(
@@ -38,6 +39,7 @@ def parallel_for(
     writes: Sequence[np.ndarray],
     *sizes: Any,
     scratch: Mapping[str, tuple[tuple[int, ...], Any]] = types.MappingProxyType({}),
+    work: int = _LEAST_WORK,
 ) -> None:
     """Call ``kernel(chunk, scratch, *reads, *writes, *sizes)`` for every chunk.
 
@@ -56,13 +58,15 @@ def parallel_for(
     scratch : mapping of names to (shape, dtype)
         Uninitialized temporary arrays of the running thread, aligned to cache lines. The kernel
         gets them as one tuple in this order and unpacks it to the same names.
+    work : int, optional
+        The number of multiply-adds. If they are few, the calling thread computes all chunks.
     """
     if not all(array.flags.writeable for array in writes):  # a kernel would write to it
         raise ValueError("output array is read-only; set array.flags.writeable = True")
     arrays = (*(_frozen(array) for array in reads), *writes)
     job = _Job(kernel, chunks, (*arrays, *sizes), scratch)
     workers = _workers
-    if chunks <= 1 or not workers.count:
+    if chunks <= 1 or work < _LEAST_WORK or not workers.count:
         job.work()
         return
     try:

@@ -5,9 +5,17 @@ import threading
 
 import numpy as np
 import pytest
-from kernels.arrays import FENCE, FENCE_BYTES, GARBAGE, assert_stands, check_fences
+from kernels.arrays import (
+    FENCE,
+    FENCE_BYTES,
+    GARBAGE,
+    LITTLE_WORK,
+    assert_stands,
+    check_fences,
+)
 
 from minicnn.kernels import threads
+from minicnn.kernels.conv import winograd
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +44,13 @@ def fences(monkeypatch):
         for fence in fences_:
             assert_stands(fence)
     check_fences()
+
+
+@pytest.fixture(autouse=True)
+def small_convolutions(monkeypatch):
+    """Use Winograd convolution for small shapes, and threads for little work."""
+    monkeypatch.setattr(winograd, "_LEAST_WORK", LITTLE_WORK)
+    monkeypatch.setattr(threads, "_LEAST_WORK", 0)
 
 
 @pytest.fixture

@@ -101,7 +101,7 @@ with event.install_recorder("numba:compile") as compiled:
         convolution(n, (5, 5), (1, 1), (1, 1), "valid", (1, 1), 7, 33)
         pooled_convolution(n, (9, 11), (5, 5), "same", 1, 17)
         pooled_convolution(n, (9, 11), (5, 5), "same", 17, 9)
-        pooled_convolution(n, (8, 9), (3, 3), "valid", 8, 16)
+        pooled_convolution(n, (8, 9), (3, 3), "valid", 32, 16)
         max_pooling(n, (9, 11), (2, 2), (2, 2), "valid", 5)
         max_pooling(n, (5, 4), (3, 3), (1, 2), "same", 1)
         product(n, 1, 1)

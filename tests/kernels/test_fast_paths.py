@@ -164,8 +164,8 @@ def test_the_gradient_of_a_kernel_before_relu(case, dtype, wanted):
 
 @pytest.mark.parametrize("name", CASES)
 def test_each_case_takes_the_path_that_it_names(name):
-    x, *_, window = draw(CASES[name])
-    assert conv._fast_path(x, window) is PATHS[name.split(",")[0].split()[0]]
+    x, _, b, *_, window = draw(CASES[name])
+    assert conv._fast_path(x, window, b.size) is PATHS[name.split(",")[0].split()[0]]
 
 
 @settings(max_examples=30)
@@ -287,6 +287,17 @@ def test_ties_go_to_the_first():
         pool = slide((window.out_h, window.out_w), (2, 2), (2, 2), "valid")
         pooling.forward(whole, y, winner, pool)
         assert_array_equal(code, winner)
+
+
+@pytest.mark.parametrize(("size", "channels", "filters", "path"), [
+    (3, 32, 4, winograd), (3, 16, 16, implicit), (3, 9, 64, winograd), (3, 3, 64, implicit),
+    (5, 10, 4, winograd), (5, 6, 16, implicit), (5, 6, 32, winograd), (5, 1, 64, implicit),
+])
+def test_winograd_is_used_where_its_transforms_pay(monkeypatch, size, channels, filters, path):
+    monkeypatch.undo()  # the small shapes of the other tests
+    x = np.zeros((1, 8, 8, channels), np.float32)
+    window = slide((8, 8), (size, size), (1, 1), "same")
+    assert conv._fast_path(x, window, filters) is path
 
 
 # Lists

@@ -92,6 +92,20 @@ def test_all_threads_take_part(set_threads, count):
     assert_usable()
 
 
+@pytest.mark.parametrize(("work", "threads_"), [(1, 1), (1 << 30, 2)])
+def test_the_caller_computes_little_work_alone(monkeypatch, set_threads, work, threads_):
+    monkeypatch.undo()  # the other tests use threads for any work
+    set_threads(2)
+    seen = set()
+
+    def kernel(chunk, scratch, y):
+        seen.add(threading.get_ident())
+        time.sleep(0.01)  # so that the worker gets a chunk
+
+    parallel_for(kernel, 10, (), (np.empty(1),), work=work)
+    assert len(seen) == threads_
+
+
 def test_arguments_arrive_in_order(set_threads):
     set_threads(2)
     x, y, z = np.arange(3.0), np.zeros(2), np.zeros(4)

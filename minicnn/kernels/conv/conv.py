@@ -32,7 +32,7 @@ def forward(
     maximum of the four elements, or `ZEROED` if ReLU is zero; `pooled_gradients` needs it.
     """
     _check(x, w, b, y, window, code)
-    path, pool = _fast_path(x, window), code is not None
+    path, pool = _fast_path(x, window, b.size), code is not None
     if path is not None:
         path.forward(x, w, b, y, _NO_CODE if code is None else code, window, relu or pool, pool,
                      _CHUNKS)
@@ -57,7 +57,7 @@ def input_gradient(dy: np.ndarray, w: np.ndarray, dx: np.ndarray, window: Window
         top=window.kernel_h - 1 - window.top, left=window.kernel_w - 1 - window.left,
     )
     strided = window.stride_h > 1 or window.stride_w > 1
-    path = None if strided else _fast_path(dy, back)
+    path = None if strided else _fast_path(dy, back, dx.shape[3])
     if path is not None:
         bias = np.zeros(dx.shape[3], dx.dtype)
         path.forward(dy, w, bias, dx, _NO_CODE, back, False, False, _CHUNKS, turned=True)
@@ -121,11 +121,11 @@ def _check(
         check(code=(code, shape))
 
 
-def _fast_path(x: np.ndarray, window: Window) -> Any:
+def _fast_path(x: np.ndarray, window: Window, filters: int) -> Any:
     """Return the module with the fastest `forward` for a convolution, or None."""
     if not FAST_PATHS or x.dtype != np.float32:
         return None
-    if winograd.fits(window, x.shape[3]):
+    if winograd.fits(window, x.shape[3], filters):
         return winograd
     return implicit if implicit.fits(window) else None
 

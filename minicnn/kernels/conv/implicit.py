@@ -83,7 +83,7 @@ def forward(
     line = round_up(filters, LANES)
     parallel_for(
         _forward, -(-len(x) * bands.per_image // length), (x, packed, b), (y, code), tuple(window),
-        tuple(bands), length, relu, pool,
+        tuple(bands), length, relu, pool, work=len(x) * window.out_h * window.out_w * w.size,
         scratch={
             "padded": (_padded(window, bands, channels), np.float32),
             "bias": ((line,), np.float32),

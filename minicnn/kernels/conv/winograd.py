@@ -65,7 +65,9 @@ from minicnn.kernels.threads import aligned, parallel_for, share
 from minicnn.kernels.window import Window
 
 _OUT = 4  # rows and columns of outputs in a tile
-_LEAST_CHANNELS = {(3, 3): 8, (5, 5): 5}  # with fewer, the transforms cost more than they save
+# Channels times filters; with fewer, the transforms cost more than they save.
+_LEAST_WORK = {(3, 3): 450, (5, 5): 160}
+_FEW_FILTERS = 16  # fewer take as long as so many
 _MOST_TILES = 28  # in a block, whose V stays in the second-level cache
 _V_BYTES = 1 << 20
 
@@ -118,10 +120,11 @@ class _Out(NamedTuple):
     columns: int
 
 
-def fits(window: Window, channels: int) -> bool:
-    """Return whether Winograd supports the window and is faster for that many channels."""
-    least = _LEAST_CHANNELS.get((window.kernel_h, window.kernel_w))
-    return least is not None and channels >= least and window[4:8] == (1, 1, 1, 1)
+def fits(window: Window, channels: int, filters: int) -> bool:
+    """Return whether Winograd supports the window and is faster for so many channels."""
+    least = _LEAST_WORK.get((window.kernel_h, window.kernel_w))
+    work = channels * max(filters, _FEW_FILTERS)
+    return least is not None and work >= least and window[4:8] == (1, 1, 1, 1)
 
 
 def forward(

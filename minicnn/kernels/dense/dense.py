@@ -54,7 +54,7 @@ def forward(
     key, rate, first_row, per_row = dropout or (0, 0.0, 0, 1)
     width = _WIDE_CHUNK if len(x) <= _FEW_ROWS else _CHUNK
     parallel_for(_forward, -(-u // width), (x, w, b), (y,), width, relu, dropout is not None,
-                 *mask_of(key, rate, x.dtype), first_row, per_row,
+                 *mask_of(key, rate, x.dtype), first_row, per_row, work=x.size * u,
                  scratch={**_packed(d, x.dtype), "row": ((width,), x.dtype)})
 
 
@@ -63,7 +63,7 @@ def input_gradient(dy: np.ndarray, w: np.ndarray, dx: np.ndarray) -> None:
     u = dy.shape[1]
     scratch = {**_packed(u, dx.dtype), "sums": ((0,), dx.dtype)}
     parallel_for(_multiply, _chunks(dx.shape[1]), (dy, w), (dx,), (u, 1), (1, u), u, max(u, 1),
-                 scratch=scratch)
+                 scratch=scratch, work=dy.size * dx.shape[1])
 
 
 def kernel_gradient(x: np.ndarray, dy: np.ndarray, dw: np.ndarray) -> None:
@@ -72,7 +72,8 @@ def kernel_gradient(x: np.ndarray, dy: np.ndarray, dw: np.ndarray) -> None:
     scratch = {
         **_packed(min(n, BLOCK), dw.dtype), "sums": ((waiting_sums(n) * d * _CHUNK,), dw.dtype)
     }
-    parallel_for(_multiply, _chunks(u), (x, dy), (dw,), (1, d), (u, 1), n, BLOCK, scratch=scratch)
+    parallel_for(_multiply, _chunks(u), (x, dy), (dw,), (1, d), (u, 1), n, BLOCK, scratch=scratch,
+                 work=x.size * u)
 
 
 def gradients(
