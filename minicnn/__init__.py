@@ -62,6 +62,7 @@ from minicnn.warmup import warmup
 
 __version__ = VERSION
 
+vars(layers)["Sequential"] = Sequential  # it is above the layers, and users look for it there
 explain(sys.modules[__name__], hooks, layers, losses, metrics, optimizers)
 
 __all__ = [

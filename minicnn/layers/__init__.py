@@ -1,7 +1,6 @@
 """Layers: classes with forward and backward, and the functions of the TensorFlow guide."""
 
-import importlib
-from typing import Any
+from typing import TYPE_CHECKING
 
 from minicnn.layers.activation import Activation
 from minicnn.layers.conv2d import Conv2D
@@ -12,6 +11,9 @@ from minicnn.layers.layer import Layer
 from minicnn.layers.max_pooling2d import MaxPooling2D
 from minicnn.layers.residual import Residual
 from minicnn.layers.shape import Flatten, Reshape
+
+if TYPE_CHECKING:  # the package sets it, since Sequential is above the layers
+    from minicnn.sequential import Sequential
 
 __all__ = [
     "Activation",
@@ -30,10 +32,3 @@ __all__ = [
     "flatten",
     "max_pooling2d",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    """Return `Sequential`, which is not imported above because it stands on this package."""
-    if name != "Sequential":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return importlib.import_module("minicnn.sequential").Sequential
