@@ -44,13 +44,17 @@ from minicnn.estimator.train_op import TrainOp, optimize_loss
 from minicnn.hooks import NanLossError
 from minicnn.kernels.threads import get_num_threads, set_num_threads
 from minicnn.ops import (
+    add,
     argmax,
     cast,
+    concat,
     gelu,
     identity,
     leaky_relu,
     log_softmax,
     one_hot,
+    reduce_mean,
+    reduce_sum,
     relu,
     reshape,
     sigmoid,
@@ -68,9 +72,9 @@ explain(sys.modules[__name__], hooks, layers, losses, metrics, optimizers)
 __all__ = [
     "CheckpointError", "Context", "Estimator", "Graph", "MetricSpec", "ModeKeys", "ModelFnOps",
     "NanLossError", "Op", "Parameter", "RunConfig", "Sequential", "Tensor", "TrainOp",
-    "Workspace", "argmax", "cast", "check_gradients", "datasets", "distributed", "export",
-    "gelu", "get_num_threads", "hooks", "identity", "images", "initializers", "layers",
-    "leaky_relu", "load_weights", "log_softmax", "losses", "metrics", "one_hot",
-    "optimize_loss", "optimizers", "plots", "relu", "reshape", "save_weights",
+    "Workspace", "add", "argmax", "cast", "check_gradients", "concat", "datasets", "distributed",
+    "export", "gelu", "get_num_threads", "hooks", "identity", "images", "initializers", "layers",
+    "leaky_relu", "load_weights", "log_softmax", "losses", "metrics", "one_hot", "optimize_loss",
+    "optimizers", "plots", "reduce_mean", "reduce_sum", "relu", "reshape", "save_weights",
     "set_num_threads", "sigmoid", "softmax", "summaries", "tanh", "warmup",
 ]

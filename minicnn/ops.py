@@ -1,4 +1,4 @@
-"""Functions without parameters: activations, reshape, argmax, one_hot, cast.
+"""Functions without parameters: activations, shapes, arithmetic, sums, argmax, one_hot, cast.
 
 Each is an `Op`, followed by the function that applies it to an array or a Tensor.
 """
@@ -474,12 +474,7 @@ class Argmax(Op):
         self.axis = axis
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
-        axis = self.axis + len(input_shape) if self.axis < 0 else self.axis
-        if not 0 < axis < len(input_shape):
-            raise ValueError(
-                f"{self.label}: `axis` {self.axis} is not one of the axes after the batch of an "
-                f"input of shape {input_shape}"
-            )
+        axis = _row_axis(self.axis, input_shape, self.label)
         return input_shape[:axis] + input_shape[axis + 1 :]
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
@@ -676,8 +671,7 @@ class Add(Op):
 
     def linear_backward(self, dy: Any, ctx: Context, need_dx: bool = True) -> Any:
         y, relu = ctx[self]
-        if isinstance(y, np.ndarray):
-            checks.gradient(dy, y.shape, y.dtype, self.label)
+        _check_gradient(dy, y, self.label)
         if relu:
             dx = ctx.empty(self, "dx", y.shape, y.dtype)
             elementwise.relu_gradient(dy, y, dx)
@@ -694,16 +688,330 @@ def total(a: Any, b: Any, ctx: Context, owner: Any, relu: bool = False) -> Any:
     return y
 
 
+class Multiply(Op):
+    """y = a b, element by element;  da = dy b,  db = dy a."""
+
+    def forward(  # type: ignore[override]  # two inputs
+        self, a: Any, b: Any, ctx: Context
+    ) -> Any:
+        _check_alike(self.label, a, b)
+        ctx[self] = a, b
+        return a * b
+
+    def backward(self, dy: Any, ctx: Context, need_dx: bool = True) -> Any:
+        a, b = ctx[self]
+        _check_gradient(dy, a, self.label)
+        return dy * b, dy * a
+
+
+class Scale(Op):
+    """y = factor x + offset, with two numbers;  dx = factor dy."""
+
+    def __init__(self, factor: float, offset: float, name: str | None = None) -> None:
+        super().__init__(name)
+        self.factor = factor
+        self.offset = offset
+
+    def forward(self, x: Any, ctx: Context) -> Any:
+        ctx[self] = x
+        return self.factor * x + self.offset
+
+    def backward(self, dy: Any, ctx: Context, need_dx: bool = True) -> Any:
+        _check_gradient(dy, ctx[self], self.label)
+        return self.factor * dy if need_dx else None
+
+
+def add(x: Any, y: Any, name: str | None = None) -> Any:
+    """Return x + y, element by element; for Tensors also written ``x + y``.
+
+    Nothing is broadcast, except numbers. Likewise ``x - y``, ``x * y``, ``-x`` and ``x / number``.
+
+    Parameters
+    ----------
+    x, y : ndarray, Tensor or number
+        Of the same shape and type, float32 or float64; or one of them a number.
+    name : str, optional
+
+    Returns
+    -------
+    ndarray or Tensor
+
+    Raises
+    ------
+    ValueError
+        If the shapes or types differ.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> mc.add(np.ones(2, np.float32), np.array([1, 2], np.float32))
+    array([2., 3.], dtype=float32)
+    >>> x = mc.Graph().placeholder("x", (None, 3), np.float32)
+    >>> mc.add(x, 1 - 2 * x)
+    Tensor('add', shape=(None, 3), dtype=float32)
+    """
+    return _arithmetic(Add, x, y, name)
+
+
+_NUMBER = int | float | np.integer | np.floating
+
+
+def _arithmetic(kind: type[Op], x: Any, y: Any, name: str | None = None) -> Any:
+    """Apply Add or Multiply to two arrays or Tensors, or Scale if one of them is a number."""
+    label = name or kind.kind
+    for value, other in ((y, x), (x, y)):
+        if isinstance(value, _NUMBER):
+            number = checks.number(value, "y" if value is y else "x")
+            scale = Scale(1.0, number, name) if kind is Add else Scale(number, 0.0, name)
+            return apply(scale, _floats(other, label, "x" if value is y else "y"))
+    x = _floats(x, label, "x")
+    y = _floats(y, label, "y")
+    if isinstance(x, Tensor) and isinstance(y, Tensor):
+        _check_alike(label, x, y)
+    return apply(kind(name), x, y)
+
+
+def _minus(value: Any) -> Any:
+    return -value if isinstance(value, _NUMBER) else _arithmetic(Multiply, value, -1)
+
+
+def _divide(x: Any, y: Any) -> Any:
+    if isinstance(y, Tensor):
+        raise TypeError(
+            f"{x!r} cannot be divided by {y!r}, only by a number; multiply by a number, or write "
+            "an Op of your own with two inputs"
+        )
+    number = checks.number(y, "the divisor")
+    if not number:
+        raise ValueError(f"{x!r} cannot be divided by 0")
+    return _arithmetic(Multiply, x, 1 / number)
+
+
+# The operators of Tensor are set here because `core.op` does not import the ops.
+for _name, _operator in {
+    "__add__": add,
+    "__radd__": add,
+    "__sub__": lambda x, y: add(x, _minus(y)),
+    "__rsub__": lambda x, y: add(_minus(x), y),
+    "__mul__": lambda x, y: _arithmetic(Multiply, x, y),
+    "__rmul__": lambda x, y: _arithmetic(Multiply, x, y),
+    "__neg__": _minus,
+    "__truediv__": _divide,
+    "__rtruediv__": lambda x, y: _divide(y, x),
+}.items():
+    setattr(Tensor, _name, _operator)
+
+
 def _check_alike(label: str, a: Any, b: Any) -> None:
     """Raise unless two values have the same shape and type: nothing is broadcast."""
-    if np.shape(a) != np.shape(b) or getattr(a, "dtype", None) != getattr(b, "dtype", None):
+    shapes = [getattr(value, "shape", ()) for value in (a, b)]
+    if shapes[0] != shapes[1]:
+        remedy = "mc.reshape gives both the same number of axes"
+        if len(shapes[0]) == len(shapes[1]):
+            remedy = "repeat one along an axis of size 1, for example mc.concat([x] * 3, axis=1)"
         raise ValueError(
-            f"{label}: the inputs must have the same shape and type, got {describe(a)} and "
-            f"{describe(b)}; {_ALIKE}"
+            f"{label}: `x` and `y` must have the same shape, got {describe(a)} and {describe(b)}; "
+            f"nothing is broadcast: {remedy}"
+        )
+    if shapes[0] and a.dtype != b.dtype:  # losses are numbers, of any type
+        raise TypeError(
+            f"{label}: `x` and `y` must have the same type, got {describe(a)} and {describe(b)}; "
+            "use mc.cast"
         )
 
 
-_ALIKE = "nothing is broadcast"
+def _check_gradient(dy: Any, y: Any, label: str) -> None:
+    """Raise unless the gradient is like the output, which may also be a number."""
+    if isinstance(y, np.ndarray):
+        checks.gradient(dy, y.shape, y.dtype, label)
+
+
+class Concat(Op):
+    """The inputs one after the other along an axis; the gradient of each is its part of dy."""
+
+    def __init__(self, axis: int, name: str | None = None) -> None:
+        super().__init__(name)
+        self.axis = axis
+
+    def build(self, input_shape: Any, rng: Any, dtype: Any = np.float32) -> Shape:
+        shapes = input_shape if isinstance(input_shape[0], tuple) else (input_shape,)
+        axis = _row_axis(self.axis, shapes[0], self.label)
+        others = {(*shape[:axis], *shape[axis + 1 :]) for shape in shapes}
+        if len(others) > 1 or len(set(map(len, shapes))) > 1:
+            raise ValueError(
+                f"{self.label}: `values` must have the same sizes except along `axis` "
+                f"{self.axis}, got the shapes {' and '.join(map(str, shapes))}; reshape them first"
+            )
+        size = sum(shape[axis] for shape in shapes)
+        return (*shapes[0][:axis], size, *shapes[0][axis + 1 :])
+
+    def forward(self, *inputs_and_ctx: Any) -> Any:
+        *inputs, ctx = inputs_and_ctx
+        y = np.concatenate(inputs, self.axis)
+        ctx[self] = y, [x.shape[self.axis] for x in inputs]
+        return y
+
+    def backward(self, dy: Any, ctx: Context, need_dx: bool = True) -> Any:
+        y, sizes = ctx[self]
+        checks.gradient(dy, y.shape, y.dtype, self.label)
+        pieces = np.split(dy, np.cumsum(sizes[:-1]), self.axis)
+        gradients = tuple(np.ascontiguousarray(piece) if need_dx else None for piece in pieces)
+        return gradients if len(gradients) > 1 else gradients[0]
+
+
+def concat(values: Any, axis: int, name: str | None = None) -> Any:
+    """Join arrays or Tensors along an axis.
+
+    Parameters
+    ----------
+    values : list of ndarray or Tensor
+        Of one type, and of the same sizes except along `axis`.
+    axis : int
+        Any axis but 0, the batch.
+    name : str, optional
+
+    Returns
+    -------
+    ndarray or Tensor
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the shapes or types do not fit.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> mc.concat([np.zeros((1, 2)), np.ones((1, 3))], axis=1)
+    array([[0., 0., 1., 1., 1.]])
+    """
+    values = [_array(value, "values") for value in checks.sequence(values, "values", "Tensors")]
+    if not values:
+        raise ValueError("`values` must hold at least one Tensor or array, got none")
+    op = Concat(_axis(axis, values[0].shape, "concat, `values`"), name)
+    types = {str(value.dtype) for value in values}
+    if len(types) > 1:
+        raise TypeError(
+            f"{op.label}: `values` must have one type, got {' and '.join(sorted(types))}; use "
+            "mc.cast"
+        )
+    if not any(isinstance(value, Tensor) for value in values):
+        op.build(tuple(value.shape for value in values), None)
+    return apply(op, *values)
+
+
+class ReduceSum(Op):
+    """The sum along some axes, or of all elements; each element gets the gradient of its sum."""
+
+    mean = False
+
+    def __init__(self, axis: Any, keepdims: bool, name: str | None = None) -> None:
+        super().__init__(name)
+        self.axis = axis  # a tuple; None: all
+        self.keepdims = checks.boolean(keepdims, "keepdims")
+
+    def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
+        axes = self.axes(len(input_shape))
+        if self.axis is not None:
+            for axis in axes:
+                _row_axis(axis, input_shape, self.label)
+        if self.keepdims:
+            return tuple(1 if axis in axes else size for axis, size in enumerate(input_shape))
+        return tuple(size for axis, size in enumerate(input_shape) if axis not in axes)
+
+    def axes(self, rank: int) -> tuple[int, ...]:
+        """Return the axes, counted from the front."""
+        return tuple(range(rank)) if self.axis is None else self.axis
+
+    def forward(self, x: Any, ctx: Context) -> Any:
+        compute = np.mean if self.mean else np.sum
+        y = compute(x, axis=self.axis, dtype=np.float64, keepdims=self.keepdims).astype(x.dtype)
+        ctx[self] = x.shape, y.shape, x.dtype
+        return y
+
+    def backward(self, dy: Any, ctx: Context, need_dx: bool = True) -> Any:
+        shape, reduced, dtype = ctx[self]
+        dy = dy if reduced else np.asarray(dy, dtype)  # that of a loss is a number
+        checks.gradient(dy, reduced, dtype, self.label)
+        if not need_dx:
+            return None
+        axes = self.axes(len(shape))
+        if not self.keepdims:
+            dy = np.expand_dims(dy, axes)
+        count = math.prod(shape[axis] for axis in axes) if self.mean else 1
+        return np.ascontiguousarray(np.broadcast_to(dy / max(count, 1), shape))
+
+
+class ReduceMean(ReduceSum):
+    """The mean along some axes, or of all elements."""
+
+    mean = True
+
+
+def reduce_sum(
+    input_tensor: Any, axis: Any = None, keepdims: bool = False, name: str | None = None
+) -> Any:
+    """Return the sum along some axes, or of all elements.
+
+    It is added up in float64.
+
+    Parameters
+    ----------
+    input_tensor : ndarray or Tensor
+        (N, ...), float32 or float64.
+    axis : int or list of int, optional
+        By default all axes. For a Tensor not the batch, 0, alone.
+    keepdims : bool
+        Whether the axes stay, with size 1.
+    name : str, optional
+
+    Returns
+    -------
+    ndarray or Tensor
+        Of the type of `input_tensor`.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> mc.reduce_sum(np.array([[1.0, 2.0], [3.0, 4.0]]), axis=1)
+    array([3., 7.])
+    """
+    return _reduce(ReduceSum, input_tensor, axis, keepdims, name)
+
+
+def reduce_mean(
+    input_tensor: Any, axis: Any = None, keepdims: bool = False, name: str | None = None
+) -> Any:
+    """Return the mean along some axes, or of all elements.
+
+    The mean of all elements of a Tensor can be a loss. It is added up in float64.
+
+    Parameters
+    ----------
+    input_tensor, axis, keepdims, name
+        As for `reduce_sum`.
+
+    Returns
+    -------
+    ndarray or Tensor
+        Of the type of `input_tensor`.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> image = mc.Graph().placeholder("image", (None, 7, 7, 64), np.float32)
+    >>> mc.reduce_mean(image, axis=[1, 2])
+    Tensor('reduce_mean', shape=(None, 64), dtype=float32)
+    """
+    return _reduce(ReduceMean, input_tensor, axis, keepdims, name)
+
+
+def _reduce(kind: type[ReduceSum], x: Any, axis: Any, keepdims: bool, name: str | None) -> Any:
+    x = _floats(x, name or kind.kind, "input_tensor")
+    if axis is not None:
+        axes = [axis] if isinstance(axis, int | np.integer) else checks.sequence(axis, "axis")
+        axis = tuple(sorted({_axis(each, x.shape, kind.kind) % len(x.shape) for each in axes}))
+    return apply(kind(axis, keepdims, name), x)
 
 
 def _array(value: Any, name: str, check: Callable[..., np.ndarray] = checks.array) -> Any:
@@ -719,6 +1027,17 @@ def _floats(value: Any, name: str, argument: str = "inputs") -> Any:
             f"{name}: float32 or float64 expected, got {describe(result)}; cast `{argument}` first"
         )
     return result
+
+
+def _row_axis(axis: int, shape: Shape, label: str) -> int:
+    """Return an axis after the batch, counted from the front; raise if there is no such axis."""
+    row_axis = axis + len(shape) if axis < 0 else axis
+    if not 0 < row_axis < len(shape):
+        raise ValueError(
+            f"{label}: `axis` {axis} is not one of the axes after the batch of an input of shape "
+            f"{shape}"
+        )
+    return row_axis
 
 
 def _axis(axis: Any, shape: Shape, label: str) -> int:

@@ -350,15 +350,12 @@ def test_bytes_become_floats():
 # Arguments in another order or form ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("use", [
-    lambda x: x / 255, lambda x: 1 - x, lambda x: np.float32(2) * x, lambda x: -x, np.exp,
-    lambda x: np.argmax(x, axis=1), lambda x: np.ones(3, np.float32) + x, np.asarray,
-])
+@pytest.mark.parametrize("use", [np.mean, lambda x: np.argmax(x, axis=1), np.asarray])
 def test_numpy_on_a_tensor(use):
     x = mc.Graph().placeholder("x", (None, 3), np.float32)
     message = refused(use, x)
     assert message.startswith("Tensor('x', shape=(None, 3), dtype=float32) has no value yet, so ")
-    for name in ("softmax", "argmax", "cast", "reshape", "one_hot"):
+    for name in ("concat", "reduce_mean", "softmax", "argmax", "cast", "reshape", "one_hot"):
         assert name in message and hasattr(mc, name)
     assert describe(x) == "Tensor('x', shape=(None, 3), dtype=float32)"
 

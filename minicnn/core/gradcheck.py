@@ -11,6 +11,7 @@ neighbours.
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from minicnn.core import checks
 from minicnn.core.context import Context
-from minicnn.core.op import Op, forget
+from minicnn.core.op import Op, forget, gradients
 
 _STEPS = (1e-5, 1e-7)  # the second if the first fails: it may have crossed a kink
 _GAP = 1e-3  # the least difference of two inputs, so that a step never makes them equal
@@ -28,7 +29,7 @@ _GAP = 1e-3  # the least difference of two inputs, so that a step never makes th
 class GradientError:
     """One error: the array, the entry and the numbers that differ."""
 
-    array: str  # "inputs", a parameter's name, "dy" or "output"
+    array: str  # "inputs" ("inputs[0]" of several), a parameter's name, "dy" or "output"
     problem: str
     index: tuple[int, ...] | None = None  # None: not a single entry
     analytic: float = math.nan
@@ -116,8 +117,9 @@ def check_gradients(
     ----------
     layer : Op
         A layer, a Sequential, or your own op with `forward` and `backward`.
-    input_shape : tuple of int
-        With a batch size: (2, 8, 8, 3).
+    input_shape : tuple of int, or list of such tuples
+        With a batch size: (2, 8, 8, 3). For an op of several inputs a list with the shape of each.
+        An input whose gradient is None is not checked.
     seed : int
         The seed of the inputs, the start values, the loss and each pass: dropout drops the same
         elements in all passes.
@@ -147,30 +149,49 @@ def check_gradients(
     square: gradients wrong (2 slopes, 0 skipped)
       inputs[0, 0]: backward says ..., differences say ..., error ...
       inputs[1, 0]: backward says ..., differences say ..., error ...
+
+    An op of two inputs:
+
+    >>> class Product(mc.Op):
+    ...     def forward(self, a, b, ctx):
+    ...         ctx[self] = a, b
+    ...         return a * b
+    ...     def backward(self, dy, ctx, need_dx=True):
+    ...         a, b = ctx[self]
+    ...         return dy * b, dy * a
+    >>> print(mc.check_gradients(Product(), [(3, 2), (3, 2)]))
+    product: gradients right (20 slopes, 0 skipped)
     """
     checks.instance(layer, Op, "layer", "a layer or an op")
-    shape = checks.integers(input_shape, "input_shape", 1)
-    checks.allocatable(shape, "the array of this `input_shape`")
+    sizes = checks.sequence(input_shape, "input_shape")
+    several = any(isinstance(size, list | tuple) for size in sizes)
+    shapes = [checks.integers(each, "input_shape", 1) for each in (sizes if several else [sizes])]
+    for shape in shapes:
+        checks.allocatable(shape, "the array of this `input_shape`")
     seed = checks.integer(seed, "seed", 0)
     entries = checks.integer(entries, "entries")
     tolerance = checks.number(tolerance, "tolerance", least=0)
     check = _Check(copy.deepcopy(layer), seed, training, tolerance, entries)
-    check.build(shape)
+    check.build(shapes)
     if not check.report.errors:
-        check.slopes(_spaced(shape, check.rng))
+        check.slopes([_spaced(shape, check.rng) for shape in shapes])
     if not check.report.errors and checks.boolean(ties, "ties"):
-        x, groups = _tied(shape, check.rng)
-        check.report.errors += check.compare_each(check.gradients(x)[0], groups)
+        tied = [_tied(shape, check.rng) for shape in shapes]
+        xs = [x for x, _ in tied]
+        for array in check.gradients(xs):
+            for x, groups in tied:
+                if array.values is x:
+                    check.report.errors += check.compare_each(array, groups)
     return check.report
 
 
 class _Array(NamedTuple):
-    """An array that the output depends on: the inputs x, or a parameter."""
+    """An array that the output depends on: one of the inputs xs, or a parameter."""
 
     name: str
     values: np.ndarray
     gradient: np.ndarray
-    x: np.ndarray
+    xs: list[np.ndarray]
 
 
 class _Check:
@@ -182,26 +203,29 @@ class _Check:
         self.rng = np.random.default_rng(seed)
         self.report = GradientReport(layer.label)
 
-    def build(self, shape: tuple[int, ...]) -> None:
+    def build(self, shapes: list[tuple[int, ...]]) -> None:
         """Build the layer and compare its output with the declared shape."""
         forget(self.layer)  # the layer is a copy
-        declared = tuple(self.layer.build((None, *shape[1:]), self.rng, np.float64))
+        rows: Any = tuple((None, *shape[1:]) for shape in shapes)
+        given = rows if len(rows) > 1 else rows[0]
+        declared = tuple(self.layer.build(given, self.rng, np.float64))
         for parameter in self.layer.parameters:
             parameter.value[...] += self.rng.uniform(-0.25, 0.25, parameter.shape)
-        y, _ = self.forward(_spaced(shape, self.rng))
-        real = (None, *y.shape[1:]) if y.shape[:1] == shape[:1] else y.shape
+        y, _ = self.forward([_spaced(shape, self.rng) for shape in shapes])
+        real = (None, *y.shape[1:]) if y.shape and y.shape[0] == shapes[0][0] else y.shape
         self.expect(real == declared, "output", f"build says {declared}, forward returns {real}")
         self.expect(y.dtype == np.float64, "output", f"{y.dtype} for inputs of float64")
         self.g = self.not_small(y.shape)  # dL/dy
 
-    def slopes(self, x: np.ndarray) -> None:
+    def slopes(self, xs: list[np.ndarray]) -> None:
         """Check the gradients of the inputs and of the parameters."""
-        arrays = self.gradients(x)
-        others = self.gradients(x, need_dx=False)
+        arrays = self.gradients(xs)
+        others = {array.name: array.gradient for array in self.gradients(xs, need_dx=False)}
         if self.report.errors:  # arguments were changed: the numbers are wrong
             return
-        for array, other in zip(arrays, others, strict=True):
-            same = array.values is x or np.array_equal(array.gradient, other.gradient, True)
+        for array in arrays:
+            is_input = any(array.values is x for x in xs)
+            same = is_input or np.array_equal(array.gradient, others[array.name], True)
             self.expect(same, array.name, "need_dx=False changes the gradient")
             every = np.arange(array.values.size)
             wrong = self.compare_each(array, every[:, None])
@@ -224,12 +248,12 @@ class _Check:
         self.report.checked += 1
         analytic = float((array.gradient.reshape(-1)[where] * move).sum())
         start = array.values.flat[where]
-        y, _ = self.forward(array.x)
+        y, _ = self.forward(array.xs)
         for step in _STEPS:
             array.values.flat[where] = start + step * move
-            above = float(((self.forward(array.x)[0] - y) * self.g).sum()) / step
+            above = float(((self.forward(array.xs)[0] - y) * self.g).sum()) / step
             array.values.flat[where] = start - step * move
-            below = float(((y - self.forward(array.x)[0]) * self.g).sum()) / step
+            below = float(((y - self.forward(array.xs)[0]) * self.g).sum()) / step
             array.values.flat[where] = start
             numeric = (above + below) / 2
             scale = max(1.0, abs(analytic), abs(numeric))
@@ -240,36 +264,49 @@ class _Check:
             self.report.skipped += 1
             return []
         problem = f"backward says {analytic:.9g}, differences say {numeric:.9g}, error {error:.2g}"
-        if math.isnan(analytic) and array.values is not array.x:
+        if math.isnan(analytic) and not array.name.startswith("inputs"):
             problem += "; `grad` was NaN before: overwrite it, do not add to it"
         elif where.size > 1:
             problem += f"; here {where.size} entries move together"
         index = tuple(map(int, np.unravel_index(where[0], array.values.shape)))
         return [GradientError(array.name, problem, index, analytic, numeric, error)]
 
-    def forward(self, x: np.ndarray) -> tuple[np.ndarray, Context]:
+    def forward(self, xs: list[np.ndarray]) -> tuple[np.ndarray, Context]:
         """Return a copy of the output (it may be x itself), and the context of the pass."""
-        before = x.copy()
+        before = copy.deepcopy(xs)
         ctx = Context(self.training, np.random.default_rng(self.seed))
-        y = np.array(self.layer.forward(x, ctx))
-        self.expect(np.array_equal(x, before), "inputs", "forward changes them")
+        forward: Callable[..., Any] = self.layer.forward  # of as many arrays as inputs
+        y = np.array(forward(*xs, ctx))
+        self.unchanged(xs, before, "forward")
         return y, ctx
 
-    def gradients(self, x: np.ndarray, need_dx: bool = True) -> list[_Array]:
+    def unchanged(self, xs: list[np.ndarray], before: list[np.ndarray], method: str) -> None:
+        """Add a problem unless the inputs are what they were."""
+        same = all(map(np.array_equal, xs, before))
+        self.expect(same, "inputs", f"{method} changes them")
+
+    def gradients(self, xs: list[np.ndarray], need_dx: bool = True) -> list[_Array]:
         """Return copies of the gradients of the inputs and of the trainable parameters."""
         trained = [parameter for parameter in self.layer.parameters if parameter.trainable]
         for parameter in trained:
             parameter.grad[...] = math.nan  # to be overwritten
-        _, ctx = self.forward(x)
-        before = x.copy()
+        _, ctx = self.forward(xs)
+        before = copy.deepcopy(xs)
         dy = self.g.copy()
-        dx = np.array(self.layer.backward(dy, ctx, need_dx))
+        dx = self.layer.backward(dy, ctx, need_dx)
         self.expect(np.array_equal(dy, self.g), "dy", "backward changes it")
-        self.expect(np.array_equal(x, before), "inputs", "backward changes them")
-        fits = dx.shape == x.shape or not need_dx
-        self.expect(fits, "inputs", f"the gradient is of shape {dx.shape}, not {x.shape}")
-        arrays = [(p.name, p.value, p.grad.copy()) for p in trained]
-        return [_Array(*array, x) for array in [("inputs", x, dx), *arrays]]
+        self.unchanged(xs, before, "backward")
+        arrays = []
+        for number, gradient in enumerate(gradients(self.layer, dx, len(xs)) if need_dx else ()):
+            x, name = xs[number], "inputs" if len(xs) == 1 else f"inputs[{number}]"
+            if gradient is None and len(xs) > 1:
+                continue
+            got = np.array(gradient)
+            fits = got.shape == x.shape
+            self.expect(fits, name, f"the gradient is of shape {got.shape}, not {x.shape}")
+            arrays.append((name, x, got))
+        arrays += [(p.name, p.value, p.grad.copy()) for p in trained]
+        return [_Array(*array, xs) for array in arrays]
 
     def not_small(self, shape: tuple[int, ...]) -> Any:
         """Return random numbers from 0.5 to 1.5 with random signs."""

@@ -31,6 +31,11 @@ class Built(NamedTuple):
 class Op(hints.Hinting):
     """A differentiable function of arrays; layers are ops with parameters.
 
+    An op may have several inputs: ``forward(self, a, b, ctx)``, applied as ``op(a, b)``. Its
+    `backward` returns a tuple with one gradient for each input, None where there is none. If the
+    output has another shape than the inputs, or theirs differ, `build` returns it; it gets a tuple
+    with the shape of each input. `check_gradients` checks such an op, too.
+
     Parameters
     ----------
     name : str, optional
@@ -47,6 +52,22 @@ class Op(hints.Hinting):
     ...         return 2 * dy
     >>> Double()(np.ones(2, np.float32))
     array([2., 2.], dtype=float32)
+
+    The squared distance of two rows:
+
+    >>> class Distance(mc.Op):
+    ...     def build(self, input_shape, rng, dtype=np.float32):
+    ...         return input_shape[0][:1]
+    ...     def forward(self, a, b, ctx):
+    ...         ctx[self] = a - b
+    ...         return ((a - b) ** 2).sum(axis=1)
+    ...     def backward(self, dy, ctx, need_dx=True):
+    ...         da = 2 * dy[:, None] * ctx[self]
+    ...         return da, -da
+    >>> Distance()(np.ones((1, 3)), np.zeros((1, 3)))
+    array([3.])
+    >>> print(mc.check_gradients(Distance(), [(4, 3), (4, 3)]).ok)
+    True
     """
 
     kind = "op"  # the class in default names: max_pooling2d for MaxPooling2D
@@ -243,6 +264,15 @@ def _recorded(build: Callable[..., Shape]) -> Callable[..., Shape]:
     return build_and_record
 
 
+def _refusing(problem: str) -> Any:
+    """Return a method of Tensor that raises an error."""
+
+    def refuse(self: Any, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(f"{self!r} has no value yet, so {problem}")
+
+    return refuse
+
+
 class Tensor:
     """A value that a graph will compute: its name, shape and dtype.
 
@@ -292,16 +322,23 @@ class Tensor:
             "`params` instead."
         )
 
-    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
-        raise TypeError(
-            f"{self!r} has no value yet, so NumPy's functions and arithmetic cannot use it; scale "
-            "arrays before they are given (x / 255), or use minicnn's functions (softmax, argmax, "
-            "cast, reshape, one_hot) or a Layer of your own"
-        )
-
-    __array__ = __array_ufunc__ = _refuse
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _refuse
-    __truediv__ = __rtruediv__ = __matmul__ = __rmatmul__ = __pow__ = __neg__ = _refuse
+    # `minicnn.ops` adds + - * and / by a number. NumPy leaves ndarray + Tensor to the Tensor.
+    __array_ufunc__ = None
+    __array__ = __array_function__ = _refusing(
+        "NumPy's functions cannot use it; use minicnn's (concat, reduce_mean, reduce_sum, softmax, "
+        "argmax, cast, reshape, one_hot) or an Op of your own"
+    )
+    __len__ = __iter__ = _refusing("it has no rows; the sizes of a row are in `shape`")
+    __float__ = __int__ = __complex__ = _refusing(
+        "it is not a number; return it in `predictions`, or print it with a LoggingTensorHook"
+    )
+    __lt__ = __le__ = __gt__ = __ge__ = _refusing(
+        "it cannot be compared; compare the arrays that predict returns, or write an Op"
+    )
+    __pow__ = __rpow__ = __matmul__ = __rmatmul__ = __mod__ = __floordiv__ = __abs__ = _refusing(
+        "only + - * and / by a number work; write x * x for a square, layers.dense for a product "
+        "of matrices, or an Op of your own"
+    )
 
 
 def apply(op: Op, *inputs: Any) -> Any:

@@ -343,14 +343,42 @@ def _cast(file: _File, op: Op, x: _Value, shape: Shape) -> _Value:
     return x._replace(name=file.node("Cast", [x.name], op.label, to=file.type(op.output_dtype)))
 
 
+def _scale(file: _File, op: Any, x: _Value, shape: Shape) -> _Value:
+    y = x.name
+    for kind, number, neutral in (("Mul", op.factor, 1), ("Add", op.offset, 0)):
+        if number != neutral:
+            constant = file.constant(np.array(number, np.float64), f"{op.label}/{kind.lower()}")
+            like = file.node("CastLike", [constant, y], op.label)
+            y = file.node(kind, [y, like], op.label)
+    return x._replace(name=y)
+
+
+def _reduce(file: _File, op: Any, x: _Value, shape: Shape) -> _Value:
+    inputs = [file.name_of(x)]
+    attributes: dict[str, Any] = {"keepdims": int(op.keepdims)}
+    if op.axis is not None and op.mean:
+        attributes["axes"] = op.axis  # an input only since opset 18
+    elif op.axis is not None:
+        inputs.append(file.constant(np.array(op.axis, np.int64), f"{op.label}/axes"))
+    return _Value(file.node(type(op).__name__, inputs, op.label, **attributes))
+
+
 def _pair(file: _File, op: Op, inputs: Sequence[_Value], shape: Shape) -> _Value:
     is_nchw = all(x.is_nchw for x in inputs)
     names = [file.name_of(x, is_nchw) for x in inputs]
-    return _Value(file.node(type(op).__name__, names, op.label), is_nchw)
+    kind = "Add" if type(op) is ops.Add else "Mul"
+    return _Value(file.node(kind, names, op.label), is_nchw)
+
+
+def _concat(file: _File, op: Any, inputs: Sequence[_Value], shape: Shape) -> _Value:
+    names = [file.name_of(x) for x in inputs]
+    return _Value(file.node("Concat", names, op.label, axis=op.axis))
 
 
 _OF_SEVERAL: dict[type[Op], Callable[[_File, Any, Sequence[_Value], Shape], _Value]] = {
     ops.Add: _pair,
+    ops.Multiply: _pair,
+    ops.Concat: _concat,
 }
 
 _EXPORTS: dict[type[Op], Callable[[_File, Any, _Value, Shape], _Value]] = {
@@ -373,4 +401,7 @@ _EXPORTS: dict[type[Op], Callable[[_File, Any, _Value, Shape], _Value]] = {
     ops.Argmax: _argmax,
     ops.OneHot: _one_hot,
     ops.Cast: _cast,
+    ops.Scale: _scale,
+    ops.ReduceSum: _reduce,
+    ops.ReduceMean: _reduce,
 }

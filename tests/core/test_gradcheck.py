@@ -481,3 +481,82 @@ def test_report_of_what_is_wrong():
     assert lines[10] == "  inputs[0, 9]: it is wrong"
     assert lines[11:] == ["  and 2 more"]
     assert str(GradientError("dy", "it is wrong")) == "dy: it is wrong"
+
+
+# Ops of several inputs
+
+
+class Product(mc.Op):
+    """The rows of a times the columns of b: (N, K) and (N, K, M) give (N, M)."""
+
+    factor = 1.0
+
+    def build(self, input_shape, rng, dtype=np.float32):
+        (_, rows), (_, also_rows, columns) = input_shape
+        assert rows == also_rows
+        return (None, columns)
+
+    def forward(self, a, b, ctx):
+        ctx[self] = a, b
+        return np.einsum("nk,nkm->nm", a, b)
+
+    def backward(self, dy, ctx, need_dx=True):
+        a, b = ctx[self]
+        da = np.einsum("nm,nkm->nk", dy, b)
+        return da, self.factor * np.einsum("nm,nk->nkm", dy, a)
+
+
+SHAPES = [(2, 3), (2, 3, 4)]
+
+
+def test_an_op_of_two_inputs():
+    report = mc.check_gradients(Product(), SHAPES)
+    assert report.ok, report
+    # One slope for each entry, one along a direction for each array, and one for each tie.
+    assert report.checked == (6 + 1) + (24 + 1) + 4 + 8
+
+
+def test_the_error_names_the_input():
+    op = Product()
+    op.factor = 0.5
+    report = mc.check_gradients(op, SHAPES)
+    assert {error.array for error in report.errors} == {"inputs[1]"}
+    assert len(report.errors) == 24
+    assert str(report.errors[0]).startswith("inputs[1][0, 0, 0]: backward says")
+
+
+def test_an_input_without_a_gradient_is_not_checked():
+    class OnlyFirst(Product):
+        def backward(self, dy, ctx, need_dx=True):
+            return super().backward(dy, ctx)[0], None
+
+    report = mc.check_gradients(OnlyFirst(), SHAPES, ties=False)
+    assert report.ok and report.checked == 6 + 1
+
+
+@pytest.mark.parametrize("wrong", [lambda a, b: a, lambda a, b: (a,), lambda a, b: [a, b]])
+def test_one_gradient_for_each_input(wrong):
+    class Wrong(Product):
+        def backward(self, dy, ctx, need_dx=True):
+            return wrong(*super().backward(dy, ctx))
+
+    message = "wrong: backward must return a tuple of 2 gradients, one for each input"
+    with pytest.raises(ValueError, match=message):
+        mc.check_gradients(Wrong(), SHAPES)
+
+
+def test_a_changed_input_of_two_and_a_gradient_of_another_shape():
+    class Changes(Product):
+        def forward(self, a, b, ctx):
+            b[0] = 0
+            return super().forward(a, b, ctx)
+
+    assert "inputs: forward changes them" in map(str, mc.check_gradients(Changes(), SHAPES).errors)
+
+    class Short(Product):
+        def backward(self, dy, ctx, need_dx=True):
+            da, db = super().backward(dy, ctx)
+            return da, db[..., 0]
+
+    (error,) = mc.check_gradients(Short(), SHAPES).errors
+    assert str(error) == "inputs[1]: the gradient is of shape (2, 3), not (2, 3, 4)"

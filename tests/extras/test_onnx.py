@@ -148,6 +148,9 @@ def test_dense_of_any_rank(path, shape, activation, use_bias):
 
 
 LINKS = st.sampled_from([
+    lambda: mc.ops.Scale(0.5, 2.0),
+    lambda: mc.ops.ReduceMean((1, 2), True),
+    lambda: mc.ops.ReduceSum((3,), True),
     lambda: Conv2D(3, 2, padding="same"),
     lambda: Conv2D(2, (3, 2), strides=(1, 2), padding="same", activation="relu"),
     lambda: Conv2D(4, 2, padding="same", data_format="channels_first"),
