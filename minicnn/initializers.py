@@ -157,6 +157,28 @@ def zeros(shape: tuple[int, ...], rng: Any = None, dtype: Any = np.float32) -> n
     return np.zeros(_shape(shape), checks.float_type(dtype))
 
 
+def ones(shape: tuple[int, ...], rng: Any = None, dtype: Any = np.float32) -> np.ndarray:
+    """Return ones, the usual initial value of a scale.
+
+    Parameters
+    ----------
+    shape : tuple of int
+    rng : ignored
+    dtype : float32 or float64
+
+    Returns
+    -------
+    ndarray
+
+    Examples
+    --------
+    >>> import minicnn as mc
+    >>> mc.initializers.ones((3,))
+    array([1., 1., 1.], dtype=float32)
+    """
+    return np.ones(_shape(shape), checks.float_type(dtype))
+
+
 class constant:  # noqa: N801
     """Initialize with a given number or array.
 
@@ -207,8 +229,9 @@ def get(spec: Spec | None, default: Spec, name: str = "initializer") -> Initiali
     Parameters
     ----------
     spec : str, callable, float or None
-        ``"glorot_uniform"``, ``"uniform_unit_scaling"``, ``"he_normal"`` or ``"zeros"`` in upper or
-        lower case; an initializer; a number for every element; None for the default.
+        ``"glorot_uniform"``, ``"uniform_unit_scaling"``, ``"he_normal"``, ``"zeros"`` or
+        ``"ones"``, in upper or lower case; an initializer; a number for every element; None for
+        the default.
     default : str, callable or float
     name : str
         Name of the argument in error messages.
@@ -275,5 +298,5 @@ def _drawn(draw: Any, of: tuple[float, float], shape: tuple[int, ...], dtype: An
 
 _BY_NAME: dict[str, Initializer] = {
     function.__name__: function
-    for function in (glorot_uniform, uniform_unit_scaling, he_normal, zeros)
+    for function in (glorot_uniform, uniform_unit_scaling, he_normal, zeros, ones)
 }

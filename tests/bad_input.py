@@ -185,6 +185,11 @@ _PLAIN = {"kernel_regularizer": None, "bias_regularizer": None}
 _DROPOUT = {
     "rate": 0.5, "noise_shape": (None, 1, 1, 2), "seed": 0, "training": True, "name": "first",
 }
+_NORM = {
+    "axis": -1, "momentum": 0.9, "epsilon": 0.01, "center": True, "scale": True,
+    "beta_initializer": "zeros", "gamma_initializer": "ones", "moving_mean_initializer": "zeros",
+    "moving_variance_initializer": "ones", "training": True, "trainable": True, "name": "first",
+}
 _LOSS = {"weights": [1.0, 0.0], "label_smoothing": 0.1}
 _START = {"shape": (3, 4), "rng": 0, "dtype": np.float32}
 _SCHEDULE = {"rate": 0.1}
@@ -195,6 +200,7 @@ CALLS = {
     "minicnn.CheckpointError": dict,
     "minicnn.Context": lambda: {
         "training": False, "rng": RNG(0), "save": True, "workspace": mc.Workspace(), "first_row": 0,
+        "total": lambda array: array,
     },
     "minicnn.Estimator": lambda: {
         "model_fn": model_fn, "model_dir": "model", "params": {}, "config": mc.RunConfig(),
@@ -267,10 +273,16 @@ CALLS = {
     "minicnn.tanh": lambda: {"inputs": LOGITS.copy(), "name": "first"},
     "minicnn.warmup": dict,
     "minicnn.layers.Activation": lambda: {"activation": "relu", "name": "first"},
+    "minicnn.layers.AveragePooling2D": lambda: {"pool_size": 2, **_SLIDING},
+    "minicnn.layers.BatchNormalization": lambda: {**_NORM},
     "minicnn.layers.Conv2D": lambda: {**_CONV},
     "minicnn.layers.Dense": lambda: {"units": 3, **_LAYER},
     "minicnn.layers.Dropout": lambda: {**_DROPOUT},
     "minicnn.layers.Flatten": lambda: {"name": "first"},
+    "minicnn.layers.GlobalAveragePooling2D": lambda: {
+        "data_format": "channels_last", "name": "first",
+    },
+    "minicnn.layers.GlobalMaxPooling2D": lambda: {"data_format": "channels_last", "name": "first"},
     "minicnn.layers.Layer": lambda: {"name": "first"},
     "minicnn.layers.MaxPooling2D": lambda: {"pool_size": 2, **_SLIDING},
     "minicnn.layers.Residual": lambda: {
@@ -278,6 +290,10 @@ CALLS = {
     },
     "minicnn.layers.Reshape": lambda: {"target_shape": (12, 6), "name": "first"},
     "minicnn.layers.Sequential": lambda: CALLS["minicnn.Sequential"](),
+    "minicnn.layers.average_pooling2d": lambda: {
+        "inputs": tensor(6, 6, 2), "pool_size": 2, **_SLIDING,
+    },
+    "minicnn.layers.batch_normalization": lambda: {"inputs": tensor(6, 6, 2), **_NORM},
     "minicnn.layers.conv2d": lambda: {"inputs": tensor(6, 6, 2), **_CONV, **_PLAIN},
     "minicnn.layers.dense": lambda: {"inputs": tensor(6, 6, 2), "units": 3, **_LAYER, **_PLAIN},
     "minicnn.layers.dropout": lambda: {"inputs": tensor(6, 6, 2), **_DROPOUT},
@@ -351,6 +367,7 @@ CALLS = {
     "minicnn.initializers.glorot_uniform": lambda: {**_START},
     "minicnn.initializers.uniform_unit_scaling": lambda: {**_START},
     "minicnn.initializers.he_normal": lambda: {**_START},
+    "minicnn.initializers.ones": lambda: {**_START},
     "minicnn.initializers.zeros": lambda: {**_START},
     "minicnn.initializers.constant": lambda: {"value": 0.5},
     "minicnn.initializers.get": lambda: {"spec": "zeros", "default": "zeros", "name": "spec"},
@@ -387,10 +404,13 @@ CALLS = {
 
 # Methods, and their arguments.
 _LAYERS = {
-    mc.layers.Activation: ["relu"], mc.layers.Conv2D: [2, 3], mc.layers.Dense: [3],
-    mc.layers.Dropout: [0.5], mc.layers.Flatten: [], mc.layers.MaxPooling2D: [2],
-    mc.layers.Reshape: [(-1,)], mc.layers.Residual: [mc.layers.Activation("relu")],
-    mc.Sequential: [[mc.layers.Flatten()]],
+    mc.layers.Activation: ["relu"], mc.layers.AveragePooling2D: [2],
+    mc.layers.BatchNormalization: [], mc.layers.Conv2D: [2, 3], mc.layers.Dense: [3],
+    mc.layers.Dropout: [0.5], mc.layers.Flatten: [],
+    mc.layers.GlobalAveragePooling2D: [], mc.layers.GlobalMaxPooling2D: [],
+    mc.layers.MaxPooling2D: [2],
+    mc.layers.Reshape: [(-1,)],
+    mc.layers.Residual: [mc.layers.Activation("relu")], mc.Sequential: [[mc.layers.Flatten()]],
 }
 
 new = copy.deepcopy  # for arguments: a layer among them is not built yet
@@ -457,7 +477,8 @@ INTERNAL = {
     r"(Op|SoftmaxCrossEntropy)\.\w+|Graph\.add": "a graph, which has checked what is applied",
     r"(step|exponential|cosine)_decay\.__call__|constant\.__call__": "an optimizer or a layer",
     r"Parameter\.writable|Sequential\.check_inputs": "a layer or an optimizer",
-    r"(Layer|Conv2D|Dense|Dropout|Residual)\.(?!build$|forward$|backward$)\w+": "a layer",
+    r"(Layer|BatchNormalization|Conv2D|Dense|Dropout|Residual)\.(?!build$|forward$|backward$)\w+":
+        "a layer",
     r"Affine\.\w+": "the base of Conv2D and Dense, whose methods are called here",
     r"Layer\.build": "the layers' own, which are called here",
     r"(Context|Workspace)\.\w+": "a layer",
@@ -497,7 +518,8 @@ def digit_on_paper():
 USES = {
     "minicnn.MetricSpec": compute,
     **{f"minicnn.layers.{name}": through for name in (
-        "Activation", "Conv2D", "Dense", "Dropout", "Flatten", "MaxPooling2D", "Reshape",
+        "Activation", "AveragePooling2D", "BatchNormalization", "Conv2D", "Dense", "Dropout",
+        "Flatten", "GlobalAveragePooling2D", "GlobalMaxPooling2D", "MaxPooling2D", "Reshape",
         "Residual",
     )},
     "minicnn.losses.SoftmaxCrossEntropy": lambda op: op.forward(
@@ -526,7 +548,10 @@ ARGUMENTS = {
     "units": "size", "filters": "size", "kernel_size": "pair", "pool_size": "pair",
     "strides": "pair", "dilation_rate": "pair", "padding": "word", "data_format": "word",
     "activation": "activation", "kernel_initializer": "initializer",
-    "bias_initializer": "initializer", "kernel_regularizer": "regularizer",
+    "bias_initializer": "initializer", "beta_initializer": "initializer",
+    "gamma_initializer": "initializer", "moving_mean_initializer": "initializer",
+    "moving_variance_initializer": "initializer", "center": "flag", "scale": "flag",
+    "total": "function", "kernel_regularizer": "regularizer",
     "bias_regularizer": "regularizer", "seed": "seed", "rng": "rng", "dtype": "float type",
     "axis": "axis", "depth": "size", "path": "path",
     "checkpoint_path": "path", "rate": "at least 0", "factor": "at least 0",
@@ -579,6 +604,8 @@ ARGUMENTS = {
     "minicnn.layers.dropout.noise_shape": "noise shape", "minicnn.layers.Dropout.rate": "share",
     "minicnn.layers.dropout.rate": "share", "minicnn.layers.Reshape.target_shape": "row",
     "minicnn.reshape.shape": "row", "minicnn.check_gradients.input_shape": "shape",
+    "minicnn.layers.BatchNormalization.epsilon": "at least 0",
+    "minicnn.layers.batch_normalization.epsilon": "at least 0",
     "minicnn.metrics.mean.values": "values", "minicnn.optimizers.get.optimizer": "optimizer",
     "minicnn.hooks.LoggingTensorHook.tensors": "fetches",
     "minicnn.hooks.NanTensorHook.loss_tensor": "fetch",
@@ -686,8 +713,10 @@ ACCEPTED = {
     "minicnn.Estimator.params": "the user's own, handed on to model_fn",
     "minicnn.MetricSpec.prediction_key": [([None], "where there is one prediction")],
     "minicnn.optimize_loss.name": "kept for the guide's signature, and not looked at",
-    "minicnn.initializers.zeros.rng": "not looked at: nothing is drawn",
-    "minicnn.initializers.zeros.shape": [([(3,), ()], "the shape of a bias, of a number")],
+    **{f"minicnn.initializers.{name}.rng": "not looked at: nothing is drawn"
+       for name in ("ones", "zeros")},
+    **{f"minicnn.initializers.{name}.shape": [([(3,), ()], "the shape of a bias, of a number")]
+       for name in ("ones", "zeros")},
     "minicnn.initializers.get.default": "the library's own",
     "minicnn.initializers.get.name": "the library's own",
     "minicnn.initializers.get.spec": [
@@ -699,7 +728,11 @@ ACCEPTED = {
                     "softmax_cross_entropy_with_grad")},
     "minicnn.datasets.Dataset.seed": [([None], "a new one is drawn")],
     "minicnn.datasets.load_dataset.seed": [([None], "a new one is drawn")],
-    "minicnn.layers.max_pooling2d.strides": [([None], "the size of the window, as in the class")],
+    **{f"minicnn.layers.{name}.strides": [([None], "the size of the window, as in the class")]
+       for name in ("average_pooling2d", "max_pooling2d")},
+    **{f"minicnn.layers.{name}.{which}_initializer": [([None], "the default")]
+       for name in ("BatchNormalization", "batch_normalization")
+       for which in ("beta", "gamma", "moving_mean", "moving_variance")},
     "minicnn.layers.Conv2D.bias_initializer": [([None], "the default, zeros")],
     "minicnn.layers.Dense.bias_initializer": [([None], "the default, zeros")],
     "minicnn.layers.conv2d.bias_initializer": [([None], "the default, zeros")],
@@ -714,13 +747,15 @@ ACCEPTED = {
     "Sequential.reset_parameters.input_shape": [([(3,)], "rows of one number each")],
     "Optimizer.load_state_dict.parameters": [([[_PARAMETER] * 2], "the same state twice")],
     **{f"{layer}.build.rng": "nothing is drawn" for layer in (
-        "Activation", "Dropout", "Flatten", "MaxPooling2D", "Reshape", "Residual")},
+        "Activation", "AveragePooling2D", "Dropout", "Flatten", "GlobalAveragePooling2D",
+        "GlobalMaxPooling2D", "MaxPooling2D", "Reshape", "Residual")},
     **{f"{layer}.build.input_shape": [([(3,)], "rows of one number each")] for layer in (
         "Activation", "Dropout", "Flatten", "Reshape", "Residual", "Sequential")},
     "*.need_dx": "whatever counts as true: the loop's own flag, in every step",
     **{f"{layer}.{method}.ctx": "the loop's own; Sequential, which users call, looks at it"
        for layer in (
-           "Activation", "Conv2D", "Dense", "Dropout", "Flatten", "MaxPooling2D", "Reshape",
+           "Activation", "AveragePooling2D", "BatchNormalization", "Conv2D", "Dense", "Dropout",
+           "Flatten", "GlobalAveragePooling2D", "GlobalMaxPooling2D", "MaxPooling2D", "Reshape",
            "Residual")
        for method in ("forward", "backward")},
 }
@@ -808,7 +843,8 @@ def title(value):
 # What a call changes by design.
 CHANGES = {
     **{f"minicnn.layers.{name}": "the graph notes the layer"
-       for name in ("conv2d", "dense", "dropout", "flatten", "max_pooling2d")},
+       for name in ("average_pooling2d", "batch_normalization", "conv2d", "dense", "dropout",
+                    "flatten", "max_pooling2d")},
     "minicnn.layers.Residual": "its layers are built when the result is used",
     "Optimizer.step": "it changes the parameters",
     "minicnn.optimizers.clip_by_global_norm": "it scales the gradients",

@@ -146,6 +146,81 @@ def max_pool2d_backward(x, dy, pool, strides, padding="valid"):
     return dx
 
 
+# Average pooling ----------------------------------------------------------------------------------
+#
+#   y[n, oy, ox, c] = mean of x[n, iy, ix, c] over the window, inside the image
+
+
+def pool_windows(size, pool, strides, padding):
+    """Yield (oy, ox, positions): each output position and the input positions of its window."""
+    rows = windows(size[0], pool[0], strides[0], 1, padding)
+    columns = windows(size[1], pool[1], strides[1], 1, padding)
+    for oy, row in enumerate(rows):
+        for ox, column in enumerate(columns):
+            yield oy, ox, [(iy, ix) for _, iy in row for _, ix in column]
+
+
+def average_pool2d(x, pool, strides, padding="valid"):
+    """Return the mean of each window: x (N, H, W, C) -> y (N, OH, OW, C)."""
+    x = as_float64(x)
+    out_h = output_size(x.shape[1], pool[0], strides[0], 1, padding)
+    out_w = output_size(x.shape[2], pool[1], strides[1], 1, padding)
+    y = np.zeros((x.shape[0], out_h, out_w, x.shape[3]))
+    for oy, ox, positions in pool_windows(x.shape[1:3], pool, strides, padding):
+        for iy, ix in positions:
+            y[:, oy, ox] += x[:, iy, ix] / len(positions)
+    return y
+
+
+def average_pool2d_backward(x, dy, pool, strides, padding="valid"):
+    """Return the gradient dx of sum(average_pool2d(x) * dy)."""
+    x, dy = as_float64(x, dy)
+    dx = np.zeros_like(x)
+    for oy, ox, positions in pool_windows(x.shape[1:3], pool, strides, padding):
+        for iy, ix in positions:
+            dx[:, iy, ix] += dy[:, oy, ox] / len(positions)
+    return dx
+
+
+# Batch normalization ------------------------------------------------------------------------------
+#
+#   y[r, c] = gamma[c] * xhat[r, c] + beta[c],  xhat[r, c] = (x[r, c] - mean[c]) / s[c]
+#   mean[c] = 1/R * sum over r of x[r, c],  s[c]^2 = epsilon + 1/R * sum over r of (x - mean)^2
+#
+# for the rows r of all positions of all images. Every x[r, c] changes all of y[:, c].
+
+
+def batch_statistics(x):
+    """Return the mean and the biased variance of each channel of x (..., C)."""
+    rows = as_float64(x).reshape(-1, x.shape[-1])
+    mean = sum(rows) / len(rows)
+    return mean, sum((row - mean) ** 2 for row in rows) / len(rows)
+
+
+def batch_normalization(x, gamma, beta, epsilon, statistics=None):
+    """Return y for x (..., C), with the statistics of x or with given ones."""
+    x, gamma, beta = as_float64(x, gamma, beta)
+    mean, variance = batch_statistics(x) if statistics is None else as_float64(*statistics)
+    return gamma * (x - mean) / np.sqrt(variance + epsilon) + beta
+
+
+def batch_normalization_backward(x, gamma, dy, epsilon):
+    """Return the gradients dx, dgamma, dbeta of sum(batch_normalization(x) * dy).
+
+    dxhat = dy gamma;  dvar = sum of dxhat (x - mean) * -1/2 s^-3;  dmean = sum of -dxhat / s;
+    dx = dxhat / s + dvar * 2 (x - mean) / R + dmean / R
+    """
+    x, gamma, dy = as_float64(x, gamma, dy)
+    mean, variance = batch_statistics(x)
+    rows, s = x.size // x.shape[-1], np.sqrt(variance + epsilon)
+    axes = tuple(range(x.ndim - 1))
+    dxhat = dy * gamma
+    dvar = (dxhat * (x - mean)).sum(axes) * -0.5 / s**3
+    dmean = (-dxhat / s).sum(axes)
+    dx = dxhat / s + dvar * 2 * (x - mean) / rows + dmean / rows
+    return dx, (dy * (x - mean) / s).sum(axes), dy.sum(axes)
+
+
 # Dense --------------------------------------------------------------------------------------------
 #
 #   y[..., j] = b[j] + sum over i of x[..., i] * w[i, j]

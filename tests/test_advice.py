@@ -483,7 +483,7 @@ def test_the_weights_of_what_is_no_layer(tmp_path):
     ("tf.concat", "np.concatenate"),
     ("tf.Session", "learn.Estimator"),
     ("tf.keras", "minicnn.Sequential"),
-    ("tf.layers.batch_normalization", "tf.layers has conv2d, max_pooling2d, dense"),
+    ("tf.layers.conv3d", "tf.layers has conv2d, max_pooling2d,"),
     ("tf.nonsense", "tf has int32,"),
     ("tf.contrib.slim", "tf.contrib has layers, framework, learn"),
     ("learn.LinearClassifier", "learn has ModeKeys, Estimator"),

@@ -14,6 +14,7 @@ from minicnn.compat import model_fn as model_fn_lib
 
 NAMES = [
     "tf.layers.conv2d", "tf.layers.max_pooling2d", "tf.layers.dense", "tf.layers.dropout",
+    "tf.layers.average_pooling2d", "tf.layers.batch_normalization",
     "tf.nn.relu", "tf.nn.softmax", "tf.one_hot", "tf.cast", "tf.int32", "tf.reshape", "tf.argmax",
     "tf.losses.softmax_cross_entropy", "tf.contrib.layers.optimize_loss",
     "tf.contrib.framework.get_global_step", "tf.metrics.accuracy", "tf.train.LoggingTensorHook",

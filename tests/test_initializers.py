@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from minicnn import initializers
-from minicnn.initializers import constant, glorot_uniform, he_normal, uniform_unit_scaling, zeros
+from minicnn.initializers import (
+    constant,
+    glorot_uniform,
+    he_normal,
+    ones,
+    uniform_unit_scaling,
+    zeros,
+)
 
 # (shape, fan_in, fan_out), counted by hand
 KERNELS = [((5, 5, 16, 40), 400, 1000), ((200, 300), 200, 300), ((1, 1, 300, 200), 300, 200)]
@@ -80,6 +87,12 @@ def test_rng_must_be_a_generator_or_a_seed():
 def test_zeros():
     assert np.array_equal(zeros((2, 3)), np.zeros((2, 3), np.float32))
     assert zeros((2,), None, np.float64).dtype == np.float64
+
+
+def test_ones():
+    assert np.array_equal(ones((2, 3)), np.ones((2, 3), np.float32))
+    assert ones((2,), None, np.float64).dtype == np.float64
+    assert initializers.get("ones", "zeros") is ones
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -162,6 +162,40 @@ def test_max_pool2d_gradient(pool, strides, padding):
 # Dense and ReLU
 
 
+def test_average_pool2d_by_hand():
+    assert_array_equal(plane(naive.average_pool2d(ONE_TO_NINE, (2, 2), (2, 2))), [[3]])
+    # the last row and column have windows of two elements, and the corner one of one
+    expected = [[3, 4.5], [7.5, 9]]
+    assert_array_equal(plane(naive.average_pool2d(ONE_TO_NINE, (2, 2), (2, 2), "same")), expected)
+
+
+@pytest.mark.parametrize(("pool", "strides", "padding"), WINDOWS)
+def test_average_pool2d_gradient(pool, strides, padding):
+    x, g = np.random.default_rng(0).random((2, 2, 4, 5, 2))
+    g = g[:, : naive.output_size(4, pool[0], strides[0], 1, padding)]
+    g = g[:, :, : naive.output_size(5, pool[1], strides[1], 1, padding)]
+    dx = naive.average_pool2d_backward(x, g, pool, strides, padding)
+    assert_gradient(lambda x: naive.average_pool2d(x, pool, strides, padding), x, dx, g)
+
+
+def test_batch_normalization_by_hand():
+    x = np.array([[1.0], [3.0], [5.0], [7.0]])  # mean 4, variance 5
+    assert [float(each) for each in map(np.squeeze, naive.batch_statistics(x))] == [4, 5]
+    y = naive.batch_normalization(x, [2.0], [1.0], 4.0)  # a deviation of 3
+    assert_allclose(y, [[-1], [1 / 3], [5 / 3], [3]])
+    y = naive.batch_normalization(x, [2.0], [1.0], 4.0, ([1.0], [0.0]))
+    assert_allclose(y, [[1], [3], [5], [7]])
+
+
+def test_batch_normalization_gradients():
+    x, g = np.random.default_rng(0).random((2, 2, 3, 1, 2))
+    gamma, beta = np.array([1.5, -2.0]), np.array([0.5, 0.25])
+    dx, dgamma, dbeta = naive.batch_normalization_backward(x, gamma, g, 0.1)
+    assert_gradient(lambda x: naive.batch_normalization(x, gamma, beta, 0.1), x, dx, g)
+    assert_gradient(lambda a: naive.batch_normalization(x, a, beta, 0.1), gamma, dgamma, g)
+    assert_gradient(lambda b: naive.batch_normalization(x, gamma, b, 0.1), beta, dbeta, g)
+
+
 def test_dense_by_hand():
     x, w, b = np.array([[1, 2]]), np.array([[1, 2, 3], [4, 5, 6]]), np.array([10, 20, 30])
     assert_array_equal(naive.dense(x, w, b), [[19, 32, 45]])

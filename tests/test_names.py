@@ -14,6 +14,13 @@ SIGNATURES = {
     "layers.Conv2D": "filters, kernel_size, ...",
     "layers.MaxPooling2D": "pool_size, strides=None, padding='valid', "
         "data_format='channels_last', ...",
+    "layers.AveragePooling2D": "pool_size, strides=None, padding='valid', "
+        "data_format='channels_last', ...",
+    "layers.GlobalAveragePooling2D": "data_format='channels_last', ...",
+    "layers.GlobalMaxPooling2D": "data_format='channels_last', ...",
+    "layers.BatchNormalization": "axis=-1, momentum=0.99, epsilon=0.001, center=True, scale=True, "
+        "beta_initializer='zeros', gamma_initializer='ones', moving_mean_initializer='zeros', "
+        "moving_variance_initializer='ones', trainable=True, name=None, ...",
     "layers.Dense": "units, activation=None, use_bias=True, ...",
     "layers.Dropout": "rate, ...",
     "layers.Flatten": "...",
@@ -39,6 +46,12 @@ SIGNATURES = {
         "bias_regularizer=None, trainable=True, name=None",
     "layers.max_pooling2d": "inputs, pool_size, strides, padding='valid', "
         "data_format='channels_last', name=None",
+    "layers.average_pooling2d": "inputs, pool_size, strides, padding='valid', "
+        "data_format='channels_last', name=None",
+    "layers.batch_normalization": "inputs, axis=-1, momentum=0.99, epsilon=0.001, center=True, "
+        "scale=True, beta_initializer='zeros', gamma_initializer='ones', "
+        "moving_mean_initializer='zeros', moving_variance_initializer='ones', training=False, "
+        "trainable=True, name=None",
     "layers.dense": "inputs, units, activation=None, use_bias=True, kernel_initializer=None, "
         "bias_initializer='zeros', kernel_regularizer=None, bias_regularizer=None, "
         "trainable=True, name=None",

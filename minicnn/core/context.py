@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,9 @@ class Context:
         Buffers to reuse. By default every array is new.
     first_row : int
         The index of the first row, if the batch is a part of a larger one.
+    total : function, optional
+        Returns the sum of an array over all parts of the batch, if other processes compute the
+        others; batch normalization needs it.
 
     Examples
     --------
@@ -48,6 +52,7 @@ class Context:
         save: bool = True,
         workspace: "Workspace | None" = None,
         first_row: int = 0,
+        total: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> None:
         if rng is not None and not isinstance(rng, np.random.Generator):
             raise TypeError(
@@ -59,6 +64,7 @@ class Context:
         self.save = checks.boolean(save, "save")
         self.workspace = checks.instance(workspace, Workspace | None, "workspace", "a Workspace")
         self.first_row = checks.integer(first_row, "first_row", 0)
+        self._total = checks.optional(checks.function, total, "total")
         self._slots: dict[Any, Any] = {}
         self._key: int | None = None
         self._drawn: Counter[str] = Counter()
@@ -92,6 +98,10 @@ class Context:
         self._drawn[label] += 1
         text = f"{self._key} {seed} {label} {self._drawn[label]}"
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+    def total(self, array: np.ndarray) -> np.ndarray:
+        """Return the sum of an array over all parts of the batch, of which this one is a part."""
+        return array if self._total is None else self._total(array)
 
     def empty(self, layer: Any, role: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         """Return an uninitialized array; with a workspace, the buffer of (layer, role)."""

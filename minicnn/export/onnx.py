@@ -232,22 +232,59 @@ def _conv2d(file: _File, layer: Any, x: _Value, shape: Shape) -> _Value:
     weights = [file.constant(layer.kernel.value.transpose(3, 2, 0, 1), layer.kernel.name)]
     if layer.bias is not None:
         weights.append(file.constant(layer.bias.value, layer.bias.name))
-    return file.add(layer.activation, _slide(file, "Conv", layer, x, weights), shape)
+    dilations = layer.window.dilation_h, layer.window.dilation_w
+    return file.add(layer.activation, _slide(file, "Conv", layer, x, weights, dilations=dilations),
+                    shape)
 
 
-def _max_pooling2d(file: _File, layer: Any, x: _Value, shape: Shape) -> _Value:
-    return _slide(file, "MaxPool", layer, x)
+def _pooling2d(file: _File, layer: Any, x: _Value, shape: Shape) -> _Value:
+    kind = "MaxPool" if isinstance(layer, layers.MaxPooling2D) else "AveragePool"
+    if not layer.is_global:
+        return _slide(file, kind, layer, x)
+    images = file.name_of(x, layer.data_format == "channels_last")
+    return _reshape(file, layer, _Value(file.node(f"Global{kind}", [images], layer.label)), shape)
 
 
-def _slide(file: _File, kind: str, layer: Any, x: _Value, weights: Sequence[str] = ()) -> _Value:
+def _slide(
+    file: _File, kind: str, layer: Any, x: _Value, weights: Sequence[str] = (), **attributes: Any
+) -> _Value:
     """Add a node with a sliding window."""
     is_nchw = layer.data_format == "channels_last"
     images = file.name_of(x, is_nchw)
-    window = layer.window
     y = file.node(
         kind, [images, *weights], layer.label, kernel_shape=layer.size, strides=layer.strides,
-        dilations=(window.dilation_h, window.dilation_w), pads=_pads(window),
+        pads=_pads(layer.window), **attributes,
     )
+    return _Value(y, is_nchw)
+
+
+def _batch_normalization(file: _File, layer: Any, x: _Value, shape: Shape) -> _Value:
+    if layer.training:
+        raise ValueError(
+            f"{layer.label}: the statistics of a batch in prediction cannot be exported; "
+            "`training` must be None or False there (mode == mc.ModeKeys.TRAIN)"
+        )
+    ones = np.ones_like(layer.moving_mean.value)
+    lost = layer.epsilon - float(np.float32(layer.epsilon))  # ONNX's epsilon is float32
+    weights = [
+        file.constant(array, f"{layer.label}/{name}")
+        for name, array in (
+            ("gamma", ones if layer.gamma is None else layer.gamma.value),
+            ("beta", 0 * ones if layer.beta is None else layer.beta.value),
+            ("moving_mean", layer.moving_mean.value),
+            ("moving_variance", layer.moving_variance.value + lost * ones),
+        )
+    ]
+    axis = layer.axis % len(shape)
+    is_nchw = axis == 3 and len(shape) == 4
+    y = file.name_of(x, is_nchw)
+    order = [0, axis, *(i for i in range(1, len(shape)) if i != axis)]  # channels are to be axis 1
+    is_moved = axis > 1 and not is_nchw
+    if is_moved:
+        y = file.node("Transpose", [y], layer.label, perm=order)
+    y = file.node("BatchNormalization", [y, *weights], layer.label, epsilon=layer.epsilon)
+    if is_moved:
+        y = file.node("Transpose", [y], layer.label, perm=np.argsort(order).tolist())
     return _Value(y, is_nchw)
 
 
@@ -383,7 +420,11 @@ _OF_SEVERAL: dict[type[Op], Callable[[_File, Any, Sequence[_Value], Shape], _Val
 
 _EXPORTS: dict[type[Op], Callable[[_File, Any, _Value, Shape], _Value]] = {
     layers.Conv2D: _conv2d,
-    layers.MaxPooling2D: _max_pooling2d,
+    layers.MaxPooling2D: _pooling2d,
+    layers.AveragePooling2D: _pooling2d,
+    layers.GlobalMaxPooling2D: _pooling2d,
+    layers.GlobalAveragePooling2D: _pooling2d,
+    layers.BatchNormalization: _batch_normalization,
     layers.Dense: _dense,
     layers.Dropout: _dropout,
     layers.Flatten: _reshape,

@@ -1,14 +1,15 @@
-"""Max pooling: the largest element of each window, and its gradient.
+"""Pooling: the largest element or the mean of each window, and their gradients.
 
 x (N, H, W, C) -> y (N, OH, OW, C), winner (N, OH, OW, C)
 
 `winner` is the index of the largest element in its window, in row-major order; of equal elements
 the first. Only this element gets the gradient of y. Padding is never the largest element. NaN is
-always the largest, so that it propagates.
+always the largest, so that it propagates. A mean is over the elements inside the image.
 """
 
 import numpy as np
 
+from minicnn.kernels.gemm import clear
 from minicnn.kernels.jit import helper, kernel
 from minicnn.kernels.simd import pointer
 from minicnn.kernels.threads import check, parallel_for, share
@@ -34,6 +35,22 @@ def backward(dy: np.ndarray, winner: np.ndarray, dx: np.ndarray, window: Window)
     _check(dx, dy, winner, window)
     images = share(len(dx), _CHUNKS)
     parallel_for(_backward, -(-len(dx) // images), (dy, winner), (dx,), tuple(window), images)
+
+
+def mean(x: np.ndarray, y: np.ndarray, window: Window) -> None:
+    """Write the means of the windows."""
+    _check(x, y, y, window)
+    images = share(len(x), _CHUNKS)
+    parallel_for(_mean, -(-len(x) // images), (x,), (y,), tuple(window), images,
+                 scratch={"sums": (x.shape[3:], x.dtype)})
+
+
+def mean_gradient(dy: np.ndarray, dx: np.ndarray, window: Window) -> None:
+    """Write dx: each dy is spread evenly over its window."""
+    _check(dx, dy, dy, window)
+    images = share(len(dx), _CHUNKS)
+    parallel_for(_mean_gradient, -(-len(dx) // images), (dy,), (dx,), tuple(window), images,
+                 scratch={"parts": (dx.shape[3:], dx.dtype)})
 
 
 def _check(x: np.ndarray, y: np.ndarray, winner: np.ndarray, window: Window) -> None:
@@ -84,3 +101,48 @@ def _backward(chunk, scratch, dy, winner, dx, window, images):
 def _add_where(gradient, tap, number, target, channels):
     for c in range(channels):
         target[c] += gradient[c] if tap[c] == number else 0
+
+
+@kernel
+def _mean(chunk, scratch, x, y, window, images):
+    """Add the sums of the rows of a window, so that a large window loses little precision."""
+    (sums,) = scratch
+    height, width, kh, kw, sh, sw, _, _, top, left, oh, ow = window
+    channels, begin, end = x.shape[3], chunk * images, min(x.shape[0], (chunk + 1) * images)
+    for p in range(begin * oh * ow, end * oh * ow):
+        n, row, column = p // (oh * ow), p // ow % oh * sh - top, p % ow * sw - left
+        first, last = max(column, 0), min(column + kw, width)
+        total, line, rows = pointer(y, p * channels), pointer(sums, 0), 0
+        clear(total, channels)
+        for iy in range(max(row, 0), min(row + kh, height)):
+            clear(line, channels)
+            for ix in range(first, last):
+                _add(pointer(x, ((n * height + iy) * width + ix) * channels), line, channels)
+            _add(line, total, channels)
+            rows += 1
+        for c in range(channels):
+            total[c] /= rows * (last - first)
+
+
+@kernel
+def _mean_gradient(chunk, scratch, dy, dx, window, images):
+    (parts,) = scratch
+    height, width, kh, kw, sh, sw, _, _, top, left, oh, ow = window
+    channels, begin, end = dx.shape[3], chunk * images, min(dx.shape[0], (chunk + 1) * images)
+    dx[begin:end] = 0
+    for p in range(begin * oh * ow, end * oh * ow):
+        n, row, column = p // (oh * ow), p // ow % oh * sh - top, p % ow * sw - left
+        first, last = max(column, 0), min(column + kw, width)
+        rows = min(row + kh, height) - max(row, 0)
+        gradient, part = pointer(dy, p * channels), pointer(parts, 0)
+        for c in range(channels):
+            part[c] = gradient[c] / (rows * (last - first))
+        for iy in range(max(row, 0), min(row + kh, height)):
+            for ix in range(first, last):
+                _add(part, pointer(dx, ((n * height + iy) * width + ix) * channels), channels)
+
+
+@helper
+def _add(source, target, channels):
+    for c in range(channels):
+        target[c] += source[c]

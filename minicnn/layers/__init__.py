@@ -3,12 +3,26 @@
 from typing import TYPE_CHECKING
 
 from minicnn.layers.activation import Activation
+from minicnn.layers.batch_normalization import BatchNormalization
 from minicnn.layers.conv2d import Conv2D
 from minicnn.layers.dense import Dense
 from minicnn.layers.dropout import Dropout
-from minicnn.layers.functional import conv2d, dense, dropout, flatten, max_pooling2d
+from minicnn.layers.functional import (
+    average_pooling2d,
+    batch_normalization,
+    conv2d,
+    dense,
+    dropout,
+    flatten,
+    max_pooling2d,
+)
 from minicnn.layers.layer import Layer
-from minicnn.layers.max_pooling2d import MaxPooling2D
+from minicnn.layers.pooling2d import (
+    AveragePooling2D,
+    GlobalAveragePooling2D,
+    GlobalMaxPooling2D,
+    MaxPooling2D,
+)
 from minicnn.layers.residual import Residual
 from minicnn.layers.shape import Flatten, Reshape
 
@@ -17,15 +31,21 @@ if TYPE_CHECKING:  # the package sets it, since Sequential is above the layers
 
 __all__ = [
     "Activation",
+    "AveragePooling2D",
+    "BatchNormalization",
     "Conv2D",
     "Dense",
     "Dropout",
     "Flatten",
+    "GlobalAveragePooling2D",
+    "GlobalMaxPooling2D",
     "Layer",
     "MaxPooling2D",
     "Reshape",
     "Residual",
     "Sequential",
+    "average_pooling2d",
+    "batch_normalization",
     "conv2d",
     "dense",
     "dropout",

@@ -8,10 +8,11 @@ from typing import Any
 from minicnn.core import checks
 from minicnn.core.hints import hinted
 from minicnn.core.op import Op, Tensor, apply
+from minicnn.layers.batch_normalization import BatchNormalization
 from minicnn.layers.conv2d import Conv2D
 from minicnn.layers.dense import Dense
 from minicnn.layers.dropout import Dropout
-from minicnn.layers.max_pooling2d import MaxPooling2D
+from minicnn.layers.pooling2d import AveragePooling2D, MaxPooling2D
 from minicnn.layers.shape import Flatten
 
 
@@ -72,6 +73,61 @@ def max_pooling2d(
     Tensor('max_pooling2d', shape=(None, 14, 14, 32), dtype=float32)
     """
     return _apply(inputs, MaxPooling2D(pool_size, strides, padding, data_format, name))
+
+
+def average_pooling2d(
+    inputs: Any,
+    pool_size: Any,
+    strides: Any,
+    padding: str = "valid",
+    data_format: str = "channels_last",
+    name: str | None = None,
+) -> Any:
+    """Apply a new `AveragePooling2D` to the Tensor `inputs`.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> x = mc.Graph().placeholder("x", (None, 28, 28, 32), np.float32)
+    >>> mc.layers.average_pooling2d(inputs=x, pool_size=[2, 2], strides=2)
+    Tensor('average_pooling2d', shape=(None, 14, 14, 32), dtype=float32)
+    """
+    return _apply(inputs, AveragePooling2D(pool_size, strides, padding, data_format, name))
+
+
+def batch_normalization(
+    inputs: Any,
+    axis: int = -1,
+    momentum: float = 0.99,
+    epsilon: float = 1e-3,
+    center: bool = True,
+    scale: bool = True,
+    beta_initializer: Any = "zeros",
+    gamma_initializer: Any = "ones",
+    moving_mean_initializer: Any = "zeros",
+    moving_variance_initializer: Any = "ones",
+    training: bool = False,
+    trainable: bool = True,
+    name: str | None = None,
+) -> Any:
+    """Apply a new `BatchNormalization` to the Tensor `inputs`.
+
+    It takes the statistics of the batch only if `training` is True; write
+    ``training=mode == ModeKeys.TRAIN``. Then every step also updates the moving averages: there is
+    no collection of update operations that a program could forget, as in TensorFlow.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> x = mc.Graph().placeholder("x", (None, 14, 14, 32), np.float32)
+    >>> mc.layers.batch_normalization(inputs=x, training=True)
+    Tensor('batch_normalization', shape=(None, 14, 14, 32), dtype=float32)
+    """
+    training = checks.boolean(training, "training")
+    return _apply(inputs, BatchNormalization(
+        axis, momentum, epsilon, center, scale, beta_initializer, gamma_initializer,
+        moving_mean_initializer, moving_variance_initializer, trainable, name, training,
+    ))
 
 
 def flatten(inputs: Any, name: str | None = None) -> Any:

@@ -17,7 +17,7 @@ from minicnn.layers.activation import Activation
 from minicnn.layers.conv2d import Conv2D
 from minicnn.layers.dense import Dense
 from minicnn.layers.dropout import Dropout
-from minicnn.layers.max_pooling2d import MaxPooling2D
+from minicnn.layers.pooling2d import MaxPooling2D
 from minicnn.ops import Relu
 
 

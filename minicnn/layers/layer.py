@@ -172,7 +172,11 @@ class Layer(Op):
         return parameter
 
     def initialize(
-        self, name: str, shape: tuple[int, ...], rng: np.random.Generator
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        rng: np.random.Generator,
+        trainable: bool = True,
     ) -> Parameter:
         """Return a new parameter with values from ``self.<name>_initializer``."""
         checks.allocatable(shape, f"{self.label}: `{name}`")
@@ -186,7 +190,7 @@ class Layer(Op):
             )
         if getattr(initializer, "__module__", None) != initializers.__name__:
             value = value.copy()  # a user's function may return one array to two layers
-        return self.add_parameter(name, value)
+        return self.add_parameter(name, value, trainable)
 
     def check_inputs(self, x: Any) -> np.ndarray:
         """Return the inputs; raise if the layer was not built for their shape and dtype."""

@@ -14,9 +14,21 @@ from tolerances import assert_close
 import minicnn as mc
 from minicnn.core.op import parts
 from minicnn.export.onnx import _EXPORTS, _OF_SEVERAL
-from minicnn.layers import Activation, Conv2D, Dense, Dropout, Flatten, MaxPooling2D, Sequential
+from minicnn.layers import (
+    Activation,
+    AveragePooling2D,
+    BatchNormalization,
+    Conv2D,
+    Dense,
+    Dropout,
+    Flatten,
+    GlobalAveragePooling2D,
+    MaxPooling2D,
+    Sequential,
+)
 from minicnn.layers.affine import Affine
 from minicnn.layers.fusion import Fused
+from minicnn.layers.pooling2d import Pooling2D
 from minicnn.losses import _OfClassNumbers
 
 onnx = pytest.importorskip("onnx", reason='pip install -e ".[onnx]"')
@@ -28,6 +40,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason='pip install -e ".[test-
 NOT_EXPORTED = {
     mc.layers.Layer: "the base",
     Affine: "a base",
+    Pooling2D: "a base",
     mc.layers.chain.Chain: "its layers are exported",
     Sequential: "its layers are exported",
     mc.layers.Residual: "its layers are exported",
@@ -117,8 +130,9 @@ def sliding_layers(draw):
     size, strides, dilation = draw(PAIRS), draw(PAIRS), (1, 1)
     padding = draw(st.sampled_from(["valid", "same"]))
     data_format = draw(st.sampled_from(["channels_last", "channels_first"]))
-    if draw(st.booleans()):
-        layer = MaxPooling2D(size, strides, padding, data_format)
+    kind = draw(st.sampled_from([Conv2D, MaxPooling2D, AveragePooling2D]))
+    if kind is not Conv2D:
+        layer = kind(size, strides, padding, data_format)
     else:
         dilation = draw(PAIRS)
         layer = Conv2D(
@@ -156,6 +170,10 @@ LINKS = st.sampled_from([
     lambda: Conv2D(4, 2, padding="same", data_format="channels_first"),
     lambda: MaxPooling2D(2, padding="same"),
     lambda: MaxPooling2D(2, 1, "same", "channels_first"),
+    lambda: AveragePooling2D(2, 1, "same"),
+    lambda: BatchNormalization(),
+    lambda: BatchNormalization(1, scale=False),
+    lambda: BatchNormalization(2, center=False),
     lambda: Dense(3, activation="tanh"),
     lambda: Dropout(0.5),
     lambda: Activation("relu"),
@@ -196,6 +214,21 @@ def test_a_chain_of_convolutions_is_transposed_once_in_and_once_out(path):
         "Transpose", "Conv", "Relu", "MaxPool", "Conv", "Tanh", "Transpose", "Reshape", "MatMul",
         "Add", "Identity",
     ]
+
+
+def test_batch_normalization_is_a_node_between_convolutions(path):
+    model, _ = built(lambda: Sequential([
+        Conv2D(4, 3, use_bias=False), BatchNormalization(), Activation("relu"), Conv2D(3, 3),
+        BatchNormalization(), GlobalAveragePooling2D(), Dense(3), BatchNormalization(),
+    ]), (6, 6, 2))
+    assert_exported(model, path, numbers((3, 6, 6, 2)))
+    assert nodes(path) == [
+        "Transpose", "Conv", "BatchNormalization", "Relu", "Conv", "BatchNormalization",
+        "GlobalAveragePool", "Reshape", "MatMul", "Add", "BatchNormalization", "Identity",
+    ]
+    model.layers[1].training = True
+    with pytest.raises(ValueError, match="batch_normalization: the statistics of a batch in pred"):
+        mc.export.to_onnx(model, path)
 
 
 def test_the_file_says_what_it_is(path):

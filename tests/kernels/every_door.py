@@ -10,14 +10,14 @@ import numba
 import numpy as np
 from numba.core import event
 
-from minicnn.kernels import elementwise, gather, gemm, pooling, update
+from minicnn.kernels import elementwise, gather, gemm, normalize, pooling, update
 from minicnn.kernels.conv import conv, filters, im2col, implicit, pooled, winograd
 from minicnn.kernels.dense import dense, lists
 from minicnn.kernels.window import slide
 
 MODULES = [
-    conv, dense, elementwise, filters, gather, gemm, im2col, implicit, lists, pooled, pooling,
-    update, winograd,
+    conv, dense, elementwise, filters, gather, gemm, im2col, implicit, lists, normalize, pooled,
+    pooling, update, winograd,
 ]
 
 rng = np.random.default_rng(0)
@@ -58,12 +58,22 @@ def pooled_convolution(n, size, kernel, padding, c, f):
     run(conv.pooled_gradients, (x, numbers(*pooled.shape), code, w), gradients, window)
 
 
-def max_pooling(n, size, pool, strides, padding, c):
+def pool(n, size, pool, strides, padding, c):
     window = slide(size, pool, strides, padding)
     x, dy = numbers(n, *size, c), numbers(n, window.out_h, window.out_w, c)
     winner = np.zeros(dy.shape, np.uint8)
     run(pooling.forward, (x,), (np.zeros_like(dy), winner), window)
     run(pooling.backward, (dy, winner), (np.zeros_like(x),), window)
+    run(pooling.mean, (x,), (np.zeros_like(dy),), window)
+    run(pooling.mean_gradient, (dy,), (np.zeros_like(x),), window)
+
+
+def batch_normalization(n, c):
+    x, dy, factors = numbers(n, c), numbers(n, c), numbers(5, c)
+    digest.update(normalize.moments(x).tobytes())
+    digest.update(normalize.gradient_sums(x, dy, factors[:3], True).tobytes())
+    run(normalize.scale, (x, factors[:3]), (np.zeros_like(x),), True)
+    run(normalize.input_gradient, (x, dy, factors), (np.zeros_like(x),), False)
 
 
 def product(n, d, u):
@@ -102,10 +112,11 @@ with event.install_recorder("numba:compile") as compiled:
         pooled_convolution(n, (9, 11), (5, 5), "same", 1, 17)
         pooled_convolution(n, (9, 11), (5, 5), "same", 17, 9)
         pooled_convolution(n, (8, 9), (3, 3), "valid", 32, 16)
-        max_pooling(n, (9, 11), (2, 2), (2, 2), "valid", 5)
-        max_pooling(n, (5, 4), (3, 3), (1, 2), "same", 1)
+        pool(n, (9, 11), (2, 2), (2, 2), "valid", 5)
+        pool(n, (5, 4), (3, 3), (1, 2), "same", 1)
         product(n, 1, 1)
         product(n, 300, 70)
+        batch_normalization(50 * n, 5)
         element_by_element(n, 3)
 
 functions = {

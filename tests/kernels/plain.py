@@ -18,7 +18,7 @@ from minicnn.kernels import threads, window
 
 NAMES = (
     "conv.conv", "conv.filters", "conv.im2col", "conv.implicit", "conv.pooled", "conv.winograd",
-    "dense.dense", "dense.lists", "elementwise", "gather", "gemm", "pooling", "update",
+    "dense.dense", "dense.lists", "elementwise", "gather", "gemm", "normalize", "pooling", "update",
 )
 CONSTANTS = ("VECTOR_BYTES", "REGISTERS", "LANES", "VECTORS", "PANEL", "ROWS", "ZEROED")
 

@@ -157,6 +157,31 @@ def test_max_pooling(both, padding):
     check(both, "pooling", "backward", (dy, winner), {"dx": x.shape}, window)
 
 
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_average_pooling(both, padding):
+    rng, window = np.random.default_rng(0), slide((5, 4), (3, 2), (2, 1), padding)
+    x = normal(rng, (2, 5, 4, 3), "float32")
+    dy = normal(rng, (2, window.out_h, window.out_w, 3), "float32")
+    check(both, "pooling", "mean", (x,), {"y": dy.shape}, window)
+    check(both, "pooling", "mean_gradient", (dy,), {"dx": x.shape}, window)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(1, 1), (300, 3), (5, 33)])
+def test_batch_normalization(both, shape, dtype):
+    rng = np.random.default_rng(0)
+    x, dy = (normal(rng, shape, dtype) for _ in range(2))
+    factors = normal(rng, (5, shape[1]), dtype)
+    for relu in (False, True):
+        check(both, "normalize", "scale", (x, factors[:3]), {"y": shape}, relu, dtype=dtype)
+        check(both, "normalize", "input_gradient", (x, dy, factors), {"dx": shape}, relu,
+              dtype=dtype)
+        first, second = (m["normalize"].gradient_sums(x, dy, factors[:3], relu) for m in both)
+        assert_close(second.astype(dtype), first, len(x))
+    first, second = (m["normalize"].moments(x) for m in both)
+    assert_close(second.astype(dtype), first, len(x))
+
+
 def test_element_by_element(both):
     x, y = normal(np.random.default_rng(0), (2, 3, 4), "float32")
     check(both, "elementwise", "relu", (x,), {"y": x.shape})

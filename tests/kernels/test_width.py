@@ -12,11 +12,19 @@ import numpy as np
 import pytest
 
 import minicnn as mc
-from minicnn.kernels import simd
+from minicnn.kernels import normalize, simd
 from minicnn.kernels.conv import conv, winograd
 from minicnn.kernels.dense import dense
 from minicnn.kernels.window import slide
-from minicnn.layers import Conv2D, Dense, Dropout, Flatten, MaxPooling2D
+from minicnn.layers import (
+    Activation,
+    BatchNormalization,
+    Conv2D,
+    Dense,
+    Dropout,
+    Flatten,
+    MaxPooling2D,
+)
 
 ROOT = Path(__file__).parents[2]
 WIDTHS = (16, 32, 64)
@@ -58,11 +66,24 @@ def products(n, d, u):
         yield from (dx.copy(), dw.copy())
 
 
+def normalized(rows, channels):
+    """Yield the outputs of all functions of a batch normalization."""
+    x, dy, factors = (numbers(i, n, channels) for i, n in enumerate((rows, rows, 5)))
+    yield normalize.moments(x)
+    for relu in (False, True):
+        y = np.empty_like(x)
+        normalize.scale(x, factors[:3], y, relu)
+        yield y.copy()
+        yield normalize.gradient_sums(x, dy, factors[:3], relu)
+        normalize.input_gradient(x, dy, factors, y, relu)
+        yield y
+
+
 def training():
     """Yield the weights of a small network after some training steps."""
     model = mc.Sequential([
         Conv2D(6, 5, padding="same", activation="relu"), MaxPooling2D(2),
-        Conv2D(20, 3, padding="same", activation="relu"),
+        Conv2D(20, 3, padding="same"), BatchNormalization(), Activation("relu"),
         Conv2D(17, 3, activation="relu"), MaxPooling2D(2),
         Flatten(), Dense(70, activation="relu"), Dropout(0.4), Dense(10),
     ])
@@ -92,6 +113,7 @@ def results():
         found[f"dense, {size} units"] = products(size, 70, size)
         found[f"few rows, {size} units"] = products(3, 70, size)
         found[f"two rows, {size} units"] = products(2, 70, size)
+        found[f"batch normalization, {size} channels"] = normalized(300, size)
     found["lists, all rows of a window"] = convolutions((3, 3), 16, 10)
     found["lists, a row of a window at a time"] = convolutions((5, 5), 33, 20)
     found["lists, cut windows"] = convolutions((7, 7), 17, 5)

@@ -16,10 +16,14 @@ import minicnn as mc
 from minicnn.core.op import parts
 from minicnn.layers import (
     Activation,
+    AveragePooling2D,
+    BatchNormalization,
     Conv2D,
     Dense,
     Dropout,
     Flatten,
+    GlobalAveragePooling2D,
+    GlobalMaxPooling2D,
     MaxPooling2D,
     Reshape,
     Residual,
@@ -27,6 +31,7 @@ from minicnn.layers import (
 )
 
 FIRST = {"data_format": "channels_first"}
+BATCH = "batch_normalization of the batch"  # rows of a batch depend on each other
 ACTIVATIONS = (
     "relu", "leaky_relu", "gelu", "softmax", "log_softmax", "sigmoid", "tanh", "identity",
 )
@@ -87,6 +92,40 @@ TABLE = [
         "max_pooling2d channels first, overlapping, same",
         lambda: MaxPooling2D(3, strides=2, padding="same", **FIRST),
         (3, 6, 7),
+    ),
+    ("average_pooling2d", lambda: AveragePooling2D(2), (6, 8, 3)),
+    ("average_pooling2d odd size, same", lambda: AveragePooling2D(2, padding="same"), (7, 5, 3)),
+    ("average_pooling2d overlapping, same", lambda: AveragePooling2D(3, 1, "same"), (5, 6, 2)),
+    ("average_pooling2d stride > window", lambda: AveragePooling2D(2, 3, "same"), (7, 8, 2)),
+    ("average_pooling2d over the image", lambda: AveragePooling2D(17, padding="same"), (3, 4, 2)),
+    (
+        "average_pooling2d channels first",
+        lambda: AveragePooling2D((3, 2), (2, 1), "same", **FIRST),
+        (3, 6, 7),
+    ),
+    ("global_max_pooling2d", GlobalMaxPooling2D, (5, 6, 3)),
+    ("global_max_pooling2d channels first", lambda: GlobalMaxPooling2D(**FIRST), (3, 5, 6)),
+    ("global_average_pooling2d", GlobalAveragePooling2D, (5, 6, 3)),
+    ("global_average_pooling2d channels first", lambda: GlobalAveragePooling2D(**FIRST), (3, 5, 6)),
+    ("batch_normalization", lambda: BatchNormalization(training=False), (5, 4, 3)),
+    ("batch_normalization frozen", lambda: BatchNormalization(trainable=False), (5,)),
+    (
+        "batch_normalization plain, channels first",
+        lambda: BatchNormalization(1, center=False, scale=False, training=False),
+        (3, 5, 4),
+    ),
+    (f"{BATCH}", lambda: BatchNormalization(epsilon=0.1), (5, 4, 17)),
+    (f"{BATCH}, of rows", lambda: BatchNormalization(epsilon=0.1), (35,)),
+    (f"{BATCH}, axis 2", lambda: BatchNormalization(2, epsilon=0.1), (5, 3, 4)),
+    (
+        f"{BATCH}, channels first",
+        lambda: BatchNormalization(1, center=False, epsilon=0.1),
+        (3, 5, 4),
+    ),
+    (
+        f"{BATCH}, plain",
+        lambda: BatchNormalization(center=False, scale=False, epsilon=0.1),
+        (3, 5, 4),
     ),
     ("dense", lambda: Dense(4), (5,)),
     ("dense one input, one unit", lambda: Dense(1), (1,)),
@@ -204,6 +243,8 @@ TABLE = [
 
 ROWS = [pytest.param(make, shape, id=name) for name, make, shape in TABLE]
 every_layer = pytest.mark.parametrize(("make", "shape"), ROWS)
+ALONE = [row for row in ROWS if BATCH not in row.id]
+every_layer_of_rows = pytest.mark.parametrize(("make", "shape"), ALONE)
 each_type = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 
@@ -234,7 +275,7 @@ def test_a_pass_changes_only_gradients(make, shape, read_only, workspace):
     layer, declared = built(make, shape)
     x, dy = numbers((3, *shape)), numbers((3, *declared[1:]), seed=4)
     x.flags.writeable = dy.flags.writeable = not read_only
-    values = [parameter.value.copy() for parameter in layer.parameters]
+    values = [parameter.value.copy() for parameter in trained(layer)]
     before = x.copy(), dy.copy()
     ctx = context(workspace=workspace)
     y = layer.forward(x, ctx)
@@ -243,7 +284,7 @@ def test_a_pass_changes_only_gradients(make, shape, read_only, workspace):
     assert_same_bits(x, before[0])
     assert_same_bits(dy, before[1])
     assert_same_bits(y, forward)  # the next layer may have saved it
-    for parameter, value in zip(layer.parameters, values, strict=True):
+    for parameter, value in zip(trained(layer), values, strict=True):
         assert_same_bits(parameter.value, value)
 
 
@@ -302,7 +343,7 @@ def test_threads_change_no_bit(make, shape, dtype):
     assert_same_pass(passes[2], passes[0])
 
 
-@every_layer
+@every_layer_of_rows
 def test_rows_are_independent(make, shape):
     layer, declared = built(make, shape)
     x, dy = numbers((5, *shape)), numbers((5, *declared[1:]), seed=4)
@@ -325,7 +366,7 @@ def test_backward_overwrites_gradients(make, shape):
     dy = numbers((3, *declared[1:]), seed=4)
     results = []
     for garbage in (0, np.nan, 7):
-        for parameter in layer.parameters:
+        for parameter in trained(layer):
             parameter.grad[...] = garbage
         dx = layer.backward(dy, ctx).copy()
         results.append(Pass(dy, dx, [parameter.grad.copy() for parameter in layer.parameters]))
@@ -408,6 +449,11 @@ def test_a_layer_keeps_no_state_of_a_pass(make, shape):
         assert_same_pass(Pass(y, dx, grads), alone)
 
 
+def trained(layer):
+    """Return the parameters of a layer without the statistics, which forward changes."""
+    return [parameter for parameter in layer.parameters if parameter._trainable]
+
+
 def outputs_with(layer, x, array, index, values):
     """Return the outputs with one element of x or of a parameter set to each of the values."""
     before, outputs = array.flat[index], []
@@ -418,7 +464,7 @@ def outputs_with(layer, x, array, index, values):
     return outputs
 
 
-@every_layer
+@every_layer_of_rows
 @each_type
 def test_nan_reaches_every_output_that_depends_on_it(make, shape, dtype):
     """Outputs that a large number would change become NaN; other rows do not."""
@@ -426,7 +472,7 @@ def test_nan_reaches_every_output_that_depends_on_it(make, shape, dtype):
     x, rng = numbers((3, *shape), dtype), np.random.default_rng(8)
     y = layer.forward(x, context()).copy()
     row = x[0].size
-    for array in (x, *(parameter.value for parameter in layer.parameters)):
+    for array in (x, *(parameter.value for parameter in trained(layer))):
         start, stop = (row, 2 * row) if array is x else (0, array.size)
         for index in rng.integers(start, stop, size=8):
             low, high, seen = outputs_with(layer, x, array, index, (-1e3, 1e3, np.nan))
@@ -442,7 +488,7 @@ def test_nan_in_the_weights_is_seen_with_inputs_of_zero(make, shape, dtype):
     """Kernels may skip zeros, but 0 * NaN is NaN."""
     layer, _ = built(make, shape, dtype)
     x = np.zeros((3, *shape), dtype)
-    for parameter in layer.parameters:
+    for parameter in trained(layer):
         (seen,) = outputs_with(layer, x, parameter.value, np.s_[:], [np.nan])
         assert np.isnan(seen).any(axis=tuple(range(1, seen.ndim))).all()
 
@@ -495,7 +541,7 @@ def test_start_values_follow_the_seed(make, shape):
         first.parameters, second.parameters, third.parameters, strict=True
     ):
         assert_array_equal(one.value, same.value)
-        assert one.name.endswith("/bias") or (one.value != other.value).any()
+        assert one.key not in ("kernel", "factor") or (one.value != other.value).any()
 
 
 @every_layer

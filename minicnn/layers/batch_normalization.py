@@ -1,0 +1,197 @@
+"""Batch normalization."""
+
+from typing import Any
+
+import numpy as np
+
+from minicnn import initializers
+from minicnn.core import checks
+from minicnn.core.context import Context
+from minicnn.core.op import Shape
+from minicnn.kernels import normalize
+from minicnn.layers.layer import Layer
+
+_MANY = 2**24  # updates: the weight of the next one does not change any more
+
+
+class BatchNormalization(Layer):
+    """Normalize each channel to mean 0 and variance 1 over the batch, then scale and shift it.
+
+        y = gamma (x - mean) / sqrt(variance + epsilon) + beta
+
+    In training, mean and variance are those of all other axes of the batch, with the sum of squares
+    divided by the number of elements. The layer also keeps moving averages of them,
+
+        moving = moving + w (batch - moving),   w = (1 - momentum) / (1 - momentum^k)
+
+    at the k-th update. So the start values do not count: the moving averages are weighted means of
+    the batches that were seen, and early evaluations are not those of chance. After about
+    ``1 / (1 - momentum)`` updates w is ``1 - momentum``, as in TensorFlow. Averages that were set
+    or loaded without their number of updates, and other start values than 0 and 1, have this weight
+    from the first update on.
+
+    Outside training the moving averages are used. So they are if the layer is frozen
+    (``trainable=False``), and they do not change then, as transfer learning needs it. They are
+    updated by `forward` itself: there is no list of update operations (``UPDATE_OPS`` in
+    TensorFlow) that a training loop could forget to run. With several processes, the statistics
+    are those of the rows of all of them.
+
+    Parameters
+    ----------
+    axis : int
+        The axis of the channels: -1, or 1 for images (N, C, H, W).
+    momentum : float
+        In [0, 1).
+    epsilon : float
+        Added to the variance; at least 0.
+    center, scale : bool
+        Whether there is a `beta`, and a `gamma`.
+    beta_initializer, gamma_initializer : str or function
+    moving_mean_initializer, moving_variance_initializer : str or function
+    trainable : bool
+    name : str, optional
+    training : bool, optional
+        Whether to normalize with the statistics of the batch. Default: ``ctx.training``.
+
+    Attributes
+    ----------
+    gamma, beta : Parameter or None
+        (channels,)
+    moving_mean, moving_variance : Parameter
+        (channels,); never trained.
+    updates : Parameter
+        The number of updates of the moving averages; never trained.
+
+    References
+    ----------
+    S. Ioffe and C. Szegedy, "Batch normalization: accelerating deep network training by reducing
+    internal covariate shift", ICML 2015. The weight w: D. Kingma and J. Ba, "Adam: a method for
+    stochastic optimization", ICLR 2015, section 3.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> layer = mc.layers.BatchNormalization()
+    >>> layer.build((None, 1), rng=0)
+    (None, 1)
+    >>> layer.forward(np.array([[1], [3]], np.float32), mc.Context(training=True)).round(2)
+    array([[-1.],
+           [ 1.]], dtype=float32)
+    >>> layer.moving_mean.value
+    array([2.], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        axis: int = -1,
+        momentum: float = 0.99,
+        epsilon: float = 1e-3,
+        center: bool = True,
+        scale: bool = True,
+        beta_initializer: Any = "zeros",
+        gamma_initializer: Any = "ones",
+        moving_mean_initializer: Any = "zeros",
+        moving_variance_initializer: Any = "ones",
+        trainable: bool = True,
+        name: str | None = None,
+        training: bool | None = None,
+    ) -> None:
+        super().__init__(name)
+        self.axis = checks.integer(axis, "axis", -checks.MOST)
+        self.momentum = checks.number(momentum, "momentum", 0.0, 1.0)
+        self.epsilon = checks.number(epsilon, "epsilon", 0.0)
+        self.center = checks.boolean(center, "center")
+        self.scale = checks.boolean(scale, "scale")
+        self.beta_initializer = initializers.get(beta_initializer, "zeros", "beta_initializer")
+        self.gamma_initializer = initializers.get(gamma_initializer, "ones", "gamma_initializer")
+        self.moving_mean_initializer = initializers.get(
+            moving_mean_initializer, "zeros", "moving_mean_initializer"
+        )
+        self.moving_variance_initializer = initializers.get(
+            moving_variance_initializer, "ones", "moving_variance_initializer"
+        )
+        self._trainable = checks.boolean(trainable, "trainable")
+        self.training = checks.optional(checks.boolean, training, "training")
+
+    def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
+        shape = super().build(input_shape, rng, dtype)
+        rng = checks.generator(rng)
+        rank = len(shape)
+        if not -rank <= self.axis < rank or self.axis % rank == 0:
+            raise ValueError(
+                f"{self.label}: `axis` must be the axis of the channels in inputs of shape "
+                f"{shape}, which is not that of the batch, got {self.axis}; use -1"
+            )
+        channels: Any = (shape[self.axis],)
+        self.gamma = self.initialize("gamma", channels, rng) if self.scale else None
+        self.beta = self.initialize("beta", channels, rng) if self.center else None
+        self.moving_mean = self.initialize("moving_mean", channels, rng, False)
+        self.moving_variance = self.initialize("moving_variance", channels, rng, False)
+        self.updates = self.add_parameter("updates", np.zeros(()), trainable=False)
+        return shape
+
+    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        return self.normalize(x, ctx)
+
+    def normalize(self, x: np.ndarray, ctx: Context, relu: bool = False) -> np.ndarray:
+        """Return the outputs; or, fused, those of ReLU after them."""
+        rows = self._rows(self.check_inputs(x))
+        mean, variance, count = self.moving_mean.value, self.moving_variance.value, 0
+        if self.uses_batch(ctx):
+            *sums, count = ctx.total(np.append(normalize.moments(rows), len(rows)))
+            mean, square = np.reshape(sums, (2, -1)) / count
+            variance = np.maximum(square - mean * mean, 0.0)
+            self._update(mean, variance)
+        inverse = 1.0 / np.sqrt(variance.astype(np.float64) + self.epsilon)
+        scale = inverse if self.gamma is None else self.gamma.value * inverse
+        beta = np.zeros_like(scale) if self.beta is None else self.beta.value
+        factors = np.stack([mean, scale, beta]).astype(self.dtype)
+        y = ctx.empty(self, "y", rows.shape, rows.dtype)
+        normalize.scale(rows, factors, y, relu)
+        ctx[self] = rows, x.shape, inverse, factors, count, relu
+        return self._unrolled(y, x.shape)
+
+    def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
+        rows, shape, inverse, factors, count, relu = ctx[self]
+        checks.gradient(dy, shape, self.dtype, self.label)
+        dy = self._rows(dy)
+        sums = normalize.gradient_sums(rows, dy, factors, relu)
+        if self.beta is not None:
+            self.beta.writable("grad")[...] = sums[0]
+        if self.gamma is not None:
+            self.gamma.writable("grad")[...] = sums[1] * inverse
+        # The averages do not depend on x; the statistics do, in all parts of the batch.
+        means = ctx.total(sums) / count if count else np.zeros_like(sums)
+        if not need_dx:
+            return None
+        rest = -factors[1] * [inverse * inverse * means[1], means[0]]
+        dx = ctx.empty(self, "dx", rows.shape, rows.dtype)
+        factors = np.concatenate([factors, rest]).astype(self.dtype)
+        normalize.input_gradient(rows, dy, factors, dx, relu)
+        return self._unrolled(dx, shape)
+
+    def uses_batch(self, ctx: Context) -> bool:
+        """Return whether a pass takes the statistics of its batch."""
+        return self.trainable and (ctx.training if self.training is None else self.training)
+
+    def _update(self, mean: np.ndarray, variance: np.ndarray) -> None:
+        """Move the averages towards the statistics of a batch."""
+        done = int(self.updates.value)
+        averages = self.moving_mean.writable("value"), self.moving_variance.writable("value")
+        if not done and (averages[0].any() or (averages[1] != 1).any()):
+            done = _MANY  # they were set: no start values, which would not count
+        weight = (1.0 - self.momentum) / (1.0 - self.momentum ** (done + 1))
+        for average, batch in zip(averages, (mean, variance), strict=True):
+            average += weight * (batch - average)
+        self.updates.value[...] = min(done + 1, _MANY)
+
+    def _rows(self, x: np.ndarray) -> np.ndarray:
+        """Return the inputs as a matrix with one column for each channel."""
+        last = np.ascontiguousarray(np.moveaxis(x, self.axis, -1))
+        return last.reshape(-1, last.shape[-1])
+
+    def _unrolled(self, rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """Return a matrix of `_rows` as an array of the inputs' shape."""
+        sizes = list(shape)
+        sizes.append(sizes.pop(self.axis))
+        return np.ascontiguousarray(np.moveaxis(rows.reshape(sizes), -1, self.axis))
