@@ -70,6 +70,8 @@ OPS = "tests/test_ops.py"
 OPTIMIZERS = "tests/test_optimizers.py"
 PARAMETER = "tests/core/test_parameter.py"
 POOLING = "tests/kernels/test_pooling.py"
+REGULARIZATION = "tests/estimator/test_regularization.py"
+REGULARIZERS = "tests/layers/test_regularizers.py"
 SHAPE = "tests/layers/test_shape.py"
 TRAINABLE = "tests/layers/test_trainable.py"
 THREADS = "tests/kernels/test_threads.py"
@@ -90,8 +92,23 @@ MUTATIONS = [
      argument("sum_rows", 0, "_rows(dy)[1:]"), None, DENSE),
     ("rows of a batch counted wrong for dropout", "layers.dense:Dense.linear",
      replace("math.prod(x.shape[1:-1])", "1"), None, FUSION),
-    ("missing gradient of the bias", "layers.conv2d:Conv2D.bias_grad", condition(True), None,
+    ("missing gradient of the bias", "layers.affine:Affine.bias_grad", condition(True), None,
      CONV2D),
+    ("L2: factor 1/2 left out", "layers.regularizers:l2_regularizer.__call__",
+     arithmetic("/", "left"), None, REGULARIZERS),
+    ("L1: gradient without the sign", "layers.regularizers:l1_regularizer.gradient",
+     replace("np.sign(value)", "value"), None, REGULARIZERS),
+    ("gradient replaced by that of the regularizer",
+     "core.parameter:Parameter.add_penalty_gradient", plain(), None, REGULARIZERS),
+    ("regularizers without their gradient", "estimator.session:TrainingSession._step",
+     drop("Expr"), "add_penalty_gradient", REGULARIZATION),
+    ("regularizers counted by every process", "estimator.session:TrainingSession._step",
+     argument("add_penalty_gradient", 0, "1.0"), None,
+     "tests/extras/test_distributed.py -k one_process_does"),
+    ("loss without the regularizers", "estimator.tracing:_TotalLoss.forward",
+     returns("x"), None, REGULARIZATION),
+    ("a graph's regularizer is lost with the weights of a checkpoint",
+     "estimator.graph:Graph._share", drop("Assign"), "regularizer", REGULARIZATION),
     ("swapped axes of the inputs", "layers.sliding:DataFormat.to_nhwc",
      swap("transpose", 1, 2), None, CONV2D),
     ("strides of 1 for those of the window", "layers.pooling2d:Pooling2D.__init__",

@@ -61,14 +61,13 @@ class _Names(SimpleNamespace):
 
 _OPTIMIZER = "use tf.contrib.layers.optimize_loss(loss, None, learning_rate, optimizer="
 _LOSS = "use tf.losses.softmax_cross_entropy(tf.one_hot(labels, depth), logits)"
+_REGULARIZERS = "leave it out: the Estimator adds the regularizers to the loss"
 _RUNNER = "no session is needed: learn.Estimator(model_fn, model_dir).fit(x, y, steps=...)"
 _SEED = "use learn.Estimator(model_fn, config=learn.RunConfig(seed=1))"
 
 _REPLACEMENTS = {
     "tf.compat": "use tf itself; its names are those of TensorFlow 1.0",
     "tf.concat": "there is no op for it; join the arrays before fit with np.concatenate",
-    "tf.contrib.layers.l2_regularizer": "use tf.contrib.layers.optimize_loss(loss, optimizer="
-    "minicnn.optimizers.SGD(rate, weight_decay=0.0001))",
     "tf.contrib.layers.xavier_initializer": "use kernel_initializer='glorot_uniform'",
     "tf.data": "write an input_fn, a generator of (features, labels): learn.Estimator(...)"
     ".fit(input_fn=input_fn)",
@@ -77,6 +76,9 @@ _REPLACEMENTS = {
     "tf.examples": "use learn.datasets.load_dataset('mnist')",
     "tf.global_variables_initializer": _RUNNER,
     "tf.keras": "use minicnn.Sequential and minicnn.layers",
+    "tf.losses.get_regularization_loss": _REGULARIZERS,
+    "tf.losses.get_regularization_losses": _REGULARIZERS,
+    "tf.losses.get_total_loss": _REGULARIZERS,
     "tf.losses.sparse_softmax_cross_entropy": _LOSS,
     "tf.nn.conv2d": "use tf.layers.conv2d",
     "tf.nn.dropout": "use tf.layers.dropout(inputs, rate, training=mode == learn.ModeKeys.TRAIN)",
@@ -166,7 +168,12 @@ tf = _Names(
     ),
     contrib=_Names(
         _path="tf.contrib",
-        layers=_Names(_path="tf.contrib.layers", optimize_loss=optimize_loss),
+        layers=_Names(
+            _path="tf.contrib.layers",
+            optimize_loss=optimize_loss,
+            l1_regularizer=layers.l1_regularizer,
+            l2_regularizer=layers.l2_regularizer,
+        ),
         framework=_Names(_path="tf.contrib.framework", get_global_step=_get_global_step),
         learn=learn,
     ),

@@ -10,6 +10,7 @@ from minicnn.core.checks import describe
 from minicnn.core.context import Context
 from minicnn.core.hints import hinted
 from minicnn.core.op import Op, Shape, Tensor, apply
+from minicnn.core.weights import parameters_of
 from minicnn.ops import OneHot, Softmax, check_labels
 
 logger = logging.getLogger("minicnn")
@@ -192,6 +193,45 @@ def softmax_cross_entropy_with_grad(
     if labels.ndim == 1 and logits.ndim == 2:
         labels = _rows_of(labels, logits, label)
     return _loss_and_gradient(label, labels, logits, weights, smoothing, True)
+
+
+def regularization(model: Op) -> float:
+    """Return the sum of the regularizers of a model, and add their gradients to the parameters.
+
+    Call it in a loop of one's own, after backward, which overwrites the gradients. The Estimator
+    and `Sequential.fit` do both themselves.
+
+    Parameters
+    ----------
+    model : Layer
+        It is built. The parameters without a regularizer do not change.
+
+    Returns
+    -------
+    float
+        What is added to the loss; 0 if there are no regularizers.
+
+    Raises
+    ------
+    ValueError
+        If the model has no parameters.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> l2 = mc.layers.l2_regularizer(0.1)
+    >>> model = mc.layers.Dense(1, kernel_initializer=2.0, kernel_regularizer=l2)
+    >>> model.build((None, 3), rng=0)
+    (None, 1)
+    >>> mc.losses.regularization(model)  # 0.1 (2^2 + 2^2 + 2^2) / 2
+    0.6000000000000001
+    >>> model.kernel.grad.ravel()
+    array([0.2, 0.2, 0.2], dtype=float32)
+    """
+    parameters = parameters_of(model).values()
+    for parameter in parameters:
+        parameter.add_penalty_gradient()
+    return sum(parameter.penalty() for parameter in parameters)
 
 
 def _rows_of(labels: np.ndarray, logits: np.ndarray, label: str) -> np.ndarray:

@@ -87,7 +87,8 @@ KINDS = {
     "initializer": [
         "glorot", "", NAN, INF, 1j, True, [0.0], THING, np.zeros(3), *_INITIALIZERS,
     ],
-    "regularizer": [0.1, "l2", THING], "nothing": [0.1, 1, "SGD", THING],
+    "regularizer": [0.1, "l2", np.abs, mc.layers.l2_regularizer, THING],
+    "nothing": [0.1, 1, "SGD", THING],
     "tensor": _NO_TENSOR,
     "layer inputs": _NO_LAYER_INPUTS,
     "function": [3, "f", [], THING],
@@ -178,10 +179,10 @@ def compute(spec):
 
 
 _LAYER = {"activation": "relu", "use_bias": True, "kernel_initializer": "he_normal",
-          "bias_initializer": "zeros", "trainable": True, "name": "first"}
+          "bias_initializer": "zeros", "trainable": True, "name": "first",
+          "kernel_regularizer": mc.layers.l2_regularizer(0.1), "bias_regularizer": None}
 _SLIDING = {"strides": 1, "padding": "same", "data_format": "channels_last", "name": "first"}
 _CONV = {"filters": 2, "kernel_size": 3, **_SLIDING, "dilation_rate": 1, **_LAYER}
-_PLAIN = {"kernel_regularizer": None, "bias_regularizer": None}
 _DROPOUT = {
     "rate": 0.5, "noise_shape": (None, 1, 1, 2), "seed": 0, "training": True, "name": "first",
 }
@@ -294,14 +295,17 @@ CALLS = {
         "inputs": tensor(6, 6, 2), "pool_size": 2, **_SLIDING,
     },
     "minicnn.layers.batch_normalization": lambda: {"inputs": tensor(6, 6, 2), **_NORM},
-    "minicnn.layers.conv2d": lambda: {"inputs": tensor(6, 6, 2), **_CONV, **_PLAIN},
-    "minicnn.layers.dense": lambda: {"inputs": tensor(6, 6, 2), "units": 3, **_LAYER, **_PLAIN},
+    "minicnn.layers.conv2d": lambda: {"inputs": tensor(6, 6, 2), **_CONV},
+    "minicnn.layers.dense": lambda: {"inputs": tensor(6, 6, 2), "units": 3, **_LAYER},
     "minicnn.layers.dropout": lambda: {"inputs": tensor(6, 6, 2), **_DROPOUT},
     "minicnn.layers.flatten": lambda: {"inputs": tensor(6, 6, 2), "name": "first"},
+    "minicnn.layers.l1_regularizer": lambda: {"scale": 0.1},
+    "minicnn.layers.l2_regularizer": lambda: {"scale": 0.1},
     "minicnn.layers.max_pooling2d": lambda: {
         "inputs": tensor(6, 6, 2), "pool_size": 2, **_SLIDING,
     },
     "minicnn.losses.SoftmaxCrossEntropy": lambda: {**_LOSS, "name": "first"},
+    "minicnn.losses.regularization": lambda: {"model": built(mc.layers.Dense(2))},
     "minicnn.losses.softmax_cross_entropy": lambda: {
         "onehot_labels": ROWS.copy(), "logits": LOGITS.copy(), **_LOSS, "name": "first",
     },
@@ -479,7 +483,8 @@ INTERNAL = {
     r"Parameter\.writable|Sequential\.check_inputs": "a layer or an optimizer",
     r"(Layer|BatchNormalization|Conv2D|Dense|Dropout|Residual)\.(?!build$|forward$|backward$)\w+":
         "a layer",
-    r"Affine\.\w+": "the base of Conv2D and Dense, whose methods are called here",
+    r"(Affine|Convolution)\.\w+": "bases of layers whose methods are called here",
+    r"l[12]_regularizer\.\w+|Parameter\.add_penalty_gradient": "a run, or losses.regularization",
     r"Layer\.build": "the layers' own, which are called here",
     r"(Context|Workspace)\.\w+": "a layer",
     r"(\w+Hook|ValidationMonitor|Timer)\.\w+": "a run, with its own context and values",
@@ -542,7 +547,7 @@ ARGUMENTS = {
     "progress": "flag", "use_bias": "flag", "nesterov": "flag", "staircase": "flag",
     "at_end": "flag", "fail_on_nan_loss": "flag",
     "restore_best_weights": "flag", "keep_best": "flag", "early_stopping_metric_minimize": "flag",
-    "approximate": "flag", "alpha": "number",
+    "scale": "at least 0", "approximate": "flag", "alpha": "number",
     "one_hot": "flag", "reshape": "flag", "shipped": "flag", "softmax": "flag", "ties": "flag",
     "shuffle": "flag", "keepdims": "flag", "as_iterable": "flag", "need_dx": "flag",
     "units": "size", "filters": "size", "kernel_size": "pair", "pool_size": "pair",

@@ -278,15 +278,16 @@ def float_type(dtype: Any, name: str = "dtype") -> np.dtype[Any]:
     return result
 
 
-def no_regularizer(*regularizers: Any) -> None:
-    """Raise if a regularizer is given: the functions of the guide have the arguments only."""
-    for regularizer in regularizers:
-        if regularizer is not None:
-            raise ValueError(
-                f"`kernel_regularizer` and `bias_regularizer` must be None, got "
-                f"{describe(regularizer)}; decay the weights in the optimizer: SGD(learning_rate, "
-                "weight_decay=0.0001)"
-            )
+def regularizer(value: Any, name: str) -> Any:
+    """Return None or a function of a parameter's value that has a `gradient`."""
+    is_function = callable(value) and not isinstance(value, type)
+    if value is None or (is_function and callable(getattr(value, "gradient", None))):
+        return value
+    raise TypeError(
+        f"`{name}` must be None, l1_regularizer(scale), l2_regularizer(scale) or a function of a "
+        f"parameter's value with a method gradient(value), got {describe(value)}; write "
+        f"{name}=minicnn.layers.l2_regularizer(0.0001)"
+    )
 
 
 def unique(name: str, taken: Iterable[str]) -> str:

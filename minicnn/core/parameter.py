@@ -30,6 +30,9 @@ class Parameter(Hinting):
         The last part of the name: ``"kernel"``.
     scope : str or None
         The part before it: ``"conv2d"``. If the layer is renamed, this is, too.
+    regularizer : callable or None
+        A function of the value whose result is added to the loss, such as ``l2_regularizer(0.001)``
+        of `minicnn.layers`; it has a method ``gradient(value)``.
     frozen : bool
         True if the `trainable` of the layer is False; the parameter is not trained then. Setting
         the parameter's own `trainable` sets it to False.
@@ -45,6 +48,7 @@ class Parameter(Hinting):
     def __init__(self, name: str, value: np.ndarray, trainable: bool = True) -> None:
         self.name = name
         self.trainable = trainable
+        self.regularizer: Any = None
         checks.float_type(checks.array(value, "value").dtype, "value")
         self._value = np.require(value, requirements=["C", "W"])
         self._grad: np.ndarray | None = None
@@ -95,6 +99,16 @@ class Parameter(Hinting):
                 f"{checks.describe(new)}{_transposed(new.shape, array.shape)}"
             )
         array[...] = new
+
+    def penalty(self) -> float:
+        """Return the value of the regularizer; 0 without one."""
+        return 0.0 if self.regularizer is None else float(self.regularizer(self.value))
+
+    def add_penalty_gradient(self, scale: float = 1.0) -> None:
+        """Add the gradient of the regularizer, multiplied by `scale`, to `grad`."""
+        if self.regularizer is not None:
+            grad = self.writable("grad")
+            grad += scale * self.regularizer.gradient(self.value)
 
     def writable(self, attribute: str) -> np.ndarray:
         """Return `value` or `grad`; raise if it is read-only, since kernels do not check that."""

@@ -153,6 +153,7 @@ class Graph:
                         )
                     shared = self._shared.setdefault(own.name, own)
                     _check_alike(own, shared)
+                    shared.regularizer = own.regularizer
                     self.parameters[own.name] = shared
                     setattr(part, attribute, shared)
 

@@ -14,6 +14,7 @@ import numpy as np
 from minicnn.core.checks import describe, instance, optimizer_fault
 from minicnn.core.context import Context, Workspace
 from minicnn.core.op import Tensor
+from minicnn.core.parameter import Parameter
 from minicnn.core.weights import PARAMETERS
 from minicnn.estimator import evaluation, feeding
 from minicnn.estimator.checkpoints import RunFiles
@@ -241,7 +242,12 @@ class TrainingSession:
         feeds, first, share = self._processes.part(self.trace.feeds(batch))
         ctx = Context(training=True, rng=rng, workspace=self._workspace, first_row=first)
         values = plan.forward(feeds, ctx)
-        reached = plan.backward(train_op.loss, ctx, share, self._processes.ready)
+
+        def ready(parameter: Parameter) -> None:
+            parameter.add_penalty_gradient(share)  # the shares of all processes sum to 1
+            self._processes.ready(parameter)
+
+        reached = plan.backward(train_op.loss, ctx, share, ready)
         self.last_loss = self._processes.sum(share * float(values[train_op.loss]), reached)
         values[train_op.loss] = self.last_loss
         self.rate = train_op.rate()

@@ -3,12 +3,14 @@
 import copy
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from minicnn import initializers
 from minicnn.core.checks import describe, sequence
+from minicnn.core.context import Context
 from minicnn.core.op import Op, Tensor, parts
 from minicnn.core.parameter import Parameter
 from minicnn.estimator.config import ModeKeys, ModelFnOps, call_model_fn
@@ -36,6 +38,26 @@ class _Copies(Graph):
                 if name.endswith("_initializer"):
                     setattr(part, name, initializers.zeros)
         return super().add(copied, inputs)
+
+
+class _TotalLoss(Op):
+    """A loss plus the sum of the regularizers of the parameters that it depends on.
+
+    Their gradients are not the business of `backward`, since those of the layers overwrite them:
+    the session adds them to each gradient that is complete.
+    """
+
+    kind = "total_loss"
+
+    def __init__(self, parameters: list[Parameter]) -> None:
+        super().__init__()
+        self._regularized = parameters
+
+    def forward(self, x: Any, ctx: Context) -> Any:
+        return x + sum(parameter.penalty() for parameter in self._regularized)
+
+    def backward(self, dy: Any, ctx: Context, need_dx: bool = True) -> Any:
+        return dy
 
 
 class Trace:
@@ -92,6 +114,17 @@ class Trace:
                     f"model_fn returned {tensor!r}, which belongs to another graph; build "
                     "everything inside model_fn"
                 )
+        totals = {loss: self._total(loss) for loss in (self.ops.loss, trained) if loss is not None}
+        self.ops.loss = totals.get(self.ops.loss)
+        if trained is not None:
+            self.ops.train_op = replace(self.ops.train_op, loss=totals[trained])
+
+    def _total(self, loss: Tensor) -> Tensor:
+        """Return a loss plus the regularizers of the parameters that it depends on, if any."""
+        steps = self.graph.plan([loss], fuse=False).steps
+        regularized = [p for step in steps for p in step.parameters if p.regularizer is not None]
+        # Graph.add, because that of _Copies would copy the parameters.
+        return Graph.add(self.graph, _TotalLoss(regularized), (loss,)) if regularized else loss
 
     def check_labels(self, labels: Any) -> None:
         """Raise if a label is not one of the classes of a loss.

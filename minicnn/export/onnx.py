@@ -331,8 +331,7 @@ def _leaky_relu(file: _File, op: Any, x: _Value, shape: Shape) -> _Value:
 
 
 def _gelu(file: _File, op: Any, x: _Value, shape: Shape) -> _Value:
-    # x (1 + erf(x / sqrt(2))) / 2, of which ONNX Runtime makes one pass; there is a Gelu since
-    # opset 20.
+    # x (1 + erf(x / sqrt(2))) / 2: ONNX has had its own Gelu since opset 20.
     def step(kind: str, *values: str | float) -> str:
         names = [value if isinstance(value, str) else number(value) for value in values]
         return file.node(kind, names, op.label)

@@ -23,6 +23,7 @@ from minicnn.layers.pooling2d import (
     GlobalMaxPooling2D,
     MaxPooling2D,
 )
+from minicnn.layers.regularizers import l1_regularizer, l2_regularizer
 from minicnn.layers.residual import Residual
 from minicnn.layers.shape import Flatten, Reshape
 
@@ -50,5 +51,7 @@ __all__ = [
     "dense",
     "dropout",
     "flatten",
+    "l1_regularizer",
+    "l2_regularizer",
     "max_pooling2d",
 ]

@@ -21,6 +21,7 @@ class Affine(Layer):
 
     kernel: Parameter
     bias: Parameter | None
+    outputs: int  # the number of units, filters or channels of the output
     # (x, ctx, relu=False, last=None): x * kernel + bias, fused with ReLU and layer `last` if given.
     linear: Callable[..., np.ndarray]
     # (dy, ctx, need_dx=True): write the gradients of kernel and bias; return that of x, or None.
@@ -30,25 +31,31 @@ class Affine(Layer):
         self,
         activation: Any,
         use_bias: bool,
-        kernel_initializer: Any,
-        bias_initializer: Any,
         trainable: bool,
         name: str | None,
+        **weights: tuple[Any, Any],
     ) -> None:
+        """`weights` are the initializers and the regularizers of the kernels and of the bias."""
         super().__init__(name)
         self.activation = ops.activation(activation)
         self.use_bias = checks.boolean(use_bias, "use_bias")
-        self.kernel_initializer = initializers.get(
-            kernel_initializer, "glorot_uniform", "kernel_initializer"
-        )
-        self.bias_initializer = initializers.get(bias_initializer, "zeros", "bias_initializer")
+        for key, (initializer, regularizer) in weights.items():
+            default = "zeros" if key == "bias" else "glorot_uniform"
+            initializer = initializers.get(initializer, default, f"{key}_initializer")
+            regularizer = checks.regularizer(regularizer, f"{key}_regularizer")
+            setattr(self, f"{key}_initializer", initializer)
+            setattr(self, f"{key}_regularizer", regularizer)
         self._trainable = checks.boolean(trainable, "trainable")
 
-    def build_weights(self, kernel_shape: tuple[Any, ...], shape: Shape, rng: Any) -> Shape:
-        """Create kernel and bias, and build the activation for inputs of `shape`."""
+    def build_weights(
+        self, outputs: int, shape: Shape, rng: Any, **kernels: tuple[Any, ...]
+    ) -> Shape:
+        """Create kernels of these shapes and a bias; build the activation for inputs of `shape`."""
         rng = checks.generator(rng)
-        self.kernel = self.initialize("kernel", kernel_shape, rng)
-        self.bias = self.initialize("bias", kernel_shape[-1:], rng) if self.use_bias else None
+        for name, kernel_shape in kernels.items():
+            setattr(self, name, self.initialize(name, kernel_shape, rng))
+        self.outputs = outputs
+        self.bias = self.initialize("bias", (outputs,), rng) if self.use_bias else None
         return shape if self.activation is None else self.build_part(self.activation, shape, rng)
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
@@ -61,4 +68,10 @@ class Affine(Layer):
 
     def bias_value(self) -> np.ndarray:
         """Return the bias, or zeros if there is none."""
-        return np.zeros(self.kernel.shape[-1], self.dtype) if self.bias is None else self.bias.value
+        return np.zeros(self.outputs, self.dtype) if self.bias is None else self.bias.value
+
+    def bias_grad(self) -> np.ndarray:
+        """Return the gradient of the bias, or a throw-away buffer if there is no bias."""
+        if self.bias is None:
+            return np.empty(self.outputs, self.dtype)
+        return self.bias.writable("grad")

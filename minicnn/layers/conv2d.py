@@ -8,12 +8,10 @@ from minicnn.core import checks
 from minicnn.core.context import Context
 from minicnn.core.op import Shape
 from minicnn.kernels.conv import conv
-from minicnn.kernels.window import slide
-from minicnn.layers.affine import Affine
-from minicnn.layers.sliding import DataFormat, check_fits, window_size
+from minicnn.layers.convolution import Convolution
 
 
-class Conv2D(Affine):
+class Conv2D(Convolution):
     """Convolve images with trained filters, add a bias and apply an activation.
 
     As usual in deep learning it is the cross-correlation; with strides s and dilation d:
@@ -45,6 +43,8 @@ class Conv2D(Affine):
     bias_initializer : str or function
     trainable : bool
     name : str, optional
+    kernel_regularizer, bias_regularizer : callable, optional
+        Such as ``l2_regularizer(0.001)``: its value is added to the loss.
 
     Attributes
     ----------
@@ -73,8 +73,6 @@ class Conv2D(Affine):
     (2, 28, 28, 32)
     """
 
-    rank = 4
-
     def __init__(
         self,
         filters: int,
@@ -90,30 +88,22 @@ class Conv2D(Affine):
         bias_initializer: Any = "zeros",
         trainable: bool = True,
         name: str | None = None,
+        kernel_regularizer: Any = None,
+        bias_regularizer: Any = None,
     ) -> None:
         super().__init__(
-            activation, use_bias, kernel_initializer, bias_initializer, trainable, name
+            kernel_size, strides, padding, data_format, dilation_rate, activation, use_bias,
+            trainable, name,
+            kernel=(kernel_initializer, kernel_regularizer),
+            bias=(bias_initializer, bias_regularizer),
         )
         self.filters = checks.integer(filters, "filters")
-        self.kernel_size = self.size = window_size(kernel_size, "kernel_size")
-        self.strides = checks.pair(strides, "strides")
-        self.padding = checks.choice(padding, "padding", checks.PADDINGS)
-        self.data_format = DataFormat(
-            checks.choice(data_format, "data_format", checks.DATA_FORMATS)
-        )
-        self.dims = self.data_format.dims  # for errors
-        self.dilation_rate = checks.pair(dilation_rate, "dilation_rate")
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
-        shape = super().build(input_shape, rng, dtype)
-        height, width, channels = self.data_format.sizes(shape)
-        self.window = slide(
-            (height, width), self.size, self.strides, self.padding, self.dilation_rate
-        )
-        check_fits(self.window, shape, self.data_format, self.label)
-        kernel_shape = (*self.size, channels, self.filters)
+        super().build(input_shape, rng, dtype)
         output_shape = self.data_format.shape(None, self.window, self.filters)
-        return self.build_weights(kernel_shape, output_shape, rng)
+        kernel_shape = (*self.size, self.channels, self.filters)
+        return self.build_weights(self.filters, output_shape, rng, kernel=kernel_shape)
 
     def linear(
         self, x: np.ndarray, ctx: Context, relu: bool = False, pool: Any = None
@@ -148,9 +138,3 @@ class Conv2D(Affine):
             if dx is not None:
                 conv.input_gradient(dy if dz is None else dz, w, dx, self.window)
         return None if dx is None else self.data_format.from_nhwc(dx)
-
-    def bias_grad(self) -> np.ndarray:
-        """Return the gradient of the bias, or a throw-away buffer if there is no bias."""
-        if self.bias is None:
-            return np.empty(self.filters, self.dtype)
-        return self.bias.writable("grad")

@@ -33,6 +33,8 @@ class Dense(Affine):
     bias_initializer : str or function
     trainable : bool
     name : str, optional
+    kernel_regularizer, bias_regularizer : callable, optional
+        Such as ``l2_regularizer(0.001)``: its value is added to the loss.
 
     Attributes
     ----------
@@ -60,9 +62,14 @@ class Dense(Affine):
         bias_initializer: Any = "zeros",
         trainable: bool = True,
         name: str | None = None,
+        *,
+        kernel_regularizer: Any = None,
+        bias_regularizer: Any = None,
     ) -> None:
         super().__init__(
-            activation, use_bias, kernel_initializer, bias_initializer, trainable, name
+            activation, use_bias, trainable, name,
+            kernel=(kernel_initializer, kernel_regularizer),
+            bias=(bias_initializer, bias_regularizer),
         )
         self.units = checks.integer(units, "units")
 
@@ -73,7 +80,8 @@ class Dense(Affine):
                 f"{self.label}: `inputs` must be (N, ..., features), got {shape}; a single row "
                 "needs a batch axis, x[None], and rows of one number an axis for it, x[:, None]"
             )
-        return self.build_weights((shape[-1], self.units), (*shape[:-1], self.units), rng)
+        output_shape = (*shape[:-1], self.units)
+        return self.build_weights(self.units, output_shape, rng, kernel=(shape[-1], self.units))
 
     def linear(
         self, x: np.ndarray, ctx: Context, relu: bool = False, dropout: Any = None

@@ -29,14 +29,12 @@ def conv2d(
     use_bias: bool = True,
     kernel_initializer: Any = None,
     bias_initializer: Any = "zeros",
-    kernel_regularizer: None = None,
-    bias_regularizer: None = None,
+    kernel_regularizer: Any = None,
+    bias_regularizer: Any = None,
     trainable: bool = True,
     name: str | None = None,
 ) -> Any:
     """Apply a new `Conv2D` to the Tensor `inputs`.
-
-    `kernel_regularizer` and `bias_regularizer` must be None; use ``SGD(..., weight_decay=)``.
 
     Examples
     --------
@@ -45,12 +43,12 @@ def conv2d(
     >>> mc.layers.conv2d(inputs=x, filters=32, kernel_size=[5, 5], padding="same")
     Tensor('conv2d', shape=(None, 28, 28, 32), dtype=float32)
     """
-    checks.no_regularizer(kernel_regularizer, bias_regularizer)
     return _apply(inputs, Conv2D(
         filters, kernel_size, strides=strides, padding=padding, data_format=data_format,
         dilation_rate=dilation_rate, activation=activation, use_bias=use_bias,
         kernel_initializer=kernel_initializer, bias_initializer=bias_initializer,
-        trainable=trainable, name=name,
+        trainable=trainable, name=name, kernel_regularizer=kernel_regularizer,
+        bias_regularizer=bias_regularizer,
     ))
 
 
@@ -151,14 +149,12 @@ def dense(
     use_bias: bool = True,
     kernel_initializer: Any = None,
     bias_initializer: Any = "zeros",
-    kernel_regularizer: None = None,
-    bias_regularizer: None = None,
+    kernel_regularizer: Any = None,
+    bias_regularizer: Any = None,
     trainable: bool = True,
     name: str | None = None,
 ) -> Any:
     """Apply a new `Dense` to the Tensor `inputs`.
-
-    `kernel_regularizer` and `bias_regularizer` must be None; use ``SGD(..., weight_decay=)``.
 
     Examples
     --------
@@ -167,9 +163,9 @@ def dense(
     >>> mc.layers.dense(inputs=x, units=1024, activation=mc.relu)
     Tensor('dense', shape=(None, 1024), dtype=float32)
     """
-    checks.no_regularizer(kernel_regularizer, bias_regularizer)
     return _apply(inputs, Dense(
-        units, activation, use_bias, kernel_initializer, bias_initializer, trainable, name
+        units, activation, use_bias, kernel_initializer, bias_initializer, trainable, name,
+        kernel_regularizer=kernel_regularizer, bias_regularizer=bias_regularizer,
     ))
 
 

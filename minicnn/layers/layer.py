@@ -178,9 +178,13 @@ class Layer(Op):
         rng: np.random.Generator,
         trainable: bool = True,
     ) -> Parameter:
-        """Return a new parameter with values from ``self.<name>_initializer``."""
+        """Return a new parameter with values from ``self.<name>_initializer``.
+
+        Its regularizer is ``self.<name>_regularizer``, if there is one. As in tf.layers, those of
+        "depthwise_kernel" are called ``depthwise_initializer`` and ``depthwise_regularizer``.
+        """
         checks.allocatable(shape, f"{self.label}: `{name}`")
-        argument = f"{name}_initializer"
+        argument = f"{name.removesuffix('_kernel')}_initializer"
         initializer = getattr(self, argument)
         value = checks.array(initializer(shape, rng, self.dtype), argument)
         if value.shape != shape:
@@ -190,7 +194,9 @@ class Layer(Op):
             )
         if getattr(initializer, "__module__", None) != initializers.__name__:
             value = value.copy()  # a user's function may return one array to two layers
-        return self.add_parameter(name, value, trainable)
+        parameter = self.add_parameter(name, value, trainable)
+        parameter.regularizer = getattr(self, argument.replace("initializer", "regularizer"), None)
+        return parameter
 
     def check_inputs(self, x: Any) -> np.ndarray:
         """Return the inputs; raise if the layer was not built for their shape and dtype."""

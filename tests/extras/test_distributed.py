@@ -41,12 +41,24 @@ def two_branches(features, labels, mode):
     return mc.ModelFnOps(mode, logits, loss, mc.optimize_loss(loss, optimizer=optimizer))
 
 
+def regularized(features, labels, mode):
+    """A network whose loss has a part that does not depend on the rows of a rank."""
+    l2 = mc.layers.l2_regularizer(0.3)
+    h = mc.layers.dense(mc.layers.flatten(features), 9, mc.relu, kernel_regularizer=l2)
+    h = mc.layers.dense(h, 5, mc.relu, kernel_regularizer=l2)
+    logits = mc.layers.dense(h, 3, kernel_regularizer=l2, bias_regularizer=l2)
+    loss = mc.losses.softmax_cross_entropy(mc.one_hot(labels, 3), logits)
+    optimizer = mc.optimizers.SGD(0.1, momentum=0.9)
+    return mc.ModelFnOps(mode, logits, loss, mc.optimize_loss(loss, optimizer=optimizer))
+
+
 CASES = {  # 50 rows in batches of 7: ranks have unequal numbers of rows, or none
     "momentum": {"optimizer": "momentum", "data": "arrays"},
     "adam": {"optimizer": "adam", "data": "input_fn"},
     "nesterov of some": {"optimizer": "nesterov of some", "data": "arrays"},
     "no seed": {"optimizer": "momentum", "data": "arrays", "seed": None},
     "fetched": {"optimizer": "momentum", "data": "arrays", "fetch": ["max_pooling2d", "dropout"]},
+    "regularized": {"model": regularized, "data": "arrays"},
     "branches": {"model": two_branches, "data": "arrays", "fetch": ["a"]},
 }
 

@@ -13,6 +13,7 @@ from tolerances import assert_close
 
 import minicnn as mc
 from minicnn.core.op import parts
+from minicnn.estimator.tracing import _TotalLoss
 from minicnn.export.onnx import _EXPORTS, _OF_SEVERAL
 from minicnn.layers import (
     Activation,
@@ -47,6 +48,7 @@ NOT_EXPORTED = {
     Fused: "stands for layers that are exported",
     mc.losses.SoftmaxCrossEntropy: "no prediction",
     _OfClassNumbers: "no prediction",
+    _TotalLoss: "no prediction",
 }
 
 

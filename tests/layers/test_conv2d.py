@@ -275,14 +275,6 @@ def test_a_window_that_does_not_fit_says_what_to_do():
     assert Conv2D(2, 5, padding="same").build((None, 1, 1, 1), rng=0) == (None, 1, 1, 2)
 
 
-@pytest.mark.parametrize("option", ["kernel_regularizer", "bias_regularizer"])
-def test_a_regularizer_is_an_error_that_names_weight_decay(option):
-    x = mc.Graph().placeholder("x", (None, 9, 9, 1), np.float32)
-    with pytest.raises(ValueError, match="decay the weights in the optimizer"):
-        mc.layers.conv2d(x, 2, 3, **{option: np.abs})
-    assert mc.layers.conv2d(x, 2, 3, **{option: None}).shape == (None, 7, 7, 2)
-
-
 def test_the_function_passes_every_option_on():
     x = mc.Graph().placeholder("x", (None, 2, 9, 9), np.float32)
     y = mc.layers.conv2d(
@@ -297,6 +289,7 @@ def test_the_function_passes_every_option_on():
         use_bias=False,
         kernel_initializer="zeros",
         trainable=False,
+        kernel_regularizer=mc.layers.l2_regularizer(0.5),
         name="edges",
     )
     layer = y.op
@@ -306,6 +299,7 @@ def test_the_function_passes_every_option_on():
     assert isinstance(layer.activation, mc.ops.Tanh)
     assert layer.bias is None
     assert not layer.kernel.trainable
+    assert layer.kernel.regularizer.scale == 0.5
     assert_array_equal(layer.kernel.value, 0)
     other = mc.layers.conv2d(x, 3, 1, data_format="channels_first", bias_initializer=0.5).op
     assert_array_equal(other.bias.value, 0.5)

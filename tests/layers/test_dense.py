@@ -136,14 +136,6 @@ def test_a_row_without_features_is_an_error():
         Dense(2).build((None,), rng=0)
 
 
-@pytest.mark.parametrize("option", ["kernel_regularizer", "bias_regularizer"])
-def test_a_regularizer_is_an_error_that_names_weight_decay(option):
-    x = mc.Graph().placeholder("x", (None, 9), np.float32)
-    with pytest.raises(ValueError, match="decay the weights in the optimizer"):
-        mc.layers.dense(x, 2, **{option: np.abs})
-    assert mc.layers.dense(x, 2, **{option: None}).shape == (None, 2)
-
-
 def test_the_function_passes_every_option_on():
     x = mc.Graph().placeholder("x", (None, 9), np.float32)
     y = mc.layers.dense(
@@ -153,11 +145,13 @@ def test_the_function_passes_every_option_on():
         use_bias=False,
         kernel_initializer="zeros",
         trainable=False,
+        kernel_regularizer=mc.layers.l2_regularizer(0.5),
         name="logits",
     )
     assert (y.name, y.shape) == ("logits", (None, 3))
     assert isinstance(y.op.activation, mc.ops.Sigmoid)
     assert y.op.bias is None
     assert not y.op.kernel.trainable
+    assert y.op.kernel.regularizer.scale == 0.5
     assert_array_equal(y.op.kernel.value, 0)
     assert_array_equal(mc.layers.dense(x, 3, bias_initializer=0.5).op.bias.value, 0.5)
