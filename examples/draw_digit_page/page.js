@@ -4,11 +4,7 @@ const SIDE = 56; // the server takes SIDE * SIDE levels
 const PEN = 44; // width of a stroke, in pixels of the pad
 const KEYS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 const FAINT = 16; // how dark an empty map is, of 255
-const MAPS = {
-  input: { size: 28, count: 1, columns: 1 },
-  conv1: { size: 28, count: 32, columns: 8 },
-  conv2: { size: 14, count: 64, columns: 16 },
-};
+const SHAPE = 4; // how much wider than high a picture of maps is
 
 const element = (id) => document.getElementById(id);
 const pad = element("pad");
@@ -106,7 +102,7 @@ let changed = false;
 
 async function ask() {
   changed = true;
-  if (asking) return;
+  if (asking || !maps.length) return; // `start` asks again
   asking = true;
   while (changed) {
     changed = false;
@@ -141,51 +137,101 @@ function levels() {
 
 // Results ----------------------------------------------------------------------------------------
 
-const bars = Array.from({ length: 10 }, (_, digit) => {
-  const row = document.createElement("li");
-  const [name, bar, fill, percent] = ["name", "bar", "fill", "percent"].map((part) => {
-    const span = document.createElement("span");
-    span.className = part;
-    return span;
-  });
-  name.textContent = digit;
-  bar.append(fill);
-  row.append(name, bar, percent);
-  element("bars").append(row);
-  return { row, fill, percent };
-});
+let classes = []; // their names
+let bars = [];
+let maps = []; // {canvas, height, width, count, columns}
+let invitation = "";
 
 const percentOf = (probability) => `${Math.round(100 * probability)}%`;
 
+function make(tag, className = "", text = "") {
+  const made = document.createElement(tag);
+  made.className = className;
+  made.textContent = text;
+  return made;
+}
+
+async function start() {
+  let model;
+  try {
+    model = await (await fetch("model")).json();
+  } catch {
+    say("The server does not answer; start it again.");
+    return;
+  }
+  classes = model.classes;
+  bars = classes.map(addBar);
+  maps = model.maps.map(addMaps);
+  const digits = classes.join() === "0,1,2,3,4,5,6,7,8,9";
+  invitation = digits ? "Draw a digit from 0 to 9." : `Draw one of: ${classes.join(", ")}.`;
+  element("title").textContent = document.title = digits ? "Draw a digit" : "Draw";
+  const longest = Math.max(...classes.map((name) => name.length));
+  const list = element("bars");
+  list.style.setProperty("--name", `${Math.min(longest, 12)}ch`);
+  list.style.setProperty("--rows", Math.ceil(classes.length / 2)); // of two columns, on a phone
+  list.classList.toggle("short", longest <= 2);
+  ask();
+}
+
+function addBar(name) {
+  const row = make("li");
+  const bar = make("span", "bar");
+  const fill = make("span", "fill");
+  const percent = make("span", "percent");
+  bar.append(fill);
+  row.append(make("span", "name", name), bar, percent);
+  element("bars").append(row);
+  return { row, fill, percent };
+}
+
+function addMaps({ name, size: [height, width], count }) {
+  const columns = Math.min(Math.ceil(Math.sqrt((count * SHAPE * height) / width)), count);
+  const canvas = make("canvas");
+  canvas.width = columns * (width + 1) - 1;
+  canvas.height = Math.ceil(count / columns) * (height + 1) - 1;
+  canvas.style.setProperty("--width", canvas.width);
+  const first = name === "input";
+  const what = first ? "The drawing, scaled and centred" : `${count} feature maps of ${name}`;
+  canvas.setAttribute("role", "img");
+  canvas.setAttribute("aria-label", what);
+  const figure = make("figure", first ? "input" : "");
+  const sizes = `${height} × ${width}`;
+  figure.append(canvas, make("figcaption", "", first
+    ? `Input: ${sizes}, scaled and centred like MNIST`
+    : `${name}: ${count} maps of ${sizes}`));
+  element("maps").append(figure);
+  return { canvas, height, width, count, columns };
+}
+
 function show(answer) {
-  const probabilities = answer ? answer.probabilities : Array(10).fill(0);
-  const best = answer ? probabilities.indexOf(Math.max(...probabilities)) : null;
-  bars.forEach(({ row, fill, percent }, digit) => {
-    row.classList.toggle("best", digit === best);
-    fill.style.transform = `scaleX(${probabilities[digit]})`;
-    percent.textContent = percentOf(probabilities[digit]);
+  const probabilities = answer ? answer.probabilities : classes.map(() => 0);
+  const best = answer ? probabilities.indexOf(Math.max(...probabilities)) : -1;
+  bars.forEach(({ row, fill, percent }, number) => {
+    row.classList.toggle("best", number === best);
+    fill.style.transform = `scaleX(${probabilities[number]})`;
+    percent.textContent = percentOf(probabilities[number]);
   });
-  element("best").textContent = best ?? "?";
-  for (const id of Object.keys(MAPS)) paint(element(id), MAPS[id], answer?.maps[id]);
+  const name = answer ? classes[best] : "?";
+  element("best").textContent = name.length > 2 ? "" : name;
+  maps.forEach((map, number) => paint(map, answer?.maps[number]));
+  const article = name.length > 2 ? "" : "a ";
   sayLater(
-    answer
-      ? `It looks like a ${best} (${percentOf(probabilities[best])}).`
-      : "Draw a digit from 0 to 9.",
+    answer ? `It looks like ${article}${name} (${percentOf(probabilities[best])}).` : invitation,
   );
 }
 
 // Draws the maps row by row, a pixel apart; without maps, empty tiles.
-function paint(canvas, { size, count, columns }, text) {
+function paint({ canvas, height, width, count, columns }, text) {
   const context = canvas.getContext("2d");
-  const levels = text ? atob(text) : "\0".repeat(size * size * count);
+  const levels = text ? atob(text) : "\0".repeat(height * width * count);
   for (let map = 0; map < count; map++) {
-    const tile = context.createImageData(size, size); // black; the level is how opaque it is
-    for (let i = 0; i < size * size; i++) {
-      const level = levels.charCodeAt(map * size * size + i);
+    const tile = context.createImageData(width, height); // black; the level is how opaque it is
+    for (let i = 0; i < height * width; i++) {
+      const level = levels.charCodeAt(map * height * width + i);
       tile.data[4 * i + 3] = FAINT + (level * (255 - FAINT)) / 255;
     }
     const [row, column] = [Math.floor(map / columns), map % columns];
-    context.putImageData(tile, column * (size + 1), row * (size + 1));
+    context.putImageData(tile, column * (width + 1), row * (height + 1));
   }
 }
 
@@ -203,4 +249,4 @@ function sayLater(text) {
 }
 
 showPen();
-show(null);
+start();

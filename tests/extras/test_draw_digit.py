@@ -35,13 +35,13 @@ def page(example):
 
 
 @pytest.fixture(scope="module")
-def classifier(page, digit_model):
-    return mc.Estimator(page.model_fn, digit_model)
+def network(page, digit_model):
+    return page.Network(page.model_fn, model_dir=digit_model)
 
 
 @pytest.fixture(scope="module")
-def app(page, classifier):
-    return page.make_app(classifier)
+def app(page, network):
+    return page.make_app(network)
 
 
 @pytest.fixture
@@ -51,16 +51,22 @@ def client(app):
     return client
 
 
-@pytest.fixture(scope="module")
-def server(page, classifier):
+@contextlib.contextmanager
+def serving(page, network):
     """Run the server of the example in this process."""
-    server = page.make_server(classifier, 0)
+    server = page.make_server(network, 0)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield server
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+@pytest.fixture(scope="module")
+def server(page, network):
+    with serving(page, network) as server:
+        yield server
 
 
 # The server ---------------------------------------------------------------------------------------
@@ -82,17 +88,62 @@ def test_a_drawing_that_is_only_begun(client):
         assert answer.status_code == 200
 
 
-def test_the_maps_are_what_the_convolutions_put_out(page, digit_model):
-    estimator = mc.Estimator(page.model_fn, digit_model)
-    x = np.random.default_rng(0).random((1, 784), np.float32)
-    seen = estimator.predict(x, as_iterable=False)
-    assert {name: seen[name].shape for name in ("conv1", "conv2")} == {
-        "conv1": (1, 28, 28, 32), "conv2": (1, 14, 14, 64),
+def test_the_maps_are_what_the_convolutions_put_out(page, network, digit_model):
+    x = np.random.default_rng(0).random((28, 28), np.float32)
+    _, maps = network.run(x)
+    assert {name: values.shape for name, values in maps.items()} == {
+        "conv2d": (28, 28, 32), "conv2d_1": (14, 14, 64),
     }  # fmt: skip
-    weights = estimator.get_variable_value
-    centre = x.reshape(28, 28)[8:13, 8:13, np.newaxis, np.newaxis] * weights("conv2d/kernel")
+    weights = mc.Estimator(page.model_fn, digit_model).get_variable_value
+    centre = x[8:13, 8:13, np.newaxis, np.newaxis] * weights("conv2d/kernel")
     expected = np.maximum(centre.sum(axis=(0, 1, 2)) + weights("conv2d/bias"), 0)
-    np.testing.assert_allclose(seen["conv1"][0, 10, 10], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(maps["conv2d"][10, 10], expected, rtol=1e-4, atol=1e-5)
+
+
+def any_model(*last):
+    """Return a Sequential with filters, an activation apart from them, and three classes."""
+    model = mc.Sequential([
+        mc.layers.Conv2D(3, 5, strides=2), mc.layers.Activation("relu"), mc.layers.MaxPooling2D(2),
+        mc.layers.Conv2D(70, 3, activation="tanh"), mc.layers.Flatten(), mc.layers.Dense(3), *last,
+    ])
+    model.build((None, 28, 28, 1), rng=0)
+    return model
+
+
+CLASSES = ["ankle boot", "T-shirt", "bag"]
+
+
+@pytest.mark.parametrize("last", [[], [mc.layers.Activation("softmax")]])
+def test_any_model_is_shown_with_its_own_classes(page, last):
+    model = any_model(*last)
+    network = page.Network(model, CLASSES)
+    assert network.description == {"classes": CLASSES, "maps": [
+        {"name": "input", "size": [28, 28], "count": 1},
+        {"name": "conv2d", "size": [12, 12], "count": 3},
+        {"name": "conv2d_1", "size": [4, 4], "count": 64},
+    ]}  # fmt: skip
+    image = np.random.default_rng(0).random((28, 28), np.float32)
+    probabilities, maps = network.run(image)
+    logits = model.predict(image.reshape(1, 28, 28, 1))
+    expected = logits if last else mc.softmax(logits)
+    np.testing.assert_allclose(probabilities, expected[0], rtol=1e-4)
+    before = model.layers[0](image.reshape(1, 28, 28, 1))[0]
+    np.testing.assert_allclose(maps["conv2d"], np.maximum(before, 0), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="the model has 3 classes, got 2 names"):
+        page.Network(model, CLASSES[:2])
+
+
+def test_a_model_in_a_file_gets_its_weights(page, tmp_path):
+    tmp_path.joinpath("mine.py").write_text(
+        "import minicnn as mc\nmodel = mc.Sequential([mc.layers.Flatten(), mc.layers.Dense(2)])\n"
+        "model.build((None, 28, 28, 1), rng=0)\n"
+    )
+    place = f"{tmp_path}/mine.py:model"
+    trained = page.named(place, None)
+    trained.parameters[0].value += 1
+    mc.save_weights(trained, tmp_path / "weights.npz")
+    loaded = page.named(place, tmp_path / "weights.npz")
+    assert np.array_equal(loaded.parameters[0].value, trained.parameters[0].value)
 
 
 @pytest.mark.parametrize("body", [
@@ -368,7 +419,7 @@ def test_drawing_with_the_mouse(visit):
     for digit, points in STROKES.items():
         draw(tab, points)
         said(tab, f"It looks like a {digit} (")
-        bars = tab.get_by_role("list", name="Probability of each digit").get_by_role("listitem")
+        bars = tab.get_by_role("list", name="Probability of each class").get_by_role("listitem")
         assert bars.count() == 10
         # The answer to a part of the stroke may be the same: wait for the last one.
         waits = itertools.repeat(100, 600)  # milliseconds
@@ -380,14 +431,16 @@ def test_drawing_with_the_mouse(visit):
 
 def test_the_bars_and_the_maps_move_while_drawing(visit):
     tab = visit()
-    empty = {name: tab.evaluate(f"{name}.toDataURL()") for name in ("input", "conv1", "conv2")}
+    said(tab, "Draw a digit")
+    draw_maps = "number => maps[number].canvas.toDataURL()"
+    empty = {number: tab.evaluate(draw_maps, number) for number in range(3)}
     box = tab.locator("#pad").bounding_box()
     tab.mouse.move(box["x"] + 150, box["y"] + 60)
     tab.mouse.down()
     tab.mouse.move(box["x"] + 140, box["y"] + 300, steps=10)
     playwright.expect(tab.locator("#bars .best")).to_have_count(1)  # the button is still down
-    for name, before in empty.items():
-        assert tab.evaluate(f"{name}.toDataURL()") != before
+    for number, before in empty.items():
+        assert tab.evaluate(draw_maps, number) != before
     tab.mouse.up()
     tab.mouse.move(box["x"] + 300, box["y"] + 100)  # a lifted pen draws nothing
     drawn = tab.evaluate("pad.toDataURL()")
@@ -395,8 +448,8 @@ def test_the_bars_and_the_maps_move_while_drawing(visit):
     assert tab.evaluate("pad.toDataURL()") == drawn
     tab.get_by_role("button", name="Clear").click()
     playwright.expect(tab.locator("#bars .best")).to_have_count(0)
-    for name, before in empty.items():
-        assert tab.evaluate(f"{name}.toDataURL()") == before
+    for number, before in empty.items():
+        assert tab.evaluate(draw_maps, number) == before
 
 
 def test_the_keyboard_alone(visit):
@@ -441,6 +494,37 @@ def test_a_finger_on_a_phone(visit):
     fingers.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
     said(tab, "It looks like a 7 (")
     assert tab.evaluate("scrollY") == 0
+
+
+BOTTOM = "name => document.querySelector(name).getBoundingClientRect().bottom"
+
+
+def test_a_laptop_shows_the_maps_while_drawing(visit):
+    tab = visit(viewport={"width": 1366, "height": 650})  # of 768: the browser's bars take some
+    said(tab, "Draw a digit")
+    for name in ("#pad", "#clear", "#bars", "#maps"):
+        assert tab.evaluate(BOTTOM, name) < 650, name
+    assert tab.evaluate("document.documentElement.scrollWidth") == 1366
+
+
+def test_a_phone_shows_the_result_while_drawing(visit):
+    tab = visit(viewport={"width": 390, "height": 664}, has_touch=True, is_mobile=True)  # of 844
+    said(tab, "Draw a digit")
+    for name in ("#pad", "#clear", "#said", "#bars"):
+        assert tab.evaluate(BOTTOM, name) < 664, name
+
+
+def test_other_classes_on_the_page(page, browser):
+    with serving(page, page.Network(any_model(), CLASSES)) as server:
+        tab = browser.new_page()
+        tab.goto(f"http://127.0.0.1:{server.port}/")
+        said(tab, "Draw one of: ankle boot, T-shirt, bag.")
+        draw(tab, STROKES[1])
+        said(tab, "It looks like ")
+        assert any(f"looks like {name} (" in tab.inner_text("#said") for name in CLASSES)
+        assert tab.inner_text("#bars").split("%")[0].startswith("ankle boot")
+        assert "conv2d_1: 64 maps of 4 × 4" in tab.inner_text("#maps")
+        tab.close()
 
 
 def test_light_and_dark(visit):
