@@ -343,7 +343,7 @@ def test_without_a_folder_it_trains_first(page, main, digit_model, monkeypatch, 
 
 
 def test_an_empty_folder(main, tmp_path):
-    with pytest.raises(SystemExit, match="without MODEL_DIR a model is trained first"):
+    with pytest.raises(SystemExit, match="without MODEL a model is trained first"):
         main(str(tmp_path))
 
 
@@ -523,7 +523,7 @@ def test_other_classes_on_the_page(page, browser):
         said(tab, "It looks like ")
         assert any(f"looks like {name} (" in tab.inner_text("#said") for name in CLASSES)
         assert tab.inner_text("#bars").split("%")[0].startswith("ankle boot")
-        assert "conv2d_1: 64 maps of 4 × 4" in tab.inner_text("#maps")
+        assert "conv2d_1: 64 maps of 4" in tab.inner_text("#maps")
         tab.close()
 
 
