@@ -18,7 +18,8 @@ class Sequential(Chain):
     Parameters
     ----------
     layers : iterable of Layer
-        No layer may occur twice.
+        No layer may occur twice. ``model.add(layer)`` adds another one; ``model[0]`` is the first,
+        and ``model[:-1]`` a model of all but the last.
     name : str, optional
     fuse : bool
         Compute adjacent layers in one pass where possible. The results differ only by rounding,
@@ -35,6 +36,8 @@ class Sequential(Chain):
     (None, 10)
     >>> model.predict(np.zeros((3, 28, 28, 1), np.float32)).shape
     (3, 10)
+    >>> model[0], len(model)
+    (Conv2D(8, 3, activation='relu', name='conv2d'), 4)
     """
 
     def predict(self, x: Any, batch_size: int = 100) -> np.ndarray:

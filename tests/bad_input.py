@@ -657,7 +657,7 @@ KINDS |= {
     "folder": [3, NAN, ["folder"], "\0", THING],
     "config": [3, {}, "config", THING],
     "processes": [3, True, "mpi", THING],
-    "layers": [3, None, "ab", [], [3], [None], [mc.layers.Flatten(), "relu"],
+    "layers": [3, None, "ab", [3], [None], [mc.layers.Flatten(), "relu"],
                [mc.layers.Flatten] * 2, [mc.layers.Flatten()] * 2, {}, THING],
     "layer": [3, None, "dense", mc.layers.Dense, [mc.layers.Flatten()], THING],
     "model": [3, None, "model", [], THING, mc.layers.Dense(2), mc.layers.Dense],

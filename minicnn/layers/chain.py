@@ -1,6 +1,7 @@
 """A chain of layers, which is itself a layer."""
 
 import contextlib
+import html
 import logging
 from collections.abc import Iterable
 from typing import Any
@@ -16,6 +17,8 @@ from minicnn.layers.layer import Layer, build_once
 
 logger = logging.getLogger("minicnn")
 
+_LAYERS = "layers such as Dense(10) or Activation('relu')"  # for errors
+
 
 class Chain(Layer):
     """Run layers one after the other: the base of `Sequential`, and a part for other layers.
@@ -26,15 +29,14 @@ class Chain(Layer):
         As for `Sequential`.
     """
 
-    def __init__(self, layers: Iterable[Op], name: str | None = None, fuse: bool = True) -> None:
+    def __init__(
+        self, layers: Iterable[Op] = (), name: str | None = None, fuse: bool = True
+    ) -> None:
         layers = checks.sequence(layers, "layers", "layers")
         super().__init__(name)
-        what = "layers such as Dense(10) or Activation('relu')"
-        self.layers: list[Op] = [checks.instance(layer, Op, "layers", what) for layer in layers]
+        self.layers: list[Op] = [checks.instance(each, Op, "layers", _LAYERS) for each in layers]
         self.fuse = checks.boolean(fuse, "fuse")
         self._chain: list[Op] = []
-        if not self.layers:
-            raise ValueError("`layers` must hold at least one layer, got none")
         _check_once(self.layers)
         with contextlib.suppress(ValueError):  # layers that do not fit: the first use raises
             self._use_built_layers()
@@ -60,6 +62,8 @@ class Chain(Layer):
         ValueError
             If a layer was built for another input shape or dtype.
         """
+        if not self.layers:
+            raise ValueError(f"{self.label}: `layers` must hold at least one layer, got none")
         rng = checks.optional(checks.generator, rng)
         shape = self.check_build(input_shape, dtype)
         _check_once(list(parts(self)))  # also inside the layers
@@ -84,6 +88,29 @@ class Chain(Layer):
             )
         return shapes[-1]
 
+    def add(self, layer: Op) -> None:
+        """Append a layer. The other layers keep their values; `build` or `fit` builds the new one.
+
+        Parameters
+        ----------
+        layer : Layer
+            One that the model does not have yet.
+        """
+        layers = [*self.layers, checks.instance(layer, Op, "layer", _LAYERS)]
+        _check_once(layers)
+        self.layers = layers
+        self.input_shape = self._built = None
+        self._chain = []
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return a layer; for a slice a model of these layers, not of copies."""
+        if isinstance(index, slice):
+            return type(self)(self.layers[index], fuse=self.fuse)
+        return self.layers[index]
+
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
         x = self.check_inputs(x)
         checks.instance(ctx, Context, "ctx")
@@ -100,15 +127,27 @@ class Chain(Layer):
         return self._chain[0].backward(dy, ctx, need_dx)
 
     def summary(self) -> str:
-        """Return a table of the layers with their output shapes and numbers of parameters."""
-        self._use_built_layers()
+        """Return a table of the layers with their output shapes and numbers of parameters.
+
+        Before the model is built, it has the layers alone. ``print(model)`` shows the same.
+        """
+        with contextlib.suppress(ValueError):  # layers that do not fit: the first use raises
+            self._use_built_layers()
         if self.input_shape is None:
-            raise RuntimeError("call build(input_shape, rng) before summary()")
+            lines = [layer.label for layer in self.layers]
+            return "\n".join([*lines, "not built yet: build(input_shape, rng) gives the shapes"])
         rows = [
             (layer.label, str(shape), f"{count_parameters(layer.parameters):,}")
             for layer, shape in zip(self.layers, self._shapes, strict=True)
         ]
         return parameter_table(("layer", "output shape", "parameters"), rows, self.parameters)
+
+    def __str__(self) -> str:
+        return self.summary()
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        return f"<pre>{html.escape(self.summary())}</pre>"
 
     def __call__(self, inputs: Any) -> Any:
         """Apply the model to an array, or to a Tensor, each layer as a node of its graph."""
@@ -126,7 +165,8 @@ class Chain(Layer):
 
     def _use_built_layers(self) -> None:
         """Build the model without `rng` if all of its layers were built before."""
-        if self.input_shape is not None or type(self).build is not Chain.build:
+        is_known = self.input_shape is not None or not self.layers
+        if is_known or type(self).build is not Chain.build:
             return  # built already; or a subclass, whose `build` may need `rng`
         first = self.layers[0]._built
         if first is not None and _ready(self.layers):

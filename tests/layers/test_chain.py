@@ -185,7 +185,6 @@ def test_parameters_of_models_in_models_never_share_a_name():
 @pytest.mark.parametrize(
     ("layers", "error", "message"),
     [
-        ([], ValueError, "at least one layer, got none"),
         ([Dense], TypeError, "got <class 'minicnn.layers.dense.Dense'>"),
         (["dense"], TypeError, "got 'dense'"),
         ([Dense(2), None], TypeError, "got None"),
@@ -217,7 +216,6 @@ def test_a_model_that_is_not_built_is_an_error():
         lambda: model.backward(x, mc.Context()),
         lambda: model.predict(x),
         lambda: model(x),
-        model.summary,
     ):
         with pytest.raises(RuntimeError, match=r"call (build\(input_shape, rng\)|forward first)"):
             use()
@@ -265,6 +263,80 @@ def test_summary_of_the_documented_network():
         "logits           (None, 10)              10,250",
         "total: 3,274,634 parameters, 13.1 MB",
     ]
+    assert str(model) == model.summary()
+
+
+def test_summary_of_a_model_that_is_not_built():
+    model = Sequential([Conv2D(2, 3), Flatten(), Dense(2)])
+    expected = "conv2d\nflatten\ndense\nnot built yet: build(input_shape, rng) gives the shapes"
+    assert str(model) == model.summary() == expected
+    two = built(Sequential([Conv2D(2, 3), Flatten()]), (4, 4, 1)).layers
+    wrong = Sequential([*two, built(Dense(2), (5,))])  # 8 inputs: it cannot be built
+    assert str(wrong).splitlines()[-1] == expected.splitlines()[-1]
+
+
+def test_a_notebook_shows_the_summary():
+    model = built(Sequential([Dense(2, name="a<b")]), (3,))
+    assert model._repr_html_() == f"<pre>{model.summary().replace('<', '&lt;')}</pre>"
+
+
+# Layers of a model
+
+
+def test_layers_by_position():
+    model = built(small_cnn(), (6, 6, 2))
+    layers = model.layers
+    assert len(model) == len(layers)
+    assert list(model) == layers
+    assert model[0] is layers[0] and model[-1] is layers[-1]
+    with pytest.raises(IndexError):
+        model[len(layers)]
+
+
+def test_a_slice_is_a_model_of_the_same_layers():
+    model = built(small_cnn(), (6, 6, 2))
+    body = model[:-1]
+    assert type(body) is Sequential
+    assert body.layers == model.layers[:-1]
+    x = numbers((3, 6, 6, 2))
+    assert_same_bits(model[-1].forward(body.predict(x), mc.Context()), model.predict(x))
+    assert built(Sequential([Dense(2), Dense(2)], fuse=False), (3,))[1:].fuse is False
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+def test_add_keeps_the_values_of_the_other_layers(fuse):
+    model = Sequential(fuse=fuse)
+    with pytest.raises(ValueError, match="sequential: `layers` must hold at least one layer"):
+        model.build((None, 3), rng=0)
+    model.add(Dense(4, activation="relu"))
+    assert model.build((None, 3), rng=0) == (None, 4)
+    kernel, x = model[0].kernel, numbers((5, 3))
+    before = kernel.value.copy()
+    hidden = model.predict(x)
+    model.add(Dense(2))
+    with pytest.raises(RuntimeError, match=r"call build\(input_shape, rng\)"):
+        model.predict(x)
+    with pytest.raises(RuntimeError, match="call build"):
+        model.backward(numbers((5, 2)), mc.Context())
+    assert model.build((None, 3), rng=1) == (None, 2)
+    assert model[0].kernel is kernel and np.array_equal(kernel.value, before)
+    assert_same_bits(model.predict(x), model[1](hidden))
+    assert names(model) == ["dense/kernel", "dense/bias", "dense_1/kernel", "dense_1/bias"]
+
+
+def test_add_of_a_built_layer_needs_no_build():
+    model = built(Sequential([Dense(4)]), (3,))
+    model.add(built(Dense(2), (4,)))
+    assert model.predict(numbers((5, 3))).shape == (5, 2)
+
+
+def test_add_refuses_what_is_not_a_new_layer():
+    model = built(Sequential([Dense(4)]), (3,))
+    with pytest.raises(TypeError, match=r"`layer` must be layers such as .* got 'dense'"):
+        model.add("dense")
+    with pytest.raises(ValueError, match="the same layer twice; make a second one"):
+        model.add(model[0])
+    assert len(model) == 1 and model.predict(numbers((1, 3))).shape == (1, 4)
 
 
 # Predict
