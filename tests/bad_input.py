@@ -444,6 +444,7 @@ METHODS = {
     "Sequential.predict": lambda: (
         built(sequential()).predict, {"x": images(2, 6, 6, 2), "batch_size": 2},
     ),
+    "Sequential.add": lambda: (built(sequential()).add, {"layer": mc.layers.Dense(2)}),
     "Sequential.__call__": lambda: (built(sequential()), {"inputs": images(2, 6, 6, 2)}),
     "Optimizer.step": lambda: (mc.optimizers.SGD(0.1).step, {"parameters": parameters()}),
     "Optimizer.load_state_dict": lambda: (mc.optimizers.SGD(0.1, momentum=0.9).load_state_dict, {
@@ -631,7 +632,8 @@ ARGUMENTS = {
     **{f"{layer.__name__}.build.input_shape": "shape" for layer in _LAYERS},
     "Sequential.reset_parameters.input_shape": "shape",
     "minicnn.optimize_loss.global_step": "nothing",
-    "Sequential.__call__.inputs": "layer inputs", "Optimizer.load_state_dict.state": "state",
+    "Sequential.__call__.inputs": "layer inputs", "Sequential.add.layer": "layer",
+    "Optimizer.load_state_dict.state": "state",
     "Graph.plan.fetches": "fetched", "Estimator.fit.x": "rows", "Estimator.fit.y": "row labels",
     "Estimator.evaluate.x": "rows", "Estimator.evaluate.y": "row labels",
     "Estimator.predict.x": "rows", "Estimator.fit.monitors": "hooks",
