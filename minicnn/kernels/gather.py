@@ -20,19 +20,19 @@ from minicnn.kernels.simd import LANES, pointer
 
 
 @functools.cache
-def blocks_of(rows: int, vectors: int, shift: int) -> np.ndarray:
+def blocks_of(rows: int, vectors: int) -> np.ndarray:
     """Return the blocks into which `gather` splits rows of vectors."""
-    return np.array(simd.gather_blocks(rows, vectors, shift), np.int64)
+    return np.array(simd.gather_blocks(rows, vectors), np.int64)
 
 
 @helper
-def gather(cut, blocks, shift, source, row, lists, count, target, step, target_row):
+def gather(cut, blocks, source, row, lists, count, target, step, target_row):
     """Add the sums over lists to rows of vectors of the target; list k starts at k * step.
 
     Rows are `row` elements apart in the source, and `target_row` elements apart in the target.
-    `cut` points to the result of `blocks_of` for this shift, and `blocks` is its length.
+    `cut` points to the result of `blocks_of`, and `blocks` is its length.
     """
     for b in range(blocks):
         r, rows, v, vectors = cut[4 * b], cut[4 * b + 1], cut[4 * b + 2] * LANES, cut[4 * b + 3]
-        simd.gather(rows, vectors, min(shift, vectors), pointer(source, r * row + v), row, lists,
-                    count, pointer(target, r * target_row + v), step, target_row)
+        simd.gather(rows, vectors, pointer(source, r * row + v), row, lists, count,
+                    pointer(target, r * target_row + v), step, target_row)

@@ -24,7 +24,9 @@ from numba.extending import register_jitable
 
 from minicnn.kernels.jit import helper
 from minicnn.kernels.simd import (
+    FEW_ROWS,
     ROWS,
+    SOME_ROWS,
     VECTOR_BYTES,
     VECTORS,
     lanes,
@@ -38,8 +40,6 @@ from minicnn.kernels.simd import (
 )
 
 DEPTH = (1 << 14) // (VECTORS * VECTOR_BYTES)  # rows of a panel, half a first-level cache
-_FEW = (ROWS - 2) // 2  # rows of the smallest tile, for the remainder
-_SOME = (ROWS + _FEW) // 2
 
 
 @register_jitable  # also called from Python
@@ -117,28 +117,19 @@ def block_of_rows(a, a_row, a_col, a_round, b, b_row, s, s_row, c, c_row, m, n, 
     after the previous one. The rows of B are `b_row` elements apart. If `adds`, the result is added
     to C.
     """
-    i, size = 0, lanes(c)
+    i, vectors = 0, 1 if n <= lanes(c) else VECTORS
     while i < m:
-        rows = m - i
-        a_, s_, c_ = pointer(a, i * a_row), pointer(s, i * s_row), pointer(c, i * c_row)
-        if n <= size and rows > _FEW:
-            rows = min(rows, ROWS)
-            tile(ROWS, 1, a_, a_row, a_col, a_round, b, b_row, s_, s_row, c_, c_row, rows, n, depth,
-                 rounds, adds)
-        elif n <= size:
-            tile(_FEW, 1, a_, a_row, a_col, a_round, b, b_row, s_, s_row, c_, c_row, rows, n, depth,
-                 rounds, adds)
-        elif rows > 2 * _SOME or _SOME < rows <= ROWS:
-            rows = min(rows, ROWS)
-            tile(ROWS, VECTORS, a_, a_row, a_col, a_round, b, b_row, s_, s_row, c_, c_row, rows, n,
-                 depth, rounds, adds)
-        elif rows > _FEW:
-            rows = min(rows, _SOME)
-            tile(_SOME, VECTORS, a_, a_row, a_col, a_round, b, b_row, s_, s_row, c_, c_row, rows, n,
-                 depth, rounds, adds)
-        else:
-            tile(_FEW, VECTORS, a_, a_row, a_col, a_round, b, b_row, s_, s_row, c_, c_row, rows, n,
-                 depth, rounds, adds)
+        rows, height = m - i, ROWS
+        if rows <= 2 and vectors > 1:
+            height = 2
+        elif rows <= FEW_ROWS:
+            height = FEW_ROWS
+        elif vectors > 1 and (rows <= SOME_ROWS or ROWS < rows <= 2 * SOME_ROWS):
+            height = SOME_ROWS
+        rows = min(rows, height)
+        tile(height, vectors, pointer(a, i * a_row), a_row, a_col, a_round, b, b_row,
+             pointer(s, i * s_row), s_row, pointer(c, i * c_row), c_row, rows, n, depth, rounds,
+             adds)
         i += rows
 
 

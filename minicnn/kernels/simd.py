@@ -20,7 +20,7 @@ integer addresses can be miscompiled if Numba links the kernel again from its ca
 `pointer`, `lanes`                     pointers into arrays; the number of elements of a vector
 `load`, `store`, `broadcast`           load and store complete vectors; one element in all lanes
 `load_some`, `store_some`              the same for the first lanes only, at the end of a row
-`splat`, `fma`, `add`, `sub`, `relu`   arithmetic
+`splat`, `fma`, `add`, `relu`          arithmetic
 `where_positive`                       the gradient of ReLU
 `largest_of_four`                      2x2 max pooling with ReLU, and the index of the maximum
 `transpose`                            a square block of vectors
@@ -30,13 +30,15 @@ integer addresses can be miscompiled if Numba links the kernel again from its ca
 `gather`                               sums over lists of (offset, value), in registers
 =====================================  ============================================================
 
-The code of `tile` and `gather` is generated for the literal sizes in a call: ``tile(6, 2, ...)``
-uses twelve accumulators.
+Each operation is a function that emits LLVM code, such as `_load`, and a line at the end of this
+file that makes it callable in kernels. The code of `tile` and `gather` is generated for each of the
+sizes that they support: ``tile(6, 2, ...)`` uses twelve accumulators.
 """
 
+import functools
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numba
@@ -63,6 +65,8 @@ LANES = VECTOR_BYTES // 4  # of float32
 VECTORS = 2  # per row of a tile of a matrix product
 PANEL = VECTORS * LANES  # columns of float32 in a tile
 ROWS = (REGISTERS - VECTORS - 1) // VECTORS  # of a tile, so that sums, a row of B and one of A fit
+FEW_ROWS = (ROWS - 2) // 2  # of a smaller tile, for the remainder
+SOME_ROWS = (ROWS + FEW_ROWS) // 2
 ZEROED = 4  # written by `largest_of_four` if ReLU is zero, instead of 0 to 3
 
 _INDEX = ir.IntType(64)
@@ -73,22 +77,59 @@ class Vector(types.Type):
 
     def __init__(self, dtype: types.Float) -> None:
         self.dtype = dtype
-        self.lanes = VECTOR_BYTES * 8 // dtype.bitwidth
-        super().__init__(name=f"Vector({dtype}, {self.lanes})")
+        super().__init__(name=f"Vector({dtype}, {VECTOR_BYTES} bytes)")
 
 
 @register_model(Vector)
 class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager: Any, vector: Vector) -> None:
-        super().__init__(manager, vector, _llvm_type(vector))
+        element = ir.FloatType() if vector.dtype.bitwidth == 32 else ir.DoubleType()
+        super().__init__(manager, vector, _vector_of(element))
 
 
-# Code generation of the operations ----------------------------------------------------------------
+def _operation(emit: Callable[..., Any], result: Any = types.void, literals: int = 0) -> Any:
+    """Return the function that kernels call, from one that emits code for an operation.
+
+    Parameters
+    ----------
+    emit : callable
+        It takes a builder and the LLVM values of the arguments, and returns the value of the
+        result. The first `literals` arguments are integers if they are literals in the call.
+    result : Numba type, or Vector
+        Vector stands for a vector of the type of the first argument.
+    """
+
+    @functools.wraps(emit)
+    def typed(typingctx: Any, *given: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            sizes = [getattr(kind, "literal_value", size)
+                     for kind, size in zip(given[:literals], arguments, strict=False)]
+            value = emit(builder, *sizes, *arguments[literals:])
+            return context.get_dummy_value() if value is None else value
+
+        returned = Vector(getattr(given[0], "dtype", given[0])) if result is Vector else result
+        return returned(*given[:literals], *map(_argument, given[literals:])), generate
+
+    return intrinsic(prefer_literal=literals > 0)(typed)
 
 
-def _llvm_type(vector: Vector) -> ir.VectorType:
-    element = ir.FloatType() if vector.dtype.bitwidth == 32 else ir.DoubleType()
-    return ir.VectorType(element, vector.lanes)
+def _argument(kind: Any) -> Any:
+    """Return the type that an argument is converted to: integers have 64 bits."""
+    plain = types.int64, types.boolean  # also of literals
+    return next((other for other in plain if isinstance(kind, type(other))), kind)
+
+
+# Code of the operations ---------------------------------------------------------------------------
+
+
+def _bits(element: Any) -> int:
+    """Return the number of bits of an LLVM number type."""
+    return {"float": 32, "double": 64}.get(str(element)) or element.width
+
+
+def _vector_of(element: Any) -> ir.VectorType:
+    """Return the LLVM type of a vector that fills a register."""
+    return ir.VectorType(element, VECTOR_BYTES * 8 // _bits(element))
 
 
 def _index(number: int) -> ir.Constant:
@@ -100,10 +141,25 @@ def _same(type_: ir.VectorType, number: float) -> ir.Constant:
     return ir.Constant(type_, [number] * type_.count)
 
 
-def _splat(builder: Any, scalar: Any, lanes: int) -> Any:
+def _chosen(numbers: Sequence[int]) -> ir.Constant:
+    """Return the constant that chooses lanes in a shuffle."""
+    return ir.Constant(ir.VectorType(ir.IntType(32), len(numbers)), numbers)
+
+
+def _splat(builder: Any, x: Any) -> Any:
+    """Return a vector with the number x in all lanes."""
+    return _repeat(builder, x, _vector_of(x.type).count)
+
+
+def _repeat(builder: Any, scalar: Any, lanes: int) -> Any:
     undefined = ir.Constant(ir.VectorType(scalar.type, lanes), ir.Undefined)
     first = builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
-    return builder.shuffle_vector(first, undefined, _same(ir.VectorType(ir.IntType(32), lanes), 0))
+    return builder.shuffle_vector(first, undefined, _chosen([0] * lanes))
+
+
+def _lanes(builder: Any, place: Any) -> Any:
+    """Return the number of elements in a vector, a compile-time constant, for a pointer's type."""
+    return _index(_vector_of(place.type.pointee).count)
 
 
 def _at(builder: Any, base: Any, index: Any, type_: Any) -> Any:
@@ -111,24 +167,60 @@ def _at(builder: Any, base: Any, index: Any, type_: Any) -> Any:
     return builder.bitcast(builder.gep(base, [index]), type_.as_pointer())
 
 
-def _load(builder: Any, vector: Vector, base: Any, index: Any) -> Any:
-    place = _at(builder, base, index, _llvm_type(vector))
-    return builder.load(place, align=vector.dtype.bitwidth // 8)
+def _load(builder: Any, source: Any, index: Any) -> Any:
+    """Return the vector that starts at ``source[index]``."""
+    element = source.type.pointee
+    place = _at(builder, source, index, _vector_of(element))
+    return builder.load(place, align=_bits(element) // 8)
 
 
-def _store(builder: Any, value: Any, base: Any, index: Any) -> None:
-    place = _at(builder, base, index, value.type)
-    builder.store(value, place, align=_align(value.type))
+def _load_some(builder: Any, source: Any, index: Any, count: Any) -> Any:
+    """Return a vector of `count` elements from ``source[index]`` on, padded with zeros."""
+    type_ = _vector_of(source.type.pointee)
+    place, mask = _at(builder, source, index, type_), _mask(builder, type_.count, count)
+    arguments = [place, _align(type_), mask, _same(type_, 0.0)]
+    return _call(builder, "llvm.masked.load", type_, type_, arguments)
 
 
-def _align(type_: ir.VectorType) -> int:
-    bits = {"float": 32, "double": 64}.get(str(type_.element))
-    return (bits or type_.element.width) // 8
+def _store(builder: Any, value: Any, target: Any, index: Any) -> Any:
+    """Write a vector to memory from ``target[index]`` on."""
+    place = _at(builder, target, index, value.type)
+    builder.store(value, place, align=_bits(value.type.element) // 8)
 
 
-def _fma(builder: Any, x: Any, y: Any, z: Any) -> Any:
-    """Emit x * y + z with a single rounding."""
-    return _call(builder, "llvm.fma", x.type, x.type, [x, y, z])
+def _store_masked(builder: Any, value: Any, target: Any, index: Any, count: Any) -> Any:
+    """Emit a store of the first `count` lanes."""
+    type_ = value.type
+    place, mask = _at(builder, target, index, type_), _mask(builder, type_.count, count)
+    arguments = [value, place, _align(type_), mask]
+    _call(builder, "llvm.masked.store", type_, ir.VoidType(), arguments)
+
+
+def _store_some(builder: Any, value: Any, target: Any, index: Any, count: Any) -> None:
+    """Write the first `count` lanes, or all if there are fewer, from ``target[index]`` on."""
+    full = builder.icmp_signed(">=", count, _index(value.type.count))
+    _if_else(builder, full, lambda: [_store(builder, value, target, index)],
+             lambda: [_store_masked(builder, value, target, index, count)])
+
+
+def _align(type_: ir.VectorType) -> ir.Constant:
+    return ir.Constant(ir.IntType(32), _bits(type_.element) // 8)
+
+
+def _mask(builder: Any, lanes: int, count: Any) -> Any:
+    """Emit a mask of the first `count` lanes, or of all if there are fewer."""
+    numbers = ir.Constant(ir.VectorType(_INDEX, lanes), list(range(lanes)))
+    return builder.icmp_signed("<", numbers, _repeat(builder, count, lanes))
+
+
+def _element(builder: Any, source: Any, index: Any) -> Any:
+    """Emit a load of ``source[index]``."""
+    return builder.load(builder.gep(source, [index]))
+
+
+def _broadcast(builder: Any, source: Any, index: Any) -> Any:
+    """Return a vector with ``source[index]`` in all lanes."""
+    return _splat(builder, _element(builder, source, index))
 
 
 def _call(builder: Any, name: str, vector: Any, result: Any, arguments: Sequence[Any]) -> Any:
@@ -142,37 +234,124 @@ def _call(builder: Any, name: str, vector: Any, result: Any, arguments: Sequence
     return builder.call(function, arguments)
 
 
-def _mask(builder: Any, lanes: int, count: Any) -> Any:
-    """Emit a mask of the first `count` lanes, or of all if there are fewer."""
-    numbers = ir.Constant(ir.VectorType(_INDEX, lanes), list(range(lanes)))
-    return builder.icmp_signed("<", numbers, _splat(builder, count, lanes))
+def _fma(builder: Any, x: Any, y: Any, z: Any) -> Any:
+    """Return ``x * y + z`` with a single rounding."""
+    return _call(builder, "llvm.fma", x.type, x.type, [x, y, z])
 
 
-def _load_some(builder: Any, vector: Vector, base: Any, index: Any, count: Any) -> Any:
-    """Emit a load of the first `count` lanes; the others are zero."""
-    type_ = _llvm_type(vector)
-    align = ir.Constant(ir.IntType(32), _align(type_))
-    mask, zero = _mask(builder, vector.lanes, count), _same(type_, 0.0)
-    place = _at(builder, base, index, type_)
-    return _call(builder, "llvm.masked.load", type_, type_, [place, align, mask, zero])
+def _add(builder: Any, x: Any, y: Any) -> Any:
+    """Return ``x + y``."""
+    return builder.fadd(x, y)
 
 
-def _store_masked(builder: Any, value: Any, base: Any, index: Any, count: Any) -> None:
-    """Emit a store of the first `count` lanes."""
-    align = ir.Constant(ir.IntType(32), _align(value.type))
-    place, mask = _at(builder, base, index, value.type), _mask(builder, value.type.count, count)
-    arguments = [value, place, align, mask]
-    _call(builder, "llvm.masked.store", value.type, ir.VoidType(), arguments)
+def _relu(builder: Any, x: Any) -> Any:
+    """Return ``max(x, 0)``; NaN stays NaN."""
+    zero = _same(x.type, 0.0)
+    return builder.select(builder.fcmp_ordered("<=", x, zero), zero, x)
 
 
-def _store_some(builder: Any, value: Any, base: Any, index: Any, count: Any) -> None:
-    """Emit a store of the first `count` lanes, unmasked if these are all lanes."""
-    full = builder.icmp_signed(">=", count, _index(value.type.count))
-    with builder.if_else(full) as (whole, part):
-        with whole:
-            _store(builder, value, base, index)
-        with part:
-            _store_masked(builder, value, base, index, count)
+def _where_positive(builder: Any, x: Any, y: Any) -> Any:
+    """Return y in the lanes where x > 0, and 0 in the others."""
+    zero = _same(x.type, 0.0)
+    return builder.select(builder.fcmp_ordered(">", x, zero), y, zero)
+
+
+def _largest_of_four(
+    builder: Any, x0: Any, x1: Any, x2: Any, x3: Any, bias: Any, y: Any, code: Any, count: Any
+) -> None:
+    """Write relu(max(x0, x1, x2, x3) + bias) to y, and the index of the maximum to code.
+
+    The code is the index of the first largest element, or `ZEROED` if ReLU is zero; one byte per
+    lane. NaN is the largest. Only the first `count` lanes are written.
+    """
+    code_type = ir.VectorType(ir.IntType(8), x0.type.count)
+
+    def larger(x, y):  # y if it is larger or NaN, else x
+        better = builder.or_(
+            builder.fcmp_ordered(">", y[0], x[0]), builder.fcmp_unordered("uno", y[0], y[0])
+        )
+        return tuple(builder.select(better, b, a) for a, b in zip(x, y, strict=True))
+
+    first, second, third, last = ((v, _same(code_type, i)) for i, v in enumerate((x0, x1, x2, x3)))
+    value, winner = larger(larger(first, second), larger(third, last))
+    value = builder.fadd(value, bias)
+    negative = builder.fcmp_ordered("<=", value, _same(value.type, 0.0))
+    winner = builder.select(negative, _same(code_type, ZEROED), winner)
+    _store_some(builder, _relu(builder, value), y, _index(0), count)
+    _store_some(builder, winner, code, _index(0), count)
+
+
+def _transpose(builder: Any, source: Any, source_row: Any, target: Any, target_row: Any) -> None:
+    """Copy a square block with rows and columns exchanged.
+
+    The block has as many rows as a vector has lanes. The strides of the rows are in elements.
+    """
+    lanes = _vector_of(source.type.pointee).count
+
+    def row(stride, number):
+        return builder.mul(stride, _index(number))
+
+    rows = [_load(builder, source, row(source_row, i)) for i in range(lanes)]
+    # Exchange blocks of 1, 2, 4, ... lanes between rows that are as far apart.
+    size = 1
+    while size < lanes:
+        low = [i + (lanes - size if i & size else 0) for i in range(lanes)]
+        high = [i + (lanes if i & size else size) for i in range(lanes)]
+        for i in range(lanes):
+            if not i & size:
+                pair = rows[i], rows[i + size]
+                rows[i] = builder.shuffle_vector(*pair, _chosen(low))
+                rows[i + size] = builder.shuffle_vector(*pair, _chosen(high))
+        size *= 2
+    for i, value in enumerate(rows):
+        _store(builder, value, target, row(target_row, i))
+
+
+def linear(matrix: Sequence[Sequence[float]], before: bool, after: bool) -> Any:
+    """Return a function that writes a constant matrix times a column of vectors.
+
+    It is called as ``function(source, step, target, target_step)``, with the distances between
+    vectors. If `before`, the input vectors 1 and 2, 3 and 4, ... are replaced by their sum and
+    difference before the product. If `after`, the output vectors are replaced in the same way.
+    """
+
+    def emit(builder: Any, source: Any, step: Any, target: Any, target_step: Any) -> None:
+        places = (builder.mul(step, _index(i)) for i in range(len(matrix[0])))
+        lines = [_load(builder, source, place) for place in places]
+        if before:
+            _butterflies(builder, lines)
+        lines = [_combination(builder, row, lines) for row in matrix]
+        if after:
+            _butterflies(builder, lines)
+        for i, line in enumerate(lines):
+            _store(builder, line, target, builder.mul(target_step, _index(i)))
+
+    return _operation(emit)
+
+
+def _butterflies(builder: Any, lines: list[Any]) -> None:
+    """Replace the vectors 1 and 2, 3 and 4, ... by their sums and differences."""
+    for i in range(1, len(lines) - 1, 2):
+        pair = lines[i], lines[i + 1]
+        lines[i : i + 2] = builder.fadd(*pair), builder.fsub(*pair)
+
+
+def _combination(builder: Any, factors: Sequence[float], lines: Sequence[Any]) -> Any:
+    """Emit the sum of factor * line, starting with the terms with a factor of 1."""
+    terms = [(factor, line) for factor, line in zip(factors, lines, strict=True) if factor]
+    terms.sort(key=lambda term: term[0] != 1)
+    (factor, total), *rest = terms
+    if factor != 1:
+        total = builder.fmul(_same(total.type, factor), total)
+    for factor, line in rest:
+        if factor == 1:
+            total = builder.fadd(total, line)
+        else:
+            total = _fma(builder, _same(line.type, factor), line, total)
+    return total
+
+
+# Control flow of the operations -------------------------------------------------------------------
 
 
 def _loop(builder: Any, count: Any, values: Sequence[Any], body: Callable[..., Any]) -> list[Any]:
@@ -206,287 +385,6 @@ def _keep_rolled(builder: Any, jump: Any) -> None:
     jump.set_metadata("llvm.loop", loop)
 
 
-# Pointers, loads and stores -----------------------------------------------------------------------
-
-
-@intrinsic
-def pointer(typingctx, base, index):
-    """Return a pointer to element `index` of an array, or `index` elements after a pointer."""
-
-    def generate(context, builder, signature, arguments):
-        start, offset = arguments
-        if isinstance(base, types.Array):
-            start = context.make_array(base)(context, builder, start).data
-        return builder.gep(start, [offset])
-
-    return types.CPointer(base.dtype)(base, types.int64), generate
-
-
-@intrinsic
-def lanes(typingctx, place):
-    """Return the number of elements in a vector, a compile-time constant, for a pointer's type."""
-    lanes = Vector(place.dtype).lanes
-    return types.int64(place), lambda context, builder, signature, arguments: _index(lanes)
-
-
-@intrinsic
-def load(typingctx, source, index):
-    """Return the vector that starts at ``source[index]``."""
-    vector = Vector(source.dtype)
-
-    def generate(context, builder, signature, arguments):
-        return _load(builder, vector, *arguments)
-
-    return vector(source, types.int64), generate
-
-
-@intrinsic
-def load_some(typingctx, source, index, count):
-    """Return a vector of `count` elements from ``source[index]`` on, padded with zeros."""
-    vector = Vector(source.dtype)
-
-    def generate(context, builder, signature, arguments):
-        return _load_some(builder, vector, *arguments)
-
-    return vector(source, types.int64, types.int64), generate
-
-
-@intrinsic
-def store(typingctx, vector, target, index):
-    """Write a vector to memory from ``target[index]`` on."""
-
-    def generate(context, builder, signature, arguments):
-        _store(builder, *arguments)
-        return context.get_dummy_value()
-
-    return types.void(vector, target, types.int64), generate
-
-
-@intrinsic
-def store_some(typingctx, vector, target, index, count):
-    """Write the first `count` lanes, or all if there are fewer, from ``target[index]`` on."""
-
-    def generate(context, builder, signature, arguments):
-        _store_some(builder, *arguments)
-        return context.get_dummy_value()
-
-    return types.void(vector, target, types.int64, types.int64), generate
-
-
-@intrinsic
-def broadcast(typingctx, source, index):
-    """Return a vector with ``source[index]`` in all lanes."""
-    vector = Vector(source.dtype)
-
-    def generate(context, builder, signature, arguments):
-        scalar = builder.load(builder.gep(arguments[0], [arguments[1]]))
-        return _splat(builder, scalar, vector.lanes)
-
-    return vector(source, types.int64), generate
-
-
-@intrinsic
-def splat(typingctx, x):
-    """Return a vector with the number x in all lanes."""
-    vector = Vector(x)
-
-    def generate(context, builder, signature, arguments):
-        return _splat(builder, arguments[0], vector.lanes)
-
-    return vector(x), generate
-
-
-# Arithmetic ---------------------------------------------------------------------------------------
-
-
-@intrinsic
-def fma(typingctx, x, y, z):
-    """Return ``x * y + z`` with a single rounding."""
-    return x(x, x, x), lambda context, builder, signature, arguments: _fma(builder, *arguments)
-
-
-@intrinsic
-def add(typingctx, x, y):
-    """Return ``x + y``."""
-    return x(x, x), lambda context, builder, signature, arguments: builder.fadd(*arguments)
-
-
-@intrinsic
-def sub(typingctx, x, y):
-    """Return ``x - y``."""
-    return x(x, x), lambda context, builder, signature, arguments: builder.fsub(*arguments)
-
-
-@intrinsic
-def relu(typingctx, x):
-    """Return ``max(x, 0)``; NaN stays NaN."""
-
-    def generate(context, builder, signature, arguments):
-        zero = _same(arguments[0].type, 0.0)
-        negative = builder.fcmp_ordered("<=", arguments[0], zero)
-        return builder.select(negative, zero, arguments[0])
-
-    return x(x), generate
-
-
-@intrinsic
-def where_positive(typingctx, x, y):
-    """Return y in the lanes where x > 0, and 0 in the others."""
-
-    def generate(context, builder, signature, arguments):
-        zero = _same(arguments[0].type, 0.0)
-        positive = builder.fcmp_ordered(">", arguments[0], zero)
-        return builder.select(positive, arguments[1], zero)
-
-    return x(x, x), generate
-
-
-@intrinsic
-def largest_of_four(typingctx, x0, x1, x2, x3, bias, y, code, count):
-    """Write relu(max(x0, x1, x2, x3) + bias) to y, and the index of the maximum to code.
-
-    The code is the index of the first largest element, or `ZEROED` if ReLU is zero; one byte per
-    lane. NaN is the largest. Only the first `count` lanes are written.
-    """
-
-    def generate(context, builder, signature, arguments):
-        *values, shift, target, codes, some = arguments
-        code_type = ir.VectorType(ir.IntType(8), x0.lanes)
-
-        def larger(x, y):  # y if it is larger or NaN, else x
-            better = builder.or_(
-                builder.fcmp_ordered(">", y[0], x[0]), builder.fcmp_unordered("uno", y[0], y[0])
-            )
-            return tuple(builder.select(better, b, a) for a, b in zip(x, y, strict=True))
-
-        first, second, third, last = ((v, _same(code_type, i)) for i, v in enumerate(values))
-        value, winner = larger(larger(first, second), larger(third, last))
-        value = builder.fadd(value, shift)
-        zero = _same(value.type, 0.0)
-        negative = builder.fcmp_ordered("<=", value, zero)
-        value = builder.select(negative, zero, value)
-        winner = builder.select(negative, _same(code_type, ZEROED), winner)
-        _store_some(builder, value, target, _index(0), some)
-        _store_some(builder, winner, codes, _index(0), some)
-        return context.get_dummy_value()
-
-    return types.void(x0, x0, x0, x0, x0, y, code, types.int64), generate
-
-
-@intrinsic
-def transpose(typingctx, source, source_row, target, target_row):
-    """Copy a square block with rows and columns exchanged.
-
-    The block has as many rows as a vector has lanes. The strides of the rows are in elements.
-    """
-    vector = Vector(source.dtype)
-
-    def generate(context, builder, signature, arguments):
-        source_, source_row_, target_, target_row_ = arguments
-        lanes = vector.lanes
-
-        def row(stride, number):
-            return builder.mul(stride, _index(number))
-
-        rows = [_load(builder, vector, source_, row(source_row_, i)) for i in range(lanes)]
-        # Exchange blocks of 1, 2, 4, ... lanes between rows that are as far apart.
-        size = 1
-        while size < lanes:
-            low = [i + (lanes - size if i & size else 0) for i in range(lanes)]
-            high = [i + (lanes if i & size else size) for i in range(lanes)]
-            for i in range(lanes):
-                if not i & size:
-                    pair = rows[i], rows[i + size]
-                    rows[i], rows[i + size] = (
-                        builder.shuffle_vector(
-                            *pair, ir.Constant(ir.VectorType(ir.IntType(32), lanes), chosen)
-                        )
-                        for chosen in (low, high)
-                    )
-            size *= 2
-        for i, value in enumerate(rows):
-            _store(builder, value, target_, row(target_row_, i))
-        return context.get_dummy_value()
-
-    return types.void(source, types.int64, target, types.int64), generate
-
-
-def linear(matrix: Sequence[Sequence[float]], before: bool, after: bool) -> Any:
-    """Return a function that writes a constant matrix times a column of vectors.
-
-    It is called as ``function(source, step, target, target_step)``, with the distances between
-    vectors. If `before`, the input vectors 1 and 2, 3 and 4, ... are replaced by their sum and
-    difference before the product. If `after`, the output vectors are replaced in the same way.
-    """
-
-    @intrinsic
-    def multiply_line(typingctx, source, step, target, target_step):
-        def generate(context, builder, signature, arguments):
-            source_, step_, target_, target_step_ = arguments
-            places = (builder.mul(step_, _index(i)) for i in range(len(matrix[0])))
-            lines = [_load(builder, Vector(source.dtype), source_, place) for place in places]
-            if before:
-                _butterflies(builder, lines)
-            lines = [_combination(builder, row, lines) for row in matrix]
-            if after:
-                _butterflies(builder, lines)
-            for i, line in enumerate(lines):
-                _store(builder, line, target_, builder.mul(target_step_, _index(i)))
-            return context.get_dummy_value()
-
-        return types.void(source, types.int64, target, types.int64), generate
-
-    return multiply_line
-
-
-def _butterflies(builder: Any, lines: list[Any]) -> None:
-    """Replace the vectors 1 and 2, 3 and 4, ... by their sums and differences."""
-    for i in range(1, len(lines) - 1, 2):
-        pair = lines[i], lines[i + 1]
-        lines[i : i + 2] = builder.fadd(*pair), builder.fsub(*pair)
-
-
-def _combination(builder: Any, factors: Sequence[float], lines: Sequence[Any]) -> Any:
-    """Emit the sum of factor * line, starting with the terms with a factor of 1."""
-    terms = [(factor, line) for factor, line in zip(factors, lines, strict=True) if factor]
-    terms.sort(key=lambda term: term[0] != 1)
-    (factor, total), *rest = terms
-    if factor != 1:
-        total = builder.fmul(_same(total.type, factor), total)
-    for factor, line in rest:
-        if factor == 1:
-            total = builder.fadd(total, line)
-        else:
-            total = _fma(builder, _same(line.type, factor), line, total)
-    return total
-
-
-# Products in registers ----------------------------------------------------------------------------
-
-
-def _products(
-    builder: Any, vector: Vector, rows: Sequence[Any], a: Any, a_step: Any, b: Any, b_step: Any,
-    depth: Any, sums: Sequence[Any],
-) -> tuple[Any, list[Any]]:
-    """Emit sum[r][v] += a[rows[r] + k a_step] * B[k][v] for all k; return the end of B and sums.
-
-    The number of vectors of B is the number of sums per row of A.
-    """
-    vectors = len(sums) // len(rows)
-
-    def step(k, values):
-        place, line, *totals = values
-        b_ = [_load(builder, vector, line, _index(v * vector.lanes)) for v in range(vectors)]
-        for r, row in enumerate(rows):
-            x = _splat(builder, builder.load(builder.gep(place, [row])), vector.lanes)
-            for v in range(vectors):
-                totals[r * vectors + v] = _fma(builder, x, b_[v], totals[r * vectors + v])
-        return [builder.gep(place, [a_step]), builder.gep(line, [b_step]), *totals]
-
-    _, end, *totals = _loop(builder, depth, [a, b, *sums], step)
-    return end, totals
-
-
 def _if_else(builder: Any, condition: Any, *emits: Callable[[], Sequence[Any]]) -> list[Any]:
     """Emit both branches, and return the values of the branch that is taken (phi nodes), if any."""
     ends = []
@@ -504,6 +402,57 @@ def _if_else(builder: Any, condition: Any, *emits: Callable[[], Sequence[Any]]) 
     return chosen
 
 
+def _for_sizes(
+    builder: Any, sizes: Sequence[Any], known: Sequence[tuple[int, int]],
+    emit: Callable[..., None],
+) -> None:
+    """Emit code for sizes, or if these are not literals, for all known ones and a switch."""
+    if all(isinstance(size, int) for size in sizes):
+        emit(*sizes)
+        return
+    end = builder.append_basic_block()
+    rows, vectors = sizes
+    switch = builder.switch(builder.add(builder.shl(rows, _index(8)), vectors), end)
+    for size in known:
+        way = builder.append_basic_block()
+        switch.add_case(_index((size[0] << 8) + size[1]), way)
+        builder.position_at_end(way)
+        emit(*size)
+        builder.branch(end)
+    builder.position_at_end(end)
+
+
+# Products in registers ----------------------------------------------------------------------------
+
+# Sizes (rows, vectors) of the tiles.
+_TILES = sorted({(2, VECTORS), (FEW_ROWS, 1), (ROWS, 1), (FEW_ROWS, VECTORS), (SOME_ROWS, VECTORS),
+                 (ROWS, VECTORS)})
+
+
+def _products(
+    builder: Any, rows: Sequence[Any], a: Any, a_step: Any, b: Any, b_step: Any, depth: Any,
+    sums: Sequence[Any],
+) -> tuple[Any, list[Any]]:
+    """Emit sum[r][v] += a[rows[r] + k a_step] * B[k][v] for all k; return the end of B and sums.
+
+    The number of vectors of B is the number of sums per row of A.
+    """
+    vectors = len(sums) // len(rows)
+    lanes = sums[0].type.count
+
+    def step(k, values):
+        place, line, *totals = values
+        b_ = [_load(builder, line, _index(v * lanes)) for v in range(vectors)]
+        for r, row in enumerate(rows):
+            x = _broadcast(builder, place, row)
+            for v in range(vectors):
+                totals[r * vectors + v] = _fma(builder, x, b_[v], totals[r * vectors + v])
+        return [builder.gep(place, [a_step]), builder.gep(line, [b_step]), *totals]
+
+    _, end, *totals = _loop(builder, depth, [a, b, *sums], step)
+    return end, totals
+
+
 def _row_numbers(builder: Any, count: int, height: Any) -> list[Any]:
     """Emit the row numbers min(r, height - 1) for r = 0, ..., count - 1."""
     last = builder.sub(height, _index(1))
@@ -512,12 +461,12 @@ def _row_numbers(builder: Any, count: int, height: Any) -> list[Any]:
     return [_index(0), *(builder.select(is_below, _index(r), last) for r, is_below in rows)]
 
 
-@intrinsic(prefer_literal=True)
-def tile(
-    typingctx, rows, vectors, a, a_row, a_col, a_round, b, b_row, s, s_row, c, c_row, height, width,
-    depth, rounds, adds,
-):
-    """Write C = S + A B for a tile of `rows` x `vectors` vectors of C, which are literals.
+def _tile(
+    builder: Any, rows: Any, vectors: Any, a: Any, a_row: Any, a_col: Any, a_round: Any, b: Any,
+    b_row: Any, s: Any, s_row: Any, c: Any, c_row: Any, height: Any, width: Any, depth: Any,
+    rounds: Any, adds: Any,
+) -> None:
+    """Write C = S + A B for a tile of `rows` x `vectors` vectors of C.
 
     A is read through two strides. Its columns are in `rounds` groups of `depth` columns, and each
     group starts `a_round` elements after the previous one. The rows of B, S and C are contiguous,
@@ -525,149 +474,80 @@ def tile(
     tile are inside C. Nothing outside is read or written: rows below the last row of A repeat it.
     If `adds`, the result is added to C.
     """
-    count, across = rows.literal_value, vectors.literal_value
-    vector = Vector(c.dtype)
+    lanes = _vector_of(c.type.pointee).count
 
-    def generate(context, builder, signature, arguments):
-        (_, _, a_, a_row_, a_col_, a_round_, b_, b_row_, s_, s_row_, c_, c_row_, height_, width_,
-         depth_, rounds_, adds_) = arguments
-        numbers = _row_numbers(builder, count, height_)
+    def emit(count: int, across: int) -> None:
+        numbers = _row_numbers(builder, count, height)
+        full = builder.icmp_signed(">=", width, _index(across * lanes))
 
-        def places(stride):
+        def places(stride: Any) -> Iterator[Any]:
+            """Yield the place of each vector, and the number of columns from there on."""
             for number in numbers:
                 start = builder.mul(stride, number)
                 for v in range(across):
-                    yield builder.add(start, _index(v * vector.lanes)), v
+                    left = builder.sub(width, _index(v * lanes))
+                    yield builder.add(start, _index(v * lanes)), left
 
-        def each(whole, part):
-            """Emit both variants: for the full width, and for a narrower block."""
-            full = builder.icmp_signed(">=", width_, _index(across * vector.lanes))
-            return _if_else(builder, full, whole, part)
-
-        def left(v):
-            return builder.sub(width_, _index(v * vector.lanes))
-
-        def read(base, stride, finish):
-            return each(
-                lambda: finish([_load(builder, vector, base, at) for at, _ in places(stride)]),
-                lambda: finish([_load_some(builder, vector, base, at, left(v))
-                                for at, v in places(stride)]),
+        def read(base: Any, stride: Any, finish: Callable[..., Any]) -> Any:
+            return _if_else(
+                builder, full,
+                lambda: finish([_load(builder, base, at) for at, _ in places(stride)]),
+                lambda: finish([_load_some(builder, base, *place) for place in places(stride)]),
             )
 
-        def add_sums(values):  # directly after the loads, which saves registers
+        def add_sums(values: Sequence[Any]) -> Any:  # directly after the loads: saves registers
             return [builder.fadd(*pair) for pair in zip(values, sums, strict=True)]
 
-        sums = read(s_, s_row_, list)
-        lines = [builder.mul(a_row_, number) for number in numbers]
-
-        def next_round(u, values):
+        def next_round(u: Any, values: Sequence[Any]) -> Any:
             place, line, *totals = values
-            line, totals = _products(
-                builder, vector, lines, place, a_col_, line, b_row_, depth_, totals
-            )
-            return [builder.gep(place, [a_round_]), line, *totals]
+            line, totals = _products(builder, lines, place, a_col, line, b_row, depth, totals)
+            return [builder.gep(place, [a_round]), line, *totals]
 
-        _, _, *sums = _loop(builder, rounds_, [a_, b_, *sums], next_round)
-        sums = _if_else(builder, adds_, lambda: read(c_, c_row_, add_sums), lambda: sums)
-        targets = list(zip(sums, places(c_row_), strict=True))
-        each(
-            lambda: [_store(builder, x, c_, at) for x, (at, _) in targets],
-            lambda: [_store_masked(builder, x, c_, at, left(v)) for x, (at, v) in targets],
+        sums = read(s, s_row, list)
+        lines = [builder.mul(a_row, number) for number in numbers]
+        _, _, *sums = _loop(builder, rounds, [a, b, *sums], next_round)
+        sums = _if_else(builder, adds, lambda: read(c, c_row, add_sums), lambda: sums)
+        _if_else(
+            builder, full,
+            lambda: [_store(builder, x, c, at)
+                     for x, (at, _) in zip(sums, places(c_row), strict=True)],
+            lambda: [_store_masked(builder, x, c, *place)
+                     for x, place in zip(sums, places(c_row), strict=True)],
         )
-        return context.get_dummy_value()
 
-    i, adds = types.int64, types.boolean
-    return types.void(rows, vectors, a, i, i, i, b, i, s, i, c, i, i, i, i, i, adds), generate
+    _for_sizes(builder, (rows, vectors), _TILES, emit)
 
 
 # Sums over lists in registers ---------------------------------------------------------------------
 
 # Sizes (rows, vectors) of the blocks of `gather`, by the number of registers.
-_APART = {
+_BLOCKS = {
     32: ((1, 1), (1, 2), (1, 3), (1, 4), (1, 5), (1, 6), (3, 1), (3, 2), (3, 3), (3, 4), (3, 6),
          (5, 1), (5, 2), (5, 5)),
     16: ((1, 1), (1, 2), (1, 3), (1, 4), (1, 5), (1, 6), (3, 1), (3, 2), (3, 3), (3, 4), (2, 6),
          (5, 1), (5, 2), (2, 5)),
 }
-_OVERLAPPING = {32: ((1, 3), (1, 5), (1, 6), (1, 10), (3, 3), (3, 6)),
-                16: ((1, 3), (1, 5), (1, 6), (1, 10), (3, 3))}
 
 
-def _gathers() -> list[tuple[int, int, int]]:
-    """Return the supported sizes (rows, vectors, shift) of blocks with sums in registers."""
-    apart = [(rows, vectors, vectors) for rows, vectors in _APART[REGISTERS]]
-    return apart + [(rows, v, 2 - v % 2) for rows, v in _OVERLAPPING[REGISTERS]]
-
-
-def gather_blocks(rows: int, vectors: int, shift: int) -> list[tuple[int, int, int, int]]:
-    """Split rows of vectors into blocks for `gather`: (first row, rows, first vector, vectors).
-
-    Blocks are ordered from right to left. If targets overlap, the terms of each element are then
-    added in the order of the lists.
-    """
-    known = [size for size in _gathers() if (size[1] == size[2]) == (shift >= vectors)]
+def gather_blocks(rows: int, vectors: int) -> list[tuple[int, int, int, int]]:
+    """Split rows of vectors into blocks for `gather`: (first row, rows, first vector, vectors)."""
+    known = _BLOCKS[REGISTERS]
     most = max(size[1] for size in known)
     width = -(-vectors // -(-vectors // most))  # of nearly equal parts
     blocks = []
-    for v in reversed(range(0, vectors, width)):
+    for v in range(0, vectors, width):
         across, row = min(width, vectors - v), 0
         while row < rows:
-            height = max(r for r, size, _ in known if size == across and r <= rows - row)
+            height = max(r for r, size in known if size == across and r <= rows - row)
             blocks.append((row, height, v, across))
             row += height
     return blocks
 
 
-def _add_to(builder: Any, vector: Vector, target: Any, row: Any, sums: Sequence[Any]) -> None:
-    """Emit target[r * row + v] += sum[r][v] for rows of vectors."""
-    for r, line in enumerate(sums):
-        place = builder.gep(target, [builder.mul(row, _index(r))])
-        for v, total in enumerate(line):
-            index = _index(v * vector.lanes)
-            before = _load(builder, vector, place, index)
-            _store(builder, builder.fadd(before, total), place, index)
-
-
 def _gather(
-    builder: Any, vector: Vector, size: tuple[int, int, int], source: Any, row: Any,
-    lists: Sequence[Any], count: Any, target: Any, step: Any, target_row: Any,
+    builder: Any, rows: Any, vectors: Any, source: Any, row: Any, lists: Any, count: Any,
+    target: Any, step: Any, target_row: Any,
 ) -> None:
-    """Emit the code of `gather` for one block size."""
-    rows, vectors, shift = size
-    offsets, values, begins, ends = lists
-    lines = [builder.gep(source, [builder.mul(row, _index(r))]) for r in range(rows)]
-    zero = _same(_llvm_type(vector), 0.0)
-
-    def add_list(k, kept):
-        begin = builder.load(builder.gep(begins, [k]))
-        end = builder.load(builder.gep(ends, [k]))
-
-        def add_item(e, sums):
-            item = builder.add(begin, e)
-            offset = builder.sext(builder.load(builder.gep(offsets, [item])), _INDEX)
-            value = _splat(builder, builder.load(builder.gep(values, [item])), vector.lanes)
-            bases = [builder.gep(line, [offset]) for line in lines]
-            loaded = [_load(builder, vector, base, _index(v * vector.lanes))
-                      for base in bases for v in range(vectors)]
-            return [_fma(builder, value, *pair) for pair in zip(loaded, sums, strict=True)]
-
-        start = [x for r in range(rows) for x in (*kept[r :: rows], *[zero] * shift)]
-        sums = _loop(builder, builder.sub(end, begin), start, add_item)
-        by_row = [sums[r * vectors : (r + 1) * vectors] for r in range(rows)]
-        place = builder.gep(target, [builder.mul(step, k)])
-        _add_to(builder, vector, place, target_row, [line[:shift] for line in by_row])
-        left = zip(*(line[shift:] for line in by_row), strict=True)
-        return [total for column in left for total in column]
-
-    kept = _loop(builder, count, [zero] * (rows * (vectors - shift)), add_list)
-    place = builder.gep(target, [builder.mul(step, count)])
-    _add_to(builder, vector, place, target_row, [kept[r::rows] for r in range(rows)])
-
-
-@intrinsic(prefer_literal=True)
-def gather(
-    typingctx, rows, vectors, shift, source, row, lists, count, target, step, target_row
-):
     """Add sums over lists to blocks of vectors of the target: list k to the block at k * step.
 
     With lists = (offsets, values, begins, ends), for all rows r and vectors v of a block, and all
@@ -676,74 +556,92 @@ def gather(
         target[k * step + r * target_row + v] += values[e] * source[offsets[e] + r * row + v]
 
     The block size is one that `gather_blocks` returns. If it is not a literal, code for all sizes
-    is emitted. If `shift` is less than `vectors`, `step` is `shift` vectors, so the blocks overlap.
-    The overlapping parts are then summed in registers before they are added to the target.
+    is emitted.
     """
-    vector, literals = Vector(source.dtype), (rows, vectors, shift)
+    offsets, values, begins, ends = cgutils.unpack_tuple(builder, lists, 4)
+    zero = _same(_vector_of(source.type.pointee), 0.0)
 
-    def generate(context, builder, signature, arguments):
-        *size, source_, row_, lists_, count_, target_, step_, target_row_ = arguments
-        unpacked = cgutils.unpack_tuple(builder, lists_, 4)
-        operands = source_, row_, unpacked, count_, target_, step_, target_row_
-        if all(isinstance(number, types.IntegerLiteral) for number in literals):
-            known = tuple(number.literal_value for number in literals)
-            _gather(builder, vector, known, *operands)
-            return context.get_dummy_value()
-        end = builder.append_basic_block()
-        key = size[0]
-        for number in size[1:]:
-            key = builder.add(builder.shl(key, _index(8)), number)
-        switch = builder.switch(key, end)
-        for known in _gathers():
-            way = builder.append_basic_block()
-            switch.add_case(_index((known[0] << 16) + (known[1] << 8) + known[2]), way)
-            builder.position_at_end(way)
-            _gather(builder, vector, known, *operands)
-            builder.branch(end)
-        builder.position_at_end(end)
-        return context.get_dummy_value()
+    def emit(high: int, wide: int) -> None:
+        places = [(r, _index(v * zero.type.count)) for r in range(high) for v in range(wide)]
+        lines = [builder.gep(source, [builder.mul(row, _index(r))]) for r in range(high)]
 
-    i = types.int64
-    return types.void(*literals, source, i, lists, i, target, i, i), generate
+        def add_list(k: Any, _: Any) -> Any:
+            begin = _element(builder, begins, k)
 
+            def add_item(e: Any, sums: Sequence[Any]) -> Any:
+                item = builder.add(begin, e)
+                offset = builder.sext(_element(builder, offsets, item), _INDEX)
+                value = _broadcast(builder, values, item)
+                bases = [builder.gep(line, [offset]) for line in lines]
+                loaded = [_load(builder, bases[r], v) for r, v in places]
+                return [_fma(builder, value, *pair) for pair in zip(loaded, sums, strict=True)]
 
-def _load_integers(builder: Any, source: Any, lanes: int) -> Any:
-    """Emit a load of one int32 for each lane of a vector."""
-    integers = ir.VectorType(ir.IntType(32), lanes)
-    return builder.load(_at(builder, source, _index(0), integers), align=_align(integers))
+            length = builder.sub(_element(builder, ends, k), begin)
+            sums = _loop(builder, length, [zero] * len(places), add_item)
+            block = builder.gep(target, [builder.mul(step, k)])
+            for (r, v), total in zip(places, sums, strict=True):
+                line = builder.gep(block, [builder.mul(target_row, _index(r))])
+                _store(builder, builder.fadd(_load(builder, line, v), total), line, v)
+            return []
+
+        _loop(builder, count, [], add_list)
+
+    _for_sizes(builder, (rows, vectors), _BLOCKS[REGISTERS], emit)
 
 
-@intrinsic
-def where_equal(typingctx, x, tags, number):
+def _where_equal(builder: Any, x: Any, tags: Any, number: Any) -> Any:
     """Return x in the lanes whose int32 tag is equal to `number`, and zero in the others."""
-
-    def generate(context, builder, signature, arguments):
-        value, tags_, number_ = arguments
-        number_ = builder.trunc(number_, ir.IntType(32))
-        equal = builder.icmp_signed("==", _load_integers(builder, tags_, x.lanes),
-                                    _splat(builder, number_, x.lanes))
-        return builder.select(equal, value, _same(value.type, 0.0))
-
-    return x(x, tags, types.int64), generate
+    number = _splat(builder, builder.trunc(number, ir.IntType(32)))
+    equal = builder.icmp_signed("==", _load(builder, tags, _index(0)), number)
+    return builder.select(equal, x, _same(x.type, 0.0))
 
 
-@intrinsic
-def compress(typingctx, x, offsets, to_values, to_offsets):
+def _compress(builder: Any, x: Any, offsets: Any, to_values: Any, to_offsets: Any) -> Any:
     """Write the nonzero elements of x and their offsets contiguously, and return their number.
 
     Complete vectors are written, with arbitrary elements at the end.
     """
+    offset = _load(builder, offsets, _index(0))
+    chosen = builder.fcmp_unordered("!=", x, _same(x.type, 0.0))
+    for part, target in ((x, to_values), (offset, to_offsets)):
+        undefined = ir.Constant(part.type, ir.Undefined)
+        squeezed = _call(builder, "llvm.experimental.vector.compress", part.type, part.type,
+                         [part, chosen, undefined])
+        _store(builder, squeezed, target, _index(0))
+    count = builder.ctpop(builder.bitcast(chosen, ir.IntType(x.type.count)))
+    return builder.zext(count, _INDEX)
+
+
+# The operations -----------------------------------------------------------------------------------
+
+
+@intrinsic
+def pointer(typingctx, base, index):
+    """Return a pointer to element `index` of an array, or `index` elements after a pointer."""
 
     def generate(context, builder, signature, arguments):
-        value, offsets_, *targets = arguments
-        offset = _load_integers(builder, offsets_, x.lanes)
-        chosen = builder.fcmp_unordered("!=", value, _same(value.type, 0.0))
-        for part, target in zip((value, offset), targets, strict=True):
-            undefined = ir.Constant(part.type, ir.Undefined)
-            squeezed = _call(builder, "llvm.experimental.vector.compress", part.type, part.type,
-                             [part, chosen, undefined])
-            _store(builder, squeezed, target, _index(0))
-        count = builder.ctpop(builder.bitcast(chosen, ir.IntType(x.lanes)))
-        return builder.zext(count, _INDEX)
+        start, offset = arguments
+        if isinstance(base, types.Array):
+            start = context.make_array(base)(context, builder, start).data
+        return builder.gep(start, [offset])
 
-    return types.int64(x, offsets, to_values, to_offsets), generate
+    return types.CPointer(base.dtype)(base, types.int64), generate
+
+
+lanes = _operation(_lanes, types.int64)
+load = _operation(_load, Vector)
+load_some = _operation(_load_some, Vector)
+store = _operation(_store)
+store_some = _operation(_store_some)
+broadcast = _operation(_broadcast, Vector)
+splat = _operation(_splat, Vector)
+fma = _operation(_fma, Vector)
+add = _operation(_add, Vector)
+relu = _operation(_relu, Vector)
+where_positive = _operation(_where_positive, Vector)
+largest_of_four = _operation(_largest_of_four)
+transpose = _operation(_transpose)
+tile = _operation(_tile, literals=2)
+where_equal = _operation(_where_equal, Vector)
+compress = _operation(_compress, types.int64)
+gather = _operation(_gather, literals=2)

@@ -20,7 +20,8 @@ NAMES = (
     "conv.conv", "conv.filters", "conv.im2col", "conv.implicit", "conv.pooled", "conv.winograd",
     "dense.dense", "dense.lists", "elementwise", "gather", "gemm", "normalize", "pooling", "update",
 )
-CONSTANTS = ("VECTOR_BYTES", "REGISTERS", "LANES", "VECTORS", "PANEL", "ROWS", "ZEROED")
+CONSTANTS = ("VECTOR_BYTES", "REGISTERS", "LANES", "VECTORS", "PANEL", "ROWS", "FEW_ROWS",
+             "SOME_ROWS", "ZEROED")
 
 
 def kernels():
@@ -44,7 +45,7 @@ def simd():
     module.gather_blocks = compiled_simd.gather_blocks
     vars(module).update({name: getattr(compiled_simd, name) for name in CONSTANTS})
     functions = (
-        pointer, lanes, load, load_some, store, store_some, broadcast, splat, fma, add, sub, relu,
+        pointer, lanes, load, load_some, store, store_some, broadcast, splat, fma, add, relu,
         where_positive, largest_of_four, transpose, linear, tile, where_equal, compress, gather,
     )
     vars(module).update({function.__name__: function for function in functions})
@@ -116,10 +117,6 @@ def add(x, y):
     return x + y
 
 
-def sub(x, y):
-    return x - y
-
-
 def relu(x):
     return np.where(x <= 0, x.dtype.type(0), x)
 
@@ -168,7 +165,8 @@ def tile(
     rows, vectors, a, a_row, a_col, a_round, b, b_row, s, s_row, c, c_row, height, width, depth,
     rounds, adds,
 ):
-    assert 0 < height <= rows <= 14
+    assert (rows, vectors) in compiled_simd._TILES
+    assert 0 < height <= rows
     assert width > 0
     numbers = [min(r, height - 1) for r in range(rows)]
     places = [(r, v * c.lanes) for r in numbers for v in range(vectors)]
@@ -199,28 +197,21 @@ def compress(x, offsets, to_values, to_offsets):
     return len(chosen)
 
 
-def gather(rows, vectors, shift, source, row, lists, count, target, step, target_row):
+def gather(rows, vectors, source, row, lists, count, target, step, target_row):
     offsets, values, begins, ends = lists
     lanes = source.lanes
-    assert (rows, vectors, shift) in compiled_simd._gathers()
-    assert shift == vectors or step == shift * lanes
-    sums = np.zeros((rows, vectors, lanes), source.flat.dtype)
-
-    def add(k, count):
-        for r in range(rows):
-            for v in range(count):
-                place = pointer(target, k * step + r * target_row)
-                store(load(place, v * lanes) + sums[r, v], place, v * lanes)
-
+    assert rows == 1 or (rows, vectors) in compiled_simd._BLOCKS[compiled_simd.REGISTERS]
     for k in range(count):
+        sums = np.zeros((rows, vectors, lanes), source.flat.dtype)
         for e in range(begins[k], ends[k]):
             for r in range(rows):
                 for v in range(vectors):
                     line = load(source, int(offsets[e]) + r * row + v * lanes)
                     sums[r, v] = fma(broadcast(values, e)[:lanes], line, sums[r, v])
-        add(k, shift)
-        sums = np.concatenate([sums[:, shift:], np.zeros_like(sums[:, :shift])], axis=1)
-    add(count, vectors - shift)
+        for r in range(rows):
+            for v in range(vectors):
+                place = pointer(target, k * step + r * target_row)
+                store(load(place, v * lanes) + sums[r, v], place, v * lanes)
 
 
 def transpose(source, source_row, target, target_row):

@@ -50,7 +50,6 @@ from minicnn.kernels.threads import aligned, parallel_for, share
 from minicnn.kernels.window import Window
 
 _MANY_CHANNELS = 16  # from this number on, blocks consist of complete vectors
-_OVERLAPPING = (3, 5)  # KW for which overlapping windows of dx are summed in registers
 # These sizes split sums, so they assume blocks of 32 channels for any vector width.
 _CHANNELS = 32
 _WHOLE = 11 << 10  # elements of a padded image that is one band; fits into a first-level cache
@@ -90,7 +89,6 @@ def gradients(
     layout = _layout(window, channels, filters, ph, pw)
     blocks, depth, high, wide, run, band, together = layout
     vectors = run // LANES
-    shift = depth // LANES if channels >= _MANY_CHANNELS and kw in _OVERLAPPING else vectors
     need_dx = dx is not None
     lines = _lines(w, layout) if need_dx else np.empty((0, 0, 0, 0), np.float32)
     images = share(n, chunks)
@@ -104,8 +102,8 @@ def gradients(
     target = np.empty((0, 0, 0, 0), np.float32) if dx is None else dx
     parallel_for(
         _gradients, chunks,
-        (x, dy, code, lines, blocks_of(kh, vectors, vectors), blocks_of(together, vectors, shift)),
-        (partial, biases, target), tuple(layout), tuple(window), images, shift, need_dx,
+        (x, dy, code, lines, blocks_of(kh, vectors), blocks_of(together, vectors)),
+        (partial, biases, target), tuple(layout), tuple(window), images, need_dx,
         scratch={
             "padded": ((padded,), np.float32),
             "dpadded": ((padded,), np.float32),
@@ -168,7 +166,7 @@ def _lines(w: np.ndarray, layout: _Layout) -> np.ndarray:
 
 @kernel
 def _gradients(chunk, scratch, x, dy, code, lines, dw_blocks, dx_blocks, partial, biases, dx,
-               layout, window, images, shift, need_dx):
+               layout, window, images, need_dx):
     """Sum dw over a chunk of images, and write dx and the block sums of db for each image."""
     (padded, dpadded, sums, values, offsets, taps, places, f_values, f_offsets, f_bounds, p_values,
      p_offsets, p_bounds) = scratch
@@ -212,8 +210,8 @@ def _gradients(chunk, scratch, x, dy, code, lines, dw_blocks, dx_blocks, partial
                                       size, 1, size)
             if need_dx:
                 _input_gradient(pointer(lines, 0), by_position, layout, filters, kh,
-                                pointer(dx_blocks, 0), dx_blocks.shape[0], shift, first, count,
-                                columns, pointer(dpadded, 0))
+                                pointer(dx_blocks, 0), dx_blocks.shape[0], first, count, columns,
+                                pointer(dpadded, 0))
         if need_dx:
             _fill_padded(pointer(dx, n * image), pointer(dpadded, 0), x.shape[1:], layout, window,
                          True)
@@ -315,13 +313,12 @@ def _filter_gradient(padded, lists, layout, filters, kh, cut, pieces, dw):
     """Add dw[f] += sum over the list of f of value * window of x at offset."""
     blocks, depth, high, wide, run, _, _ = layout
     for block in range(blocks):  # the outer loop, so that its pixels stay in the first-level cache
-        gather(cut, pieces, run // LANES, pointer(padded, block * high * wide * depth),
+        gather(cut, pieces, pointer(padded, block * high * wide * depth),
                wide * depth, lists, filters, pointer(dw, block * filters * kh * run), kh * run, run)
 
 
 @helper
-def _input_gradient(lines, lists, layout, filters, kh, cut, pieces, shift, first, rows, columns,
-                    dpadded):
+def _input_gradient(lines, lists, layout, filters, kh, cut, pieces, first, rows, columns, dpadded):
     """Add window of dx at (y, z) += sum over the list of (y, z) of value * w[f at offset]."""
     blocks, depth, high, wide, run, _, together = layout
     offsets, values, begins, ends = lists
@@ -331,6 +328,6 @@ def _input_gradient(lines, lists, layout, filters, kh, cut, pieces, shift, first
             for y in range(2 * rows):
                 here = 2 * columns * y
                 row = (block * high + 2 * first + y + u) * wide * depth
-                gather(cut, pieces, shift, line, filters * run,
+                gather(cut, pieces, line, filters * run,
                        (offsets, values, pointer(begins, here), pointer(ends, here)), 2 * columns,
                        pointer(dpadded, row), depth, wide * depth)

@@ -22,16 +22,7 @@ from minicnn.kernels.gemm import (
     panel,
 )
 from minicnn.kernels.jit import helper, kernel
-from minicnn.kernels.simd import (
-    VECTORS,
-    broadcast,
-    fma,
-    lanes,
-    load_some,
-    pointer,
-    store_some,
-    tile,
-)
+from minicnn.kernels.simd import broadcast, fma, lanes, load_some, pointer, store_some
 from minicnn.kernels.threads import check, parallel_for
 
 _CHUNK = 64  # columns of the result per chunk; each chunk packs its part of B
@@ -181,11 +172,7 @@ def _product_in_place(x, w, b, y, n, columns, d, u):
         depth, rows = min(_SLAB, d - p), pointer(w, p * u)
         for q in range(0, panels, width):
             x_, w_, s_, y_ = pointer(x, p), pointer(rows, q), pointer(s, q), pointer(y, q)
-            if 0 < n <= 2:  # `block_of_rows` has no tile as small as this
-                tile(2, VECTORS, x_, d, 1, 0, w_, u, s_, s_row, y_, u, n, width, depth, 1,
-                     False)
-            else:
-                block_of_rows(x_, d, 1, 0, w_, u, s_, s_row, y_, u, n, width, depth, 1, False)
+            block_of_rows(x_, d, 1, 0, w_, u, s_, s_row, y_, u, n, width, depth, 1, False)
         for i in range(n):
             for q in range(panels, columns, size):
                 total = load_some(y, i * u + q, columns - q)

@@ -129,7 +129,7 @@ def _gradients(chunk, scratch, x, w, unit_offsets, unit_values, unit_bounds, row
 def _gather(source, lists, count, target):
     """Add the sums over `count` lists to `count` rows of 64 elements."""
     for d in range(0, _SIDE, _ACROSS):
-        gather(1, _VECTORS, _VECTORS, pointer(source, d), 0, lists, count, pointer(target, d),
+        gather(1, _VECTORS, pointer(source, d), 0, lists, count, pointer(target, d),
                _SIDE, 0)
 
 
