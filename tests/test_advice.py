@@ -545,12 +545,6 @@ def test_the_weights_of_an_estimators_checkpoint(tmp_path):
 
 
 def test_a_folder_in_the_place_of_a_file(tmp_path):
-    make(model, tmp_path).fit(X, NUMBERS, steps=2)
-    network = mc.Sequential([mc.layers.Dense(3)])
-    network.build((None, 64), rng=5)
-    with pytest.raises(OSError, match=r"is a folder; give .*\(model.ckpt-N.npz\) in it"):
-        mc.load_weights(network, tmp_path)
-    mc.load_weights(network, tmp_path / "model.ckpt-2.npz")
     with pytest.raises(OSError, match="a folder, not a regular file; give the path of a regular"):
         mc.datasets.read_idx(tmp_path)
 

@@ -20,7 +20,7 @@ integer addresses can be miscompiled if Numba links the kernel again from its ca
 `pointer`, `lanes`                     pointers into arrays; the number of elements of a vector
 `load`, `store`, `broadcast`           load and store complete vectors; one element in all lanes
 `load_some`, `store_some`              the same for the first lanes only, at the end of a row
-`splat`, `fma`, `add`, `relu`          arithmetic
+`splat`, `fma`, `add`, `sub`, `relu`   arithmetic
 `where_positive`                       the gradient of ReLU
 `largest_of_four`                      2x2 max pooling with ReLU, and the index of the maximum
 `transpose`                            a square block of vectors
@@ -242,6 +242,11 @@ def _fma(builder: Any, x: Any, y: Any, z: Any) -> Any:
 def _add(builder: Any, x: Any, y: Any) -> Any:
     """Return ``x + y``."""
     return builder.fadd(x, y)
+
+
+def _sub(builder: Any, x: Any, y: Any) -> Any:
+    """Return ``x - y``."""
+    return builder.fsub(x, y)
 
 
 def _relu(builder: Any, x: Any) -> Any:
@@ -637,6 +642,7 @@ broadcast = _operation(_broadcast, Vector)
 splat = _operation(_splat, Vector)
 fma = _operation(_fma, Vector)
 add = _operation(_add, Vector)
+sub = _operation(_sub, Vector)
 relu = _operation(_relu, Vector)
 where_positive = _operation(_where_positive, Vector)
 largest_of_four = _operation(_largest_of_four)

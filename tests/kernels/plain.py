@@ -45,7 +45,7 @@ def simd():
     module.gather_blocks = compiled_simd.gather_blocks
     vars(module).update({name: getattr(compiled_simd, name) for name in CONSTANTS})
     functions = (
-        pointer, lanes, load, load_some, store, store_some, broadcast, splat, fma, add, relu,
+        pointer, lanes, load, load_some, store, store_some, broadcast, splat, fma, add, sub, relu,
         where_positive, largest_of_four, transpose, linear, tile, where_equal, compress, gather,
     )
     vars(module).update({function.__name__: function for function in functions})
@@ -115,6 +115,10 @@ def fma(x, y, z):
 
 def add(x, y):
     return x + y
+
+
+def sub(x, y):
+    return x - y
 
 
 def relu(x):
