@@ -67,6 +67,9 @@ MAX_POOLING = "tests/layers/test_max_pooling2d.py"
 METRICS = "tests/test_metrics.py"
 NUMBERS = "tests/test_numbers.py"
 OPS = "tests/test_ops.py"
+ARITHMETIC = "tests/test_arithmetic.py"
+OTHER_LOSSES = "tests/test_other_losses.py"
+RESIDUAL = "tests/layers/test_residual.py"
 OPTIMIZERS = "tests/test_optimizers.py"
 PARAMETER = "tests/core/test_parameter.py"
 POOLING = "tests/kernels/test_pooling.py"
@@ -164,14 +167,28 @@ MUTATIONS = [
      returns("x.shape[self.axis] - 1 - np.argmax(np.flip(x, self.axis), axis=self.axis)"), None,
      OPS),
     ("one_hot: numbers in the other place", "ops:OneHot.forward", swap("where", 1, 2), None, OPS),
-    ("rows of weight 0 count", "losses:_loss_and_gradient",
-     replace("np.count_nonzero(w)", "len(w)"), None, LOSSES),
-    ("a label of zero times infinity", "losses:_loss_and_gradient", compare(">", ">="), None,
-     NUMBERS),
-    ("wrong scale of smoothing", "losses:_loss_and_gradient", arithmetic("/", "left"), "classes",
-     LOSSES),
-    ("scale of the gradient left out", "losses:SoftmaxCrossEntropy.backward",
-     arithmetic("*", "right"), None, LOSSES),
+    ("rows of weight 0 count", "losses:_Loss.forward",
+     replace("_DIVISORS[self.reduction](w)", "len(w)"), None, LOSSES),
+    ("a label of zero times infinity", "losses:SoftmaxCrossEntropy.terms", compare(">", ">="),
+     None, NUMBERS),
+    ("wrong scale of smoothing", "losses:SoftmaxCrossEntropy.terms", arithmetic("/", "left"),
+     "smoothing", LOSSES),
+    ("scale of the gradient left out", "losses:_Loss.backward", arithmetic("*", "right"),
+     "float(dy)", LOSSES),
+    ("squared error: half of the gradient", "losses:_MeanSquaredError.terms",
+     arithmetic("*", "right"), "2 * error", OTHER_LOSSES),
+    ("sigmoid: smoothing by classes", "losses:_SigmoidCrossEntropy.terms",
+     arithmetic("/", "left"), "self.label_smoothing", OTHER_LOSSES),
+    ("weights of rows for terms", "losses:_Loss.forward", condition(False), "divisor",
+     OTHER_LOSSES),
+    ("concat: parts in another order", "ops:Concat.backward", argument("split", 2, "0"), None,
+     ARITHMETIC),
+    ("mean: gradient of the sum", "ops:ReduceSum.backward", condition(False), "self.mean",
+     ARITHMETIC),
+    ("sum and ReLU: gradient past ReLU", "ops:Add.linear_backward", condition(False), "relu",
+     ARITHMETIC),
+    ("residual: no gradient through the shortcut", "layers.residual:Residual.linear_backward",
+     argument("total", 1, "0 * dy"), None, RESIDUAL),
     ("Adam: steps off by one", "optimizers:Adam.update",
      replace("self.iterations + 1", "self.iterations + 2"), None, OPTIMIZERS),
     ("Adam: epsilon under another root", "optimizers:Adam.update", arithmetic("*", "right"),

@@ -67,7 +67,6 @@ _SEED = "use learn.Estimator(model_fn, config=learn.RunConfig(seed=1))"
 
 _REPLACEMENTS = {
     "tf.compat": "use tf itself; its names are those of TensorFlow 1.0",
-    "tf.concat": "there is no op for it; join the arrays before fit with np.concatenate",
     "tf.contrib.layers.xavier_initializer": "use kernel_initializer='glorot_uniform'",
     "tf.data": "write an input_fn, a generator of (features, labels): learn.Estimator(...)"
     ".fit(input_fn=input_fn)",
@@ -79,7 +78,6 @@ _REPLACEMENTS = {
     "tf.losses.get_regularization_loss": _REGULARIZERS,
     "tf.losses.get_regularization_losses": _REGULARIZERS,
     "tf.losses.get_total_loss": _REGULARIZERS,
-    "tf.losses.sparse_softmax_cross_entropy": _LOSS,
     "tf.nn.conv2d": "use tf.layers.conv2d",
     "tf.nn.dropout": "use tf.layers.dropout(inputs, rate, training=mode == learn.ModeKeys.TRAIN)",
     "tf.GraphKeys": "no collection is needed: a step of training updates moving averages itself",
@@ -90,7 +88,10 @@ _REPLACEMENTS = {
     "tf.nn.max_pool": "use tf.layers.max_pooling2d",
     "tf.nn.softmax_cross_entropy_with_logits": _LOSS,
     "tf.nn.softmax_cross_entropy_with_logits_v2": _LOSS,
-    "tf.nn.sparse_softmax_cross_entropy_with_logits": _LOSS,
+    "tf.nn.sparse_softmax_cross_entropy_with_logits":
+    "use tf.losses.sparse_softmax_cross_entropy(labels, logits)",
+    "tf.nn.sigmoid_cross_entropy_with_logits":
+    "use tf.losses.sigmoid_cross_entropy(labels, logits, reduction='none')",
     "tf.placeholder": "use the arguments `features` and `labels` of model_fn",
     "tf.random": _SEED,
     "tf.Session": _RUNNER,
@@ -132,6 +133,10 @@ tf = _Names(
     argmax=ops.argmax,
     cast=ops.cast,
     identity=ops.identity,
+    add=ops.add,
+    concat=ops.concat,
+    reduce_mean=ops.reduce_mean,
+    reduce_sum=ops.reduce_sum,
     nn=_Names(
         _path="tf.nn",
         relu=ops.relu,
@@ -151,7 +156,14 @@ tf = _Names(
         dropout=layers.dropout,
         flatten=layers.flatten,
     ),
-    losses=_Names(_path="tf.losses", softmax_cross_entropy=losses.softmax_cross_entropy),
+    losses=_Names(
+        _path="tf.losses",
+        softmax_cross_entropy=losses.softmax_cross_entropy,
+        sparse_softmax_cross_entropy=losses.sparse_softmax_cross_entropy,
+        sigmoid_cross_entropy=losses.sigmoid_cross_entropy,
+        mean_squared_error=losses.mean_squared_error,
+        absolute_difference=losses.absolute_difference,
+    ),
     metrics=_Names(_path="tf.metrics", accuracy=metrics.accuracy),
     train=_Names(
         _path="tf.train",

@@ -1,6 +1,8 @@
 """Losses: labels first, logits second."""
 
 import logging
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from minicnn.core.context import Context
 from minicnn.core.hints import hinted
 from minicnn.core.op import Op, Shape, Tensor, apply
 from minicnn.core.weights import parameters_of
-from minicnn.ops import OneHot, Softmax, check_labels
+from minicnn.ops import OneHot, Sigmoid, Softmax, check_labels, one_hot
 
 logger = logging.getLogger("minicnn")
 
@@ -20,14 +22,100 @@ _LABELS_FIRST = "the labels come first"
 _TWO_UNITS = "the last layer needs one unit for each class: two units for yes or no"
 
 
-class SoftmaxCrossEntropy(Op):
+_BY_NONZERO = "weighted_sum_by_nonzero_weights"
+
+# What the sum of w * terms is divided by.
+_DIVISORS: dict[str, Callable[[np.ndarray], float]] = {
+    "none": lambda w: 1,
+    "weighted_sum": lambda w: 1,
+    "weighted_mean": lambda w: w.sum(),
+    "weighted_sum_over_batch_size": lambda w: w.size,
+    _BY_NONZERO: np.count_nonzero,
+}
+
+
+class _Loss(Op):
+    """The base of the losses: a weighted mean of terms, and its gradient for the outputs.
+
+    A subclass defines `check`, which compares the shapes, and `terms`.
+    """
+
+    outputs = "logits"  # the name of the argument
+    per_row = False  # whether there is a term for each row, not for each element
+
+    def __init__(
+        self, weights: Any = 1.0, label_smoothing: float = 0.0, name: Any = None,
+        reduction: str = _BY_NONZERO,
+    ) -> None:
+        super().__init__(name)
+        self.is_fed = isinstance(weights, Tensor)  # the weights are the last input
+        self.weights = None if self.is_fed else weights
+        self.label_smoothing = checks.number(label_smoothing, "label_smoothing", 0.0, 1.0)
+        self.reduction = checks.choice(reduction, "reduction", _DIVISORS)
+
+    def check(self, labels: Shape, outputs: Shape) -> None:
+        """Raise unless labels and outputs have the same shape: nothing is broadcast."""
+        batch = [shape[:1] for shape in (labels, outputs) if shape[:1] != (None,)]
+        if not labels or not outputs or labels[1:] != outputs[1:] or len(set(batch)) > 1:
+            raise ValueError(
+                f"{self.label}: `labels` and `{self.outputs}` must have the same shape (N, ...), "
+                f"got labels {labels} and {self.outputs} {outputs}; "
+                f"{_same_shape_remedy(labels, outputs)}"
+            )
+
+    def terms(
+        self, labels: np.ndarray, outputs: np.ndarray, need_gradient: bool
+    ) -> tuple[np.ndarray, Any]:
+        """Return the terms, and the derivative of their sum with respect to the outputs."""
+        raise TypeError(f"{type(self).__name__} must define terms")
+
+    def build(self, input_shape: Any, rng: Any, dtype: Any = np.float32) -> Shape:
+        if self.reduction != "none":
+            return ()
+        return input_shape[1][:1] if self.per_row else input_shape[1]
+
+    def forward(self, labels: Any, outputs: Any, *others_and_ctx: Any) -> Any:
+        *others, ctx = others_and_ctx
+        labels = checks.labels(labels, "labels")
+        outputs = checks.array(outputs, self.outputs)
+        self.check(labels.shape, outputs.shape)
+        if outputs.dtype not in (np.float32, np.float64):
+            raise TypeError(
+                f"{self.label}: `{self.outputs}` must be float32 or float64, got "
+                f"{describe(outputs)}"
+            )
+        terms, slopes = self.terms(labels, outputs, ctx.save)
+        weights = others[-1] if self.is_fed else self.weights
+        w = _weights(self.label, weights, terms.shape)
+        divisor = _DIVISORS[self.reduction](w)
+        if divisor <= 0:
+            w = np.zeros_like(w)
+            divisor = 1
+        if ctx.save:
+            scale = (w / divisor).astype(outputs.dtype)
+            ctx[self] = _as_rank(scale, slopes.ndim) * slopes, 2 + len(others)
+        if self.reduction == "none":
+            return (w * terms).astype(outputs.dtype)
+        return float((w * terms).sum() / divisor)
+
+    def backward(self, dy: Any, ctx: Context, need_dx: bool = True) -> tuple[Any, ...]:
+        gradient, inputs = ctx[self]
+        if self.reduction == "none":
+            dy = _as_rank(np.asarray(dy, gradient.dtype), gradient.ndim)
+            gradient = dy * gradient
+        elif dy != 1:
+            gradient = float(dy) * gradient
+        return None, gradient, *[None] * (inputs - 2)
+
+
+class SoftmaxCrossEntropy(_Loss):
     """The mean over rows of w * -sum(labels * log softmax(logits)), and its gradient.
 
     dlogits = w (softmax(logits) sum(labels) - labels) / count(w != 0)
 
     Parameters
     ----------
-    weights, label_smoothing, name
+    weights, label_smoothing, name, reduction
         As for `softmax_cross_entropy`, which applies it.
 
     Examples
@@ -39,30 +127,31 @@ class SoftmaxCrossEntropy(Op):
     array([[-0.5,  0.5]])
     """
 
-    def __init__(self, weights: Any = 1.0, label_smoothing: float = 0.0, name: Any = None) -> None:
-        super().__init__(name)
-        self.weights = weights  # None: they are the last input
-        self.label_smoothing = checks.number(label_smoothing, "label_smoothing", 0.0, 1.0)
+    per_row = True
 
-    def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
-        return ()
+    def check(self, labels: Shape, outputs: Shape) -> None:
+        _check_shapes(self.label, labels, outputs)
 
-    def forward(  # type: ignore[override]  # two inputs, or three with the weights
-        self, labels: np.ndarray, logits: np.ndarray, *weights_and_ctx: Any
-    ) -> Any:
-        *weights, ctx = weights_and_ctx
-        labels = checks.labels(labels, "labels")
-        logits = checks.array(logits, "logits")
-        loss, gradient = _loss_and_gradient(
-            self.label, labels, logits, weights[0] if weights else self.weights,
-            self.label_smoothing, ctx.save,
-        )
-        ctx[self] = gradient
-        return loss
-
-    def backward(self, dy: Any, ctx: Context, need_dx: bool = True) -> tuple[Any, ...]:
-        dlogits = ctx[self] if dy == 1 else dy * ctx[self]
-        return (None, dlogits) if self.weights is not None else (None, dlogits, None)
+    def terms(
+        self, labels: np.ndarray, outputs: np.ndarray, need_gradient: bool
+    ) -> tuple[np.ndarray, Any]:
+        _check_rows(self.label, labels, outputs)
+        labels = labels.astype(outputs.dtype, copy=False)
+        if self.label_smoothing:
+            smoothing = self.label_smoothing
+            labels = labels * (1 - smoothing) + smoothing / outputs.shape[1]
+        shifted = outputs - outputs.max(axis=1, keepdims=True)
+        exp = np.exp(shifted)
+        total = exp.sum(axis=1, keepdims=True)
+        # -sum(labels * log softmax), with log softmax = shifted - log(total)
+        terms = np.zeros_like(labels)
+        where = labels > 0  # 0 times inf is 0
+        np.multiply(labels, np.log(total) - shifted, out=terms, where=where)
+        slopes = None
+        if need_gradient:
+            sums = labels.sum(axis=1, keepdims=True)  # 1, except for rounding errors
+            slopes = exp / total * sums - labels
+        return terms.sum(axis=1, dtype=np.float64), slopes
 
 
 class _OfClassNumbers(SoftmaxCrossEntropy):
@@ -73,14 +162,75 @@ class _OfClassNumbers(SoftmaxCrossEntropy):
 
     kind = SoftmaxCrossEntropy.kind
 
-    def forward(  # type: ignore[override]  # three inputs, or four with the weights
-        self, labels: np.ndarray, logits: np.ndarray, numbers: np.ndarray, *weights_and_ctx: Any
-    ) -> Any:
-        check_labels(numbers, labels.shape[1], self.label)
-        return super().forward(labels, logits, *weights_and_ctx)
+    def forward(self, labels: Any, outputs: Any, *others_and_ctx: Any) -> Any:
+        check_labels(others_and_ctx[0], labels.shape[1], self.label)
+        return super().forward(labels, outputs, *others_and_ctx)
 
-    def backward(self, dy: Any, ctx: Context, need_dx: bool = True) -> tuple[Any, ...]:
-        return *super().backward(dy, ctx), None
+
+class _SigmoidCrossEntropy(_Loss):
+    """-(labels * log sigmoid(logits) + (1 - labels) * log(1 - sigmoid(logits)))."""
+
+    kind = "sigmoid_cross_entropy"
+
+    def terms(
+        self, labels: np.ndarray, outputs: np.ndarray, need_gradient: bool
+    ) -> tuple[np.ndarray, Any]:
+        outside = np.flatnonzero(~((labels >= 0) & (labels <= 1)))
+        if outside.size:
+            remedy = "give class numbers as rows: one_hot(labels, depth)"
+            if ((outputs >= 0) & (outputs <= 1)).all():
+                remedy = _LABELS_FIRST
+            raise ValueError(
+                f"{self.label}: `labels` must be probabilities from 0 to 1, got "
+                f"{labels.reshape(-1)[outside[0]]}; {remedy}"
+            )
+        labels = labels.astype(outputs.dtype, copy=False)
+        labels = labels * (1 - self.label_smoothing) + self.label_smoothing / 2
+        e = np.exp(-np.abs(outputs))  # exp(-z) would overflow
+        terms = np.maximum(outputs, 0) - outputs * labels + np.log1p(e)
+        return terms, np.where(outputs < 0, e, 1) / (1 + e) - labels if need_gradient else None
+
+
+class _MeanSquaredError(_Loss):
+    """(predictions - labels)^2."""
+
+    kind = "mean_squared_error"
+    outputs = "predictions"
+
+    def terms(
+        self, labels: np.ndarray, outputs: np.ndarray, need_gradient: bool
+    ) -> tuple[np.ndarray, Any]:
+        error = outputs - labels.astype(outputs.dtype, copy=False)
+        return error * error, 2 * error
+
+
+class _AbsoluteDifference(_Loss):
+    """|predictions - labels|."""
+
+    kind = "absolute_difference"
+    outputs = "predictions"
+
+    def terms(
+        self, labels: np.ndarray, outputs: np.ndarray, need_gradient: bool
+    ) -> tuple[np.ndarray, Any]:
+        error = outputs - labels.astype(outputs.dtype, copy=False)
+        return np.abs(error), np.sign(error)
+
+
+def _applied(op: _Loss, labels: Any, outputs: Any, weights: Any, *more: Any) -> Any:
+    """Apply a loss to arrays or Tensors."""
+    if isinstance(labels, Tensor) and isinstance(outputs, Tensor):
+        op.check(labels.shape, outputs.shape)
+        _check_tensors(op, outputs)
+    fed = (weights,) if isinstance(weights, Tensor) else ()
+    return apply(op, labels, outputs, *more, *fed)
+
+
+def _with_gradient(op: _Loss, labels: Any, outputs: Any) -> tuple[Any, np.ndarray]:
+    """Return a loss of arrays and its gradient for the outputs."""
+    ctx = Context()
+    loss = op.forward(labels, outputs, ctx)
+    return loss, op.backward(1.0, ctx)[1]
 
 
 @hinted
@@ -90,6 +240,7 @@ def softmax_cross_entropy(
     weights: Any = 1.0,
     label_smoothing: float = 0.0,
     name: str | None = None,
+    reduction: str = _BY_NONZERO,
 ) -> Any:
     """Return the softmax cross-entropy, averaged over the rows.
 
@@ -107,6 +258,12 @@ def softmax_cross_entropy(
     label_smoothing : float
         In [0, 1). The labels become labels * (1 - s) + s / classes.
     name : str, optional
+    reduction : str
+        What the sum of w * terms is divided by, as in TensorFlow: by default the number of weights
+        that are not 0; "weighted_mean": the sum of the weights; "weighted_sum_over_batch_size":
+        the number of terms; "weighted_sum": 1. "none" returns the terms, w * term. With a sum, the
+        size of the gradient depends on that of the batch, and several processes, which average
+        their losses, do not train as one does.
 
     Returns
     -------
@@ -126,34 +283,310 @@ def softmax_cross_entropy(
     >>> round(loss, 4)  # log 2
     0.6931
     """
-    fed = (weights,) if isinstance(weights, Tensor) else ()
-    weights = None if fed else weights
-    op = SoftmaxCrossEntropy(weights, label_smoothing, name)
-    if isinstance(onehot_labels, Tensor) and isinstance(logits, Tensor):
-        _check_tensors(op.label, onehot_labels, logits)
-        if isinstance(onehot_labels.op, OneHot):
-            op = _OfClassNumbers(weights, label_smoothing, name)
-            return apply(op, onehot_labels, logits, *onehot_labels.inputs, *fed)
-    return apply(op, onehot_labels, logits, *fed)
+    kind, numbers = SoftmaxCrossEntropy, ()
+    if isinstance(getattr(onehot_labels, "op", None), OneHot) and isinstance(logits, Tensor):
+        kind, numbers = _OfClassNumbers, onehot_labels.inputs
+    op = kind(weights, label_smoothing, name, reduction)
+    return _applied(op, onehot_labels, logits, weights, *numbers)
 
 
-def _check_tensors(label: str, labels: Tensor, logits: Tensor) -> None:
-    """Check the inputs of the loss when a graph is built."""
-    _check_shapes(label, labels.shape, logits.shape)
-    if isinstance(logits.op, OneHot):
+def _check_tensors(op: _Loss, outputs: Tensor) -> None:
+    """Check the outputs when a graph is built."""
+    if isinstance(outputs.op, OneHot):
         raise ValueError(
-            f"{label}: `logits` must be the outputs of the model, got {logits!r}; {_LABELS_FIRST}"
+            f"{op.label}: `{op.outputs}` must be the outputs of the model, got {outputs!r}; "
+            f"{_LABELS_FIRST}"
         )
-    if type(getattr(logits.op, "activation", logits.op)) is Softmax:
+    activation: Any = Sigmoid if isinstance(op, _SigmoidCrossEntropy) else Softmax
+    is_last = type(getattr(outputs.op, "activation", outputs.op)) is activation
+    if op.outputs == "logits" and is_last:
+        kind = activation.kind
         logger.warning(
-            "%s: the logits %r are probabilities already; the loss applies the softmax itself, "
-            "so give it the values before the softmax", label, logits.name,
+            "%s: the logits %r are probabilities already; the loss applies the %s itself, "
+            "so give it the values before the %s", op.label, outputs.name, kind, kind,
         )
 
 
 @hinted
+def sparse_softmax_cross_entropy(
+    labels: Any, logits: Any, weights: Any = 1.0, name: str | None = None,
+    reduction: str = _BY_NONZERO,
+) -> Any:
+    """Return the softmax cross-entropy of class numbers, averaged over the rows.
+
+        loss = sum over rows of w * -log softmax(logits)[label] / count(w != 0)
+
+    Parameters
+    ----------
+    labels : ndarray or Tensor
+        (N,), integers in [0, classes).
+    logits : ndarray or Tensor
+        (N, classes)
+    weights, name, reduction
+        As for `softmax_cross_entropy`.
+
+    Returns
+    -------
+    float or Tensor
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the labels are not class numbers (N,), or one of them is not one of the classes.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> round(mc.losses.sparse_softmax_cross_entropy(np.array([0, 1]), np.zeros((2, 4))), 4)
+    1.3863
+    """
+    label = "sparse_softmax_cross_entropy" if name is None else checks.text(name, "name")
+    if isinstance(labels, Tensor) and isinstance(logits, Tensor):
+        _check_numbers(label, labels.shape, logits.shape)
+        classes: Any = logits.shape[1]
+        rows = one_hot(labels, depth=classes)
+        return softmax_cross_entropy(rows, logits, weights, 0.0, name, reduction)
+    if not isinstance(labels, Tensor) and not isinstance(logits, Tensor):
+        labels = _rows_of(labels, logits, label)
+    return _applied(SoftmaxCrossEntropy(weights, 0.0, label, reduction), labels, logits, weights)
+
+
+@hinted
+def sparse_softmax_cross_entropy_with_grad(
+    labels: Any, logits: np.ndarray, weights: Any = 1.0, reduction: str = _BY_NONZERO
+) -> tuple[float, np.ndarray]:
+    """Return the softmax cross-entropy of class numbers, and its gradient for the logits.
+
+    Parameters
+    ----------
+    labels, logits, weights, reduction
+        As for `sparse_softmax_cross_entropy`; arrays.
+
+    Returns
+    -------
+    (float, ndarray)
+        The loss, and its gradient (N, classes).
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> logits = np.zeros((1, 2), np.float32)
+    >>> mc.losses.sparse_softmax_cross_entropy_with_grad(np.array([1]), logits)[1]
+    array([[ 0.5, -0.5]], dtype=float32)
+    """
+    op = SoftmaxCrossEntropy(weights, 0.0, "sparse_softmax_cross_entropy_with_grad", reduction)
+    return _with_gradient(op, _rows_of(labels, logits, op.label), logits)
+
+
+@hinted
+def sigmoid_cross_entropy(
+    multi_class_labels: Any, logits: Any, weights: Any = 1.0, label_smoothing: float = 0.0,
+    name: str | None = None, reduction: str = _BY_NONZERO,
+) -> Any:
+    """Return the cross-entropy of independent yes-or-no questions, averaged over all of them.
+
+        loss = sum of w * -(y log p + (1 - y) log(1 - p)) / count(w != 0),  p = sigmoid(logits)
+
+    It is for two classes with one logit, and for rows that may belong to several classes.
+
+    Parameters
+    ----------
+    multi_class_labels : ndarray or Tensor
+        (N, ...), of the shape of `logits`; from 0 to 1.
+    logits : ndarray or Tensor
+        (N, ...). Large values do not overflow.
+    weights : float, ndarray or Tensor
+        A number, one for each row, (N,) or (N, 1, ...), or one for each logit. A Tensor has no
+        gradient.
+    label_smoothing : float
+        In [0, 1). The labels become labels * (1 - s) + s / 2.
+    name : str, optional
+    reduction : str
+        As for `softmax_cross_entropy`.
+
+    Returns
+    -------
+    float or Tensor
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ (nothing is broadcast), or if a label is not from 0 to 1.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> labels = np.array([[1.0, 0.0, 1.0]])
+    >>> round(mc.losses.sigmoid_cross_entropy(labels, np.zeros((1, 3))), 4)  # log 2
+    0.6931
+    """
+    op = _SigmoidCrossEntropy(weights, label_smoothing, name, reduction)
+    return _applied(op, multi_class_labels, logits, weights)
+
+
+@hinted
+def sigmoid_cross_entropy_with_grad(
+    labels: Any, logits: np.ndarray, weights: Any = 1.0, label_smoothing: float = 0.0,
+    reduction: str = _BY_NONZERO,
+) -> tuple[float, np.ndarray]:
+    """Return the sigmoid cross-entropy and its gradient for the logits.
+
+        dlogits = w (sigmoid(logits) - labels) / count(w != 0)
+
+    Parameters
+    ----------
+    labels, logits, weights, label_smoothing, reduction
+        As for `sigmoid_cross_entropy`; arrays.
+
+    Returns
+    -------
+    (float, ndarray)
+        The loss, and its gradient, of the shape of the logits.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> mc.losses.sigmoid_cross_entropy_with_grad(np.array([1.0, 0.0]), np.zeros(2))[1]
+    array([-0.25,  0.25])
+    """
+    op = _SigmoidCrossEntropy(
+        weights, label_smoothing, "sigmoid_cross_entropy_with_grad", reduction
+    )
+    return _with_gradient(op, labels, logits)
+
+
+@hinted
+def mean_squared_error(
+    labels: Any, predictions: Any, weights: Any = 1.0, name: str | None = None,
+    reduction: str = _BY_NONZERO,
+) -> Any:
+    """Return the mean of the squared errors.
+
+        loss = sum of w * (predictions - labels)^2 / count(w != 0)
+
+    Parameters
+    ----------
+    labels : ndarray or Tensor
+        (N, ...), of the shape of `predictions`.
+    predictions : ndarray or Tensor
+        (N, ...)
+    weights, name, reduction
+        As for `sigmoid_cross_entropy`.
+
+    Returns
+    -------
+    float or Tensor
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ: nothing is broadcast, not even (N,) and (N, 1).
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> mc.losses.mean_squared_error(np.array([1.0, 2.0]), np.array([1.0, 5.0]))
+    4.5
+    """
+    op = _MeanSquaredError(weights, 0.0, name, reduction)
+    return _applied(op, labels, predictions, weights)
+
+
+@hinted
+def mean_squared_error_with_grad(
+    labels: Any, predictions: np.ndarray, weights: Any = 1.0, reduction: str = _BY_NONZERO
+) -> tuple[float, np.ndarray]:
+    """Return the mean squared error and its gradient for the predictions.
+
+        dpredictions = 2 w (predictions - labels) / count(w != 0)
+
+    Parameters
+    ----------
+    labels, predictions, weights, reduction
+        As for `mean_squared_error`; arrays.
+
+    Returns
+    -------
+    (float, ndarray)
+        The loss, and its gradient, of the shape of the predictions.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> mc.losses.mean_squared_error_with_grad(np.array([1.0, 2.0]), np.array([1.0, 5.0]))
+    (4.5, array([0., 3.]))
+    """
+    op = _MeanSquaredError(weights, 0.0, "mean_squared_error_with_grad", reduction)
+    return _with_gradient(op, labels, predictions)
+
+
+@hinted
+def absolute_difference(
+    labels: Any, predictions: Any, weights: Any = 1.0, name: str | None = None,
+    reduction: str = _BY_NONZERO,
+) -> Any:
+    """Return the mean of the absolute errors.
+
+        loss = sum of w * |predictions - labels| / count(w != 0)
+
+    Outliers count less than in `mean_squared_error`.
+
+    Parameters
+    ----------
+    labels, predictions, weights, name, reduction
+        As for `mean_squared_error`.
+
+    Returns
+    -------
+    float or Tensor
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ: nothing is broadcast, not even (N,) and (N, 1).
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> mc.losses.absolute_difference(np.array([1.0, 2.0]), np.array([1.0, 5.0]))
+    1.5
+    """
+    op = _AbsoluteDifference(weights, 0.0, name, reduction)
+    return _applied(op, labels, predictions, weights)
+
+
+@hinted
+def absolute_difference_with_grad(
+    labels: Any, predictions: np.ndarray, weights: Any = 1.0, reduction: str = _BY_NONZERO
+) -> tuple[float, np.ndarray]:
+    """Return the mean absolute error and its gradient for the predictions.
+
+        dpredictions = w sign(predictions - labels) / count(w != 0)
+
+    Parameters
+    ----------
+    labels, predictions, weights, reduction
+        As for `absolute_difference`; arrays.
+
+    Returns
+    -------
+    (float, ndarray)
+        The loss, and its gradient, of the shape of the predictions; 0 where they are equal.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> mc.losses.absolute_difference_with_grad(np.array([1.0, 2.0]), np.array([1.0, 5.0]))
+    (1.5, array([0. , 0.5]))
+    """
+    op = _AbsoluteDifference(weights, 0.0, "absolute_difference_with_grad", reduction)
+    return _with_gradient(op, labels, predictions)
+
+
+@hinted
 def softmax_cross_entropy_with_grad(
-    labels: Any, logits: np.ndarray, weights: Any = 1.0, label_smoothing: float = 0.0
+    labels: Any, logits: np.ndarray, weights: Any = 1.0, label_smoothing: float = 0.0,
+    reduction: str = _BY_NONZERO,
 ) -> tuple[float, np.ndarray]:
     """Return the softmax cross-entropy and its gradient with respect to the logits.
 
@@ -165,7 +598,7 @@ def softmax_cross_entropy_with_grad(
         (N,) class numbers, or (N, classes) rows that sum to 1.
     logits : ndarray
         (N, classes)
-    weights, label_smoothing
+    weights, label_smoothing, reduction
         As for `softmax_cross_entropy`.
 
     Returns
@@ -186,13 +619,14 @@ def softmax_cross_entropy_with_grad(
     >>> dlogits
     array([[ 0.5, -0.5]], dtype=float32)
     """
-    label = "softmax_cross_entropy_with_grad"
-    smoothing = checks.number(label_smoothing, "label_smoothing", 0.0, 1.0)
+    op = SoftmaxCrossEntropy(
+        weights, label_smoothing, "softmax_cross_entropy_with_grad", reduction
+    )
     labels = checks.labels(labels, "labels")
     logits = checks.array(logits, "logits")
     if labels.ndim == 1 and logits.ndim == 2:
-        labels = _rows_of(labels, logits, label)
-    return _loss_and_gradient(label, labels, logits, weights, smoothing, True)
+        labels = _rows_of(labels, logits, op.label)
+    return _with_gradient(op, labels, logits)
 
 
 def regularization(model: Op) -> float:
@@ -234,8 +668,11 @@ def regularization(model: Op) -> float:
     return sum(parameter.penalty() for parameter in parameters)
 
 
-def _rows_of(labels: np.ndarray, logits: np.ndarray, label: str) -> np.ndarray:
-    """Return the one-hot rows of class numbers."""
+def _rows_of(labels: Any, logits: Any, label: str) -> np.ndarray:
+    """Return the one-hot rows of class numbers (N,)."""
+    labels = checks.labels(labels, "labels")
+    logits = checks.array(logits, "logits")
+    _check_numbers(label, labels.shape, logits.shape)
     if labels.dtype.kind not in "iu":
         raise TypeError(
             f"{label}: class numbers must be integers, got {describe(labels)}; convert them: "
@@ -245,38 +682,31 @@ def _rows_of(labels: np.ndarray, logits: np.ndarray, label: str) -> np.ndarray:
     return (labels[:, None] == np.arange(logits.shape[1])).astype(logits.dtype)
 
 
-def _loss_and_gradient(
-    label: str,
-    labels: np.ndarray,
-    logits: np.ndarray,
-    weights: Any,
-    smoothing: float,
-    need_gradient: bool,
-) -> tuple[float, Any]:
-    """Return the loss, and its gradient with respect to the logits or None."""
-    _check_shapes(label, labels.shape, logits.shape)
-    if logits.dtype not in (np.float32, np.float64):
-        raise TypeError(f"{label}: `logits` must be float32 or float64, got {describe(logits)}")
-    _check_rows(label, labels, logits)
-    classes = logits.shape[1]
-    labels = labels.astype(logits.dtype, copy=False)
-    if smoothing:
-        labels = labels * (1 - smoothing) + smoothing / classes
-    w = _row_weights(label, weights, logits)
-    counted = max(int(np.count_nonzero(w)), 1)
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    exp = np.exp(shifted)
-    total = exp.sum(axis=1, keepdims=True)
-    # -sum(labels * log softmax), with log softmax = shifted - log(total)
-    terms = np.zeros_like(labels)
-    np.multiply(labels, np.log(total) - shifted, out=terms, where=labels > 0)  # 0 times inf is 0
-    row_loss = terms.sum(axis=1, dtype=np.float64)
-    loss = float((w * row_loss).sum() / counted)
-    if not need_gradient:
-        return loss, None
-    scale = (w / counted).astype(logits.dtype)[:, None]
-    sums = labels.sum(axis=1, keepdims=True)  # 1, except for rounding errors
-    return loss, scale * (exp / total * sums - labels)
+def _check_numbers(label: str, labels: Shape, logits: Shape) -> None:
+    """Raise unless labels (N,) and logits (N, classes) fit together."""
+    rows = {*labels[:1], *logits[:1]} - {None}
+    if len(labels) != 1 or len(logits) != 2 or len(rows) > 1:
+        remedy = "both need a row for each row of the data"
+        if len(labels) > 1:
+            remedy = f"give class numbers: {checks.class_numbers('labels', labels, np.int64)}"
+        raise ValueError(
+            f"{label}: `labels` must be class numbers (N,) and `logits` (N, classes), got labels "
+            f"{labels} and logits {logits}; {remedy}"
+        )
+
+
+def _same_shape_remedy(labels: Shape, outputs: Shape) -> str:
+    """Return how to give labels the shape of the outputs."""
+    if not labels or not outputs:
+        return "both need a row for each row of the data"
+    if labels[1:] == outputs[1:]:
+        return "take both from the same rows"
+    sizes = [math.prod(size or 0 for size in shape[1:]) for shape in (labels, outputs)]
+    if sizes[0] == sizes[1]:
+        return f"reshape the labels: mc.reshape(labels, {[-1, *outputs[1:]]})"
+    if len(labels) == 1 and len(outputs) == 2:
+        return f"for class numbers: mc.one_hot(labels, {outputs[1]}); else give the model 1 output"
+    return f"end the model with outputs of the labels' shape {labels}"
 
 
 def _check_shapes(label: str, labels: Shape, logits: Shape) -> None:
@@ -331,13 +761,20 @@ def _distributions(rows: np.ndarray) -> np.ndarray:
     return (rows >= 0).all(axis=1) & (np.abs(rows.sum(axis=1) - 1.0) < _SUM_TOLERANCE)
 
 
-def _row_weights(label: str, weights: Any, logits: np.ndarray) -> np.ndarray:
-    """Return one float64 weight for each row."""
+def _weights(label: str, weights: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Return one float64 weight for each term, from a number, or one for each row or term."""
     w = checks.array(weights, "weights").astype(np.float64)
-    fits = w.shape in ((), (1,), (len(logits),), (len(logits), 1), (1, 1))
+    of_rows = w.shape[:1] == shape[:1] and w.size == shape[0]
+    fits = w.size == 1 or of_rows or w.shape == shape
     if not fits or not np.isfinite(w).all():
+        each = "" if len(shape) == 1 else f", or {shape} of the outputs"
         raise ValueError(
-            f"{label}: `weights` must be a number or have the shape ({len(logits)},) of the rows, "
-            f"and be finite, got {describe(weights)}"
+            f"{label}: `weights` must be a number or have the shape ({shape[0]},) of the rows"
+            f"{each}, and be finite, got {describe(weights)}"
         )
-    return np.broadcast_to(w.reshape(-1), (len(logits),))
+    return np.broadcast_to(w if w.shape == shape else _as_rank(w.reshape(-1), len(shape)), shape)
+
+
+def _as_rank(array: np.ndarray, rank: int) -> np.ndarray:
+    """Return an array with axes of size 1 after its own."""
+    return array.reshape(*array.shape, *[1] * (rank - array.ndim))

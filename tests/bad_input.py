@@ -191,7 +191,13 @@ _NORM = {
     "beta_initializer": "zeros", "gamma_initializer": "ones", "moving_mean_initializer": "zeros",
     "moving_variance_initializer": "ones", "training": True, "trainable": True, "name": "first",
 }
-_LOSS = {"weights": [1.0, 0.0], "label_smoothing": 0.1}
+_REDUCED = {"weights": [1.0, 0.0], "reduction": "weighted_mean"}
+_LOSS = {**_REDUCED, "label_smoothing": 0.1}
+_LOSSES = {
+    "softmax_cross_entropy": "logits", "sparse_softmax_cross_entropy": "logits",
+    "sigmoid_cross_entropy": "logits", "mean_squared_error": "predictions",
+    "absolute_difference": "predictions",
+}
 _START = {"shape": (3, 4), "rng": 0, "dtype": np.float32}
 _SCHEDULE = {"rate": 0.1}
 _SELECTION = {"only": "dense*", "skip": ["*/bias"], "strict": True}
@@ -312,6 +318,24 @@ CALLS = {
     "minicnn.losses.softmax_cross_entropy_with_grad": lambda: {
         "labels": np.array([0, 2]), "logits": LOGITS.copy(), **_LOSS,
     },
+    "minicnn.losses.sparse_softmax_cross_entropy": lambda: {
+        "labels": np.array([0, 2]), "logits": LOGITS.copy(), **_REDUCED, "name": "first",
+    },
+    "minicnn.losses.sparse_softmax_cross_entropy_with_grad": lambda: {
+        "labels": np.array([0, 2]), "logits": LOGITS.copy(), **_REDUCED,
+    },
+    "minicnn.losses.sigmoid_cross_entropy": lambda: {
+        "multi_class_labels": ROWS.copy(), "logits": LOGITS.copy(), **_LOSS, "name": "first",
+    },
+    "minicnn.losses.sigmoid_cross_entropy_with_grad": lambda: {
+        "labels": ROWS.copy(), "logits": LOGITS.copy(), **_LOSS,
+    },
+    **{f"minicnn.losses.{name}": lambda: {
+        "labels": ROWS.copy(), "predictions": LOGITS.copy(), **_REDUCED, "name": "first",
+    } for name in ("mean_squared_error", "absolute_difference")},
+    **{f"minicnn.losses.{name}_with_grad": lambda: {
+        "labels": ROWS.copy(), "predictions": LOGITS.copy(), **_REDUCED,
+    } for name in ("mean_squared_error", "absolute_difference")},
     "minicnn.metrics.accuracy": lambda: {
         "labels": np.array([0, 2]), "predictions": np.array([1, 2]), "weights": np.array([1.0, 2]),
     },
@@ -479,7 +503,7 @@ METHODS = {
 
 # Methods that the library calls, not a user; who calls them with checked arguments.
 INTERNAL = {
-    r"(Op|SoftmaxCrossEntropy)\.\w+|Graph\.add": "a graph, which has checked what is applied",
+    r"(Op|_Loss|SoftmaxCrossEntropy)\.\w+|Graph\.add": "a graph, which has checked what is applied",
     r"(step|exponential|cosine)_decay\.__call__|constant\.__call__": "an optimizer or a layer",
     r"Parameter\.writable|Sequential\.check_inputs": "a layer or an optimizer",
     r"(Layer|BatchNormalization|Conv2D|Dense|Dropout|Residual)\.(?!build$|forward$|backward$)\w+":
@@ -563,7 +587,8 @@ ARGUMENTS = {
     "checkpoint_path": "path", "rate": "at least 0", "factor": "at least 0",
     "decay_rate": "at least 0", "end": "at least 0", "learning_rate": "rate", "momentum": "share",
     "beta1": "share", "beta2": "share", "epsilon": "above 0", "weight_decay": "at least 0",
-    "label_smoothing": "share", "weights": "weights", "every": "count", "decay_steps": "count",
+    "label_smoothing": "share", "weights": "weights", "reduction": "word",
+    "every": "count", "decay_steps": "count",
     "max_norm": "above 0", "clip_gradients": "above 0", "tolerance": "at least 0",
     "entries": "count", "first_row": "whole", "n": "count", "num_classes": "size",
     "batch_size": "count", "steps": "count", "max_steps": "count", "check_every": "count",
@@ -586,7 +611,13 @@ ARGUMENTS = {
     **{f"minicnn.{name}": "floats" for name in (
         "identity.inputs", "relu.inputs", "sigmoid.inputs", "tanh.inputs", "softmax.logits",
         "leaky_relu.inputs", "gelu.inputs", "log_softmax.logits",
-        "losses.softmax_cross_entropy.logits", "losses.softmax_cross_entropy_with_grad.logits",
+        *(f"losses.{loss}{twin}.{outputs}" for loss, outputs in _LOSSES.items()
+          for twin in ("", "_with_grad")),
+    )},
+    **{f"minicnn.losses.{name}": "values of the loss" for name in (
+        "mean_squared_error.labels", "mean_squared_error_with_grad.labels",
+        "absolute_difference.labels", "absolute_difference_with_grad.labels",
+        "sigmoid_cross_entropy.multi_class_labels", "sigmoid_cross_entropy_with_grad.labels",
     )},
     "minicnn.losses.softmax_cross_entropy.onehot_labels": "distributions",
     "minicnn.add.x": "terms", "minicnn.add.y": "terms", "minicnn.concat.values": "tensors",
@@ -647,6 +678,7 @@ _PARAMETER = mc.Parameter("w", np.ones(2, np.float32))
 KINDS |= {
     "shape": [3, None, "33", {3: 3}, (), (3,), (3, -1), (3, 2.5), (3, "3"), (3, NAN), (HUGE, HUGE),
               (BEYOND, 3), (None, None), THING],
+    "values of the loss": [None, 3, *_NO_ARRAY, [0, 2], ROWS[:1], ROWS[:, :2], ROWS[0], ROWS * 1j],
     "terms": [None, NAN, INF, True, *_NO_ARRAY, LOGITS[0], LOGITS[:1], LOGITS[:, :1], [1, 2],
               LOGITS.astype(np.float64), LOGITS.astype(complex), LOGITS.astype(int)],
     "tensors": [None, 3, "ab", {}, [], [3], [None, LOGITS], [LOGITS, LOGITS[0]],
@@ -733,8 +765,7 @@ ACCEPTED = {
     ],
     "Estimator.predict.x": [([images(3, 6, 6, 2)], "there are no labels that it must fit")],
     **{f"minicnn.losses.{name}.weights": [([[-1.0, 1.0]], "a reward may have either sign")]
-       for name in ("SoftmaxCrossEntropy", "softmax_cross_entropy",
-                    "softmax_cross_entropy_with_grad")},
+       for name in ("SoftmaxCrossEntropy", *_LOSSES, *(f"{loss}_with_grad" for loss in _LOSSES))},
     "minicnn.datasets.Dataset.seed": [([None], "a new one is drawn")],
     "minicnn.datasets.load_dataset.seed": [([None], "a new one is drawn")],
     **{f"minicnn.layers.{name}.strides": [([None], "the size of the window, as in the class")]
@@ -961,8 +992,8 @@ ALIASES = {
     "tensors": ["name", "fetched"],
     "outputs": ["name"], "loss_tensor": ["name", "fetched"], "y": ["labels", "indices"],
     "metrics": ["prediction_key"], "pixels": ["digit"], "probabilities": ["labels"],
-    "onehot_labels": ["labels"], "state": ["iterations", "momentum"], "shape": ["row"],
-    "target_shape": ["row"],
+    "onehot_labels": ["labels"], "multi_class_labels": ["labels"],
+    "state": ["iterations", "momentum"], "shape": ["row"], "target_shape": ["row"],
 }
 
 

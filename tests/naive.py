@@ -355,6 +355,47 @@ def softmax_cross_entropy_backward(labels_onehot, logits, weights=1.0, label_smo
     return dz
 
 
+# Other losses: a term for each element, (N, ...), and how the terms become one number.
+
+
+def squared_error(y, p):
+    return (p - y) ** 2
+
+
+def absolute_error(y, p):
+    return abs(p - y)
+
+
+def sigmoid_loss(y, z):
+    p = 1 / (1 + math.exp(-z))
+    return -(y * math.log(p) + (1 - y) * math.log(1 - p))
+
+
+def terms(term, labels, outputs):
+    """Return term(label, output) for each pair."""
+    y, z = as_float64(labels, outputs)
+    result = np.zeros(z.shape)
+    for i in np.ndindex(z.shape):
+        result[i] = term(y[i], z[i])
+    return result
+
+
+def reduced(terms, weights, reduction):
+    """Return the sum of w * term, divided as the name of TensorFlow says. w: one a term."""
+    total = total_weight = count = 0.0
+    for i in np.ndindex(terms.shape):
+        total += weights[i] * terms[i]
+        total_weight += weights[i]
+        count += weights[i] != 0
+    divisor = {
+        "weighted_sum": 1,
+        "weighted_mean": total_weight,
+        "weighted_sum_over_batch_size": terms.size,
+        "weighted_sum_by_nonzero_weights": count,
+    }[reduction]
+    return total / divisor if divisor > 0 else 0.0
+
+
 # Differences --------------------------------------------------------------------------------------
 #
 #   df/dx[i] = (f(x + eps * e_i) - f(x - eps * e_i)) / (2 * eps) + O(eps^2)
