@@ -63,8 +63,10 @@ GRAPH = "tests/estimator/test_graph.py"
 INITIALIZERS = "tests/test_initializers.py"
 JIT = "tests/kernels/test_jit.py"
 LOSSES = "tests/test_losses.py"
-MAX_POOLING = "tests/layers/test_max_pooling2d.py"
+MAX_POOLING2D = "tests/layers/test_pooling2d.py"
+POOLING = "tests/layers/test_max_pooling2d.py"
 METRICS = "tests/test_metrics.py"
+NORMALIZATION = "tests/layers/test_batch_normalization.py"
 NUMBERS = "tests/test_numbers.py"
 OPS = "tests/test_ops.py"
 ARITHMETIC = "tests/test_arithmetic.py"
@@ -72,6 +74,7 @@ OTHER_LOSSES = "tests/test_other_losses.py"
 RESIDUAL = "tests/layers/test_residual.py"
 OPTIMIZERS = "tests/test_optimizers.py"
 PARAMETER = "tests/core/test_parameter.py"
+POOLING2D = "tests/layers/test_pooling2d.py"
 POOLING = "tests/kernels/test_pooling.py"
 REGULARIZATION = "tests/estimator/test_regularization.py"
 REGULARIZERS = "tests/layers/test_regularizers.py"
@@ -118,6 +121,12 @@ MUTATIONS = [
      replace("self.size", "(1, 1)"), None, MAX_POOLING),
     ("swapped axes of the gradient", "layers.pooling2d:Pooling2D.backward",
      unwrap("from_nhwc"), None, MAX_POOLING),
+    ("a frozen normalization takes the batch",
+     "layers.batch_normalization:BatchNormalization.uses_batch", replace("self.trainable", "True"),
+     None, NORMALIZATION),
+    ("start values of moving averages count",
+     "layers.batch_normalization:BatchNormalization._update",
+     replace("self.momentum ** (done + 1)", "0.0"), None, NORMALIZATION),
     ("gradient without the mask", "layers.dropout:Dropout.backward", condition(True), "key",
      DROPOUT),
     ("mask of the first rows for every batch", "layers.dropout:Dropout._drop",
@@ -299,7 +308,16 @@ MUTATIONS = [
     ("pooling: overlapping gradients not added", "kernels.pooling:_add_where", plain(), None,
      POOLING),
     ("pooling: gradient added to what was there", "kernels.pooling:_backward", drop("Assign"),
-     "dx[begin:end]", POOLING),
+     "dx[n]", POOLING),
+    ("mean pooling: padding counts", "kernels.pooling:_inside", replace("max(first, 0)", "first"),
+     None, POOLING2D),
+    ("mean pooling: gradients not added", "kernels.pooling:_add", plain(), None, POOLING2D),
+    ("normalization: a part of the pivot is lost", "kernels.normalize:_sums",
+     replace("2.0 * sums[0, c]", "sums[0, c]"), None, NORMALIZATION),
+    ("normalization: gradients without the mask", "kernels.normalize:_sum_block",
+     condition(False), "masked", f"{FUSION} -k normalization"),
+    ("normalization: a slope of zero", "kernels.normalize:_scale_rows",
+     replace("fma(d, slope, rest)", "rest"), None, NORMALIZATION),
     ("product: last column of a panel left out", "kernels.gemm:pack",
      argument("load_some", 2, "n - j - 1"), None, GEMM),
     ("product: last column of a transposed panel left out", "kernels.gemm:pack",

@@ -88,7 +88,8 @@ def _sums(chunk, scratch, x, dy, factors, totals, length, masked, back):
     totals[chunk] = 0
     local[:] = factors
     for first in range(begin, end, BLOCK):
-        count, at = min(BLOCK, end - first), first * channels
+        at = first * channels
+        count = min(BLOCK, end - first)
         for again in range(2 if first == begin and not back else 1):
             if again:
                 _move(local, sums, count)
@@ -117,7 +118,7 @@ def _sum_block(x, dy, count, channels, factors, sums, masked, back):
         mean = load_some(factors, c, some)
         scale = load_some(factors, channels + c, some)
         beta = load_some(factors, 2 * channels + c, some)
-        first, second = load_some(factors, c, 0), load_some(factors, c, 0)
+        first = second = load_some(factors, c, 0)  # zeros
         for r in range(count):
             d = sub(load_some(x, r * channels + c, some), mean)
             g = load_some(dy, r * channels + c, some) if back else d
@@ -133,7 +134,8 @@ def _sum_block(x, dy, count, channels, factors, sums, masked, back):
 def _scale(chunk, scratch, x, dy, factors, y, length, masked, back):
     """Write y for a chunk of rows, or dx if `back`, a tile of rows after the other."""
     channels = x.shape[1]
-    end, rows = min(x.shape[0], (chunk + 1) * length), max(1, _TILE // channels)
+    rows = max(1, _TILE // channels)
+    end = min(x.shape[0], (chunk + 1) * length)
     for first in range(chunk * length, end, rows):
         at = first * channels
         _scale_rows(pointer(x, at), pointer(dy, at), min(rows, end - first), channels,

@@ -63,16 +63,17 @@ def _check(x: np.ndarray, y: np.ndarray, winner: np.ndarray, window: Window) -> 
 @kernel
 def _forward(chunk, scratch, x, y, winner, window, images):
     height, width, kh, kw, sh, sw, _, _, top, left, oh, ow = window
-    channels, begin, end = x.shape[3], chunk * images, min(x.shape[0], (chunk + 1) * images)
-    for p in range(begin * oh * ow, end * oh * ow):
-        n, row, column = p // (oh * ow), p // ow % oh * sh - top, p % ow * sw - left
-        best, tap = pointer(y, p * channels), pointer(winner, p * channels)
-        fresh = True
-        for iy in range(max(row, 0), min(row + kh, height)):
-            for ix in range(max(column, 0), min(column + kw, width)):
-                value = pointer(x, ((n * height + iy) * width + ix) * channels)
-                _take_larger(value, best, tap, (iy - row) * kw + ix - column, channels, fresh)
-                fresh = False
+    channels = x.shape[3]
+    for n in range(chunk * images, min(x.shape[0], (chunk + 1) * images)):
+        for p in range(n * oh * ow, (n + 1) * oh * ow):
+            row, column = p // ow % oh * sh - top, p % ow * sw - left
+            fresh = True
+            for iy in range(max(row, 0), min(row + kh, height)):
+                for ix in range(max(column, 0), min(column + kw, width)):
+                    value = pointer(x, ((n * height + iy) * width + ix) * channels)
+                    _take_larger(value, pointer(y, p * channels), pointer(winner, p * channels),
+                                 (iy - row) * kw + ix - column, channels, fresh)
+                    fresh = False
 
 
 @helper
@@ -86,15 +87,16 @@ def _take_larger(value, best, tap, number, channels, fresh):
 @kernel
 def _backward(chunk, scratch, dy, winner, dx, window, images):
     height, width, kh, kw, sh, sw, _, _, top, left, oh, ow = window
-    channels, begin, end = dx.shape[3], chunk * images, min(dx.shape[0], (chunk + 1) * images)
-    dx[begin:end] = 0
-    for p in range(begin * oh * ow, end * oh * ow):
-        n, row, column = p // (oh * ow), p // ow % oh * sh - top, p % ow * sw - left
-        gradient, tap = pointer(dy, p * channels), pointer(winner, p * channels)
-        for iy in range(max(row, 0), min(row + kh, height)):
-            for ix in range(max(column, 0), min(column + kw, width)):
-                target = pointer(dx, ((n * height + iy) * width + ix) * channels)
-                _add_where(gradient, tap, (iy - row) * kw + ix - column, target, channels)
+    channels = dx.shape[3]
+    for n in range(chunk * images, min(dx.shape[0], (chunk + 1) * images)):
+        dx[n] = 0
+        for p in range(n * oh * ow, (n + 1) * oh * ow):
+            row, column = p // ow % oh * sh - top, p % ow * sw - left
+            for iy in range(max(row, 0), min(row + kh, height)):
+                for ix in range(max(column, 0), min(column + kw, width)):
+                    target = pointer(dx, ((n * height + iy) * width + ix) * channels)
+                    _add_where(pointer(dy, p * channels), pointer(winner, p * channels),
+                               (iy - row) * kw + ix - column, target, channels)
 
 
 @helper
@@ -108,38 +110,45 @@ def _mean(chunk, scratch, x, y, window, images):
     """Add the sums of the rows of a window, so that a large window loses little precision."""
     (sums,) = scratch
     height, width, kh, kw, sh, sw, _, _, top, left, oh, ow = window
-    channels, begin, end = x.shape[3], chunk * images, min(x.shape[0], (chunk + 1) * images)
-    for p in range(begin * oh * ow, end * oh * ow):
-        n, row, column = p // (oh * ow), p // ow % oh * sh - top, p % ow * sw - left
-        first, last = max(column, 0), min(column + kw, width)
-        total, line, rows = pointer(y, p * channels), pointer(sums, 0), 0
-        clear(total, channels)
-        for iy in range(max(row, 0), min(row + kh, height)):
-            clear(line, channels)
-            for ix in range(first, last):
-                _add(pointer(x, ((n * height + iy) * width + ix) * channels), line, channels)
-            _add(line, total, channels)
-            rows += 1
-        for c in range(channels):
-            total[c] /= rows * (last - first)
+    line = pointer(sums, 0)
+    channels = x.shape[3]
+    for n in range(chunk * images, min(x.shape[0], (chunk + 1) * images)):
+        for p in range(n * oh * ow, (n + 1) * oh * ow):
+            row, column = p // ow % oh * sh - top, p % ow * sw - left
+            total = pointer(y, p * channels)
+            clear(total, channels)
+            for iy in range(max(row, 0), min(row + kh, height)):
+                clear(line, channels)
+                for ix in range(max(column, 0), min(column + kw, width)):
+                    _add(pointer(x, ((n * height + iy) * width + ix) * channels), line, channels)
+                _add(line, total, channels)
+            count = _inside(row, kh, height) * _inside(column, kw, width)
+            for c in range(channels):
+                total[c] /= count
 
 
 @kernel
 def _mean_gradient(chunk, scratch, dy, dx, window, images):
     (parts,) = scratch
     height, width, kh, kw, sh, sw, _, _, top, left, oh, ow = window
-    channels, begin, end = dx.shape[3], chunk * images, min(dx.shape[0], (chunk + 1) * images)
-    dx[begin:end] = 0
-    for p in range(begin * oh * ow, end * oh * ow):
-        n, row, column = p // (oh * ow), p // ow % oh * sh - top, p % ow * sw - left
-        first, last = max(column, 0), min(column + kw, width)
-        rows = min(row + kh, height) - max(row, 0)
-        gradient, part = pointer(dy, p * channels), pointer(parts, 0)
-        for c in range(channels):
-            part[c] = gradient[c] / (rows * (last - first))
-        for iy in range(max(row, 0), min(row + kh, height)):
-            for ix in range(first, last):
-                _add(part, pointer(dx, ((n * height + iy) * width + ix) * channels), channels)
+    channels = dx.shape[3]
+    for n in range(chunk * images, min(dx.shape[0], (chunk + 1) * images)):
+        dx[n] = 0
+        for p in range(n * oh * ow, (n + 1) * oh * ow):
+            row, column = p // ow % oh * sh - top, p % ow * sw - left
+            count = _inside(row, kh, height) * _inside(column, kw, width)
+            for c in range(channels):
+                parts[c] = pointer(dy, p * channels)[c] / count
+            for iy in range(max(row, 0), min(row + kh, height)):
+                for ix in range(max(column, 0), min(column + kw, width)):
+                    _add(pointer(parts, 0), pointer(dx, ((n * height + iy) * width + ix) * channels),
+                         channels)
+
+
+@helper
+def _inside(first, taps, size):
+    """Return the number of taps that are inside the image."""
+    return min(first + taps, size) - max(first, 0)
 
 
 @helper

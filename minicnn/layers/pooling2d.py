@@ -31,7 +31,7 @@ class Pooling2D(Layer):
         name: str | None = None,
     ) -> None:
         super().__init__(name)
-        self.size = window_size(pool_size, "pool_size")
+        self.pool_size = self.size = window_size(pool_size, "pool_size")
         self.strides = self.size if strides is None else checks.pair(strides, "strides")
         self.padding = checks.choice(padding, "padding", checks.PADDINGS)
         self.data_format = DataFormat(
