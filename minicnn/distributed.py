@@ -34,7 +34,7 @@ class DataParallel(Processes):
 
     Rank r of n uses the rows [r N / n, (r + 1) N / n) of a batch of N. Its gradient is weighted by
     its fraction of the rows, so N need not be a multiple of n, but the loss must be a mean over
-    rows.
+    rows. Batch normalization takes the statistics of the rows of all ranks.
 
     * Give each rank the same data: `x` and `y`, or an input_fn that yields the same full batches.
     * Only rank 0 logs, saves, evaluates and runs the monitors. They see the loss of the complete
@@ -128,6 +128,12 @@ class DataParallel(Processes):
         own = slice(first, max(last, first + 1))
         return {tensor: array[own] for tensor, array in feeds.items()}, first, (last - first) / rows
 
+    def total(self, array: np.ndarray) -> np.ndarray:
+        self._finish_early()  # the messages of all ranks have the same order
+        total = array.copy()
+        self._comm.Allreduce(self._mpi.IN_PLACE, total)
+        return total
+
     def ready(self, parameter: Parameter) -> None:
         """Send the largest gradient, and only this one, while backward continues."""
         if parameter is self._largest:
@@ -139,9 +145,7 @@ class DataParallel(Processes):
 
     def sum(self, loss: float, parameters: Sequence[Parameter]) -> float:
         parameters = sorted(parameters, key=lambda p: p.name)  # in the same order on all ranks
-        if self._early is not None:
-            self._early.result()
-            self._early = None
+        self._finish_early()
         if self._steps % self.check_every == 0:
             values = [p.value for p in parameters]
             self._check("the parameters", values, "restart from the last checkpoint")
@@ -155,6 +159,12 @@ class DataParallel(Processes):
             start, end = end, end + grad.size
             grad[...] = flat[start:end].reshape(grad.shape)
         return float(flat[0])
+
+    def _finish_early(self) -> None:
+        """Wait for the gradient that was sent early, if there is one."""
+        if self._early is not None:
+            self._early.result()
+            self._early = None
 
     def any(self, flag: bool) -> bool:
         flags = np.array([flag])

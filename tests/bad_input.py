@@ -207,7 +207,7 @@ CALLS = {
     "minicnn.CheckpointError": dict,
     "minicnn.Context": lambda: {
         "training": False, "rng": RNG(0), "save": True, "workspace": mc.Workspace(), "first_row": 0,
-        "total": lambda array: array,
+        "total": lambda array: array, "counted": True,
     },
     "minicnn.Estimator": lambda: {
         "model_fn": model_fn, "model_dir": "model", "params": {}, "config": mc.RunConfig(),
@@ -581,7 +581,7 @@ ARGUMENTS = {
     "activation": "activation", "kernel_initializer": "initializer",
     "bias_initializer": "initializer", "beta_initializer": "initializer",
     "gamma_initializer": "initializer", "moving_mean_initializer": "initializer",
-    "moving_variance_initializer": "initializer", "center": "flag",
+    "moving_variance_initializer": "initializer", "center": "flag", "counted": "flag",
     "total": "function", "kernel_regularizer": "regularizer",
     "bias_regularizer": "regularizer", "seed": "seed", "rng": "rng", "dtype": "float type",
     "axis": "axis", "depth": "size", "path": "path",

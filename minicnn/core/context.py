@@ -30,8 +30,10 @@ class Context:
     first_row : int
         The index of the first row, if the batch is a part of a larger one.
     total : function, optional
-        Returns the sum of an array over all parts of the batch, if other processes compute the
-        others; batch normalization needs it.
+        Returns the sum of an array over all processes that compute a part of the batch; batch
+        normalization needs it.
+    counted : bool
+        False if this process has no part of the batch, and its row stands for nothing.
 
     Examples
     --------
@@ -53,6 +55,7 @@ class Context:
         workspace: "Workspace | None" = None,
         first_row: int = 0,
         total: Callable[[np.ndarray], np.ndarray] | None = None,
+        counted: bool = True,
     ) -> None:
         if rng is not None and not isinstance(rng, np.random.Generator):
             raise TypeError(
@@ -65,6 +68,7 @@ class Context:
         self.workspace = checks.instance(workspace, Workspace | None, "workspace", "a Workspace")
         self.first_row = checks.integer(first_row, "first_row", 0)
         self._total = checks.optional(checks.function, total, "total")
+        self.counted = checks.boolean(counted, "counted")
         self._slots: dict[Any, Any] = {}
         self._key: int | None = None
         self._drawn: Counter[str] = Counter()
@@ -100,8 +104,9 @@ class Context:
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
     def total(self, array: np.ndarray) -> np.ndarray:
-        """Return the sum of an array over all parts of the batch, of which this one is a part."""
-        return array if self._total is None else self._total(array)
+        """Return the sum of an array over all parts of the batch."""
+        own = array if self.counted else np.zeros_like(array)
+        return own if self._total is None else self._total(own)
 
     def empty(self, layer: Any, role: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         """Return an uninitialized array; with a workspace, the buffer of (layer, role)."""

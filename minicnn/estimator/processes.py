@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
+
 from minicnn.core.op import Tensor
 from minicnn.core.parameter import Parameter
 
@@ -34,6 +36,13 @@ class Processes:
     def part(self, feeds: dict[Tensor, Any]) -> tuple[dict[Tensor, Any], int, float]:
         """Return this process's rows of a batch, the index of the first, and their share."""
         return feeds, 0, 1.0
+
+    def total(self, array: np.ndarray) -> np.ndarray:
+        """Return the sum of an array over all processes.
+
+        Layers call it through their `Context`, in the same order in every process.
+        """
+        return array
 
     def ready(self, parameter: Parameter) -> None:
         """Use a parameter's gradient as soon as it is final, while backward continues."""

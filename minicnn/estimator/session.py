@@ -90,7 +90,7 @@ class TrainingSession:
         self._hooks: dict[str, SessionRunHook] = {}
         self._saved: tuple[Any, ...] = ()
         self._workspace = Workspace()
-        self._plans: dict[frozenset[Tensor], Plan] = {}
+        self._plans: dict[frozenset[str], Plan] = {}
 
     @property
     def global_step(self) -> int:
@@ -234,13 +234,17 @@ class TrainingSession:
         train_op = self.trace.ops.train_op
         tensors = {train_op.loss}
         _map_fetches(fetches, lambda fetch: tensors.add(self._resolve(fetch)))
-        key = frozenset(tensors - {None})
-        if key not in self._plans:
-            self._plans[key] = self.graph.plan(tuple(key), self._config.fuse)
-        plan = self._plans[key]
+        # The same plan in all processes, so that their layers send messages in the same order.
+        names = self._processes.from_chief(frozenset(t.name for t in tensors if t is not None))
+        if names not in self._plans:
+            self._plans[names] = self.graph.plan(map(self.graph.find, names), self._config.fuse)
+        plan = self._plans[names]
         rng = Stream.DROPOUT.generator(self._model.seed, self.global_step)
         feeds, first, share = self._processes.part(self.trace.feeds(batch))
-        ctx = Context(training=True, rng=rng, workspace=self._workspace, first_row=first)
+        ctx = Context(
+            training=True, rng=rng, workspace=self._workspace, first_row=first,
+            total=self._processes.total, counted=share > 0,
+        )
         values = plan.forward(feeds, ctx)
 
         def ready(parameter: Parameter) -> None:

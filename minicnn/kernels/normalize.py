@@ -24,7 +24,6 @@ from minicnn.kernels.simd import (
     pointer,
     relu,
     store_some,
-    sub,
     where_positive,
 )
 from minicnn.kernels.threads import check, parallel_for, share
@@ -41,20 +40,20 @@ def moments(x: np.ndarray) -> np.ndarray:
 def gradient_sums(x: np.ndarray, dy: np.ndarray, factors: np.ndarray, relu: bool) -> np.ndarray:
     """Return the sums of g and of g d over all rows: (2, C), float64.
 
-    `factors` (3, C) are m, scale and beta.
+    `factors` (3, C) are -m, scale and beta.
     """
     return _sums_of(x, dy, factors, relu, True)
 
 
 def scale(x: np.ndarray, factors: np.ndarray, y: np.ndarray, relu: bool) -> None:
-    """Write y = scale d + beta, with ReLU if asked; `factors` (3, C) are m, scale and beta."""
+    """Write y = scale d + beta, with ReLU if asked; `factors` (3, C) are -m, scale and beta."""
     _scale_to(x, x, factors, y, relu, False)
 
 
 def input_gradient(
     x: np.ndarray, dy: np.ndarray, factors: np.ndarray, dx: np.ndarray, relu: bool
 ) -> None:
-    """Write dx = scale g + slope d + rest; `factors` (5, C) are m, scale, beta, slope and rest."""
+    """Write dx = scale g + slope d + rest; `factors` (5, C) are -m, scale, beta, slope and rest."""
     _scale_to(x, dy, factors, dx, relu, True)
 
 
@@ -96,7 +95,7 @@ def _sums(chunk, scratch, x, dy, factors, totals, length, masked, back):
             _sum_block(pointer(x, at), pointer(dy, at), count, channels, pointer(local, 0),
                        pointer(sums, 0), masked, back)
         for c in range(channels):
-            pivot = 0.0 if back else np.float64(local[0, c])
+            pivot = 0.0 if back else -np.float64(local[0, c])
             totals[chunk, 0, c] += count * pivot + sums[0, c]
             totals[chunk, 1, c] += sums[1, c] + pivot * (2.0 * sums[0, c] + count * pivot)
         if not back:
@@ -105,9 +104,9 @@ def _sums(chunk, scratch, x, dy, factors, totals, length, masked, back):
 
 @helper
 def _move(local, sums, count):
-    """Add the mean difference of a block to the pivot."""
+    """Move the pivot by the mean difference of a block; `local[0]` is -pivot."""
     for c in range(local.shape[1]):
-        local[0, c] += sums[0, c] / count
+        local[0, c] -= sums[0, c] / count
 
 
 @helper
@@ -115,12 +114,12 @@ def _sum_block(x, dy, count, channels, factors, sums, masked, back):
     """Write the sums of g and g d, or of d and d^2, over a block of rows."""
     for c in range(0, channels, lanes(x)):
         some = channels - c
-        mean = load_some(factors, c, some)
+        shift = load_some(factors, c, some)
         scale = load_some(factors, channels + c, some)
         beta = load_some(factors, 2 * channels + c, some)
         first = second = load_some(factors, c, 0)  # zeros
         for r in range(count):
-            d = sub(load_some(x, r * channels + c, some), mean)
+            d = add(load_some(x, r * channels + c, some), shift)
             g = load_some(dy, r * channels + c, some) if back else d
             if masked:
                 g = where_positive(fma(d, scale, beta), g)
@@ -146,13 +145,13 @@ def _scale(chunk, scratch, x, dy, factors, y, length, masked, back):
 def _scale_rows(x, dy, count, channels, factors, y, masked, back):
     for c in range(0, channels, lanes(x)):
         some = channels - c
-        mean = load_some(factors, c, some)
+        shift = load_some(factors, c, some)
         scale = load_some(factors, channels + c, some)
         beta = load_some(factors, 2 * channels + c, some)
         slope = load_some(pointer(factors, 3 * channels), c, some if back else 0)
         rest = load_some(pointer(factors, 4 * channels), c, some if back else 0)
         for r in range(count):
-            d = sub(load_some(x, r * channels + c, some), mean)
+            d = add(load_some(x, r * channels + c, some), shift)
             value = fma(d, scale, beta)
             if back:
                 g = load_some(dy, r * channels + c, some)

@@ -145,7 +145,7 @@ class BatchNormalization(Layer):
         inverse = 1.0 / np.sqrt(variance.astype(np.float64) + self.epsilon)
         scale = inverse if self.gamma is None else self.gamma.value * inverse
         beta = np.zeros_like(scale) if self.beta is None else self.beta.value
-        factors = np.stack([mean, scale, beta]).astype(self.dtype)
+        factors = np.stack([-mean, scale, beta]).astype(self.dtype)
         y = ctx.empty(self, "y", rows.shape, rows.dtype)
         normalize.scale(rows, factors, y, relu)
         ctx[self] = rows, x.shape, inverse, factors, count, relu
@@ -160,10 +160,11 @@ class BatchNormalization(Layer):
             self.beta.writable("grad")[...] = sums[0]
         if self.gamma is not None:
             self.gamma.writable("grad")[...] = sums[1] * inverse
-        # The averages do not depend on x; the statistics do, in all parts of the batch.
-        means = ctx.total(sums) / count if count else np.zeros_like(sums)
         if not need_dx:
             return None
+        # The averages do not depend on x; the statistics do, in all parts of the batch.
+        means = ctx.total(sums) / count if count else np.zeros_like(sums)
+        means *= ctx.counted  # a row that stands for nothing changes no statistics
         rest = -factors[1] * [inverse * inverse * means[1], means[0]]
         dx = ctx.empty(self, "dx", rows.shape, rows.dtype)
         factors = np.concatenate([factors, rest]).astype(self.dtype)

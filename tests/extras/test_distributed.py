@@ -52,6 +52,19 @@ def regularized(features, labels, mode):
     return mc.ModelFnOps(mode, logits, loss, mc.optimize_loss(loss, optimizer=optimizer))
 
 
+def normalized(features, labels, mode):
+    """Two branches with batch normalization, whose order changes if `a` is fetched."""
+    training = mode == mc.ModeKeys.TRAIN
+    a, b = mc.layers.dense(features, 40, name="a"), mc.layers.dense(features, 5, name="b")
+    a, b = mc.relu(a), mc.relu(b)
+    a = mc.relu(mc.layers.batch_normalization(a, training=training, name="norm_a"))
+    b = mc.layers.batch_normalization(b, training=training, name="norm_b")
+    logits = apply(Add(), mc.layers.dense(a, 3, name="c"), mc.layers.dense(b, 3, name="d"))
+    loss = mc.losses.softmax_cross_entropy(mc.one_hot(labels, 3), logits)
+    optimizer = mc.optimizers.SGD(0.03, momentum=0.9)
+    return mc.ModelFnOps(mode, logits, loss, mc.optimize_loss(loss, optimizer=optimizer))
+
+
 CASES = {  # 50 rows in batches of 7: ranks have unequal numbers of rows, or none
     "momentum": {"optimizer": "momentum", "data": "arrays"},
     "adam": {"optimizer": "adam", "data": "input_fn"},
@@ -60,6 +73,7 @@ CASES = {  # 50 rows in batches of 7: ranks have unequal numbers of rows, or non
     "fetched": {"optimizer": "momentum", "data": "arrays", "fetch": ["max_pooling2d", "dropout"]},
     "regularized": {"model": regularized, "data": "arrays"},
     "branches": {"model": two_branches, "data": "arrays", "fetch": ["a"]},
+    "normalized": {"model": normalized, "data": "arrays", "fetch": ["a"]},
 }
 
 
