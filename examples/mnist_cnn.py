@@ -1,13 +1,14 @@
 """Train, evaluate and save the CNN of the guide "A Guide to TF Layers" on MNIST.
 
-    python examples/mnist_cnn.py                    20,000 steps, then the test set
+    python examples/mnist_cnn.py                    20,000 steps of the guide, then the test set
+    python examples/mnist_cnn.py --fast             the same network, 99% in about a minute
     python examples/mnist_cnn.py --steps 3000       a shorter run
     mpiexec -n 4 python examples/mnist_cnn.py --distributed    four processes
 
 A terminal shows a progress bar if tqdm is installed (``pip install -e ".[progress]"``), otherwise
 log lines. ``--steps`` is the total: the same command continues an interrupted run from the last
 checkpoint in ``--model-dir``. The start values are those of the guide's log, from
-`uniform_unit_scaling`.
+`uniform_unit_scaling`. ``--fast`` trains with Adam in place of the guide's SGD, whose steps are small.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import numpy as np
 import minicnn as mc
 
 INITIALIZER = "uniform_unit_scaling"
+FAST_STEPS = 1650  # three epochs
 
 
 def cnn_model_fn(features, labels, mode, params):
@@ -59,7 +61,8 @@ def cnn_model_fn(features, labels, mode, params):
         loss = mc.losses.softmax_cross_entropy(onehot_labels=onehot_labels, logits=logits)
     if mode == mc.ModeKeys.TRAIN:
         train_op = mc.optimize_loss(
-            loss=loss, learning_rate=params["learning_rate"], optimizer="SGD"
+            loss=loss, learning_rate=params["learning_rate"],
+            optimizer=params.get("optimizer", "SGD"),
         )
     return mc.ModelFnOps(mode=mode, predictions=predictions, loss=loss, train_op=train_op)
 
@@ -90,14 +93,17 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=20000, help="in total (default: 20000)")
+    parser.add_argument("--fast", action="store_true", help=f"Adam and {FAST_STEPS} steps")
+    parser.add_argument("--steps", type=int, help="in total (default: 20000)")
     parser.add_argument("--batch-size", type=int, default=100, help="default: 100")
     parser.add_argument("--learning-rate", type=float, default=0.001, help="default: 0.001")
-    parser.add_argument("--model-dir", default="mnist_cnn_model", help="default: mnist_cnn_model")
+    parser.add_argument("--model-dir", help="default: mnist_cnn_model, or mnist_fast_model")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument("--data", default="mnist", help="a folder of IDX files instead of MNIST")
     parser.add_argument("--distributed", action="store_true", help="run as a rank of mpiexec")
     args = parser.parse_args()
+    args.steps = args.steps or (FAST_STEPS if args.fast else 20000)
+    args.model_dir = args.model_dir or ("mnist_fast_model" if args.fast else "mnist_cnn_model")
     try:
         ranks = mc.distributed.DataParallel() if args.distributed else None
     except ImportError as error:
@@ -107,12 +113,19 @@ def main():
     chief = ranks is None or ranks.is_chief
     level = logging.INFO if chief else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
+    if chief and args.steps > FAST_STEPS:
+        print(
+            f"{args.steps:,} steps as in the guide take some minutes; --fast reaches 99% in about "
+            "one", flush=True,
+        )
 
     data = mc.datasets.load_dataset(args.data)
     classifier = mc.Estimator(
         model_fn=cnn_model_fn,
         model_dir=args.model_dir,
-        params={"learning_rate": args.learning_rate},
+        params={
+            "learning_rate": args.learning_rate, "optimizer": "Adam" if args.fast else "SGD",
+        },
         config=mc.RunConfig(seed=args.seed, save_checkpoints_secs=60, distribute=ranks),
     )
     metrics = {

@@ -5,9 +5,9 @@
 # NumPy, then with the library, and the results are compared. The code checks each claim of the
 # text, and stops if a claim is false.
 #
-# Run it as a program, `python examples/walkthrough.py`, or cell by cell as a notebook: VS Code
-# opens this file as it is, and `jupytext --to notebook examples/walkthrough.py` converts it. You
-# need to know Python, NumPy arrays and partial derivatives.
+# Run it as a program, `python examples/walkthrough.py`, or cell by cell: `walkthrough.ipynb` is the
+# same as a notebook, with the results and pictures. You need to know Python, NumPy arrays and
+# partial derivatives.
 #
 # The names are those of the mathematics: input x, weights w, bias b, output y. dy is the gradient
 # of the loss with respect to y and has the shape of y; likewise dx, dw and db. Images are arrays
@@ -24,6 +24,7 @@ need matplotlib (``pip install -e ".[plot]"``); without it only they are missing
 """
 
 import argparse
+import io
 import sys
 import tempfile
 from pathlib import Path
@@ -411,21 +412,24 @@ for row in signs[:, :, 0]:
 
 # %%
 def save(name, draw, values):
-    """Save a picture, if matplotlib is installed, and show it in a notebook."""
+    """Save a picture, if matplotlib is installed; a notebook shows it instead."""
     try:
         figure = draw(values)
     except ImportError as error:
         print(f"  no picture: {error}")
+        return
+    if in_notebook:
+        from IPython.display import Image, display
+
+        png = io.BytesIO()
+        figure.savefig(png, dpi=80)
+        display(Image(png.getvalue()))
         return
     args.output = args.output or tempfile.mkdtemp(prefix="minicnn_walkthrough_")
     path = Path(args.output, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     print(f"  picture: {path}")
-    if in_notebook:
-        from IPython.display import Image, display
-
-        display(Image(path))
 
 
 save("filters.png", mc.plots.filters, kernel)
