@@ -12,7 +12,7 @@ import minicnn as mc
 
 HERE = Path(__file__).parent
 CLASSES = {"zero": 0, "four": 4, "seven": 7}
-FOR_TRAINING = 14  # of each class
+FOR_TRAINING = 20  # of each class
 SIDE = 48
 
 
@@ -24,10 +24,10 @@ def picture(digit, rng):
     top, left = rng.integers(0, SIDE - size + 1, 2)
     ink[top : top + size, left : left + size, 0] = np.asarray(grown) / 255
     paper = rng.uniform([0.85, 0.82, 0.70], [1.0, 0.98, 0.95])
-    pen = rng.uniform(0, 0.35, 3)
+    pen = rng.uniform(0, 0.3, 3)
     across, down = np.meshgrid(np.linspace(-1, 1, SIDE), np.linspace(-1, 1, SIDE))
     angle = rng.uniform(0, 2 * np.pi)
-    light = 0.88 + 0.12 * (across * np.cos(angle) + down * np.sin(angle)) / np.sqrt(2)
+    light = 0.92 + 0.08 * (across * np.cos(angle) + down * np.sin(angle)) / np.sqrt(2)
     pixels = (paper * (1 - ink) + pen * ink) * light[..., np.newaxis]
     pixels += rng.normal(0, 0.01, pixels.shape)
     return (255 * np.clip(pixels, 0, 1)).astype(np.uint8)
