@@ -122,9 +122,13 @@ class RunConfig(Hinting):
     fuse : bool
         Whether to fuse neighbouring layers into one pass where possible.
     progress : bool
-        Whether `fit` and `evaluate` show a bar on a terminal or in a notebook, if tqdm is installed
-        (the extra "progress"). The console then omits the log lines with the loss and the speed,
-        which the bar shows; a log file gets all lines.
+        Whether `fit` shows the step, the loss, the validation accuracy, the speed and the time
+        left, and before that how many kernels are compiled: as a line that renews itself on a
+        terminal (with a bar if tqdm is installed, the extra "progress") and in a notebook,
+        otherwise as a line every four seconds on stderr. After two seconds, `evaluate` and
+        `predict` show their progress too. A terminal then omits the log lines with the loss and the
+        speed; a log file gets all lines. Nothing is shown if a handler of the logger "minicnn"
+        itself writes INFO to the console.
     distribute : DataParallel, optional
         Several processes train together; see `minicnn.distributed`. None is one process.
 

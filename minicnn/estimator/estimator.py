@@ -281,7 +281,7 @@ class Estimator(Hinting):
         is_single = trace.ops.single and outputs is None
         if checks.boolean(as_iterable, "as_iterable"):
             return evaluation.rows_in(batches, is_single)
-        arrays = feeding.concatenate(list(batches))
+        arrays = feeding.concatenate(evaluation.shown(batches, feed, self.config.progress))
         return arrays["predictions"] if is_single else arrays
 
     def get_variable_names(self) -> list[str]:

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from minicnn.core.op import Tensor
 from minicnn.estimator.config import MetricSpec, ModeKeys, RunConfig, checked_metrics
 from minicnn.estimator.feeding import Feed, concatenate, rows_of
 from minicnn.estimator.model import Model
-from minicnn.estimator.progress import progress_bar
+from minicnn.estimator.progress import Display, displayed
 from minicnn.estimator.tracing import Trace
 
 logger = logging.getLogger("minicnn")
@@ -59,10 +60,11 @@ def evaluate(
     model: Model,
     feed: Feed,
     config: RunConfig,
-    record: JsonLines,
+    record: JsonLines | None,
     steps: int | None = None,
     metrics: Mapping[str, MetricSpec] | None = None,
     name: str | None = None,
+    display: Display | None = None,
 ) -> dict[str, Any]:
     """Evaluate the weights that a model has now, in one pass over a feed.
 
@@ -71,13 +73,15 @@ def evaluate(
     model : Model
     feed : ArrayFeed or FunctionFeed
     config : RunConfig
-    record : JsonLines
-        Where the results are added.
+    record : JsonLines, optional
+        Where the results are added. None neither notes nor logs them.
     steps : int, optional
         At most so many batches.
     metrics : dict from str to MetricSpec, optional
     name : str, optional
         What the data is, in `record`.
+    display : Display, optional
+        That of a run which this evaluation is a part of.
 
     Returns
     -------
@@ -96,7 +100,8 @@ def evaluate(
     total = 0.0
     rows = 0
     parts = []
-    with progress_bar(config.progress, "evaluate", min(most, feed.batches)) as advance:
+    own = displayed(config.progress, brief=True) if display is None else nullcontext(display)
+    with own as shown, shown.part(f"evaluating ({name})", min(most, feed.batches)) as advance:
         for number, batch in enumerate(feed, 1):
             values = plan.forward(trace.feeds(batch), Context(save=False))
             count = rows_of(batch[0])
@@ -110,13 +115,16 @@ def evaluate(
             if number == most:
                 break
         else:
-            logger.info("Input iterator is exhausted.")
+            if record is not None:
+                logger.info("Input iterator is exhausted.")
     results: dict[str, Any] = {}
     if metrics:
         predicted, labels, features = map(concatenate, zip(*parts, strict=True))
         results = {k: spec.compute(predicted, labels, features, k) for k, spec in metrics.items()}
     results |= {"loss": total / rows, "global_step": model.step}
-    _report(results, name, rows, record)
+    shown.note(name, results, rows if record is None else None)
+    if record is not None:
+        _report(results, name, rows, record)
     return results
 
 
@@ -137,6 +145,12 @@ def predictions(
     for features, _ in feed:
         values = plan.forward(trace.feeds((features, None)), Context(save=False))
         yield {name: values[tensor] for name, tensor in tensors.items()}
+
+
+def shown(batches: Iterator[Any], feed: Feed, wanted: bool) -> list[Any]:
+    """Return all batches of predictions, and show the progress if that takes long."""
+    with displayed(wanted, brief=True) as display, display.part("predicting", feed.batches) as done:
+        return [(batch, done(None))[0] for batch in batches]
 
 
 def rows_in(batches: Iterator[dict[str, np.ndarray]], is_single: bool) -> Iterator[Any]:

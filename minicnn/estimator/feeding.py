@@ -47,6 +47,10 @@ class ArrayFeed:
         """Draw another order of the rows for every epoch, without end."""
         self.seed = seed
 
+    def only(self, rows: np.ndarray) -> "ArrayFeed":
+        """Return a feed of the rows with these numbers."""
+        return ArrayFeed(*self._take(rows), self.batch_size)
+
     def peek(self) -> Batch:
         """Return a batch that shows names, shapes and types; it is not taken."""
         return self._take(slice(0, 1))

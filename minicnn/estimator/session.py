@@ -1,6 +1,7 @@
 """One training run: steps with hooks around them."""
 
 import contextlib
+import functools
 import json
 import logging
 import signal
@@ -13,7 +14,7 @@ import numpy as np
 
 from minicnn.core.checks import describe, instance, optimizer_fault
 from minicnn.core.context import Context, Workspace
-from minicnn.core.op import Tensor
+from minicnn.core.op import Tensor, parts
 from minicnn.core.parameter import Parameter
 from minicnn.core.weights import PARAMETERS
 from minicnn.estimator import evaluation, feeding
@@ -23,12 +24,21 @@ from minicnn.estimator.evaluation import JsonLines
 from minicnn.estimator.feeding import Batch, Feed
 from minicnn.estimator.graph import Plan
 from minicnn.estimator.model import Model
-from minicnn.estimator.progress import Advance
+from minicnn.estimator.progress import Display
 from minicnn.estimator.streams import Stream
 from minicnn.estimator.tracing import Trace
-from minicnn.hooks import SessionRunArgs, SessionRunContext, SessionRunHook, SessionRunValues
+from minicnn.hooks import (
+    SessionRunArgs,
+    SessionRunContext,
+    SessionRunHook,
+    SessionRunValues,
+    ValidationMonitor,
+)
+from minicnn.kernels import threads
 
 logger = logging.getLogger("minicnn")
+
+_FEW = 500  # validation rows that a first accuracy is of, at most
 
 
 class TrainingSession:
@@ -89,6 +99,8 @@ class TrainingSession:
         self._states = model.checkpoint.meta.get("hooks", {}) if model.checkpoint else {}
         self._hooks: dict[str, SessionRunHook] = {}
         self._saved: tuple[Any, ...] = ()
+        self._display = Display(is_on=False)
+        self._rows = 0  # of the last batch
         self._workspace = Workspace()
         self._plans: dict[frozenset[str], Plan] = {}
 
@@ -133,7 +145,7 @@ class TrainingSession:
         """Evaluate the weights of this moment on data, as `Estimator.evaluate` does."""
         feed = feeding.feed(x, y, input_fn, batch_size)
         return evaluation.evaluate(
-            self._model, feed, self._config, self._record, steps, metrics, name
+            self._model, feed, self._config, self._record, steps, metrics, name, self._display
         )
 
     def save_best(self, name: str) -> Path:
@@ -159,14 +171,58 @@ class TrainingSession:
         }
         return arrays, meta | ({} if best_step is None else {"best_step": best_step})
 
-    def run(self, hooks: Sequence[SessionRunHook], advance: Advance) -> None:
+    def show(self, display: Display, hooks: Sequence[SessionRunHook]) -> None:
+        """Let a display know the kernels of a step, and how to get a first accuracy.
+
+        Nothing that is done for the display alone changes the run.
+        """
+        self._display = display
+        with contextlib.suppress(Exception):  # the first step raises it again
+            display.kernels = self._kernels()
+        monitors = [hook for hook in hooks if isinstance(hook, ValidationMonitor)]
+        if monitors and monitors[0].data["x"] is not None:  # an input_fn may count its calls
+            display.look = functools.partial(self._look, monitors[0])
+
+    def _kernels(self) -> set[tuple[Any, Any]]:
+        """Return the kernels of a step, found by a step of one row that does not run them."""
+        loss = self.trace.ops.train_op.loss
+        optimizer = self.trace.ops.train_op.optimizer
+        plan = self._plan(frozenset({loss.name}))
+        own = [part for step in plan.steps for part in parts(step.op)]
+        if any(not type(each).__module__.startswith("minicnn.") for each in (*own, optimizer)):
+            return set()  # code of the user, which may count how often it is called
+        row = [feeding.each(lambda array: array[:1], part) for part in self._feed.peek()]
+        w = np.zeros(1, next(iter(self.parameters.values())).dtype)
+        states = [(p, p.value.copy()) for p in self.parameters.values() if not p.trainable]
+        ctx = Context(training=True, rng=np.random.default_rng(0))
+        try:
+            with threads.recorded() as calls, np.errstate(all="ignore"):
+                plan.forward(self.trace.feeds((row[0], row[1])), ctx)
+                plan.backward(loss, ctx)
+                optimizer.update(w, w.copy(), [w.copy() for slot in optimizer.slots], 0.0)
+        finally:
+            for parameter, value in states:
+                parameter.value[...] = value
+        return calls
+
+    def _look(self, monitor: ValidationMonitor, speed: float) -> None:
+        """Evaluate a few hundred validation rows, or as many as take about a second."""
+        data = monitor.data
+        with contextlib.suppress(Exception):  # an evaluation of all rows raises it again
+            feed = feeding.ArrayFeed(data["x"], data["y"], data["batch_size"] or feeding.BATCH_SIZE)
+            few = min(_FEW, feed.rows, int(speed * self._rows) + 1)
+            feed = feed.only(np.linspace(0, feed.rows - 1, few).astype(int))
+            evaluation.evaluate(
+                self._model, feed, self._config, None, metrics=data["metrics"], name=monitor.name,
+                display=self._display,
+            )
+
+    def run(self, hooks: Sequence[SessionRunHook]) -> None:
         """Do steps until a hook stops the run, the data ends, or Ctrl-C is pressed.
 
         Parameters
         ----------
         hooks : sequence of SessionRunHook
-        advance : callable
-            Called with the loss after every step.
 
         Raises
         ------
@@ -181,7 +237,7 @@ class TrainingSession:
             hook.resume(context, name, self._states.get(name, {}))
         with _interrupt_stops(context) as interrupted:
             if not self._processes.any(context.stop_requested):
-                self._loop(context, hooks, advance)
+                self._loop(context, hooks)
             self.interrupted = self._processes.any(interrupted.is_set())
             if not self.interrupted:
                 self._put_back(context.put_back)
@@ -192,16 +248,15 @@ class TrainingSession:
             logger.info(said)
             raise KeyboardInterrupt(said)
 
-    def _loop(
-        self, context: SessionRunContext, hooks: Sequence[SessionRunHook], advance: Advance
-    ) -> None:
+    def _loop(self, context: SessionRunContext, hooks: Sequence[SessionRunHook]) -> None:
         is_checked = not self._processes.is_chief
         for batch in self._feed:
-            self._processes.check_rows(feeding.rows_of(batch[0]), self.global_step + 1)
+            self._rows = feeding.rows_of(batch[0])
+            self._processes.check_rows(self._rows, self.global_step + 1)
             is_checked = is_checked or feeding.warn_if_large(batch[0])
             wanted = [hook.before_run(context) for hook in hooks]
             results = self._step(batch, [_fetches(args) for args in wanted])
-            advance(self.last_loss)
+            self._display(self.last_loss)
             for hook, result in zip(hooks, results, strict=True):
                 hook.after_run(context, SessionRunValues(result))
             if self._processes.any(context.stop_requested):
@@ -236,9 +291,7 @@ class TrainingSession:
         _map_fetches(fetches, lambda fetch: tensors.add(self._resolve(fetch)))
         # The same plan in all processes, so that their layers send messages in the same order.
         names = self._processes.from_chief(frozenset(t.name for t in tensors if t is not None))
-        if names not in self._plans:
-            self._plans[names] = self.graph.plan(map(self.graph.find, names), self._config.fuse)
-        plan = self._plans[names]
+        plan = self._plan(names)
         rng = Stream.DROPOUT.generator(self._model.seed, self.global_step)
         feeds, first, share = self._processes.part(self.trace.feeds(batch))
         ctx = Context(
@@ -260,6 +313,11 @@ class TrainingSession:
         train_op.apply(reached)
         self._model.step += 1
         return results
+
+    def _plan(self, names: frozenset[str]) -> Plan:
+        if names not in self._plans:
+            self._plans[names] = self.graph.plan(map(self.graph.find, names), self._config.fuse)
+        return self._plans[names]
 
     def _resolve(self, fetch: Any) -> Tensor | None:
         """Return the tensor of a fetch; None if it names another value. Unknown names raise."""

@@ -14,7 +14,7 @@ from minicnn.estimator.config import ModeKeys, RunConfig
 from minicnn.estimator.evaluation import JsonLines
 from minicnn.estimator.feeding import ArrayFeed, Feed
 from minicnn.estimator.model import Model, Models
-from minicnn.estimator.progress import progress_bar
+from minicnn.estimator.progress import displayed
 from minicnn.estimator.session import TrainingSession
 from minicnn.hooks import (
     CheckpointSaverHook,
@@ -93,7 +93,7 @@ def train(
     processes = config.distribute
     folder = models.folder
     lock = checkpoints.locked(folder) if processes.is_chief else nullcontext(lambda: True)
-    with lock as is_held:
+    with lock as is_held, displayed(config.progress) as display:
         model = models.run(config.seed, processes)
         ends = [hook.end_from(model.step) for hook in hooks if isinstance(hook, StopAtStepHook)]
         end = processes.from_chief(min(ends, default=math.inf))
@@ -117,8 +117,10 @@ def train(
             folder, config.keep_checkpoint_max, is_held, processes.is_chief
         )
         session = TrainingSession(model, trace, feed, config, files, record)
-        with progress_bar(config.progress, "fit", end, model.step) as advance:
-            session.run(hooks, advance)
+        display.start(model.step, end)
+        if display.is_on:
+            session.show(display, hooks)
+        session.run(hooks)
         _finish(models, model, session, hooks)
 
 

@@ -39,6 +39,8 @@ _PACKAGE = Path(__file__).parent
 _SEAL_BYTES = 32
 _NOBODY = 65534  # root, as seen in a user namespace; accepted for parent folders only
 
+compiling: list[str] = []  # the kernel that is being compiled now, if any
+
 
 class DiskCache(NullCache):
     """The cache that Numba's dispatcher queries before it compiles a function.
@@ -67,6 +69,7 @@ class DiskCache(NullCache):
                 seal, body = _read(folder / name)
                 if seal == self._seal(name, body):
                     return CompileResult._rebuild(target_context, *pickle.loads(body))
+        compiling.append(self._name)
         _say_once_that_kernels_are_compiled()
         if _can_be_helped(sig):
             _start_help_once()

@@ -25,9 +25,11 @@ from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 from numba.core.compiler_lock import global_compiler_lock
 
-from minicnn.kernels.cache import DiskCache
+from minicnn.kernels import cache
 
 logger = logging.getLogger("minicnn")
+
+compiled: list[str] = []  # the kernels that this process has compiled, not found on disk
 
 _OPTIONS = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
 
@@ -99,7 +101,7 @@ def kernel(function: Callable[..., Any]) -> Any:
     It must be a module-level function: a closure would never be found in the cache again.
     """
     dispatcher = njit(**_OPTIONS)(function)
-    dispatcher._cache = DiskCache(function, source_digest())
+    dispatcher._cache = cache.DiskCache(function, source_digest())
     _say_what_is_compiled(dispatcher)
     return dispatcher
 
@@ -107,13 +109,17 @@ def kernel(function: Callable[..., Any]) -> Any:
 def _say_what_is_compiled(dispatcher: Any) -> None:
     """Log the compile time of each kernel that was not found on disk."""
     compile_ = dispatcher.compile
-    said: set[Any] = set()  # two threads may wait for the same compilation
 
     def compile_and_say(signature: Any) -> Any:
-        found, start = dispatcher.stats.cache_hits.total(), time.perf_counter()
-        result = compile_(signature)
-        if dispatcher.stats.cache_hits.total() == found and signature not in said:
-            said.add(signature)
+        start = time.perf_counter()
+        with global_compiler_lock:  # another thread may wait for the same compilation
+            try:
+                result = compile_(signature)
+            finally:
+                is_new = bool(cache.compiling)
+                compiled.extend(cache.compiling)
+                cache.compiling.clear()
+        if is_new:
             name = f"{dispatcher.__module__.rpartition('.')[2]}.{dispatcher.__name__.lstrip('_')}"
             seconds = time.perf_counter() - start
             logger.info("Compiled %s in %.1f s, once for this machine.", name, seconds)

@@ -141,8 +141,8 @@ def _mean_gradient(chunk, scratch, dy, dx, window, images):
                 parts[c] = pointer(dy, p * channels)[c] / count
             for iy in range(max(row, 0), min(row + kh, height)):
                 for ix in range(max(column, 0), min(column + kw, width)):
-                    _add(pointer(parts, 0), pointer(dx, ((n * height + iy) * width + ix) * channels),
-                         channels)
+                    target = pointer(dx, ((n * height + iy) * width + ix) * channels)
+                    _add(pointer(parts, 0), target, channels)
 
 
 @helper

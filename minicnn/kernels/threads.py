@@ -19,7 +19,7 @@ import os
 import sys
 import threading
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from queue import SimpleQueue
 from typing import Any
 
@@ -33,7 +33,7 @@ _LEAST_WORK = 1 << 22  # multiply-adds that take longer than to wake a thread, a
 
 
 def parallel_for(
-    kernel: Callable[..., Any],
+    kernel: Any,
     chunks: int,
     reads: Sequence[np.ndarray],
     writes: Sequence[np.ndarray],
@@ -45,7 +45,7 @@ def parallel_for(
 
     Parameters
     ----------
-    kernel : function made by `jit.kernel`
+    kernel : dispatcher made by `jit.kernel`
     chunks : int
         The number of chunks, which are numbered from 0.
     reads : sequence of arrays
@@ -64,6 +64,13 @@ def parallel_for(
     if not all(array.flags.writeable for array in writes):  # a kernel would write to it
         raise ValueError("output array is read-only; set array.flags.writeable = True")
     arrays = (*(_frozen(array) for array in reads), *writes)
+    calls = getattr(_local, "calls", None)
+    if calls is not None:  # see `recorded`
+        arguments = (0, _scratch(scratch), *arrays, *sizes)
+        calls.add((kernel, tuple(map(kernel.typeof_pyval, arguments))))
+        for array in writes:
+            array[...] = 0
+        return
     job = _Job(kernel, chunks, (*arrays, *sizes), scratch)
     workers = _workers
     if chunks <= 1 or work < _LEAST_WORK or not workers.count:
@@ -78,6 +85,22 @@ def parallel_for(
         job.arguments = ()  # so that a worker that wakes up late keeps no arrays alive
         if workers.holder is job:
             del workers.holder
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[set[tuple[Any, Any]]]:
+    """Record the kernels that this thread calls instead of running them; they write zeros.
+
+    Yields
+    ------
+    set of (kernel, types)
+        ``types in kernel.overloads`` says whether it is compiled.
+    """
+    _local.calls = set()
+    try:
+        yield _local.calls
+    finally:
+        _local.calls = None
 
 
 def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
