@@ -8,7 +8,7 @@
 A terminal shows a progress bar if tqdm is installed (``pip install -e ".[progress]"``), otherwise
 log lines. ``--steps`` is the total: the same command continues an interrupted run from the last
 checkpoint in ``--model-dir``. The start values are those of the guide's log, from
-`uniform_unit_scaling`. ``--fast`` trains with Adam in place of the guide's SGD, whose steps are small.
+`uniform_unit_scaling`. ``--fast`` trains with Adam in place of SGD.
 """
 
 import argparse

@@ -506,9 +506,9 @@ INTERNAL = {
     r"(Op|_Loss|SoftmaxCrossEntropy)\.\w+|Graph\.add": "a graph, which has checked what is applied",
     r"(step|exponential|cosine)_decay\.__call__|constant\.__call__": "an optimizer or a layer",
     r"Parameter\.writable|Sequential\.check_inputs": "a layer or an optimizer",
-    r"(Layer|BatchNormalization|Conv2D|Dense|Dropout|Residual)\.(?!build$|forward$|backward$)\w+":
-        "a layer",
-    r"(Affine|Convolution)\.\w+": "bases of layers whose methods are called here",
+    r"(Layer|BatchNormalization|Conv2D|Dense|Dropout|Residual|\w+Pooling2D)"
+    r"\.(?!build$|forward$|backward$)\w+": "a layer",
+    r"(Affine|Convolution|Pooling2D)\.\w+": "bases of layers whose methods are called here",
     r"l[12]_regularizer\.\w+|Parameter\.add_penalty_gradient": "a run, or losses.regularization",
     r"Layer\.build": "the layers' own, which are called here",
     r"(Context|Workspace)\.\w+": "a layer",

@@ -1,6 +1,6 @@
 """Make the pictures in this folder: digits of MNIST, as if written with a colored pen on paper.
 
-    python examples/own_images/make.py
+python examples/own_images/make.py
 """
 
 from pathlib import Path

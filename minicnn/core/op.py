@@ -328,7 +328,8 @@ class Tensor:
         "NumPy's functions cannot use it; use minicnn's (concat, reduce_mean, reduce_sum, softmax, "
         "argmax, cast, reshape, one_hot) or an Op of your own"
     )
-    __len__ = __iter__ = _refusing("it has no rows; the sizes of a row are in `shape`")
+    __iter__ = None  # so that a check for a list refuses it by the name of the argument
+    __len__ = _refusing("it has no rows; the sizes of a row are in `shape`")
     __float__ = __int__ = __complex__ = _refusing(
         "it is not a number; return it in `predictions`, or print it with a LoggingTensorHook"
     )

@@ -94,9 +94,11 @@ def _operation(emit: Callable[..., Any], result: Any = types.void, literals: int
     ----------
     emit : callable
         It takes a builder and the LLVM values of the arguments, and returns the value of the
-        result. The first `literals` arguments are integers if they are literals in the call.
+        result.
     result : Numba type, or Vector
         Vector stands for a vector of the type of the first argument.
+    literals : int
+        So many of the first arguments are given as integers if they are literals in the call.
     """
 
     @functools.wraps(emit)
