@@ -39,6 +39,7 @@ from minicnn.estimator import (
     RunConfig,
 )
 from minicnn.estimator.graph import Graph
+from minicnn.estimator.history import History
 from minicnn.estimator.starting import load_weights
 from minicnn.estimator.train_op import TrainOp, optimize_loss
 from minicnn.hooks import NanLossError
@@ -70,8 +71,8 @@ vars(layers)["Sequential"] = Sequential  # it is above the layers, and users loo
 explain(sys.modules[__name__], hooks, layers, losses, metrics, optimizers)
 
 __all__ = [
-    "CheckpointError", "Context", "Estimator", "Graph", "MetricSpec", "ModeKeys", "ModelFnOps",
-    "NanLossError", "Op", "Parameter", "RunConfig", "Sequential", "Tensor", "TrainOp",
+    "CheckpointError", "Context", "Estimator", "Graph", "History", "MetricSpec", "ModeKeys",
+    "ModelFnOps", "NanLossError", "Op", "Parameter", "RunConfig", "Sequential", "Tensor", "TrainOp",
     "Workspace", "add", "argmax", "cast", "check_gradients", "concat", "datasets", "distributed",
     "export", "gelu", "get_num_threads", "hooks", "identity", "images", "initializers", "layers",
     "leaky_relu", "load_weights", "log_softmax", "losses", "metrics", "one_hot", "optimize_loss",

@@ -9,6 +9,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -632,6 +633,40 @@ class ValidationMonitor(SessionRunHook):
         run_context.request_stop()
         if self.restores:
             run_context.put_back = self.best_checkpoint
+
+
+@dataclass
+class EarlyStopping:
+    """Specify when `Sequential.fit` stops: if the validation no longer improves.
+
+    The weights of the best validation are then put back.
+
+    Parameters
+    ----------
+    patience : int
+        How many validations without a better value to wait for.
+    metric : str
+        Which result is compared: "loss", or the name of a metric such as "accuracy".
+    minimize : bool, optional
+        Whether a smaller value is better. The default is True for "loss" and False for "accuracy".
+
+    Examples
+    --------
+    >>> import minicnn as mc
+    >>> mc.hooks.EarlyStopping(patience=3, metric="accuracy")
+    EarlyStopping(patience=3, metric='accuracy', minimize=False)
+    """
+
+    patience: int
+    metric: str = "loss"
+    minimize: bool | None = None
+
+    def __post_init__(self) -> None:
+        self.patience = checks.integer(self.patience, "patience")
+        self.metric = checks.text(self.metric, "metric")
+        if self.minimize is None and self.metric in ("loss", "accuracy"):
+            self.minimize = self.metric == "loss"
+        self.minimize = checks.boolean(self.minimize, "minimize")
 
 
 def _timer(steps: Any, steps_name: str, secs: Any, secs_name: str) -> Timer:

@@ -213,6 +213,7 @@ CALLS = {
         "model_fn": model_fn, "model_dir": "model", "params": {}, "config": mc.RunConfig(),
         "warm_start_from": "saved.npz", "vars_to_warm_start": ".*",
     },
+    "minicnn.History": lambda: {"path": None, "rows": [{"step": 1, "loss": 0.5}]},
     "minicnn.Graph": lambda: {"rng": 0, "parameters": {}},
     "minicnn.MetricSpec": lambda: {
         "metric_fn": mc.metrics.accuracy, "prediction_key": "a", "label_key": "c",
@@ -366,6 +367,9 @@ CALLS = {
     "minicnn.hooks.SessionRunContext": lambda: {"session": None},
     "minicnn.hooks.SessionRunHook": dict,
     "minicnn.hooks.Timer": lambda: {"every_steps": 10, "every_secs": None},
+    "minicnn.hooks.EarlyStopping": lambda: {
+        "patience": 2, "metric": "loss", "minimize": True,
+    },
     "minicnn.hooks.LoggingTensorHook": lambda: {
         "tensors": ["loss"], "every_n_iter": 1, "every_n_secs": None, "at_end": False,
         "formatter": str,
@@ -469,6 +473,25 @@ METHODS = {
         built(sequential()).predict, {"x": images(2, 6, 6, 2), "batch_size": 2},
     ),
     "Sequential.add": lambda: (built(sequential()).add, {"layer": mc.layers.Dense(2)}),
+    "Sequential.fit": lambda: (sequential().fit, {
+        "x": images(4, 6, 6, 2), "y": np.array([0, 1, 2, 0]), "batch_size": 2, "epochs": 1,
+        "steps": None, "max_epochs": None, "max_steps": None, "optimizer": "Adam",
+        "learning_rate": 0.1, "loss": "softmax_cross_entropy", "metrics": ["accuracy"],
+        "validation_data": (images(4, 6, 6, 2), [0, 1, 2, 0]), "validation_split": None,
+        "validation_steps": 1,
+        "class_weight": {0: 2.0}, "sample_weight": np.ones(4), "hooks": [], "early_stopping": 2,
+        "model_dir": None, "seed": 0, "shuffle": True, "verbose": False, "config": mc.RunConfig(),
+    }),
+    "Sequential.evaluate": lambda: (built(sequential()).evaluate, {
+        "x": images(4, 6, 6, 2), "y": np.array([0, 1, 2, 0]), "batch_size": 2,
+        "metrics": ["accuracy"], "loss": None, "verbose": False,
+    }),
+    "Sequential.score": lambda: (
+        built(sequential()).score, {"x": images(4, 6, 6, 2), "y": np.array([0, 1, 2, 0])},
+    ),
+    **{f"Sequential.{method}": lambda method=method: (
+        getattr(built(sequential()), method), {"x": images(2, 6, 6, 2), "batch_size": 2},
+    ) for method in ("predict_proba", "predict_classes")},
     "Sequential.__call__": lambda: (built(sequential()), {"inputs": images(2, 6, 6, 2)}),
     "Optimizer.step": lambda: (mc.optimizers.SGD(0.1).step, {"parameters": parameters()}),
     "Optimizer.load_state_dict": lambda: (mc.optimizers.SGD(0.1, momentum=0.9).load_state_dict, {
@@ -516,7 +539,7 @@ INTERNAL = {
     r"(SGD|Adam|Optimizer)\.update": "`step`",
     r"TrainOp\.\w+": "a run",
     r"MetricSpec\.compute": "an evaluation",
-    r"(DataParallel|Processes)\.\w+": "a run",
+    r"(DataParallel|Processes|History)\.\w+": "a run",
 }
 
 
@@ -673,6 +696,16 @@ ARGUMENTS = {
     "Estimator.predict.x": "rows", "Estimator.fit.monitors": "hooks",
     "Graph.placeholder.dtype": "type", "Graph.find.name": "unknown name",
     "Estimator.get_variable_value.name": "unknown name",
+    **{f"Sequential.{method}.{argument}": kind for method in ("fit", "evaluate", "score")
+       for argument, kind in {
+           "x": "rows", "y": "row labels", "loss": "loss name", "metrics": "metric names",
+       }.items()},
+    **{name: "count" for name in (
+        "epochs", "max_epochs", "validation_steps", "patience", "early_stopping",
+    )},
+    "metric": "name", "minimize": "flag", "verbose": "verbose", "config": "config",
+    "validation_data": "validation", "validation_split": "share", "class_weight": "class weights",
+    "sample_weight": "row weights", "hooks": "hooks", "model_dir": "folder",
 }
 
 _PARAMETER = mc.Parameter("w", np.ones(2, np.float32))
@@ -712,6 +745,14 @@ KINDS |= {
     "metrics": [3, "accuracy", [mc.metrics.accuracy], {"a": mc.metrics.accuracy}, {"a": None},
                 THING, {3: mc.MetricSpec(mc.metrics.accuracy, "classes")},
                 {"a": mc.MetricSpec(mc.metrics.accuracy, "no such prediction")}],
+    "loss name": [3, "", "crossentropy", [], THING, lambda *tensors: 3.0],
+    "metric names": [3, "acuracy", [3], [None], {"a": 3}, {"loss": "accuracy"}, THING],
+    "verbose": ["yes", 3, -1, NAN, [], THING],
+    "validation": [3, "x", [], {}, (images(4, 6, 6, 2),), THING, images(4, 6, 6, 2),
+                   (images(4, 6, 6, 2), np.zeros(4, int), np.ones(4)),
+                   (images(4, 6, 6, 2), np.zeros(3, int))],
+    "class weights": [3, [1.0], {0: -1.0}, {0: NAN}, {0: "1"}, {-1: 1}, {"a": 1}, THING],
+    "row weights": [3, "1", [1.0], [-1.0] * 4, [NAN] * 4, [INF] * 4, ["1"] * 4, {}, THING],
     "key": ["", "no such key", 3, NAN, [], THING],
     "values": [None, *_NO_ARRAY, [], [1.0], [[0.5, 2.0]], [1j, 2]],
     "fetches": [3, None, "loss", [3], ["no such tensor"], {"a": 3}, {"a": "no such tensor"}, THING],
@@ -753,6 +794,7 @@ ACCEPTED = {
     "minicnn.hooks.SessionRunValues": "a plain record that a run makes",
     "minicnn.hooks.SessionRunContext": "a run makes it",
     "minicnn.Estimator.params": "the user's own, handed on to model_fn",
+    "minicnn.History": "a run makes it",
     "minicnn.MetricSpec.prediction_key": [([None], "where there is one prediction")],
     "minicnn.optimize_loss.name": "kept for the guide's signature, and not looked at",
     **{f"minicnn.initializers.{name}.rng": "not looked at: nothing is drawn"

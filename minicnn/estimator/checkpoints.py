@@ -132,6 +132,36 @@ class RunFiles:
             return None
 
 
+class MemoryFiles(RunFiles):
+    """What a run without a folder has in place of files: its best values, in memory."""
+
+    def __init__(self) -> None:
+        super().__init__(Path("memory"), 1, lambda: True, True)
+        self._best: dict[Path, Checkpoint] = {}
+
+    def save(self, arrays: Mapping[str, np.ndarray], meta: dict[str, Any]) -> Checkpoint:
+        return Checkpoint(self._folder, {}, meta)
+
+    def save_best(
+        self, name: str, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]
+    ) -> Path:
+        path = self.best_path(name)
+        copies = {name: array.copy() for name, array in arrays.items()}
+        self._best[path] = Checkpoint(path, copies, dict(meta))
+        return path
+
+    def read_best(self, path: Path) -> Checkpoint | None:
+        return self._best.get(path)
+
+
+@contextlib.contextmanager
+def run_files(folder: Path, keep: int, is_chief: bool) -> Iterator[RunFiles]:
+    """Lock the folder of a run if this process is its chief, and return what writes its files."""
+    lock = locked(folder) if is_chief else contextlib.nullcontext(lambda: True)
+    with lock as is_held:
+        yield RunFiles(folder, keep, is_held, is_chief)
+
+
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[Callable[[], bool]]:
     """Make a folder, lock it against other fits, and remove half-written files of a killed one.

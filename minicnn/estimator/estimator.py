@@ -1,5 +1,6 @@
 """The Estimator: trains, evaluates and predicts with a model_fn; checkpoints are in a folder."""
 
+import copy
 import logging
 import os
 import shutil
@@ -16,9 +17,12 @@ from minicnn.core.hints import Hinting, hinted
 from minicnn.core.parameter import Parameter
 from minicnn.estimator import evaluation, feeding, training
 from minicnn.estimator.config import MetricSpec, ModeKeys, RunConfig
+from minicnn.estimator.history import History
 from minicnn.estimator.model import Model, Models
 from minicnn.estimator.starting import expressions, warm_start
+from minicnn.estimator.supervised import ModelFn
 from minicnn.hooks import SessionRunHook
+from minicnn.layers.chain import Chain
 
 logger = logging.getLogger("minicnn")
 
@@ -28,15 +32,19 @@ class Estimator(Hinting):
 
     Parameters
     ----------
-    model_fn : callable
-        Called with those of (features, labels, mode, params, config) that it names, on symbolic
-        Tensors, once for each mode of a run and of a checkpoint. Returns `ModelFnOps`.
+    model_fn : callable or Sequential
+        A Sequential: the Estimator begins with its values, if it was built, and trains a copy;
+        ``load_weights(model, model_dir)`` brings the trained values into it. The predictions are
+        "outputs", "probabilities" and "classes".
+        A function: called with those of (features, labels, mode, params, config) that it names,
+        on symbolic Tensors, once for each mode of a run and of a checkpoint. Returns `ModelFnOps`.
     model_dir : str or Path, optional
         The folder of checkpoints; training continues from the latest one. None makes a temporary
         folder, which is removed with the Estimator, or at the end of the program. It is kept if
         the Estimator is copied or pickled, or if the attribute `model_dir` is read.
     params : dict, optional
-        Passed to model_fn.
+        Passed to model_fn. For a Sequential: "loss", "optimizer" and "learning_rate" as for
+        `Sequential.fit`.
     config : RunConfig, optional
     warm_start_from : str or Path, optional
         The parameters of a new run start with the values in this file of `save_weights`, this
@@ -52,6 +60,7 @@ class Estimator(Hinting):
     Attributes
     ----------
     model_dir : Path
+    history : History
 
     Raises
     ------
@@ -87,7 +96,11 @@ class Estimator(Hinting):
         warm_start_from: str | Path | None = None,
         vars_to_warm_start: str | Sequence[str] = ".*",
     ) -> None:
-        checks.function(model_fn, "model_fn")
+        if isinstance(model_fn, Chain):
+            model_fn = copy.deepcopy(model_fn)
+            function: Callable[..., Any] = ModelFn(model_fn, **_options(params))
+        else:
+            function = checks.function(model_fn, "model_fn", "a function or a Sequential")
         self.config = RunConfig() if config is None else config
         checks.instance(self.config, RunConfig, "config")
         self._removal: Any = None
@@ -106,7 +119,7 @@ class Estimator(Hinting):
         start = checks.optional(checks.path, warm_start_from, "warm_start_from")
         self._warm_start_from = None if start is None else start.absolute()
         self._patterns = expressions(vars_to_warm_start, "vars_to_warm_start")
-        self._models = Models(folder, model_fn, {"params": params, "config": self.config})
+        self._models = Models(folder, function, {"params": params, "config": self.config})
         self._record = evaluation.JsonLines(folder / "evaluations.jsonl")
 
     @property
@@ -114,6 +127,11 @@ class Estimator(Hinting):
         if self._removal is not None:
             self._removal.detach()
         return self._models.folder
+
+    @property
+    def history(self) -> History:
+        """The curve of the training in `model_dir` so far: losses, rates and validations."""
+        return History(self._models.folder / "history.jsonl")
 
     def __reduce__(self) -> tuple[Any, ...]:  # a copy starts from the latest checkpoint
         patterns = [pattern.pattern for pattern in self._patterns]
@@ -169,7 +187,9 @@ class Estimator(Hinting):
         """
         with self.config.distribute.run():
             feed = feeding.feed(x, y, input_fn, batch_size)
-            hooks = training.run_hooks(self.config, feed, steps, max_steps, monitors)
+            hooks = training.run_hooks(
+                self.config, feed, steps, max_steps, monitors, self.history
+            )
             training.train(self._models, feed, self.config, self._record, hooks, self._start)
         return self
 
@@ -313,6 +333,17 @@ class Estimator(Hinting):
         if checkpoint_path is None:
             return self._models.latest()
         return self._models.chosen(checks.path(checkpoint_path, "checkpoint_path"))
+
+
+def _options(params: Any) -> dict[str, Any]:
+    """Return the `params` of a Sequential in place of a model_fn."""
+    params = {} if params is None else checks.instance(params, dict, "params")
+    if unknown := params.keys() - {"loss", "optimizer", "learning_rate"}:
+        raise ValueError(
+            "with a Sequential `params` may have loss, optimizer and learning_rate, got "
+            f"{', '.join(map(str, unknown))}"
+        )
+    return params
 
 
 def _remove(folder: str, process: int) -> None:

@@ -29,15 +29,18 @@ class JsonLines:
 
     Parameters
     ----------
-    path : Path
+    path : Path, optional
+        None writes nothing.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         self.path = path
         self._fails = False
 
     def add(self, values: Mapping[str, Any]) -> None:
         """Add a line; if that fails, warn, but only once until it works again."""
+        if self.path is None:
+            return
         line = json.dumps({name: _plain(value) for name, value in values.items()})
         try:
             with open_regular(self.path, "a+b") as file:

@@ -32,7 +32,11 @@ class ArrayFeed:
     ----------
     batches : int
         How many batches an epoch has.
+    in_order : bool
+        Whether the endless epochs are in the order of the arrays, too.
     """
+
+    in_order = False
 
     def __init__(self, x: Any, y: Any, batch_size: int) -> None:
         self.x = _arrays(x, "x", checks.array)
@@ -67,14 +71,14 @@ class ArrayFeed:
     def __iter__(self) -> Iterator[Batch]:
         while True:
             order = None
-            if self.seed is not None:
+            if self.seed is not None and not self.in_order:
                 order = Stream.ORDER.generator(self.seed, self.epoch).permutation(self.rows)
             while self.row < self.rows:
                 rows = slice(self.row, self.row + self.batch_size)
                 self.row = min(rows.stop, self.rows)
                 yield self._take(rows if order is None else order[rows])
             self.epoch, self.row = self.epoch + 1, 0
-            if order is None:
+            if self.seed is None:
                 return
 
     def _take(self, rows: Any) -> Batch:
@@ -86,14 +90,23 @@ class FunctionFeed:
 
     The place is the number of batches taken from the iterable; `seek` calls input_fn again and
     skips as many. That is exact if input_fn is deterministic.
+
+    Attributes
+    ----------
+    epochs : float
+        How many times the iterable is gone through, from here.
+    max_epochs : float, optional
+        In place of `epochs`: how many times in total.
     """
 
-    batches = math.inf  # in an epoch: unknown
+    batches: float = math.inf  # in an epoch: unknown
     y = None  # known only batch by batch
+    epochs: float = 1
+    max_epochs: float | None = None
 
     def __init__(self, input_fn: Callable[[], Any]) -> None:
         self.input_fn = checks.function(input_fn, "input_fn", "a function without arguments")
-        self.taken = 0
+        self.epoch, self.taken = 0, 0
         self._iterator: Iterator[Any] | None = None
         self._peeked: Batch | None = None
 
@@ -110,12 +123,13 @@ class FunctionFeed:
         return self._peeked
 
     def place(self) -> dict[str, int]:
-        """Return how many batches were taken."""
-        return {"batches": self.taken}
+        """Return how many batches were taken in this epoch."""
+        return {"epoch": self.epoch, "batches": self.taken}
 
     def seek(self, place: dict[str, Any]) -> None:
         """Take as many batches as `place` says; if there are fewer now, start from the first."""
         count = int(place.get("batches", 0))
+        self.epoch = int(place.get("epoch", 0))
         if count:
             logger.info("Skipping %d batches of `input_fn`; earlier steps have used them.", count)
         start = time.monotonic()
@@ -134,8 +148,14 @@ class FunctionFeed:
         self.taken = max(0, self.taken - 1)
 
     def __iter__(self) -> Iterator[Batch]:
-        while (batch := self._next()) is not None:
-            yield batch
+        end = self.epoch + self.epochs if self.max_epochs is None else self.max_epochs
+        while self.epoch < end:
+            is_first = self.taken == 0
+            batch = self._next()
+            if batch is not None:
+                yield batch
+            elif is_first:
+                return  # an iterator that can be gone through only once
 
     def _next(self) -> Batch | None:
         """Take a batch; return None at the end, after which the next call starts again."""
@@ -147,6 +167,7 @@ class FunctionFeed:
             made = next(self._iterator, _END)
             if made is _END:
                 self._iterator, self.taken = None, 0
+                self.epoch += 1
                 return None
             batch = _checked(made)
         self.taken += 1
@@ -167,7 +188,7 @@ def feed(x: Any, y: Any, input_fn: Any, batch_size: int | None) -> Feed:
             )
         return function_feed
     if x is None:
-        raise ValueError("there is no data: give `x` (and `y`), or `input_fn`")
+        raise ValueError("there is no data: give `x` (and `y`), or `input_fn`, got None for both")
     return ArrayFeed(x, y, BATCH_SIZE if batch_size is None else batch_size)
 
 

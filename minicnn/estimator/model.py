@@ -6,6 +6,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ import numpy as np
 from minicnn.core.parameter import Parameter
 from minicnn.core.weights import PARAMETERS
 from minicnn.estimator import checkpoints
-from minicnn.estimator.checkpoints import Checkpoint, CheckpointError
-from minicnn.estimator.config import ModeKeys
+from minicnn.estimator.checkpoints import Checkpoint, CheckpointError, MemoryFiles, RunFiles
+from minicnn.estimator.config import ModeKeys, RunConfig
 from minicnn.estimator.feeding import Batch
 from minicnn.estimator.processes import Processes
 from minicnn.estimator.streams import Stream
@@ -99,6 +100,13 @@ class Model:
             model._parameters[name] = Parameter(name, p.value.copy(), p.trainable)
         return model
 
+    @classmethod
+    def of(cls, model_fn: Callable[..., Any], parameters: dict[str, Parameter]) -> "Model":
+        """Return the model of parameters that are kept elsewhere and may change at any time."""
+        model = cls(model_fn, {}, Lock())
+        model._parameters = dict(parameters)
+        return model
+
     def weights(self) -> dict[str, np.ndarray]:
         """Return the value of each parameter by name."""
         with self._lock():  # a trace in another thread moves values from one to the other
@@ -176,9 +184,9 @@ class Models:
     """
 
     def __init__(
-        self, folder: Path, model_fn: Callable[..., Any], options: dict[str, Any]
+        self, folder: Path | None, model_fn: Callable[..., Any], options: dict[str, Any]
     ) -> None:
-        self.folder = folder
+        self.folder: Any = folder  # None only in memory
         self._model_fn = model_fn
         self._options = options
         self._lock = Lock()
@@ -187,6 +195,19 @@ class Models:
         self._damaged: dict[Path, Any] = {}
         self._seen: tuple[Any, ...] | None = None
         self._is_gone = False
+
+    def files(self, config: RunConfig) -> AbstractContextManager[RunFiles]:
+        """Return the context of a run, in which the folder is locked: it gives the run's files."""
+        return checkpoints.run_files(
+            self.folder, config.keep_checkpoint_max, config.distribute.is_chief
+        )
+
+    def newest(self) -> Checkpoint | None:
+        """Return the checkpoint that the next run continues, if any."""
+        return checkpoints.newest(self.folder, None, self._damaged)
+
+    def leave(self, session: Any) -> None:
+        """Do nothing: what a run leaves in a folder is what it has saved."""
 
     def run(self, seed: int | None, processes: Processes) -> Model:
         """Return the model of a run from the newest checkpoint, if any; only the run has it.
@@ -259,7 +280,7 @@ class Models:
     def _start(self, seed: int | None) -> tuple[Checkpoint | None, int]:
         """Return the checkpoint to continue from, and the seed of the run."""
         with self._lock():
-            found = checkpoints.newest(self.folder, None, self._damaged)
+            found = self.newest()
         if found is not None:
             logger.info("Restored model from %s", found.path)
             seed = found.meta["seed"] if seed is None else seed
@@ -302,6 +323,39 @@ class Models:
         is_settled = all(each is None or now - each[2] > _SETTLED for each in seen)
         if is_settled and not self._damaged:
             self._seen = seen
+
+
+class InPlace(Models):
+    """The runs of a model that trains in place, in a folder or in memory.
+
+    Parameters
+    ----------
+    folder : Path or None
+    model_fn : callable
+    left : Checkpoint, optional
+        What the last run has left, with the values that the model has now.
+    """
+
+    def __init__(
+        self, folder: Path | None, model_fn: Callable[..., Any], left: Checkpoint | None
+    ) -> None:
+        super().__init__(folder, model_fn, {})
+        self.left = left
+
+    def files(self, config: RunConfig) -> AbstractContextManager[RunFiles]:
+        return nullcontext(MemoryFiles()) if self.folder is None else super().files(config)
+
+    def newest(self) -> Checkpoint | None:
+        return self.left if self.folder is None else super().newest()
+
+    def leave(self, session: Any) -> None:
+        """Note where the next run goes on, in whatever way this one has ended."""
+        arrays, meta = session.snapshot()
+        state = {name: array for name, array in arrays.items() if not name.startswith(PARAMETERS)}
+        self.left = Checkpoint(Path("memory"), state, meta | {"hooks": {}})
+
+    def keep(self, run: Model) -> None:
+        """Do nothing: the model itself has the weights."""
 
 
 def _check(trace: Trace, new: list[str], saved: Mapping[str, np.ndarray], path: Path) -> None:

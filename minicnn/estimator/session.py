@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import logging
+import math
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -71,6 +72,8 @@ class TrainingSession:
         Whether Ctrl-C has ended the run; known when `end` of the hooks is called.
     best_step : int or None
         The step whose values were put back when the run ended.
+    evaluations : dict from str to float
+        The results of the evaluations at this step, such as "validation_loss".
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class TrainingSession:
         self.last_loss: float | None = None
         self.interrupted = False
         self.best_step: int | None = None
+        self.evaluations: dict[str, float] = {}
         self._model = model
         self._feed = feed
         self._config = config
@@ -144,9 +148,18 @@ class TrainingSession:
     ) -> dict[str, Any]:
         """Evaluate the weights of this moment on data, as `Estimator.evaluate` does."""
         feed = feeding.feed(x, y, input_fn, batch_size)
-        return evaluation.evaluate(
+        results = evaluation.evaluate(
             self._model, feed, self._config, self._record, steps, metrics, name, self._display
         )
+        for key, value in results.items():
+            if key != "global_step" and np.ndim(value) == 0:
+                self.evaluations[f"{name or 'evaluation'}_{key}"] = float(value)
+        return results
+
+    def values(self) -> dict[str, float]:
+        """Return what is known of the last step: loss, learning rate, and evaluations at it."""
+        loss = math.nan if self.last_loss is None else self.last_loss
+        return {"loss": loss, "learning_rate": self.rate, **self.evaluations}
 
     def save_best(self, name: str) -> Path:
         """Write the values of this moment to the file `best_path(name)`; return its path."""
@@ -310,6 +323,7 @@ class TrainingSession:
         self.rate = train_op.rate()
         extra = {"global_step": self.global_step + 1, "learning_rate": self.rate}
         results = _map_fetches(fetches, lambda fetch: self._value(fetch, values, extra))
+        self.evaluations = {}
         train_op.apply(reached)
         self._model.step += 1
         return results

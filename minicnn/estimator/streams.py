@@ -14,6 +14,7 @@ class Stream(enum.IntEnum):
     INIT = 0  # start values of the parameters
     ORDER = 1  # order of the rows in each epoch
     DROPOUT = 2  # randomness inside each step
+    SPLIT = 3  # which rows are for validation
 
     def generator(self, seed: int, *position: int) -> np.random.Generator:
         """Return the generator of this stream, at an epoch or a step if `position` gives one."""

@@ -67,7 +67,7 @@ class TrainOp:
 def optimize_loss(
     loss: Any,
     global_step: Any = None,
-    learning_rate: float | None = None,
+    learning_rate: float | optimizers.Schedule | None = None,
     optimizer: Any = "SGD",
     clip_gradients: float | None = None,
     learning_rate_decay_fn: Callable[[float, int], float] | None = None,
@@ -82,8 +82,8 @@ def optimize_loss(
         A scalar.
     global_step : None
         Kept for the signature: the Estimator counts the steps.
-    learning_rate : float, optional
-        At least 0; None if `optimizer` has its own.
+    learning_rate : float or callable, optional
+        At least 0, or a schedule step -> rate; None if `optimizer` has its own.
     optimizer : str, class, Optimizer or callable
         "SGD", "Momentum", "Adam"; a class or callable is called with the learning rate. An
         Optimizer is copied, and the copy has done no steps, because each run starts without any.
@@ -126,14 +126,17 @@ def optimize_loss(
             f"Estimator counts the steps), got {describe(global_step)}; give the rate as "
             "learning_rate=0.1, the optimizer as optimizer='SGD'"
         )
-    if learning_rate is not None:
+    if learning_rate is not None and not callable(learning_rate):
         learning_rate = number(learning_rate, "learning_rate", least=0.0)
     if clip_gradients is not None and number(clip_gradients, "clip_gradients", least=0.0) == 0:
         raise ValueError("`clip_gradients` must be above 0, got 0; None clips nothing")
     rate: Any = learning_rate
     if learning_rate_decay_fn is not None:
-        if learning_rate is None:
-            raise ValueError("optimize_loss: `learning_rate_decay_fn` needs a `learning_rate`")
+        if learning_rate is None or callable(learning_rate):
+            raise ValueError(
+                "optimize_loss: `learning_rate_decay_fn` needs a number as `learning_rate`, got "
+                f"{describe(learning_rate)}"
+            )
         decay = function(learning_rate_decay_fn, "learning_rate_decay_fn")
         rate = functools.partial(_decayed, decay, learning_rate)
     if isinstance(optimizer, optimizers.Optimizer):

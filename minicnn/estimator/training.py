@@ -3,7 +3,6 @@
 import logging
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 from minicnn.core import checks
@@ -13,6 +12,7 @@ from minicnn.estimator import checkpoints
 from minicnn.estimator.config import ModeKeys, RunConfig
 from minicnn.estimator.evaluation import JsonLines
 from minicnn.estimator.feeding import ArrayFeed, Feed
+from minicnn.estimator.history import History, HistoryHook
 from minicnn.estimator.model import Model, Models
 from minicnn.estimator.progress import displayed
 from minicnn.estimator.session import TrainingSession
@@ -21,7 +21,9 @@ from minicnn.hooks import (
     LoggingTensorHook,
     NanLossError,
     NanTensorHook,
+    SessionRunContext,
     SessionRunHook,
+    SessionRunValues,
     StepCounterHook,
     StopAtStepHook,
     step_logger,
@@ -30,12 +32,39 @@ from minicnn.hooks import (
 logger = logging.getLogger("minicnn")
 
 
+class _FunctionHook(SessionRunHook):
+    """Call a function of (step, values) after each step."""
+
+    def __init__(self, function: Callable[[int, dict[str, float]], Any]) -> None:
+        self.function = function
+
+    def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
+        session = run_context.session
+        self.function(session.global_step, session.values())
+
+
+def as_hooks(hooks: Any, name: str) -> list[SessionRunHook]:
+    """Return the hooks of an argument; plain functions of (step, values) become hooks."""
+    made = []
+    for hook in checks.sequence(hooks or (), name, "hooks, [hook]"):
+        if callable(hook) and not isinstance(hook, SessionRunHook | type):
+            hook = _FunctionHook(hook)
+        if not isinstance(hook, SessionRunHook):
+            raise TypeError(
+                f"`{name}` must hold SessionRunHook objects, or functions of (step, values), got "
+                f"{describe(hook)}"
+            )
+        made.append(hook)
+    return made
+
+
 def run_hooks(
     config: RunConfig,
     feed: Feed,
     steps: int | None,
     max_steps: int | None,
     monitors: Sequence[SessionRunHook] | None,
+    history: History,
 ) -> list[SessionRunHook]:
     """Return the hooks of a run, in the order in which they act after a step."""
     if steps is not None and max_steps is not None:
@@ -43,14 +72,12 @@ def run_hooks(
             "give `steps` (from here) or `max_steps` (in total), not both, got "
             f"{describe(steps)} and {describe(max_steps)}"
         )
-    own = checks.sequence(monitors or (), "monitors", "hooks, [hook]")
-    for hook in own:
-        if not isinstance(hook, SessionRunHook):
-            raise TypeError(f"`monitors` must hold SessionRunHook objects, got {describe(hook)}")
+    own = as_hooks(monitors, "monitors")
     every = config.log_step_count_steps
     losses = LoggingTensorHook({"loss": "loss", "step": "global_step"}, every_n_iter=every)
     losses.logger = step_logger
-    hooks: list[SessionRunHook] = [StepCounterHook(every), losses, *own]
+    rows = HistoryHook(history, int(min(every, feed.batches)))
+    hooks: list[SessionRunHook] = [StepCounterHook(every), losses, *own, rows]
     if not any(isinstance(hook, NanTensorHook) for hook in own):
         hooks.insert(0, NanTensorHook())
     if not any(isinstance(hook, CheckpointSaverHook) for hook in own):
@@ -74,53 +101,53 @@ def train(
     config: RunConfig,
     record: JsonLines,
     hooks: Sequence[SessionRunHook],
-    start: Callable[[dict[str, Parameter]], None],
+    start: Callable[[dict[str, Parameter]], None] | None = None,
 ) -> None:
     """Do a run: continue from the newest checkpoint until a hook, or the end of the feed, ends it.
 
     Parameters
     ----------
     models : Models
+        Where a run begins, and what it leaves.
     feed : ArrayFeed or FunctionFeed
     config : RunConfig
     record : JsonLines
         Where evaluations are noted.
     hooks : sequence of SessionRunHook
         What `run_hooks` returns.
-    start : callable
+    start : callable, optional
         Sets the parameters if there is no checkpoint yet.
     """
     processes = config.distribute
-    folder = models.folder
-    lock = checkpoints.locked(folder) if processes.is_chief else nullcontext(lambda: True)
-    with lock as is_held, displayed(config.progress) as display:
+    with models.files(config) as files, displayed(config.progress) as display:
         model = models.run(config.seed, processes)
         ends = [hook.end_from(model.step) for hook in hooks if isinstance(hook, StopAtStepHook)]
         end = processes.from_chief(min(ends, default=math.inf))
         trace = model.trace(ModeKeys.TRAIN, feed.peek())
-        if model.checkpoint is None and processes.is_chief:  # the others get its parameters
+        if start and model.checkpoint is None and processes.is_chief:  # it sends its parameters
             start(trace.graph.parameters)
         if model.step >= end:
+            other = f"another folder than {models.folder}" if models.folder else "a new model"
             logger.warning(
                 "Already at step %d of %d; nothing to do. To train further, let the run end at a "
-                "later step (`max_steps`, or `steps` from here); to start again, use another "
-                "folder than %s", model.step, end, folder,
+                "later step (`max_steps`, or `steps` from here); to start again, use %s",
+                model.step, end, other,
             )
             return
         feed.shuffle(model.seed)
         if model.checkpoint is not None:
-            if processes.is_chief:
+            if processes.is_chief and models.folder:
                 _compare(model.checkpoint, config.seed, feed)
             feed.seek(model.checkpoint.meta["place"])
         trace.check_labels(feed.y)
-        files = checkpoints.RunFiles(
-            folder, config.keep_checkpoint_max, is_held, processes.is_chief
-        )
         session = TrainingSession(model, trace, feed, config, files, record)
         display.start(model.step, end)
         if display.is_on:
             session.show(display, hooks)
-        session.run(hooks)
+        try:
+            session.run(hooks)
+        finally:
+            models.leave(session)
         _finish(models, model, session, hooks)
 
 
@@ -160,7 +187,7 @@ def _compare(checkpoint: checkpoints.Checkpoint, seed: int | None, feed: Feed) -
     differences = []
     if seed not in (None, checkpoint.meta["seed"]):
         differences.append(f"the seed {checkpoint.meta['seed']}, now {seed}")
-    if before.keys() != now.keys():
+    if ("batches" in before) != ("batches" in now):
         kinds = ("an `input_fn`", "arrays") if "batches" in before else ("arrays", "an `input_fn`")
         differences.append("{}, now {}".format(*kinds))
     elif before.get("rows") != now.get("rows"):

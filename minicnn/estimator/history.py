@@ -1,0 +1,155 @@
+"""The curve of a training run: in memory, and as lines of JSON in the model's folder."""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from minicnn.core import checks
+from minicnn.core.files import open_regular, replacing
+from minicnn.hooks import SessionRunContext, SessionRunHook, SessionRunValues
+
+logger = logging.getLogger("minicnn")
+
+_MOST_BYTES = 1 << 26  # of a history that is read
+
+
+class History:
+    """The curve of a model's training: a row for each step at which something was noted.
+
+    A row has "step", "loss" (the mean over the steps since the row before), "learning_rate" and
+    "seconds" (of training, without pauses between runs). Where the model was validated, it also
+    has "validation_loss", "validation_accuracy" and the other metrics.
+
+    `Sequential.fit` returns it, and ``Estimator.history`` is one. In a model_dir it is kept in
+    ``history.jsonl``, a line for each row, while the run goes on. A run that continues an earlier
+    one continues its history.
+
+    Parameters
+    ----------
+    path : Path, optional
+        The file; None keeps the rows in memory only.
+    rows : iterable of dict
+        The rows to begin with, if there is no file.
+
+    Examples
+    --------
+    >>> import minicnn as mc
+    >>> history = mc.History(rows=[{"step": 10, "loss": 0.5}, {"step": 20, "loss": 0.25}])
+    >>> history.to_dict()
+    {'step': [10, 20], 'loss': [0.5, 0.25]}
+    >>> history.last
+    {'step': 20, 'loss': 0.25}
+    """
+
+    def __init__(self, path: Any = None, rows: Iterable[Mapping[str, Any]] = ()) -> None:
+        self._path = checks.optional(checks.path, path, "path")
+        self._fails = False
+        given = rows if self._path is None else _read(self._path)
+        self.rows = [dict(row) for row in given if _is_row(row)]
+
+    def to_dict(self) -> dict[str, list[Any]]:
+        """Return a list for each name, all of the same length; None where a row has no value."""
+        names = dict.fromkeys(name for row in self.rows for name in row)
+        return {name: [row.get(name) for row in self.rows] for name in names}
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """The last value of each name; empty if there is no row yet."""
+        return {name: value for row in self.rows for name, value in row.items()}
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The row with the lowest validation loss; without validation, with the lowest loss."""
+        for name in ("validation_loss", "loss"):
+            known = [row for row in self.rows if row.get(name) is not None]
+            if known:
+                return dict(min(known, key=lambda row: row[name]))
+        return {}
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Add a row, or complete the last one if it is of the same step; save all of them."""
+        row = {name: value if math.isfinite(value) else None for name, value in row.items()}
+        if self.rows and self.rows[-1]["step"] == row["step"]:
+            row = self.rows.pop() | row
+        self.rows.append(row)
+        if self._path is None:
+            return
+        try:
+            with replacing(self._path) as file:
+                file.writelines(json.dumps(row).encode() + b"\n" for row in self.rows)
+            self._fails = False
+        except OSError as error:
+            if not self._fails:
+                logger.warning("%s cannot be written (%s)", self._path, error)
+            self._fails = True
+
+    def cut(self, step: int) -> None:
+        """Forget the rows of later steps: of a run that was killed before it had saved them."""
+        self.rows = [row for row in self.rows if row["step"] <= step]
+
+    def __repr__(self) -> str:
+        return f"History({len(self.rows)} rows, last {self.last})"
+
+
+def _read(path: Path) -> list[Any]:
+    """Return the lines of a history; none if there is no file, or if it is not a history."""
+    try:
+        with open_regular(path) as file:
+            return [json.loads(line) for line in file.read(_MOST_BYTES).splitlines()]
+    except (OSError, ValueError, RecursionError):
+        return []
+
+
+def _is_row(row: Any) -> bool:
+    """Return whether something is a row: a step, and numbers."""
+    is_row = isinstance(row, Mapping) and isinstance(row.get("step"), int)
+    return is_row and all(isinstance(value, int | float | None) for value in row.values())
+
+
+class HistoryHook(SessionRunHook):
+    """Add rows to a history: every so many steps, at validations, and at the end of a run.
+
+    Parameters
+    ----------
+    history : History
+    every : int
+    """
+
+    name = "history"
+
+    def __init__(self, history: History, every: int) -> None:
+        self.history = history
+        self.every = every
+
+    def resume(self, run_context: SessionRunContext, name: str, state: dict[str, Any]) -> None:
+        self.history.cut(run_context.session.global_step)
+        is_known = _is_row({"step": state.get("count"), "loss": state.get("sum")})
+        self._sum = state["sum"] if is_known else 0.0
+        self._count = state["count"] if is_known else 0
+        self._start = time.monotonic() - (self.history.last.get("seconds") or 0.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sum": self._sum, "count": self._count}
+
+    def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
+        session = run_context.session
+        self._sum += session.last_loss
+        self._count += 1
+        if session.global_step % self.every == 0 or session.evaluations:
+            self._add(session)
+            self._sum = 0.0
+            self._count = 0
+
+    def end(self, session: Any) -> None:
+        if not session.interrupted and (self._count or session.evaluations):
+            self._add(session)
+
+    def _add(self, session: Any) -> None:
+        seconds = round(time.monotonic() - self._start, 3)
+        mean = {"loss": self._sum / self._count} if self._count else {}
+        row = {"step": session.global_step, **mean, "learning_rate": session.rate}
+        self.history.add(row | {"seconds": seconds} | session.evaluations)

@@ -1,0 +1,439 @@
+"""A Sequential in the engine: its model_fn, and what `Sequential.fit` is given.
+
+`HEADS` has the losses by name. The rest of the first part makes graphs of a model, the second
+part makes feeds and hooks of arguments.
+"""
+
+import copy
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import FunctionType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minicnn import losses, metrics, ops
+from minicnn.core import checks
+from minicnn.core.checks import describe
+from minicnn.core.op import Op, Tensor
+from minicnn.estimator import feeding
+from minicnn.estimator.config import MetricSpec, ModeKeys, ModelFnOps, checked_metrics
+from minicnn.estimator.streams import Stream
+from minicnn.estimator.tracing import Trace
+from minicnn.estimator.train_op import optimize_loss
+from minicnn.hooks import EarlyStopping, SessionRunContext, ValidationMonitor
+from minicnn.layers.activation import Activation
+from minicnn.layers.affine import Affine
+from minicnn.layers.chain import Chain
+
+# Losses, and the model_fn -------------------------------------------------------------------------
+
+
+class Head(NamedTuple):
+    """What a loss means for the outputs of a model.
+
+    Parameters
+    ----------
+    loss : callable
+        Takes the Tensors (labels, outputs), and weights if there are any; returns the loss.
+    activation : str, optional
+        The activation that turns outputs into probabilities; None if there are no probabilities.
+    classes : callable, optional
+        Returns the class numbers of probabilities, both Tensors or both arrays; None if there are
+        no classes.
+    """
+
+    loss: Callable[..., Any]
+    activation: str | None = None
+    classes: Callable[[Any], Any] | None = None
+
+
+def _softmax_cross_entropy(labels: Tensor, logits: Tensor, weights: Any = 1.0) -> Any:
+    """Return the loss of class numbers, (N,) or (N, 1), or of rows that sum to 1."""
+    if logits.shape[1:] == (1,):
+        others = ", ".join(name for name in HEADS if name != "softmax_cross_entropy")
+        raise ValueError(
+            "the loss softmax_cross_entropy needs one output for each class, got a model with one "
+            "output; for two classes end it with Dense(2)"
+            + (f", or choose another `loss`: {others}" if others else "")
+        )
+    if len(logits.shape) == 2 and labels.shape[1:] in ((), (1,)):
+        classes: Any = logits.shape[1]
+        labels = ops.one_hot(ops.reshape(labels, [-1]), depth=classes)
+    return losses.softmax_cross_entropy(labels, logits, weights)
+
+
+# What the losses in `losses` mean, by name.
+HEADS = {
+    "softmax_cross_entropy": Head(
+        _softmax_cross_entropy, "softmax", functools.partial(ops.argmax, axis=1)
+    ),
+}
+
+
+def head_of(loss: Any) -> Head:
+    """Return the head of a loss: a name, one of the functions in `losses`, or any function."""
+    name = getattr(loss, "__name__", "")
+    if name in HEADS and loss is getattr(losses, name, None):
+        loss = name
+    if callable(loss):
+        return Head(loss)
+    return HEADS[checks.choice(loss, "loss", HEADS)]
+
+
+class ModelFn:
+    """The model_fn of a Sequential.
+
+    Its predictions are "outputs", what `Sequential.predict` returns, and for a loss of classes
+    "probabilities" and "classes".
+
+    Parameters
+    ----------
+    model : Chain
+    loss, optimizer, learning_rate
+        As for `Sequential.fit`.
+    in_place : bool
+        Whether training changes the model itself, or a copy of it.
+    """
+
+    def __init__(
+        self,
+        model: Chain,
+        loss: Any = "softmax_cross_entropy",
+        optimizer: Any = "Adam",
+        learning_rate: Any = None,
+        in_place: bool = False,
+    ) -> None:
+        self.model = model
+        self.head = head_of(loss)
+        is_adam = isinstance(optimizer, str) and optimizer.lower() == "adam"
+        rate = 0.001 if learning_rate is None and is_adam else learning_rate
+        self.minimize = functools.partial(optimize_loss, learning_rate=rate, optimizer=optimizer)
+        self._in_place = in_place
+
+    def __call__(self, features: Any, labels: Any, mode: str) -> ModelFnOps:
+        if not isinstance(features, Tensor):
+            raise TypeError(f"a Sequential takes one array, got a dict of {', '.join(features)}")
+        model = self.model if self._in_place else copy.deepcopy(self.model)
+        model._use_built_layers()
+        if model.input_shape is None:
+            model.build(features.shape, features.graph.rng)
+        dtype: Any = model.dtype if features.dtype.kind == "f" else features.dtype
+        row: Any = (1, *features.shape[1:])
+        model.check_inputs(np.empty(row, dtype))  # a better error than that of a layer
+        if features.dtype != dtype:
+            features = ops.cast(features, dtype)
+        outputs, predictions = self._outputs(model, features)
+        loss = None if mode == ModeKeys.INFER else self._loss(labels, outputs)
+        train_op = self.minimize(loss) if mode == ModeKeys.TRAIN else None
+        return ModelFnOps(mode, predictions, loss, train_op)
+
+    def _outputs(self, model: Chain, features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return what the loss is computed from, and the predictions."""
+        activation = ops.activation(self.head.activation)
+        if activation is None:
+            outputs = model(features)
+            return outputs, {"outputs": outputs}
+        is_last = ends_in(model, activation)
+        outputs = _without_activation(model, features) if is_last else model(features)
+        chances = activation(outputs)
+        predictions = {"outputs": chances if is_last else outputs, "probabilities": chances}
+        if self.head.classes is not None and len(outputs.shape) == 2:
+            predictions["classes"] = self.head.classes(chances)
+        return outputs, predictions
+
+    def _loss(self, labels: Any, outputs: Tensor) -> Any:
+        weights: tuple[Any, ...] = ()
+        if isinstance(labels, dict):
+            weights = (labels["weights"],)
+            labels = labels["labels"]
+        if labels is None:
+            raise ValueError("there are no labels: give `y` beside `x`")
+        if self.head.classes is None and labels.shape == (None,) and outputs.shape == (None, 1):
+            labels = ops.reshape(labels, [-1, 1])
+        return self.head.loss(labels, outputs, *weights)
+
+    def metrics(self, given: Any = None) -> dict[str, MetricSpec]:
+        """Return the metrics of an argument: names, functions, or a dict; None for the usual."""
+        if given is None:
+            given = ["accuracy"] if self.head.classes else []
+        if not isinstance(given, Mapping):
+            one = isinstance(given, str) or callable(given)
+            items = [given] if one else checks.sequence(given, "metrics", _METRICS)
+            given = {str(getattr(item, "__name__", item)): item for item in items}
+        return checked_metrics({name: self._metric(metric) for name, metric in given.items()})
+
+    def check(self, feed: feeding.Feed, x: Any = None, y: Any = None) -> None:
+        """Raise what a run would raise later, also for validation data; change nothing."""
+        model_fn = copy.copy(self)
+        model_fn.model = copy.deepcopy(self.model)
+        rng = np.random.default_rng(0)
+        Trace(model_fn, ModeKeys.TRAIN, feed.peek(), {}, rng, {}).check_labels(feed.y)
+        if x is None:
+            return
+        try:
+            validation = feeding.ArrayFeed(x, y, 1)
+            trace = Trace(model_fn, ModeKeys.EVAL, validation.peek(), {}, rng, {})
+            trace.check_labels(validation.y)
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"`validation_data`: {error}") from error
+
+    def _metric(self, metric: Any) -> MetricSpec:
+        if isinstance(metric, MetricSpec):
+            return metric
+        if isinstance(metric, str):
+            known = {k: f for k, f in vars(metrics).items() if isinstance(f, FunctionType)}
+            metric = known[checks.choice(metric, "metrics", known)]
+        function = checks.function(metric, "metrics", _METRICS)
+        of_classes = self.head.classes is not None
+
+        def adapted(labels: np.ndarray, predictions: np.ndarray) -> Any:
+            labels = class_numbers(labels) if of_classes else labels
+            is_same = predictions.size == labels.size
+            return function(labels, predictions.reshape(labels.shape) if is_same else predictions)
+
+        return MetricSpec(adapted, "classes" if of_classes else "outputs")
+
+
+_METRICS = "names, functions of (labels, predictions), or a dict of these"
+
+
+def ends_in(op: Op, activation: Op) -> bool:
+    """Return whether the last thing that a model computes is this activation."""
+    last: Any = op
+    while _is_plain(last):
+        last = last.layers[-1]
+    if isinstance(last, Affine):
+        last = last.activation
+    return type(last.op if type(last) is Activation else last) is type(activation)
+
+
+def _is_plain(op: Op) -> bool:
+    """Return whether an op only runs its layers one after the other."""
+    return isinstance(op, Chain) and type(op).forward is Chain.forward
+
+
+def _without_activation(op: Any, inputs: Tensor) -> Tensor:
+    """Apply a model that ends in an activation to a Tensor, except for this activation."""
+    if _is_plain(op):
+        for layer in op.layers[:-1]:
+            inputs = layer(inputs)
+        return _without_activation(op.layers[-1], inputs)
+    if not isinstance(op, Affine):
+        return inputs
+    linear = copy.copy(op)  # with the same parameters
+    linear.activation = None
+    return linear(inputs)
+
+
+# Data, and hooks ----------------------------------------------------------------------------------
+
+
+def class_numbers(labels: np.ndarray) -> np.ndarray:
+    """Return the class numbers (N,) of labels: those of one-hot rows, or of a column."""
+    if labels.ndim == 2:
+        return labels.argmax(axis=1) if labels.shape[1] > 1 else labels[:, 0]
+    return labels
+
+
+class Data(NamedTuple):
+    """Arrays `x` and `y`, or a function that returns batches."""
+
+    x: Any
+    y: Any = None
+    input_fn: Callable[[], Any] | None = None
+    batches: float = math.inf  # of input_fn in one pass, if that is known
+
+    def unweighted(self) -> tuple[Any, Any, Callable[[], Any] | None]:
+        """Return x, y and input_fn for an evaluation."""
+        made = self.input_fn
+        return self.x, self.y, made and (lambda: ((x, y) for x, y, *_ in _parts(made())))
+
+
+def data(x: Any, y: Any = None) -> Data:
+    """Return the data in arguments: arrays, a Dataset, a function, or an iterable of batches."""
+    if y is None and hasattr(x, "images") and hasattr(x, "labels"):  # a Dataset
+        x, y = x.images, x.labels
+    if hasattr(x, "to_numpy"):
+        x = x.to_numpy()
+    is_array = isinstance(x, list | tuple | dict | str) or hasattr(x, "__array__")
+    if is_array or not (callable(x) or isinstance(x, Iterable)):
+        return Data(x, y)
+    if y is not None:
+        raise ValueError(f"`y` must be None if `x` makes batches (x, y), got {describe(y)}")
+    if callable(x):
+        return Data(None, None, x)
+    return Data(None, None, lambda: x, len(x) if hasattr(x, "__len__") else math.inf)
+
+
+def weighted(given: Data, class_weight: Any, sample_weight: Any) -> Data:
+    """Return data whose labels also hold the weights of the rows, if there are any."""
+    if class_weight is not None:
+        what = "a dict from class numbers to weights"
+        class_weight = {
+            checks.integer(number, "a class in class_weight", 0): checks.number(
+                weight, "a weight in class_weight", least=0
+            )
+            for number, weight in checks.instance(
+                class_weight, Mapping, "class_weight", what
+            ).items()
+        }
+    made = given.input_fn
+    if made is not None:
+        if sample_weight is not None:
+            raise ValueError(
+                "`sample_weight` is for arrays; let the batches be (x, y, weights) instead"
+            )
+        return given._replace(
+            input_fn=lambda: (
+                (x, _with_weights(y, class_weight, *own)) for x, y, *own in _parts(made())
+            )
+        )
+    if given.y is None:
+        raise ValueError("there are no labels: give `y` beside `x`")
+    return given._replace(y=_with_weights(given.y, class_weight, sample_weight))
+
+
+def _with_weights(y: Any, by_class: dict[int, float] | None, own: Any = None) -> Any:
+    """Return labels, together with weights of rows if there are any."""
+    if by_class is None and own is None:
+        return y
+    y = checks.labels(y, "y")
+    if y.ndim == 0:
+        return y  # an error follows
+    weights = np.ones(y.shape[:1], np.float32)
+    for number, weight in (by_class or {}).items():
+        weights[class_numbers(y) == number] = weight
+    if own is not None:
+        array = checks.array(own, "sample_weight").astype(np.float32)
+        fits = array.shape in (weights.shape, (*weights.shape, 1))
+        if not fits or not (np.isfinite(array) & (array >= 0)).all():
+            raise ValueError(
+                f"`sample_weight` must have a weight for each of the {len(y)} rows of `y`, "
+                f"finite and not negative, got {describe(own)}"
+            )
+        weights *= array.reshape(-1)
+    return {"labels": y, "weights": weights}
+
+
+def _parts(batches: Iterable[Any]) -> Iterator[Any]:
+    """Yield batches (x, y) or (x, y, weights)."""
+    for batch in batches:
+        if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
+            raise TypeError(f"a batch must be (x, y), or (x, y, weights), got {describe(batch)}")
+        yield batch
+
+
+def split(given: Data, share: float, seed: int, weights: Any) -> tuple[Data, Any, Data]:
+    """Return data without the rows for validation, their weights, and the rows for validation.
+
+    Of each class the same share is drawn, up to one row.
+    """
+    share = checks.number(share, "validation_split", 0.0, 1.0)
+    if given.input_fn is not None:
+        raise ValueError("`validation_split` is for arrays; give `validation_data`")
+    feed = feeding.ArrayFeed(given.x, given.y, 1)
+    order = Stream.SPLIT.generator(seed).permutation(feed.rows)
+    if isinstance(feed.y, np.ndarray) and feed.y.ndim < 3:
+        order = order[np.argsort(class_numbers(feed.y)[order], kind="stable")]
+    is_drawn = np.diff(np.floor(np.arange(feed.rows + 1) * share + 0.5)) > 0
+    if is_drawn.all() or not is_drawn.any():
+        raise ValueError(
+            f"`validation_split` {share:g} of {feed.rows} rows leaves none to train or to validate "
+            "with; give another share, or `validation_data`"
+        )
+    rest, drawn = (np.sort(order[mask]) for mask in (~is_drawn, is_drawn))
+    if np.shape(weights)[:1] == (feed.rows,):  # otherwise there are none, or an error follows
+        weights = np.asarray(weights)[rest]
+    kept, held = feed.only(rest), feed.only(drawn)
+    return Data(kept.x, kept.y), weights, Data(held.x, held.y)
+
+
+def training_feed(given: Data, batch_size: int, shuffle: bool) -> feeding.Feed:
+    """Return the batches of a run."""
+    in_order = not checks.boolean(shuffle, "shuffle")
+    if given.input_fn is None:
+        feed: Any = feeding.ArrayFeed(given.x, given.y, batch_size)
+        feed.in_order = in_order
+    else:
+        feed = feeding.FunctionFeed(given.input_fn)
+        feed.batches = given.batches
+    return feed
+
+
+def ends(feed: feeding.Feed, **given: Any) -> tuple[int | None, int | None]:
+    """Return the steps from here and in total after which a run ends; None: no such limit."""
+    limits: dict[str, Any] = {
+        name: checks.integer(value, name) for name, value in given.items() if value is not None
+    }
+    if len(limits) > 1:
+        raise ValueError(
+            "give one of `epochs` and `steps` (from here), `max_epochs` and `max_steps` (in "
+            f"total), got {' and '.join(limits)}"
+        )
+    limits = limits or {"epochs": 1}
+    if isinstance(feed, feeding.FunctionFeed):
+        feed.epochs = limits.get("epochs", math.inf)
+        feed.max_epochs = limits.get("max_epochs")
+    else:
+        for name, unit in (("epochs", "steps"), ("max_epochs", "max_steps")):
+            if name in limits:
+                limits[unit] = limits[name] * feed.batches
+    return limits.get("steps"), limits.get("max_steps")
+
+
+class _Validation(ValidationMonitor):
+    """A monitor that measures at multiples of its interval, such as the ends of epochs."""
+
+    def resume(self, run_context: SessionRunContext, name: str, state: dict[str, Any]) -> None:
+        super().resume(run_context, name, state)
+        step = run_context.session.global_step
+        if self.timer.last_step is None:
+            self.timer.mark(step - step % (self.timer.every_steps or 1))
+
+
+def monitors(
+    model_fn: ModelFn, feed: feeding.Feed, given: Any, metrics: Any, every: Any,
+    early_stopping: Any,
+) -> list[Any]:
+    """Check the data of a run, and return the hook that validates, if there is data for it.
+
+    Parameters
+    ----------
+    model_fn : ModelFn
+    feed : ArrayFeed or FunctionFeed
+        Of the training.
+    given : Data, tuple, Dataset, function or iterable, optional
+    metrics : list, dict or None
+    every : int, optional
+        The steps from one validation to the next; None is an epoch.
+    early_stopping : int or EarlyStopping, optional
+    """
+    if given is None:
+        model_fn.check(feed)
+        if early_stopping is not None:
+            raise ValueError("`early_stopping` needs `validation_data` or `validation_split`")
+        return []
+    if isinstance(given, tuple | list) and not isinstance(given, Data):
+        if len(given) != 2:
+            raise ValueError(
+                f"`validation_data` must be (x, y), got {len(given)} parts; it is not weighted"
+            )
+        given = data(*given)
+    x, y, input_fn = (given if isinstance(given, Data) else data(given)).unweighted()
+    model_fn.check(feed, x, y)
+    every = checks.optional(checks.integer, every, "validation_steps")
+    steps = every or int(min(feed.batches, 2**53))
+    options: dict[str, Any] = {}
+    if early_stopping is not None:
+        stop = early_stopping
+        if not isinstance(stop, EarlyStopping):
+            stop = EarlyStopping(checks.integer(stop, "early_stopping"))
+        options = {
+            "early_stopping_rounds": stop.patience * steps,
+            "early_stopping_metric": stop.metric,
+            "early_stopping_metric_minimize": stop.minimize,
+        }
+    made = model_fn.metrics(metrics)
+    return [_Validation(x, y, input_fn, metrics=made, every_n_steps=steps, **options)]
