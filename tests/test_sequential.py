@@ -621,12 +621,59 @@ def test_a_loss_of_the_library_may_be_given_as_the_function():
 
 
 @pytest.mark.parametrize(("loss", "text"), [
-    ("crossentropy", "`loss` must be 'softmax_cross_entropy'"), (3, "`loss` must be"),
+    ("crossentropy", "`loss` must be 'softmax_cross_entropy' or"), (3, "`loss` must be"),
     (lambda labels, outputs: 3.0, "`loss` must be a scalar Tensor"),
 ])
 def test_what_a_loss_cannot_be(loss, text):
     with pytest.raises((ValueError, TypeError), match=text):
         small().fit(X, Y, loss=loss, **QUIET)
+
+
+@pytest.mark.parametrize("end", [lambda: [Dense(1)], lambda: [Dense(1, activation="sigmoid")]])
+@pytest.mark.parametrize("column", [False, True])
+def test_yes_or_no(end, column):
+    x = RNG.normal(size=(80, 4)).astype(np.float32)
+    y = (x[:, 0] > x[:, 1]).astype(int)
+    y = y[:, None] if column else y
+    model = mc.Sequential(end())
+    history = model.fit(x, y, epochs=20, learning_rate=0.1, loss="sigmoid_cross_entropy",
+                        validation_data=(x, y), class_weight={1: 2.0}, **QUIET)
+    assert history.last["validation_accuracy"] > 0.9
+    assert model.score(x, y) == history.last["validation_accuracy"]
+    chances = model.predict_proba(x)
+    assert chances.shape == (80, 1)
+    assert_same_bits(model.predict_classes(x), (chances > 0.5).astype(int))
+    logits = np.log(chances / (1 - chances)).reshape(-1).astype(np.float64)
+    loss = np.mean(np.log1p(np.exp(-logits * (2 * y.reshape(-1) - 1))))
+    assert history.last["validation_loss"] == pytest.approx(loss, rel=1e-3)
+
+
+def test_rows_of_several_classes():
+    x = RNG.normal(size=(60, 4)).astype(np.float32)
+    y = (x[:, :3] > 0).astype(np.float32)
+    model = mc.Sequential([Dense(3)])
+    model.fit(x, y, epochs=20, learning_rate=0.1, loss=mc.losses.sigmoid_cross_entropy, **QUIET)
+    expected = np.mean((model.predict(x) > 0) == (y > 0))
+    assert model.evaluate(x, y, verbose=False)["accuracy"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("loss", ["mean_squared_error", "absolute_difference"])
+@pytest.mark.parametrize("column", [False, True])
+def test_regression(loss, column):
+    x = RNG.normal(size=(80, 4)).astype(np.float32)
+    y = x @ np.array([1, 2, 0, -1], np.float32) + 0.5
+    model = mc.Sequential([Dense(1)])
+
+    def worst(labels, predictions):
+        assert labels.shape == predictions.shape
+        return np.abs(labels - predictions).max()
+
+    history = model.fit(x, y[:, None] if column else y, epochs=100, learning_rate=0.05, loss=loss,
+                        metrics=[worst], validation_split=0.25, **QUIET)
+    assert history.last["validation_worst"] < 0.2
+    assert list(model.evaluate(x, y, verbose=False)) == ["loss"]
+    with pytest.raises(ValueError, match="no probabilities; use predict"):
+        model.predict_proba(x)
 
 
 def test_schedules_and_optimizers():

@@ -21,8 +21,9 @@ class Context:
     ----------
     training : bool
         Whether layers such as dropout behave as in training.
-    rng : numpy.random.Generator, optional
-        The source of random numbers; needed if `training` is True and a layer draws any.
+    rng : numpy.random.Generator or int, optional
+        The source of random numbers, or a seed of a new one; needed if `training` is True and a
+        layer draws any.
     save : bool
         If False, nothing is saved for backward, as in predict.
     workspace : Workspace, optional
@@ -50,20 +51,15 @@ class Context:
     def __init__(
         self,
         training: bool = False,
-        rng: np.random.Generator | None = None,
+        rng: np.random.Generator | int | None = None,
         save: bool = True,
         workspace: "Workspace | None" = None,
         first_row: int = 0,
         total: Callable[[np.ndarray], np.ndarray] | None = None,
         counted: bool = True,
     ) -> None:
-        if rng is not None and not isinstance(rng, np.random.Generator):
-            raise TypeError(
-                f"`rng` must be a numpy.random.Generator, got {checks.describe(rng)}; "
-                "make one with numpy.random.default_rng(seed)"
-            )
         self.training = checks.boolean(training, "training")
-        self.rng = rng
+        self.rng = checks.optional(checks.generator, rng)
         self.save = checks.boolean(save, "save")
         self.workspace = checks.instance(workspace, Workspace | None, "workspace", "a Workspace")
         self.first_row = checks.integer(first_row, "first_row", 0)
@@ -95,7 +91,7 @@ class Context:
         if self.rng is None:
             raise ValueError(
                 f"{label}: needs random numbers in training; give the context a generator, "
-                "Context(training=True, rng=numpy.random.default_rng(seed))"
+                "Context(training=True, rng=seed)"
             )
         if self._key is None:
             self._key = int(self.rng.integers(1 << 63))

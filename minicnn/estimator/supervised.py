@@ -42,11 +42,21 @@ class Head(NamedTuple):
     classes : callable, optional
         Returns the class numbers of probabilities, both Tensors or both arrays; None if there are
         no classes.
+    numbers : callable, optional
+        Returns the class numbers of an array of labels.
     """
 
     loss: Callable[..., Any]
     activation: str | None = None
     classes: Callable[[Any], Any] | None = None
+    numbers: Callable[[np.ndarray], np.ndarray] | None = None
+
+
+def class_numbers(labels: np.ndarray) -> np.ndarray:
+    """Return the class numbers (N,) of labels: those of one-hot rows, or of a column."""
+    if labels.ndim == 2:
+        return labels.argmax(axis=1) if labels.shape[1] > 1 else labels[:, 0]
+    return labels
 
 
 def _softmax_cross_entropy(labels: Tensor, logits: Tensor, weights: Any = 1.0) -> Any:
@@ -55,8 +65,7 @@ def _softmax_cross_entropy(labels: Tensor, logits: Tensor, weights: Any = 1.0) -
         others = ", ".join(name for name in HEADS if name != "softmax_cross_entropy")
         raise ValueError(
             "the loss softmax_cross_entropy needs one output for each class, got a model with one "
-            "output; for two classes end it with Dense(2)"
-            + (f", or choose another `loss`: {others}" if others else "")
+            f"output; for two classes end it with Dense(2), or choose another `loss`: {others}"
         )
     if len(logits.shape) == 2 and labels.shape[1:] in ((), (1,)):
         classes: Any = logits.shape[1]
@@ -64,11 +73,31 @@ def _softmax_cross_entropy(labels: Tensor, logits: Tensor, weights: Any = 1.0) -
     return losses.softmax_cross_entropy(labels, logits, weights)
 
 
+def _as_outputs(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a loss that also takes labels (N,) of a model with one output, (N, 1)."""
+
+    def of_same_shape(labels: Tensor, outputs: Tensor, *weights: Any) -> Any:
+        if len(labels.shape) == 1 and outputs.shape[1:] == (1,):
+            labels = ops.reshape(labels, [-1, 1])
+        return loss(labels, outputs, *weights)
+
+    return of_same_shape
+
+
 # What the losses in `losses` mean, by name.
 HEADS = {
     "softmax_cross_entropy": Head(
-        _softmax_cross_entropy, "softmax", functools.partial(ops.argmax, axis=1)
+        _softmax_cross_entropy, "softmax", functools.partial(ops.argmax, axis=1), class_numbers
     ),
+    "sparse_softmax_cross_entropy": Head(
+        _softmax_cross_entropy, "softmax", functools.partial(ops.argmax, axis=1), class_numbers
+    ),
+    "sigmoid_cross_entropy": Head(
+        _as_outputs(losses.sigmoid_cross_entropy), "sigmoid",
+        lambda chances: ops.cast(chances + 0.5, np.int64), lambda labels: labels > 0.5,
+    ),
+    "mean_squared_error": Head(_as_outputs(losses.mean_squared_error)),
+    "absolute_difference": Head(_as_outputs(losses.absolute_difference)),
 }
 
 
@@ -150,8 +179,6 @@ class ModelFn:
             labels = labels["labels"]
         if labels is None:
             raise ValueError("there are no labels: give `y` beside `x`")
-        if self.head.classes is None and labels.shape == (None,) and outputs.shape == (None, 1):
-            labels = ops.reshape(labels, [-1, 1])
         return self.head.loss(labels, outputs, *weights)
 
     def metrics(self, given: Any = None) -> dict[str, MetricSpec]:
@@ -186,14 +213,15 @@ class ModelFn:
             known = {k: f for k, f in vars(metrics).items() if isinstance(f, FunctionType)}
             metric = known[checks.choice(metric, "metrics", known)]
         function = checks.function(metric, "metrics", _METRICS)
-        of_classes = self.head.classes is not None
+        numbers = self.head.numbers
 
         def adapted(labels: np.ndarray, predictions: np.ndarray) -> Any:
-            labels = class_numbers(labels) if of_classes else labels
+            if numbers is not None:
+                labels = numbers(labels).reshape(-1).astype(np.int64)
             is_same = predictions.size == labels.size
             return function(labels, predictions.reshape(labels.shape) if is_same else predictions)
 
-        return MetricSpec(adapted, "classes" if of_classes else "outputs")
+        return MetricSpec(adapted, "outputs" if numbers is None else "classes")
 
 
 _METRICS = "names, functions of (labels, predictions), or a dict of these"
@@ -228,13 +256,6 @@ def _without_activation(op: Any, inputs: Tensor) -> Tensor:
 
 
 # Data, and hooks ----------------------------------------------------------------------------------
-
-
-def class_numbers(labels: np.ndarray) -> np.ndarray:
-    """Return the class numbers (N,) of labels: those of one-hot rows, or of a column."""
-    if labels.ndim == 2:
-        return labels.argmax(axis=1) if labels.shape[1] > 1 else labels[:, 0]
-    return labels
 
 
 class Data(NamedTuple):

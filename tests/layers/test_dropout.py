@@ -200,3 +200,13 @@ def test_the_function_fixes_the_mode():
     layer = y.op
     assert (layer.rate, layer.noise_shape, layer.seed) == (0.4, (None, 1), 3)
     assert layer.training is True
+
+
+def test_a_seed_in_place_of_a_generator():
+    layer = Dropout(0.5)
+    layer.build((None, 50), rng=0)
+    x = np.ones((2, 50), np.float32)
+    one, other = (
+        layer.forward(x, mc.Context(training=True, rng=rng)) for rng in (7, np.random.default_rng(7))
+    )
+    assert_same_bits(one, other)
