@@ -91,7 +91,7 @@ _REPLACEMENTS = {
     "tf.nn.sparse_softmax_cross_entropy_with_logits":
     "use tf.losses.sparse_softmax_cross_entropy(labels, logits)",
     "tf.nn.sigmoid_cross_entropy_with_logits":
-    "use tf.losses.sigmoid_cross_entropy(labels, logits, reduction='none')",
+    "use tf.losses.sigmoid_cross_entropy(labels, logits)",
     "tf.placeholder": "use the arguments `features` and `labels` of model_fn",
     "tf.random": _SEED,
     "tf.Session": _RUNNER,

@@ -26,7 +26,6 @@ _BY_NONZERO = "weighted_sum_by_nonzero_weights"
 
 # What the sum of w * terms is divided by.
 _DIVISORS: dict[str, Callable[[np.ndarray], float]] = {
-    "none": lambda w: 1,
     "weighted_sum": lambda w: 1,
     "weighted_mean": lambda w: w.sum(),
     "weighted_sum_over_batch_size": lambda w: w.size,
@@ -35,13 +34,11 @@ _DIVISORS: dict[str, Callable[[np.ndarray], float]] = {
 
 
 class _Loss(Op):
-    """The base of the losses: a weighted mean of terms, and its gradient for the outputs.
-
-    A subclass defines `check`, which compares the shapes, and `terms`.
-    """
+    """The base of the losses: a weighted mean of terms, and its gradient for the outputs."""
 
     outputs = "logits"  # the name of the argument
-    per_row = False  # whether there is a term for each row, not for each element
+    # (labels, outputs, need_gradient): the terms, and the derivatives of their sum or None
+    terms: Callable[[np.ndarray, np.ndarray, bool], tuple[np.ndarray, Any]]
 
     def __init__(
         self, weights: Any = 1.0, label_smoothing: float = 0.0, name: Any = None,
@@ -55,24 +52,18 @@ class _Loss(Op):
 
     def check(self, labels: Shape, outputs: Shape) -> None:
         """Raise unless labels and outputs have the same shape: nothing is broadcast."""
-        batch = [shape[:1] for shape in (labels, outputs) if shape[:1] != (None,)]
-        if not labels or not outputs or labels[1:] != outputs[1:] or len(set(batch)) > 1:
+        if not labels or not outputs or not _alike(labels, outputs):
+            remedy = "a row of labels needs the shape of a row of outputs"
+            sizes = [math.prod(size or 0 for size in shape[1:]) for shape in (labels, outputs)]
+            if sizes[0] == sizes[1] and labels[1:] != outputs[1:]:
+                remedy = f"reshape the labels: mc.reshape(labels, {[-1, *outputs[1:]]})"
             raise ValueError(
                 f"{self.label}: `labels` and `{self.outputs}` must have the same shape (N, ...), "
-                f"got labels {labels} and {self.outputs} {outputs}; "
-                f"{_same_shape_remedy(labels, outputs)}"
+                f"got labels {labels} and {self.outputs} {outputs}; {remedy}"
             )
 
-    def terms(
-        self, labels: np.ndarray, outputs: np.ndarray, need_gradient: bool
-    ) -> tuple[np.ndarray, Any]:
-        """Return the terms, and the derivative of their sum with respect to the outputs."""
-        raise TypeError(f"{type(self).__name__} must define terms")
-
-    def build(self, input_shape: Any, rng: Any, dtype: Any = np.float32) -> Shape:
-        if self.reduction != "none":
-            return ()
-        return input_shape[1][:1] if self.per_row else input_shape[1]
+    def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
+        return ()
 
     def forward(self, labels: Any, outputs: Any, *others_and_ctx: Any) -> Any:
         *others, ctx = others_and_ctx
@@ -85,27 +76,19 @@ class _Loss(Op):
                 f"{describe(outputs)}"
             )
         terms, slopes = self.terms(labels, outputs, ctx.save)
-        weights = others[-1] if self.is_fed else self.weights
-        w = _weights(self.label, weights, terms.shape)
+        w = _weights(self.label, others[-1] if self.is_fed else self.weights, terms.shape)
         divisor = _DIVISORS[self.reduction](w)
         if divisor <= 0:
             w = np.zeros_like(w)
             divisor = 1
         if ctx.save:
-            scale = (w / divisor).astype(outputs.dtype)
-            ctx[self] = _as_rank(scale, slopes.ndim) * slopes, 2 + len(others)
-        if self.reduction == "none":
-            return (w * terms).astype(outputs.dtype)
+            scale = _as_rank((w / divisor).astype(outputs.dtype), slopes.ndim)
+            ctx[self] = scale * slopes, [None] * len(others)
         return float((w * terms).sum() / divisor)
 
     def backward(self, dy: Any, ctx: Context, need_dx: bool = True) -> tuple[Any, ...]:
-        gradient, inputs = ctx[self]
-        if self.reduction == "none":
-            dy = _as_rank(np.asarray(dy, gradient.dtype), gradient.ndim)
-            gradient = dy * gradient
-        elif dy != 1:
-            gradient = float(dy) * gradient
-        return None, gradient, *[None] * (inputs - 2)
+        gradient, others = ctx[self]
+        return None, gradient if dy == 1 else float(dy) * gradient, *others
 
 
 class SoftmaxCrossEntropy(_Loss):
@@ -145,8 +128,7 @@ class SoftmaxCrossEntropy(_Loss):
         total = exp.sum(axis=1, keepdims=True)
         # -sum(labels * log softmax), with log softmax = shifted - log(total)
         terms = np.zeros_like(labels)
-        where = labels > 0  # 0 times inf is 0
-        np.multiply(labels, np.log(total) - shifted, out=terms, where=where)
+        np.multiply(labels, np.log(total) - shifted, out=terms, where=labels > 0)  # 0 inf is 0
         slopes = None
         if need_gradient:
             sums = labels.sum(axis=1, keepdims=True)  # 1, except for rounding errors
@@ -175,20 +157,17 @@ class _SigmoidCrossEntropy(_Loss):
     def terms(
         self, labels: np.ndarray, outputs: np.ndarray, need_gradient: bool
     ) -> tuple[np.ndarray, Any]:
-        outside = np.flatnonzero(~((labels >= 0) & (labels <= 1)))
+        outside = labels[~((labels >= 0) & (labels <= 1))]
         if outside.size:
-            remedy = "give class numbers as rows: one_hot(labels, depth)"
-            if ((outputs >= 0) & (outputs <= 1)).all():
-                remedy = _LABELS_FIRST
             raise ValueError(
-                f"{self.label}: `labels` must be probabilities from 0 to 1, got "
-                f"{labels.reshape(-1)[outside[0]]}; {remedy}"
+                f"{self.label}: `labels` must be probabilities from 0 to 1, got {outside[0]}; "
+                f"class numbers become rows with one_hot(labels, depth), and {_LABELS_FIRST}"
             )
         labels = labels.astype(outputs.dtype, copy=False)
         labels = labels * (1 - self.label_smoothing) + self.label_smoothing / 2
         e = np.exp(-np.abs(outputs))  # exp(-z) would overflow
         terms = np.maximum(outputs, 0) - outputs * labels + np.log1p(e)
-        return terms, np.where(outputs < 0, e, 1) / (1 + e) - labels if need_gradient else None
+        return terms, np.where(outputs < 0, e, 1) / (1 + e) - labels
 
 
 class _MeanSquaredError(_Loss):
@@ -261,9 +240,9 @@ def softmax_cross_entropy(
     reduction : str
         What the sum of w * terms is divided by, as in TensorFlow: by default the number of weights
         that are not 0; "weighted_mean": the sum of the weights; "weighted_sum_over_batch_size":
-        the number of terms; "weighted_sum": 1. "none" returns the terms, w * term. With a sum, the
-        size of the gradient depends on that of the batch, and several processes, which average
-        their losses, do not train as one does.
+        the number of terms; "weighted_sum": 1. With a sum, the size of the gradient
+        depends on that of the batch, and several processes, which average their losses, do not
+        train as one does.
 
     Returns
     -------
@@ -340,15 +319,11 @@ def sparse_softmax_cross_entropy(
     >>> round(mc.losses.sparse_softmax_cross_entropy(np.array([0, 1]), np.zeros((2, 4))), 4)
     1.3863
     """
-    label = "sparse_softmax_cross_entropy" if name is None else checks.text(name, "name")
-    if isinstance(labels, Tensor) and isinstance(logits, Tensor):
-        _check_numbers(label, labels.shape, logits.shape)
-        classes: Any = logits.shape[1]
-        rows = one_hot(labels, depth=classes)
-        return softmax_cross_entropy(rows, logits, weights, 0.0, name, reduction)
-    if not isinstance(labels, Tensor) and not isinstance(logits, Tensor):
-        labels = _rows_of(labels, logits, label)
-    return _applied(SoftmaxCrossEntropy(weights, 0.0, label, reduction), labels, logits, weights)
+    labels = labels if isinstance(labels, Tensor) else checks.labels(labels, "labels")
+    logits = logits if isinstance(logits, Tensor) else checks.array(logits, "logits")
+    _check_numbers("sparse_softmax_cross_entropy", labels.shape, logits.shape)
+    rows = one_hot(labels, depth=logits.shape[1])
+    return softmax_cross_entropy(rows, logits, weights, 0.0, name, reduction)
 
 
 @hinted
@@ -374,8 +349,10 @@ def sparse_softmax_cross_entropy_with_grad(
     >>> mc.losses.sparse_softmax_cross_entropy_with_grad(np.array([1]), logits)[1]
     array([[ 0.5, -0.5]], dtype=float32)
     """
-    op = SoftmaxCrossEntropy(weights, 0.0, "sparse_softmax_cross_entropy_with_grad", reduction)
-    return _with_gradient(op, _rows_of(labels, logits, op.label), logits)
+    labels = checks.labels(labels, "labels")
+    logits = checks.array(logits, "logits")
+    _check_numbers("sparse_softmax_cross_entropy_with_grad", labels.shape, logits.shape)
+    return softmax_cross_entropy_with_grad(labels, logits, weights, 0.0, reduction)
 
 
 @hinted
@@ -449,9 +426,7 @@ def sigmoid_cross_entropy_with_grad(
     >>> mc.losses.sigmoid_cross_entropy_with_grad(np.array([1.0, 0.0]), np.zeros(2))[1]
     array([-0.25,  0.25])
     """
-    op = _SigmoidCrossEntropy(
-        weights, label_smoothing, "sigmoid_cross_entropy_with_grad", reduction
-    )
+    op = _SigmoidCrossEntropy(weights, label_smoothing, None, reduction)
     return _with_gradient(op, labels, logits)
 
 
@@ -516,8 +491,7 @@ def mean_squared_error_with_grad(
     >>> mc.losses.mean_squared_error_with_grad(np.array([1.0, 2.0]), np.array([1.0, 5.0]))
     (4.5, array([0., 3.]))
     """
-    op = _MeanSquaredError(weights, 0.0, "mean_squared_error_with_grad", reduction)
-    return _with_gradient(op, labels, predictions)
+    return _with_gradient(_MeanSquaredError(weights, 0.0, None, reduction), labels, predictions)
 
 
 @hinted
@@ -579,8 +553,7 @@ def absolute_difference_with_grad(
     >>> mc.losses.absolute_difference_with_grad(np.array([1.0, 2.0]), np.array([1.0, 5.0]))
     (1.5, array([0. , 0.5]))
     """
-    op = _AbsoluteDifference(weights, 0.0, "absolute_difference_with_grad", reduction)
-    return _with_gradient(op, labels, predictions)
+    return _with_gradient(_AbsoluteDifference(weights, 0.0, None, reduction), labels, predictions)
 
 
 @hinted
@@ -668,11 +641,8 @@ def regularization(model: Op) -> float:
     return sum(parameter.penalty() for parameter in parameters)
 
 
-def _rows_of(labels: Any, logits: Any, label: str) -> np.ndarray:
+def _rows_of(labels: np.ndarray, logits: np.ndarray, label: str) -> np.ndarray:
     """Return the one-hot rows of class numbers (N,)."""
-    labels = checks.labels(labels, "labels")
-    logits = checks.array(logits, "logits")
-    _check_numbers(label, labels.shape, logits.shape)
     if labels.dtype.kind not in "iu":
         raise TypeError(
             f"{label}: class numbers must be integers, got {describe(labels)}; convert them: "
@@ -684,38 +654,21 @@ def _rows_of(labels: Any, logits: Any, label: str) -> np.ndarray:
 
 def _check_numbers(label: str, labels: Shape, logits: Shape) -> None:
     """Raise unless labels (N,) and logits (N, classes) fit together."""
-    rows = {*labels[:1], *logits[:1]} - {None}
-    if len(labels) != 1 or len(logits) != 2 or len(rows) > 1:
-        remedy = "both need a row for each row of the data"
-        if len(labels) > 1:
-            remedy = f"give class numbers: {checks.class_numbers('labels', labels, np.int64)}"
+    if len(labels) != 1 or len(logits) != 2 or not _alike(labels, logits[:1]):
+        remedy = checks.class_numbers("labels", labels, np.int64)
         raise ValueError(
             f"{label}: `labels` must be class numbers (N,) and `logits` (N, classes), got labels "
-            f"{labels} and logits {logits}; {remedy}"
+            f"{labels} and logits {logits}; class numbers of the same rows are {remedy}"
         )
 
 
-def _same_shape_remedy(labels: Shape, outputs: Shape) -> str:
-    """Return how to give labels the shape of the outputs."""
-    if not labels or not outputs:
-        return "both need a row for each row of the data"
-    if labels[1:] == outputs[1:]:
-        return "take both from the same rows"
-    sizes = [math.prod(size or 0 for size in shape[1:]) for shape in (labels, outputs)]
-    if sizes[0] == sizes[1]:
-        return f"reshape the labels: mc.reshape(labels, {[-1, *outputs[1:]]})"
-    if len(labels) == 1 and len(outputs) == 2:
-        return f"for class numbers: mc.one_hot(labels, {outputs[1]}); else give the model 1 output"
-    return f"end the model with outputs of the labels' shape {labels}"
+def _alike(first: Shape, second: Shape) -> bool:
+    """Return whether two shapes are the same, where None may be any number of rows."""
+    return first[1:] == second[1:] and len({*first[:1], *second[:1]} - {None}) < 2
 
 
 def _check_shapes(label: str, labels: Shape, logits: Shape) -> None:
-    if (
-        len(logits) != 2
-        or len(labels) != 2
-        or labels[1] != logits[1]
-        or (None not in (labels[0], logits[0]) and labels[0] != logits[0])
-    ):
+    if len(logits) != 2 or not _alike(labels, logits):
         raise ValueError(
             f"{label}: `labels` and `logits` must have the same shape (N, classes), got labels "
             f"{labels} and logits {logits}; {_shape_remedy(labels, logits)}"

@@ -652,31 +652,28 @@ def cast(x: Any, dtype: Any, name: str | None = None) -> Any:
 class Add(Op):
     """y = a + b;  da = db = dy."""
 
-    sums = True  # `linear` can add a ReLU
+    sums = True  # fusion: `linear` can add a ReLU
 
     def forward(  # type: ignore[override]  # two inputs
-        self, a: Any, b: Any, ctx: Context
+        self, a: Any, b: Any, ctx: Context, relu: bool = False, last: None = None
     ) -> Any:
-        return self.linear(a, b, ctx)
-
-    def backward(self, dy: Any, ctx: Context, need_dx: bool = True) -> Any:
-        return self.linear_backward(dy, ctx)
-
-    def linear(self, a: Any, b: Any, ctx: Context, relu: bool = False, last: None = None) -> Any:
-        """Return a + b, or max(a + b, 0), in one pass."""
         _check_alike(self.label, a, b)
         y = total(a, b, ctx, self, relu)
         ctx[self] = y, relu
         return y
 
-    def linear_backward(self, dy: Any, ctx: Context, need_dx: bool = True) -> Any:
+    def backward(self, dy: Any, ctx: Context, need_dx: bool = True) -> Any:
         y, relu = ctx[self]
-        _check_gradient(dy, y, self.label)
+        if isinstance(y, np.ndarray):
+            checks.gradient(dy, y.shape, y.dtype, self.label)
         if relu:
             dx = ctx.empty(self, "dx", y.shape, y.dtype)
             elementwise.relu_gradient(dy, y, dx)
             dy = dx
         return dy, dy
+
+    linear = forward
+    linear_backward = backward
 
 
 def total(a: Any, b: Any, ctx: Context, owner: Any, relu: bool = False) -> Any:
@@ -700,7 +697,6 @@ class Multiply(Op):
 
     def backward(self, dy: Any, ctx: Context, need_dx: bool = True) -> Any:
         a, b = ctx[self]
-        _check_gradient(dy, a, self.label)
         return dy * b, dy * a
 
 
@@ -713,11 +709,9 @@ class Scale(Op):
         self.offset = offset
 
     def forward(self, x: Any, ctx: Context) -> Any:
-        ctx[self] = x
         return self.factor * x + self.offset
 
     def backward(self, dy: Any, ctx: Context, need_dx: bool = True) -> Any:
-        _check_gradient(dy, ctx[self], self.label)
         return self.factor * dy if need_dx else None
 
 
@@ -759,11 +753,12 @@ _NUMBER = int | float | np.integer | np.floating
 def _arithmetic(kind: type[Op], x: Any, y: Any, name: str | None = None) -> Any:
     """Apply Add or Multiply to two arrays or Tensors, or Scale if one of them is a number."""
     label = name or kind.kind
-    for value, other in ((y, x), (x, y)):
-        if isinstance(value, _NUMBER):
-            number = checks.number(value, "y" if value is y else "x")
-            scale = Scale(1.0, number, name) if kind is Add else Scale(number, 0.0, name)
-            return apply(scale, _floats(other, label, "x" if value is y else "y"))
+    if isinstance(x, _NUMBER):
+        x, y = y, x
+    if isinstance(y, _NUMBER):
+        number = checks.number(y, "number")
+        scale = Scale(1.0, number, name) if kind is Add else Scale(number, 0.0, name)
+        return apply(scale, _floats(x, label, "x"))
     x = _floats(x, label, "x")
     y = _floats(y, label, "y")
     if isinstance(x, Tensor) and isinstance(y, Tensor):
@@ -771,59 +766,29 @@ def _arithmetic(kind: type[Op], x: Any, y: Any, name: str | None = None) -> Any:
     return apply(kind(name), x, y)
 
 
-def _minus(value: Any) -> Any:
-    return -value if isinstance(value, _NUMBER) else _arithmetic(Multiply, value, -1)
-
-
-def _divide(x: Any, y: Any) -> Any:
-    if isinstance(y, Tensor):
-        raise TypeError(
-            f"{x!r} cannot be divided by {y!r}, only by a number; multiply by a number, or write "
-            "an Op of your own with two inputs"
-        )
-    number = checks.number(y, "the divisor")
-    if not number:
-        raise ValueError(f"{x!r} cannot be divided by 0")
-    return _arithmetic(Multiply, x, 1 / number)
-
-
 # The operators of Tensor are set here because `core.op` does not import the ops.
 for _name, _operator in {
     "__add__": add,
     "__radd__": add,
-    "__sub__": lambda x, y: add(x, _minus(y)),
-    "__rsub__": lambda x, y: add(_minus(x), y),
+    "__sub__": lambda x, y: add(x, -y),
+    "__rsub__": lambda x, y: add(-x, y),
     "__mul__": lambda x, y: _arithmetic(Multiply, x, y),
     "__rmul__": lambda x, y: _arithmetic(Multiply, x, y),
-    "__neg__": _minus,
-    "__truediv__": _divide,
-    "__rtruediv__": lambda x, y: _divide(y, x),
+    "__truediv__": lambda x, y: _arithmetic(Multiply, x, 1 / y),
+    "__neg__": lambda x: _arithmetic(Multiply, x, -1),
 }.items():
     setattr(Tensor, _name, _operator)
 
 
 def _check_alike(label: str, a: Any, b: Any) -> None:
-    """Raise unless two values have the same shape and type: nothing is broadcast."""
-    shapes = [getattr(value, "shape", ()) for value in (a, b)]
-    if shapes[0] != shapes[1]:
-        remedy = "mc.reshape gives both the same number of axes"
-        if len(shapes[0]) == len(shapes[1]):
-            remedy = "repeat one along an axis of size 1, for example mc.concat([x] * 3, axis=1)"
+    """Raise unless two values have the same shape and type; losses are numbers, of any type."""
+    forms = [(v.shape, v.dtype) if getattr(v, "shape", ()) else None for v in (a, b)]
+    if forms[0] != forms[1]:
         raise ValueError(
-            f"{label}: `x` and `y` must have the same shape, got {describe(a)} and {describe(b)}; "
-            f"nothing is broadcast: {remedy}"
+            f"{label}: `x` and `y` must have the same shape and type, got {describe(a)} and "
+            f"{describe(b)}; nothing is broadcast: use mc.cast, mc.reshape, or to repeat one along "
+            "an axis of size 1, mc.concat([x] * 3, axis=1)"
         )
-    if shapes[0] and a.dtype != b.dtype:  # losses are numbers, of any type
-        raise TypeError(
-            f"{label}: `x` and `y` must have the same type, got {describe(a)} and {describe(b)}; "
-            "use mc.cast"
-        )
-
-
-def _check_gradient(dy: Any, y: Any, label: str) -> None:
-    """Raise unless the gradient is like the output, which may also be a number."""
-    if isinstance(y, np.ndarray):
-        checks.gradient(dy, y.shape, y.dtype, label)
 
 
 class Concat(Op):
@@ -836,14 +801,12 @@ class Concat(Op):
     def build(self, input_shape: Any, rng: Any, dtype: Any = np.float32) -> Shape:
         shapes = input_shape if isinstance(input_shape[0], tuple) else (input_shape,)
         axis = _row_axis(self.axis, shapes[0], self.label)
-        others = {(*shape[:axis], *shape[axis + 1 :]) for shape in shapes}
-        if len(others) > 1 or len(set(map(len, shapes))) > 1:
+        if len({(*shape[:axis], *shape[axis + 1 :]) for shape in shapes}) > 1:
             raise ValueError(
                 f"{self.label}: `values` must have the same sizes except along `axis` "
                 f"{self.axis}, got the shapes {' and '.join(map(str, shapes))}; reshape them first"
             )
-        size = sum(shape[axis] for shape in shapes)
-        return (*shapes[0][:axis], size, *shapes[0][axis + 1 :])
+        return (*shapes[0][:axis], sum(s[axis] for s in shapes), *shapes[0][axis + 1 :])
 
     def forward(self, *inputs_and_ctx: Any) -> Any:
         *inputs, ctx = inputs_and_ctx
@@ -889,12 +852,8 @@ def concat(values: Any, axis: int, name: str | None = None) -> Any:
     if not values:
         raise ValueError("`values` must hold at least one Tensor or array, got none")
     op = Concat(_axis(axis, values[0].shape, "concat, `values`"), name)
-    types = {str(value.dtype) for value in values}
-    if len(types) > 1:
-        raise TypeError(
-            f"{op.label}: `values` must have one type, got {' and '.join(sorted(types))}; use "
-            "mc.cast"
-        )
+    if len({value.dtype for value in values}) > 1:
+        raise TypeError(f"{op.label}: `values` must have one type, got {values}; use mc.cast")
     if not any(isinstance(value, Tensor) for value in values):
         op.build(tuple(value.shape for value in values), None)
     return apply(op, *values)
@@ -905,41 +864,36 @@ class ReduceSum(Op):
 
     mean = False
 
-    def __init__(self, axis: Any, keepdims: bool, name: str | None = None) -> None:
+    def __init__(self, axes: tuple[int, ...], keepdims: bool, name: str | None = None) -> None:
         super().__init__(name)
-        self.axis = axis  # a tuple; None: all
+        self.axes = axes  # counted from the front
         self.keepdims = checks.boolean(keepdims, "keepdims")
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
-        axes = self.axes(len(input_shape))
-        if self.axis is not None:
-            for axis in axes:
-                _row_axis(axis, input_shape, self.label)
-        if self.keepdims:
-            return tuple(1 if axis in axes else size for axis, size in enumerate(input_shape))
-        return tuple(size for axis, size in enumerate(input_shape) if axis not in axes)
+        if 0 in self.axes and len(self.axes) < len(input_shape):
+            raise ValueError(
+                f"{self.label}: `axis` 0 of {input_shape} is the batch, which can be reduced only "
+                "together with all other axes (axis=None)"
+            )
+        return self._reduced(input_shape, self.keepdims)
 
-    def axes(self, rank: int) -> tuple[int, ...]:
-        """Return the axes, counted from the front."""
-        return tuple(range(rank)) if self.axis is None else self.axis
+    def _reduced(self, shape: Any, keepdims: bool) -> Any:
+        sizes = (1 if axis in self.axes else size for axis, size in enumerate(shape))
+        return tuple(n for axis, n in enumerate(sizes) if keepdims or axis not in self.axes)
+
+    def _count(self, shape: Any) -> int:
+        return max(1, math.prod(shape[axis] for axis in self.axes)) if self.mean else 1
 
     def forward(self, x: Any, ctx: Context) -> Any:
-        compute = np.mean if self.mean else np.sum
-        y = compute(x, axis=self.axis, dtype=np.float64, keepdims=self.keepdims).astype(x.dtype)
-        ctx[self] = x.shape, y.shape, x.dtype
-        return y
+        ctx[self] = x.shape, x.dtype
+        y = x.sum(axis=self.axes, dtype=np.float64, keepdims=self.keepdims)
+        return (y / self._count(x.shape)).astype(x.dtype)
 
     def backward(self, dy: Any, ctx: Context, need_dx: bool = True) -> Any:
-        shape, reduced, dtype = ctx[self]
-        dy = dy if reduced else np.asarray(dy, dtype)  # that of a loss is a number
-        checks.gradient(dy, reduced, dtype, self.label)
-        if not need_dx:
-            return None
-        axes = self.axes(len(shape))
-        if not self.keepdims:
-            dy = np.expand_dims(dy, axes)
-        count = math.prod(shape[axis] for axis in axes) if self.mean else 1
-        return np.ascontiguousarray(np.broadcast_to(dy / max(count, 1), shape))
+        shape, dtype = ctx[self]
+        dy = np.asarray(dy, dtype).reshape(self._reduced(shape, True))  # of a loss a number
+        dx = np.ascontiguousarray(np.broadcast_to(dy / self._count(shape), shape))
+        return dx if need_dx else None
 
 
 class ReduceMean(ReduceSum):
@@ -1008,10 +962,11 @@ def reduce_mean(
 
 def _reduce(kind: type[ReduceSum], x: Any, axis: Any, keepdims: bool, name: str | None) -> Any:
     x = _floats(x, name or kind.kind, "input_tensor")
-    if axis is not None:
-        axes = [axis] if isinstance(axis, int | np.integer) else checks.sequence(axis, "axis")
-        axis = tuple(sorted({_axis(each, x.shape, kind.kind) % len(x.shape) for each in axes}))
-    return apply(kind(axis, keepdims, name), x)
+    if axis is None:
+        axis = range(len(x.shape))
+    given = [axis] if isinstance(axis, int | np.integer) else checks.sequence(axis, "axis")
+    axes = sorted({_axis(each, x.shape, kind.kind) % len(x.shape) for each in given})
+    return apply(kind(tuple(axes), keepdims, name), x)
 
 
 def _array(value: Any, name: str, check: Callable[..., np.ndarray] = checks.array) -> Any:

@@ -474,13 +474,12 @@ def test_the_weights_of_what_is_no_layer(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "words"), [
-    ("tf.losses.sparse_softmax_cross_entropy", "tf.losses.softmax_cross_entropy(tf.one_hot("),
-    ("tf.nn.sparse_softmax_cross_entropy_with_logits", "tf.losses.softmax_cross_entropy("),
+    ("tf.nn.softmax_cross_entropy_with_logits", "tf.losses.softmax_cross_entropy(tf.one_hot("),
+    ("tf.nn.sparse_softmax_cross_entropy_with_logits", "tf.losses.sparse_softmax_cross_entropy("),
     ("tf.estimator", "learn.Estimator"),
     ("tf.train.exponential_decay", "minicnn.optimizers.exponential_decay("),
     ("tf.train.AdamOptimizer", "optimizer='Adam'"),
     ("tf.train.MomentumOptimizer", "optimizer='Momentum'"),
-    ("tf.concat", "np.concatenate"),
     ("tf.Session", "learn.Estimator"),
     ("tf.keras", "minicnn.Sequential"),
     ("tf.layers.conv3d", "tf.layers has conv2d, max_pooling2d,"),

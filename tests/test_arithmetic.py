@@ -184,8 +184,9 @@ def test_reductions(name, axis, keepdims):
               computed(lambda x: function(x, axis=axis, keepdims=keepdims), IMAGES)):
         assert y.dtype == np.float32
         assert_close(y, expected)
+    axes = range(4) if axis is None else axes
     report = mc.check_gradients(
-        getattr(ops, f"Reduce{name.title()}")(axes and tuple(axes), keepdims), (2, 3, 2, 2)
+        getattr(ops, f"Reduce{name.title()}")(tuple(axes), keepdims), (2, 3, 2, 2)
     )
     assert report.ok, report
 
@@ -283,7 +284,7 @@ def test_nothing_is_broadcast(function, other, words):
     graph = mc.Graph()
     x, y = placeholder(graph=graph), placeholder(other, graph=graph)
     for message in (refused(function, x, y), refused(function, y, x)):
-        assert "must have the same shape" in message
+        assert "`x` and `y` must have the same shape" in message
         assert words in message and "(None, 4)" in message
         assert "nothing is broadcast" in message
 
@@ -293,15 +294,16 @@ def test_the_remedies_for_other_shapes_work():
     a, b, c = (placeholder(shape, graph=graph) for shape in ((None, 3), (None, 1), (None,)))
     remedy = re.search(r"mc\.concat\(.*\)$", refused(mc.add, a, b)).group(0)
     y = a + eval(remedy, {"x": b, "mc": mc})
-    assert "mc.reshape" in refused(mc.add, b, c)
     assert (y * a).shape == (None, 3)
     assert (b + mc.reshape(c, [-1, 1])).shape == (None, 1)
+    d = placeholder(dtype=np.float64, graph=graph)
+    assert mc.add(mc.cast(placeholder(graph=graph), np.float64), d).dtype == np.float64
 
 
 def test_arrays_of_other_shapes():
     assert "nothing is broadcast" in refused(mc.add, A, A[0])
     assert "nothing is broadcast" in refused(mc.add, A, A[:, :1])
-    assert "the same type, got" in refused(mc.add, A, B.astype(np.float64))
+    assert "same shape and type, got" in refused(mc.add, A, B.astype(np.float64))
     with pytest.raises(ValueError, match="must have the same shape"):
         ops.Multiply().forward(A, A[:1], mc.Context())
 
@@ -316,10 +318,10 @@ def test_arrays_and_tensors_do_not_mix(use):
 
 @pytest.mark.parametrize(("use", "words"), [
     (lambda x: x + None, "`y`"), (lambda x: x * "2", "`y`"), (lambda x: [1] - x, "float"),
-    (lambda x: x + True, "`y` must be a number, got True"),
-    (lambda x: x + np.nan, "`y` must be a finite number"),
-    (lambda x: x / 0, "cannot be divided by 0"), (lambda x: x / x, "only by a number"),
-    (lambda x: 1 / x, "only by a number"), (lambda x: x / A, "the divisor"),
+    (lambda x: x + True, "`number` must be a number, got True"),
+    (lambda x: x + np.nan, "`number` must be a finite number"),
+    (lambda x: x / x, "/ by a number"), (lambda x: 1 / x, "/ by a number"),
+    (lambda x: x / A, "do not mix"),
 ])
 def test_other_operands(use, words):
     assert words in refused(use, placeholder())
@@ -337,8 +339,7 @@ def test_the_types_must_be_the_same():
     graph = mc.Graph()
     x, y = placeholder(graph=graph), placeholder(dtype=np.float64, graph=graph)
     assert "use mc.cast" in refused(mc.add, x, y)
-    assert "one type, got float32 and float64; use mc.cast" in refused(mc.concat, [x, y], 1)
-    assert mc.add(mc.cast(x, np.float64), y).dtype == np.float64
+    assert "one type, got" in refused(mc.concat, [x, y], 1)
 
 
 @pytest.mark.parametrize(("shapes", "axis", "words"), [
@@ -356,8 +357,9 @@ def test_concat_of_other_shapes(shapes, axis, words):
 def test_axes_of_reductions():
     x = placeholder((None, 3, 4))
     assert "no `axis` 3" in refused(mc.reduce_sum, x, 3)
-    assert "after the batch" in refused(mc.reduce_mean, x, 0)
-    assert "after the batch" in refused(mc.reduce_mean, x, [0, 1])
+    assert "`axis` 0 of (None, 3, 4) is the batch" in refused(mc.reduce_mean, x, 0)
+    assert "is the batch" in refused(mc.reduce_mean, x, [0, 1])
+    assert mc.reduce_sum(x, [0, 1, 2]).shape == mc.reduce_mean(x).shape == ()
     assert_array_equal(mc.reduce_sum(A, 0), A.sum(axis=0, dtype=np.float64).astype(np.float32))
 
 

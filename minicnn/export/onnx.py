@@ -212,15 +212,13 @@ class _File:
         """Add the output of an op for its inputs, of `shape` in minicnn; for None return `x`."""
         if op is None:
             return x
-        if type(op) in _OF_SEVERAL:
-            return _OF_SEVERAL[type(op)](self, op, [x, *others], shape)
-        if type(op) not in _EXPORTS or others:
+        if type(op) not in _EXPORTS:
             raise ValueError(_refusal(op))
-        return _EXPORTS[type(op)](self, op, x, shape)
+        return _EXPORTS[type(op)](self, op, x, shape, *others)
 
 
 def _refusal(op: Op) -> str:
-    known = ", ".join(sorted({kind.__name__ for kind in [*_EXPORTS, *_OF_SEVERAL]}))
+    known = ", ".join(sorted({kind.__name__ for kind in _EXPORTS}))
     return (
         f"{op.label}: {type(op).__name__} cannot be exported; use Sequential, Residual, {known}, "
         "but no subclasses that compute something else"
@@ -392,32 +390,27 @@ def _scale(file: _File, op: Any, x: _Value, shape: Shape) -> _Value:
 def _reduce(file: _File, op: Any, x: _Value, shape: Shape) -> _Value:
     inputs = [file.name_of(x)]
     attributes: dict[str, Any] = {"keepdims": int(op.keepdims)}
-    if op.axis is not None and op.mean:
-        attributes["axes"] = op.axis  # an input only since opset 18
-    elif op.axis is not None:
-        inputs.append(file.constant(np.array(op.axis, np.int64), f"{op.label}/axes"))
+    if op.mean:
+        attributes["axes"] = op.axes  # an input only since opset 18
+    else:
+        inputs.append(file.constant(np.array(op.axes, np.int64), f"{op.label}/axes"))
     return _Value(file.node(type(op).__name__, inputs, op.label, **attributes))
 
 
-def _pair(file: _File, op: Op, inputs: Sequence[_Value], shape: Shape) -> _Value:
-    is_nchw = all(x.is_nchw for x in inputs)
-    names = [file.name_of(x, is_nchw) for x in inputs]
+def _pair(file: _File, op: Op, x: _Value, shape: Shape, *others: _Value) -> _Value:
+    inputs = [x, *others]
+    is_nchw = all(value.is_nchw for value in inputs)
     kind = "Add" if type(op) is ops.Add else "Mul"
+    names = [file.name_of(value, is_nchw) for value in inputs]
     return _Value(file.node(kind, names, op.label), is_nchw)
 
 
-def _concat(file: _File, op: Any, inputs: Sequence[_Value], shape: Shape) -> _Value:
-    names = [file.name_of(x) for x in inputs]
+def _concat(file: _File, op: Any, x: _Value, shape: Shape, *others: _Value) -> _Value:
+    names = [file.name_of(value) for value in (x, *others)]
     return _Value(file.node("Concat", names, op.label, axis=op.axis))
 
 
-_OF_SEVERAL: dict[type[Op], Callable[[_File, Any, Sequence[_Value], Shape], _Value]] = {
-    ops.Add: _pair,
-    ops.Multiply: _pair,
-    ops.Concat: _concat,
-}
-
-_EXPORTS: dict[type[Op], Callable[[_File, Any, _Value, Shape], _Value]] = {
+_EXPORTS: dict[type[Op], Callable[..., _Value]] = {
     layers.Conv2D: _conv2d,
     layers.MaxPooling2D: _pooling2d,
     layers.AveragePooling2D: _pooling2d,
@@ -442,6 +435,9 @@ _EXPORTS: dict[type[Op], Callable[[_File, Any, _Value, Shape], _Value]] = {
     ops.OneHot: _one_hot,
     ops.Cast: _cast,
     ops.Scale: _scale,
+    ops.Add: _pair,
+    ops.Multiply: _pair,
+    ops.Concat: _concat,
     ops.ReduceSum: _reduce,
     ops.ReduceMean: _reduce,
 }

@@ -7,7 +7,7 @@ import numpy as np
 from minicnn import ops
 from minicnn.core import checks
 from minicnn.core.context import Context
-from minicnn.core.op import Op, Shape, Tensor, apply, parts
+from minicnn.core.op import Op, Shape, Tensor, apply
 from minicnn.layers.chain import Chain
 from minicnn.layers.layer import Layer
 
@@ -53,12 +53,12 @@ class Residual(Layer):
     'residual/block/conv2d/kernel'
     """
 
-    sums = True  # `linear` can add a ReLU
+    sums = True  # fusion: `linear` can add a ReLU
 
     def __init__(self, block: Any, shortcut: Any = None, name: str | None = None) -> None:
         super().__init__(name)
-        self.block = _chain(block, "block")
-        self.shortcut = checks.optional(_chain, shortcut, "shortcut")
+        self.block = _chain(block)
+        self.shortcut = checks.optional(_chain, shortcut)
         self._add = ops.Add()
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
@@ -68,34 +68,31 @@ class Residual(Layer):
         y = self.build_part(self.block, shape, rng)
         other = self.build_part(self.shortcut, shape, rng) if self.shortcut else shape
         if y != other:
-            second = f"`shortcut` gives {other}"
-            remedy = "give both the same number of filters or units and the same strides"
-            if self.shortcut is None:
-                second = f"the inputs have {shape}"
-                remedy = self._remedy(shape, y)
-            raise ValueError(f"{self.label}: `block` gives outputs {y}, but {second}; {remedy}")
+            is_wider = y[:-1] == shape[:-1]
+            remedy = f"Dense({y[-1]})" if is_wider else "Conv2D(filters, 1, strides)"
+            raise ValueError(
+                f"{self.label}: `block` gives outputs {y}, but "
+                f"{'`shortcut`' if self.shortcut else 'the input'} {other}; they must be equal, "
+                f"for example with shortcut={remedy}"
+            )
         return y
 
-    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
-        return self.linear(x, ctx)
+    def forward(
+        self, x: Any, ctx: Context, relu: bool = False, last: None = None
+    ) -> np.ndarray:
+        x = self.check_inputs(x)
+        y = self.block.forward(x, ctx)
+        other = self.shortcut.forward(x, ctx) if self.shortcut else x
+        return self._add.forward(y, other, ctx, relu)
 
     def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
-        return self.linear_backward(dy, ctx, need_dx)
-
-    def linear(self, x: Any, ctx: Context, relu: bool = False, last: None = None) -> np.ndarray:
-        """Return the sum, or max(sum, 0) with ReLU in the same pass."""
-        x = self.check_inputs(x)
-        other = self.shortcut.forward(x, ctx) if self.shortcut else x
-        return self._add.linear(self.block.forward(x, ctx), other, ctx, relu)
-
-    def linear_backward(
-        self, dy: np.ndarray, ctx: Context, need_dx: bool = True
-    ) -> np.ndarray | None:
-        """Return the gradient of x through both paths, or None."""
-        dy, _ = self._add.linear_backward(dy, ctx)
+        dy, _ = self._add.backward(dy, ctx)
         dx = self.block.backward(dy, ctx, need_dx)
         other = self.shortcut.backward(dy, ctx, need_dx) if self.shortcut else dy
         return ops.total(dx, other, ctx, self) if need_dx else None
+
+    linear = forward
+    linear_backward = backward
 
     def __call__(self, inputs: Any) -> Any:
         """Apply the layer to an array, or to a Tensor, each layer inside as a node of its graph."""
@@ -113,30 +110,9 @@ class Residual(Layer):
             if branch is not None:
                 branch.name = branch.name or f"{self.label}/{name}"
 
-    def _remedy(self, shape: Shape, y: Shape) -> str:
-        """Return a shortcut that maps inputs of `shape` to outputs of shape `y`."""
-        if len(shape) == len(y) == 4:
-            formats = [getattr(part, "data_format", "") for part in parts(self.block)]
-            first = "channels_first" in formats
-            sides = slice(2, 4) if first else slice(1, 3)
-            sizes: Any = shape[sides]
-            wanted: Any = y[sides]
-            strides = tuple(-(-size // out) for size, out in zip(sizes, wanted, strict=True))
-            if wanted == tuple(-(-size // by) for size, by in zip(sizes, strides, strict=True)):
-                last = ", data_format='channels_first'" if first else ""
-                return f"give shortcut=Conv2D({y[1 if first else 3]}, 1, strides={strides}{last})"
-        elif shape[:-1] == y[:-1]:
-            return f"give shortcut=Dense({y[-1]})"
-        return f"give a `shortcut` with outputs {y}, or a block that keeps the shape"
 
-
-def _chain(layers: Any, name: str) -> Chain:
+def _chain(layers: Any) -> Chain:
     """Return the layers of a branch as one chain."""
     if isinstance(layers, Chain):
         return layers
-    if isinstance(layers, Op):
-        layers = [layers]
-    try:
-        return Chain(layers)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"`{name}`: {error}") from error
+    return Chain([layers] if isinstance(layers, Op) else layers)

@@ -100,25 +100,22 @@ def test_a_frozen_block_is_not_trained():
     assert not any(parameter.trainable for parameter in layer.parameters)
 
 
-DIFFERENT = [
-    (lambda: Residual(Dense(2)), (4,)),
-    (lambda: Residual(Dense(2)), (3, 4)),
-    (lambda: Residual(Conv2D(5, 3, strides=(2, 3), padding="same")), (7, 9, 3)),
-    (lambda: Residual(Conv2D(5, 1)), (7, 9, 3)),
-    (lambda: Residual(Conv2D(5, 3, strides=2, padding="same", **FIRST)), (3, 7, 9)),
-]
-
-
-@pytest.mark.parametrize(("make", "shape"), DIFFERENT)
-def test_the_remedy_for_another_shape_works(make, shape):
+@pytest.mark.parametrize(("make", "shape", "shortcut"), [
+    (lambda: Residual(Dense(2)), (4,), "Dense(2)"),
+    (lambda: Residual(Dense(2)), (3, 4), "Dense(2)"),
+    (lambda: Residual(Conv2D(5, 1)), (7, 9, 3), "Dense(5)"),
+    (lambda: Residual(Conv2D(5, 3, strides=2, padding="same")), (7, 9, 3), None),
+    (lambda: Residual(Conv2D(5, 3, strides=2, padding="same", **FIRST)), (3, 7, 9), None),
+])
+def test_the_remedy_for_another_shape(make, shape, shortcut):
     layer = make()
-    with pytest.raises(ValueError, match=r"`block` gives outputs .*, but the inputs have") as error:
+    with pytest.raises(ValueError, match=r"`block` gives outputs .*, but the input") as error:
         layer.build((None, *shape), rng=0)
-    remedy = re.search(r"; give shortcut=(.*)$", str(error.value)).group(1)
-    layer = Residual(make().block, eval(remedy))
-    layer.build((None, *shape), rng=0)
-    report = mc.check_gradients(layer, (2, *shape))
-    assert report.ok, report
+    remedy = re.search(r"for example with shortcut=(.*)$", str(error.value)).group(1)
+    assert remedy == (shortcut or "Conv2D(filters, 1, strides)")
+    if shortcut:
+        layer = Residual(make().block, eval(remedy))
+        layer.build((None, *shape), rng=0)
 
 
 class Doubled(Residual):
@@ -139,14 +136,10 @@ def test_a_subclass_computes_what_it_says_in_a_graph():
 
 
 def test_other_errors():
-    with pytest.raises(ValueError, match=r"\(None, 5, 7, 5\).*; give a `shortcut` with outputs"):
-        Residual(Conv2D(5, 3)).build((None, 7, 9, 3), rng=0)
-    with pytest.raises(ValueError, match=r"but `shortcut` gives \(None, 3\); give both the same"):
+    with pytest.raises(ValueError, match=r"but `shortcut` \(None, 3\); they must be equal"):
         Residual(Dense(2), Dense(3)).build((None, 4), rng=0)
-    with pytest.raises(TypeError, match="`block`: `layers` must be a list of layers, got 3"):
+    with pytest.raises(TypeError, match="`layers` must be a list of layers, got 3"):
         Residual(3)
-    with pytest.raises(TypeError, match="`shortcut`: `layers` must be a list"):
-        Residual(Dense(3), shortcut=0.5)
     dense = Dense(3)
     with pytest.raises(ValueError, match="the same layer twice"):
         Sequential([Residual(dense, dense)]).build((None, 3), rng=0)
