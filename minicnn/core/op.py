@@ -336,7 +336,7 @@ class Tensor:
     __lt__ = __le__ = __gt__ = __ge__ = _refusing(
         "it cannot be compared; compare the arrays that predict returns, or write an Op"
     )
-    __rtruediv__ = __pow__ = __rpow__ = __matmul__ = __rmatmul__ = __mod__ = __floordiv__ = __abs__ = _refusing(
+    __rtruediv__ = __pow__ = __rpow__ = __matmul__ = __rmatmul__ = __abs__ = _refusing(
         "only + - * and / by a number work; write x * x for a square, layers.dense for a product "
         "of matrices, or an Op of your own"
     )

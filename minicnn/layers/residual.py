@@ -77,9 +77,11 @@ class Residual(Layer):
             )
         return y
 
-    def forward(
-        self, x: Any, ctx: Context, relu: bool = False, last: None = None
-    ) -> np.ndarray:
+    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        return self.linear(x, ctx)
+
+    def linear(self, x: Any, ctx: Context, relu: bool = False, last: None = None) -> np.ndarray:
+        """Return the sum, or max(sum, 0) with ReLU in the same pass."""
         x = self.check_inputs(x)
         y = self.block.forward(x, ctx)
         other = self.shortcut.forward(x, ctx) if self.shortcut else x
@@ -91,7 +93,6 @@ class Residual(Layer):
         other = self.shortcut.backward(dy, ctx, need_dx) if self.shortcut else dy
         return ops.total(dx, other, ctx, self) if need_dx else None
 
-    linear = forward
     linear_backward = backward
 
     def __call__(self, inputs: Any) -> Any:

@@ -47,6 +47,8 @@ NOT_EXPORTED = {
     mc.layers.Residual: "its layers are exported",
     Fused: "stands for layers that are exported",
     mc.losses.SoftmaxCrossEntropy: "no prediction",
+    **dict.fromkeys(mc.losses._Loss.__subclasses__(), "no prediction"),
+    mc.losses._Loss: "a base",
     _OfClassNumbers: "no prediction",
     _TotalLoss: "no prediction",
 }
