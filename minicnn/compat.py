@@ -100,6 +100,7 @@ _REPLACEMENTS = {
     "tf.train.AdamOptimizer": f"{_OPTIMIZER}'Adam')",
     "tf.train.GradientDescentOptimizer": f"{_OPTIMIZER}'SGD')",
     "tf.train.MomentumOptimizer": f"{_OPTIMIZER}'Momentum')",
+    "tf.train.RMSPropOptimizer": f"{_OPTIMIZER}'RMSProp')",
     "tf.train.Saver": "the Estimator keeps checkpoints: learn.Estimator(model_fn, model_dir)",
     "tf.train.exponential_decay": "use tf.contrib.layers.optimize_loss(loss, optimizer="
     "minicnn.optimizers.SGD(minicnn.optimizers.exponential_decay(rate, decay_steps, decay_rate)))",

@@ -1,9 +1,13 @@
-"""Metrics of predictions, computed in float64."""
+"""Metrics of predictions, computed in float64.
+
+Those of scikit-learn work as well: ``mc.MetricSpec(sklearn.metrics.f1_score, "classes")``.
+"""
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from minicnn.core import checks
+from minicnn.ops import check_labels
 
 
 def accuracy(labels: ArrayLike, predictions: ArrayLike, weights: ArrayLike | None = None) -> float:
@@ -85,6 +89,131 @@ def mean(values: ArrayLike, weights: ArrayLike | None = None) -> float:
             f"a minimum of {weights.min():g} and a sum of {total:g}"
         )
     return float((weights * values).sum() / total)
+
+
+def precision(
+    labels: ArrayLike,
+    predictions: ArrayLike,
+    weights: ArrayLike | None = None,
+    positive: int = 1,
+) -> float:
+    """Return the fraction of the rows predicted as a class that are of this class.
+
+    Parameters
+    ----------
+    labels, predictions : array of int, (N,)
+        The true and the predicted class of each row.
+    weights : array, (N,), optional
+        Weight of each row: finite, not negative, not all 0.
+    positive : int
+        The class.
+
+    Returns
+    -------
+    float
+        From 0 to 1; 0 if no row is predicted as the class.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `accuracy`.
+
+    Examples
+    --------
+    >>> import minicnn as mc
+    >>> mc.metrics.precision(labels=[1, 1, 0, 0], predictions=[1, 0, 1, 1])
+    0.3333333333333333
+    """
+    return _share(*_classes(labels, predictions), weights, positive)
+
+
+def recall(
+    labels: ArrayLike,
+    predictions: ArrayLike,
+    weights: ArrayLike | None = None,
+    positive: int = 1,
+) -> float:
+    """Return the fraction of the rows of a class that are predicted as this class.
+
+    Parameters
+    ----------
+    labels, predictions, weights, positive
+        As for `precision`.
+
+    Returns
+    -------
+    float
+        From 0 to 1; 0 if there is no row of the class.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `accuracy`.
+
+    Examples
+    --------
+    >>> import minicnn as mc
+    >>> mc.metrics.recall(labels=[1, 1, 0, 0], predictions=[1, 0, 1, 1])
+    0.5
+    """
+    true, predicted = _classes(labels, predictions)
+    return _share(predicted, true, weights, positive)
+
+
+def top_k_accuracy(
+    labels: ArrayLike, predictions: ArrayLike, weights: ArrayLike | None = None, k: int = 5
+) -> float:
+    """Return the fraction of the rows whose class is among the k with the highest scores.
+
+    Parameters
+    ----------
+    labels : array of int, (N,)
+        The true class of each row.
+    predictions : array, (N, classes)
+        The scores of the classes: probabilities or logits. A class with the same score as the
+        k-th counts, as in TensorFlow.
+    weights : array, (N,), optional
+        Weight of each row: finite, not negative, not all 0.
+    k : int
+
+    Returns
+    -------
+    float
+        From 0 to 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the shapes do not fit, or a label is not one of the classes.
+
+    Examples
+    --------
+    >>> import minicnn as mc
+    >>> scores = [[0.1, 0.3, 0.6], [0.5, 0.3, 0.2]]
+    >>> mc.metrics.top_k_accuracy(labels=[1, 2], predictions=scores, k=2)
+    0.5
+    """
+    true = _class_numbers(labels, "labels")
+    scores = checks.array(predictions, "predictions")
+    k = checks.integer(k, "k")
+    if scores.ndim != 2 or len(scores) != true.size:
+        raise ValueError(
+            f"`predictions` must be scores of shape ({true.size}, classes), one row for each of "
+            f"the `labels`, got shape {scores.shape}; take both from the same rows"
+        )
+    check_labels(true, scores.shape[1], "labels")
+    own = np.take_along_axis(scores, true[:, None], axis=1)
+    return mean((~(scores <= own)).sum(axis=1) < k, weights)  # a score of NaN is never reached
+
+
+def _share(
+    labels: np.ndarray, predictions: np.ndarray, weights: ArrayLike | None, positive: int
+) -> float:
+    """Return the share of rows with this label among those with this prediction; 0 of none."""
+    positive = checks.integer(positive, "positive", -(2**63))
+    total = mean(predictions == positive, weights)
+    both = (predictions == positive) & (labels == positive)
+    return mean(both, weights) / total if total else 0.0
 
 
 def confusion_matrix(

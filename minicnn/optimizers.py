@@ -322,6 +322,88 @@ class Adam(Optimizer):
                      self.beta1, self.beta2, root * self.epsilon)
 
 
+class AdamW(Adam):
+    """Adam with the weight decay that PyTorch's AdamW has by default, 0.01.
+
+    See `Adam`, whose weight decay is decoupled as well.
+
+    Parameters
+    ----------
+    learning_rate, beta1, beta2, epsilon, weight_decay
+        As for `Adam`.
+
+    References
+    ----------
+    Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019, Algorithm 2.
+
+    Examples
+    --------
+    >>> import minicnn as mc
+    >>> mc.optimizers.AdamW(0.001).weight_decay
+    0.01
+    """
+
+    def __init__(self, learning_rate: Rate = 0.001, beta1: float = 0.9, beta2: float = 0.999,
+                 epsilon: float = 1e-8, weight_decay: float = 0.01) -> None:
+        super().__init__(learning_rate, beta1, beta2, epsilon, weight_decay)
+
+
+class RMSprop(Optimizer):
+    """RMSProp as in TensorFlow 1: the gradient divided by the root of a running mean of squares.
+
+        s = decay s + (1 - decay) g^2
+        v = momentum v + rate g / sqrt(s + epsilon);   w -= v
+
+    s starts at 1, so that the first steps are not too long. PyTorch's RMSprop differs: there s
+    starts at 0, epsilon is added to the root, and the rate multiplies v.
+
+    Parameters
+    ----------
+    learning_rate : float or callable
+        The rate, or a schedule step -> rate.
+    decay : float
+        In [0, 1).
+    momentum : float
+        In [0, 1).
+    epsilon : float
+        Above 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong type or is out of range.
+
+    References
+    ----------
+    Hinton, Srivastava and Swersky, "Neural networks for machine learning", lecture 6e, 2012.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> p = mc.Parameter("w", np.ones(2, np.float32))
+    >>> p.grad[:] = 0.1, 100
+    >>> mc.optimizers.RMSprop(0.1).step([p])
+    >>> p.value.round(4)  # the steps 0.01 / sqrt(0.901) and 10 / sqrt(1000.9)
+    array([0.9895, 0.6839], dtype=float32)
+    """
+
+    slots = ("rms", "momentum")
+
+    def __init__(self, learning_rate: Rate, decay: float = 0.9, momentum: float = 0.0,
+                 epsilon: float = 1e-10) -> None:
+        super().__init__(learning_rate)
+        self.decay = number(decay, "decay", least=0, below=1)
+        self.momentum = number(momentum, "momentum", least=0, below=1)
+        self.epsilon = _positive(epsilon, "epsilon")
+
+    def update(self, w: np.ndarray, g: np.ndarray, state: list[np.ndarray], rate: float) -> None:
+        """Update one parameter in place."""
+        # The arrays of the state start at 0. What is left of a start at 1 is decay^t.
+        start = self.decay ** (self.iterations + 1)
+        s, v = state
+        kernels.rmsprop(w, g, s, v, rate, self.decay, self.momentum, self.epsilon + start)
+
+
 class _Schedule:
     """Base class of schedules: callables step -> rate that can be pickled."""
 
@@ -505,8 +587,9 @@ def get(
     Parameters
     ----------
     optimizer : str, Optimizer, class or callable
-        ``"SGD"``, ``"Momentum"`` (SGD with momentum 0.9) or ``"Adam"`` in upper or lower case; an
-        Optimizer, which is returned; or a class or function that makes one from the rate.
+        ``"SGD"``, ``"Momentum"`` (SGD with momentum 0.9), ``"Adam"``, ``"AdamW"`` or ``"RMSProp"``
+        in upper or lower case; an Optimizer, which is returned; or a class or function that makes
+        one from the rate.
     learning_rate : float, schedule or None
         None keeps the rate of an Optimizer; otherwise a rate is required.
 
@@ -549,6 +632,8 @@ _BY_NAME: dict[str, Callable[[Rate], Optimizer]] = {
     "sgd": SGD,
     "momentum": functools.partial(SGD, momentum=0.9),
     "adam": Adam,
+    "adamw": AdamW,
+    "rmsprop": RMSprop,
 }
 
 

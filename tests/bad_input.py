@@ -342,6 +342,14 @@ CALLS = {
     "minicnn.metrics.mean": lambda: {
         "values": np.array([0.5, 2]), "weights": np.array([1.0, 2]),
     },
+    **{f"minicnn.metrics.{name}": lambda: {
+        "labels": np.array([0, 2]), "predictions": np.array([1, 2]),
+        "weights": np.array([1.0, 2]), "positive": 2,
+    } for name in ("precision", "recall")},
+    "minicnn.metrics.top_k_accuracy": lambda: {
+        "labels": np.array([0, 2]), "predictions": LOGITS.copy(),
+        "weights": np.array([1.0, 2]), "k": 2,
+    },
     "minicnn.metrics.confusion_matrix": lambda: {
         "labels": np.array([0, 2]), "predictions": np.array([1, 2]), "num_classes": 3,
     },
@@ -351,6 +359,10 @@ CALLS = {
     },
     "minicnn.optimizers.Adam": lambda: {
         "learning_rate": 0.1, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "weight_decay": 0.01,
+    },
+    "minicnn.optimizers.AdamW": lambda: CALLS["minicnn.optimizers.Adam"](),
+    "minicnn.optimizers.RMSprop": lambda: {
+        "learning_rate": 0.1, "decay": 0.9, "momentum": 0.5, "epsilon": 1e-10,
     },
     "minicnn.optimizers.constant": lambda: {**_SCHEDULE},
     "minicnn.optimizers.step_decay": lambda: {**_SCHEDULE, "every": 10, "factor": 0.5},
@@ -668,7 +680,9 @@ ARGUMENTS = {
     "minicnn.layers.batch_normalization.scale": "flag",
     "minicnn.layers.BatchNormalization.epsilon": "at least 0",
     "minicnn.layers.batch_normalization.epsilon": "at least 0",
-    "minicnn.metrics.mean.values": "values", "minicnn.optimizers.get.optimizer": "optimizer",
+    "minicnn.metrics.mean.values": "values", "positive": "integer", "k": "count",
+    "minicnn.metrics.top_k_accuracy.predictions": "scores", "decay": "share",
+    "minicnn.optimizers.get.optimizer": "optimizer",
     "minicnn.hooks.LoggingTensorHook.tensors": "fetches",
     "minicnn.hooks.NanTensorHook.loss_tensor": "fetch",
     "minicnn.hooks.ValidationMonitor.x": "rows", "minicnn.hooks.ValidationMonitor.y": "row labels",
@@ -712,6 +726,8 @@ KINDS |= {
     "shape": [3, None, "33", {3: 3}, (), (3,), (3, -1), (3, 2.5), (3, "3"), (3, NAN), (HUGE, HUGE),
               (BEYOND, 3), (None, None), THING],
     "values of the loss": [None, 3, *_NO_ARRAY, [0, 2], ROWS[:1], ROWS[:, :2], ROWS[0], ROWS * 1j],
+    "integer": _NO_INTEGER,
+    "scores": [None, 3, *_NO_ARRAY, [0, 2], LOGITS[:1], LOGITS[0], LOGITS[:, :2], LOGITS * 1j],
     "terms": [None, NAN, INF, True, *_NO_ARRAY, LOGITS[0], LOGITS[:1], LOGITS[:, :1], [1, 2],
               LOGITS.astype(np.float64), LOGITS.astype(complex), LOGITS.astype(int)],
     "tensors": [None, 3, "ab", {}, [], [3], [None, LOGITS], [LOGITS, LOGITS[0]],
@@ -1034,7 +1050,7 @@ ALIASES = {
     "tensors": ["name", "fetched"],
     "outputs": ["name"], "loss_tensor": ["name", "fetched"], "y": ["labels", "indices"],
     "metrics": ["prediction_key"], "pixels": ["digit"], "probabilities": ["labels"],
-    "block": ["layers"], "shortcut": ["layers"], "minicnn.add.x": ["number"],
+    "minicnn.metrics.top_k_accuracy.predictions": ["labels"], "block": ["layers"], "shortcut": ["layers"], "minicnn.add.x": ["number"],
     "minicnn.add.y": ["number"], "onehot_labels": ["labels"], "multi_class_labels": ["labels"],
     "state": ["iterations", "momentum"], "shape": ["row"], "target_shape": ["row"],
 }

@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minicnn.metrics import accuracy, confusion_matrix, mean
+import minicnn as mc
+from minicnn.metrics import (
+    accuracy,
+    confusion_matrix,
+    mean,
+    precision,
+    recall,
+    top_k_accuracy,
+)
 
 rows = st.lists(
     st.tuples(st.integers(0, 4), st.integers(0, 4), st.floats(0.125, 8, width=32)),
@@ -110,3 +118,62 @@ def test_shapes_of_mean():
         mean([1, 2, 3], [1])
     with pytest.raises(ValueError, match=r"`values` must not be empty, got shape \(0, 2\)"):
         mean(np.zeros((0, 2)))
+
+
+# precision, recall, top_k_accuracy
+
+
+@pytest.mark.parametrize("positive", [0, 1, 2])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_precision_and_recall_are_those_of_the_definition(positive, weighted):
+    rng = np.random.default_rng(positive)
+    labels, predictions = rng.integers(3, size=(2, 50))
+    weights = rng.random(50) if weighted else None
+    both = predicted = true = 0.0
+    for row in range(50):
+        w = 1 if weights is None else weights[row]
+        predicted += w * (predictions[row] == positive)
+        true += w * (labels[row] == positive)
+        both += w * (predictions[row] == labels[row] == positive)
+    assert precision(labels, predictions, weights, positive) == pytest.approx(both / predicted)
+    assert recall(labels, predictions, weights, positive) == pytest.approx(both / true)
+
+
+def test_precision_and_recall_of_nothing_are_zero():
+    assert precision([1, 1], [0, 0]) == 0
+    assert recall([0, 0], [1, 1]) == 0
+    assert precision([True, False], [True, True]) == 0.5
+
+
+def test_top_k_accuracy():
+    scores = np.array([[0.1, 0.5, 0.4], [0.6, 0.3, 0.1], [0.2, 0.3, 0.5]])
+    labels = [2, 2, 0]
+    assert [top_k_accuracy(labels, scores, k=k) for k in (1, 2, 3, 9)] == [0, 1 / 3, 1, 1]
+    assert top_k_accuracy(labels, scores, [1, 1, 0], k=2) == 0.5
+    assert top_k_accuracy([0, 1], [[1, 1, 0], [1, 1, 1]], k=1) == 1  # equal scores
+    assert top_k_accuracy([0, 1], [[np.nan, 1, 0], [1, 0, np.nan]], k=2) == 0
+
+
+@pytest.mark.parametrize(("labels", "scores", "words"), [
+    ([0, 3], np.eye(3)[:2], "label of row 1 is 3"), ([0, 1], np.eye(3), r"\(2, classes\)"),
+    ([0, 1], [0.5, 0.5], r"got shape \(2,\)"),
+])
+def test_scores_of_another_shape(labels, scores, words):
+    with pytest.raises(ValueError, match=words):
+        top_k_accuracy(labels, scores)
+
+
+def test_scikit_learn_agrees_and_works_as_a_metric():
+    metrics = pytest.importorskip("sklearn.metrics", reason='pip install -e ".[test-all]"')
+    rng = np.random.default_rng(0)
+    labels, predictions = rng.integers(2, size=(2, 40))
+    scores = rng.random((40, 4))
+    assert precision(labels, predictions) == pytest.approx(
+        metrics.precision_score(labels, predictions))
+    assert recall(labels, predictions) == pytest.approx(metrics.recall_score(labels, predictions))
+    classes = np.arange(40) % 4
+    assert top_k_accuracy(classes, scores, k=2) == pytest.approx(
+        metrics.top_k_accuracy_score(classes, scores, k=2))
+    spec = mc.MetricSpec(metrics.f1_score, "classes")
+    assert spec.compute({"classes": predictions}, labels, None) == pytest.approx(
+        metrics.f1_score(labels, predictions))

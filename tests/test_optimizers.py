@@ -11,7 +11,9 @@ from minicnn.kernels.threads import get_num_threads, set_num_threads
 from minicnn.optimizers import (
     SGD,
     Adam,
+    AdamW,
     Optimizer,
+    RMSprop,
     clip_by_global_norm,
     constant,
     cosine_decay,
@@ -32,6 +34,9 @@ RULES = {
     "nesterov, decay": lambda rate: SGD(rate, momentum=0.9, nesterov=True, weight_decay=0.02),
     "adam": lambda rate: Adam(rate),
     "adamw": lambda rate: Adam(rate, beta1=0.8, beta2=0.99, epsilon=1e-3, weight_decay=0.1),
+    "AdamW": lambda rate: AdamW(rate),
+    "rmsprop": lambda rate: RMSprop(rate),
+    "rmsprop, momentum": lambda rate: RMSprop(rate, decay=0.7, momentum=0.6, epsilon=0.1),
 }
 
 
@@ -72,6 +77,15 @@ def expected_adam(w, gradients, rates, beta1=0.9, beta2=0.999, epsilon=1e-8, dec
     return w
 
 
+def expected_rmsprop(w, gradients, rates, decay=0.9, mu=0.0, epsilon=1e-10):
+    s, v = 1.0, 0.0  # TensorFlow's start
+    for g, rate in zip(gradients, rates, strict=True):
+        s = decay * s + (1 - decay) * g**2
+        v = mu * v + rate * g / np.sqrt(s + epsilon)
+        w = w - v
+    return w
+
+
 EXPECTED = {
     "sgd": lambda *a: expected_sgd(*a),
     "sgd, decay": lambda *a: expected_sgd(*a, decay=0.02),
@@ -81,6 +95,9 @@ EXPECTED = {
     "nesterov, decay": lambda *a: expected_sgd(*a, mu=0.9, nesterov=True, decay=0.02),
     "adam": lambda *a: expected_adam(*a),
     "adamw": lambda *a: expected_adam(*a, beta1=0.8, beta2=0.99, epsilon=1e-3, decay=0.1),
+    "AdamW": lambda *a: expected_adam(*a, decay=0.01),
+    "rmsprop": lambda *a: expected_rmsprop(*a),
+    "rmsprop, momentum": lambda *a: expected_rmsprop(*a, decay=0.7, mu=0.6, epsilon=0.1),
 }
 
 
@@ -458,6 +475,9 @@ def test_schedules_at_points_computed_by_hand(schedule, points):
         (lambda: SGD(0.1, momentum=1), ValueError, r"`momentum` must be .*\[0, 1\), got 1"),
         (lambda: SGD(0.1, nesterov=True), ValueError, "`momentum` must be above 0 with nesterov"),
         (lambda: SGD(0.1, weight_decay=-1), ValueError, "`weight_decay`"),
+        (lambda: RMSprop(0.1, decay=1), ValueError, "`decay`"),
+        (lambda: RMSprop(0.1, momentum=-0.1), ValueError, "`momentum`"),
+        (lambda: RMSprop(0.1, epsilon=0), ValueError, "`epsilon` must be above 0, got 0"),
         (lambda: Adam(beta1=1), ValueError, "`beta1`"),
         (lambda: Adam(beta2=-0.1), ValueError, "`beta2`"),
         (lambda: Adam(epsilon=0), ValueError, "`epsilon` must be above 0, got 0"),
@@ -532,6 +552,7 @@ def test_get_by_name():
     assert type(sgd) is SGD
     assert type(momentum) is SGD
     assert type(adam) is Adam
+    assert type(get("AdamW", 0.1)) is AdamW and type(get("RMSProp", 0.1)) is RMSprop
     assert (sgd.momentum, momentum.momentum) == (0, 0.9)
     assert [o.learning_rate for o in (sgd, momentum, adam)] == [0.1, 0.2, 0.3]
 
@@ -550,7 +571,7 @@ def test_get_from_classes_functions_and_instances():
 @pytest.mark.parametrize(
     ("optimizer", "rate", "error", "message"),
     [
-        ("RMSProp", 0.1, ValueError, "`optimizer` must be 'sgd' or 'momentum' or 'adam', got"),
+        ("Adagrad", 0.1, ValueError, "'sgd' or 'momentum' or 'adam' or 'adamw' or 'rmsprop', got"),
         ("SGD", None, ValueError, "`learning_rate` must be given with 'SGD', got None"),
         (Adam, None, ValueError, "`learning_rate` must be given with"),
         ("SGD", -1, ValueError, "`learning_rate`"),

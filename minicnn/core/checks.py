@@ -321,6 +321,6 @@ def optimizer_fault(state: Mapping[str, np.ndarray]) -> str:
         # Only the square of a finite gradient may be infinite: otherwise, so is the weight.
         if name.endswith(("/adam_m", "/momentum")) and np.isinf(values).any():
             return f"{name} holds infinity"
-        if name.endswith("/adam_s") and (values < 0).any():
+        if name.endswith(("/adam_s", "/rms")) and (values < 0).any():
             return f"{name} has a negative mean of squares"
     return ""

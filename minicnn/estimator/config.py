@@ -179,6 +179,8 @@ class RunConfig(Hinting):
 class MetricSpec:
     """Specify a metric: the function, and what it is computed from.
 
+    The functions of `minicnn.metrics` and of scikit-learn (`sklearn.metrics.f1_score`) can be used.
+
     Parameters
     ----------
     metric_fn : callable

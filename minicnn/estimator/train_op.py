@@ -85,8 +85,9 @@ def optimize_loss(
     learning_rate : float or callable, optional
         At least 0, or a schedule step -> rate; None if `optimizer` has its own.
     optimizer : str, class, Optimizer or callable
-        "SGD", "Momentum", "Adam"; a class or callable is called with the learning rate. An
-        Optimizer is copied, and the copy has done no steps, because each run starts without any.
+        "SGD", "Momentum", "Adam", "AdamW", "RMSProp"; a class or callable is called with the
+        learning rate. An Optimizer is copied, and the copy has done no steps, because each run
+        starts without any.
     clip_gradients : float, optional
         The largest global norm of the gradients; larger ones are scaled down together.
     learning_rate_decay_fn : callable, optional

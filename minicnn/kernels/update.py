@@ -32,6 +32,14 @@ def adam(
     _for_all(_adam, (g,), (w, m, s), rate, decay, beta1, 1 - beta1, beta2, 1 - beta2, epsilon)
 
 
+def rmsprop(
+    w: np.ndarray, g: np.ndarray, s: np.ndarray, v: np.ndarray, rate: float, decay: float,
+    mu: float, epsilon: float,
+) -> None:
+    """Write s = decay s + (1 - decay) g^2; v = mu v + rate g / sqrt(s + epsilon); w -= v."""
+    _for_all(_rmsprop, (g,), (w, s, v), rate, decay, 1 - decay, mu, epsilon)
+
+
 def _for_all(step, reads, writes, *numbers, flags=()):
     """Run `step` on all elements; its numbers are converted to the type of the arrays."""
     size, dtype = writes[0].size, writes[0].dtype.type
@@ -65,3 +73,13 @@ def _adam(chunk, scratch, g, w, m, s, rate, decay, beta1, rest1, beta2, rest2, e
         m_[e] = beta1 * m_[e] + rest1 * g_[e]
         s_[e] = beta2 * s_[e] + rest2 * g_[e] * g_[e]
         w_[e] -= rate * (m_[e] / (np.sqrt(s_[e]) + epsilon) + decay * w_[e])
+
+
+@kernel
+def _rmsprop(chunk, scratch, g, w, s, v, rate, decay, rest, mu, epsilon):
+    first, count = span(chunk, w.size)
+    g_, w_, s_, v_ = pointer(g, first), pointer(w, first), pointer(s, first), pointer(v, first)
+    for e in range(count):
+        s_[e] = decay * s_[e] + rest * g_[e] * g_[e]
+        v_[e] = mu * v_[e] + rate * g_[e] / np.sqrt(s_[e] + epsilon)
+        w_[e] -= v_[e]

@@ -98,6 +98,7 @@ def element_by_element(n, u):
         (update.sgd, 0, 0.1, 0.01),
         (update.momentum, 1, 0.1, 0.01, 0.9, True),
         (update.adam, 2, 0.1, 0.01, 0.9, 0.99, 1e-8),
+        (update.rmsprop, 2, 0.1, 0.9, 0.5, 1e-3),
     ]:
         w, *arrays = np.abs(numbers(1 + states, n, u))
         step(w, x, *arrays, *options)

@@ -32,11 +32,18 @@ def adam(w, g, m, s):
     return [w - RATE * (m / (np.sqrt(s) + EPSILON) + DECAY * w), m, s]
 
 
+def rmsprop(w, g, s, v):
+    s = BETA1 * s + (1 - BETA1) * g**2
+    v = MU * v + RATE * g / np.sqrt(s + EPSILON)
+    return [w - v, s, v]
+
+
 STEPS = {  # name: (number of states, reference, kernel function)
     "sgd": (0, sgd, lambda *arrays: update.sgd(*arrays, RATE, DECAY)),
     "momentum": (1, momentum, lambda *arrays: update.momentum(*arrays, RATE, DECAY, MU, False)),
     "nesterov": (1, nesterov, lambda *arrays: update.momentum(*arrays, RATE, DECAY, MU, True)),
     "adam": (2, adam, lambda *arrays: update.adam(*arrays, RATE, DECAY, BETA1, BETA2, EPSILON)),
+    "rmsprop": (2, rmsprop, lambda *arrays: update.rmsprop(*arrays, RATE, BETA1, MU, EPSILON)),
 }
 by_step = pytest.mark.parametrize("step", STEPS)
 by_dtype = pytest.mark.parametrize("dtype", DTYPES)
@@ -46,8 +53,8 @@ def draw(step, shape, dtype):
     """Return w, the states, and g, which is read-only."""
     rng = np.random.default_rng(0)
     w, *states = (normal(rng, shape, dtype).copy() for _ in range(1 + STEPS[step][0]))
-    if step == "adam":
-        states[1] **= 2  # a mean of squares
+    if step in ("adam", "rmsprop"):
+        states[step == "adam"][...] **= 2  # a mean of squares
     return w, normal(rng, shape, dtype), states
 
 
