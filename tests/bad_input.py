@@ -1050,7 +1050,8 @@ ALIASES = {
     "tensors": ["name", "fetched"],
     "outputs": ["name"], "loss_tensor": ["name", "fetched"], "y": ["labels", "indices"],
     "metrics": ["prediction_key"], "pixels": ["digit"], "probabilities": ["labels"],
-    "minicnn.metrics.top_k_accuracy.predictions": ["labels"], "block": ["layers"], "shortcut": ["layers"], "minicnn.add.x": ["number"],
+    "minicnn.metrics.top_k_accuracy.predictions": ["labels"],
+    "block": ["layers"], "shortcut": ["layers"], "minicnn.add.x": ["number"],
     "minicnn.add.y": ["number"], "onehot_labels": ["labels"], "multi_class_labels": ["labels"],
     "state": ["iterations", "momentum"], "shape": ["row"], "target_shape": ["row"],
 }
