@@ -22,7 +22,8 @@ class Affine(Layer):
     kernel: Parameter
     bias: Parameter | None
     outputs: int  # the number of units, filters or channels of the output
-    # (x, ctx, relu=False, last=None): x * kernel + bias, fused with ReLU and layer `last` if given.
+    # (x, ctx, relu=False, last=None, weights=None): x * kernel + bias, fused with ReLU and layer
+    # `last` if given; Conv2D and Dense take another kernel and bias as `weights`.
     linear: Callable[..., np.ndarray]
     # (dy, ctx, need_dx=True): write the gradients of kernel and bias; return that of x, or None.
     linear_backward: Callable[..., np.ndarray | None]
@@ -65,6 +66,10 @@ class Affine(Layer):
     def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
         dz = dy if self.activation is None else self.activation.backward(dy, ctx)
         return self.linear_backward(dz, ctx, need_dx)
+
+    def weights(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the kernel, and the bias or zeros."""
+        return self.kernel.value, self.bias_value()
 
     def bias_value(self) -> np.ndarray:
         """Return the bias, or zeros if there is none."""

@@ -81,6 +81,8 @@ class BatchNormalization(Layer):
     array([2.], dtype=float32)
     """
 
+    sums = True  # `linear` can add a ReLU
+
     def __init__(
         self,
         axis: int = -1,
@@ -131,9 +133,14 @@ class BatchNormalization(Layer):
         return shape
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
-        return self.normalize(x, ctx)
+        return self.linear(x, ctx)
 
-    def normalize(self, x: np.ndarray, ctx: Context, relu: bool = False) -> np.ndarray:
+    def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
+        return self.linear_backward(dy, ctx, need_dx)
+
+    def linear(
+        self, x: np.ndarray, ctx: Context, relu: bool = False, last: None = None
+    ) -> np.ndarray:
         """Return the outputs; or, fused, those of ReLU after them."""
         rows = self._rows(self.check_inputs(x))
         mean, variance, count = self.moving_mean.value, self.moving_variance.value, 0
@@ -142,16 +149,16 @@ class BatchNormalization(Layer):
             mean, square = np.reshape(sums, (2, -1)) / count
             variance = np.maximum(square - mean * mean, 0.0)
             self._update(mean, variance)
-        inverse = 1.0 / np.sqrt(variance.astype(np.float64) + self.epsilon)
-        scale = inverse if self.gamma is None else self.gamma.value * inverse
-        beta = np.zeros_like(scale) if self.beta is None else self.beta.value
+        inverse, scale, beta = self._factors(variance)
         factors = np.stack([-mean, scale, beta]).astype(self.dtype)
         y = ctx.empty(self, "y", rows.shape, rows.dtype)
         normalize.scale(rows, factors, y, relu)
         ctx[self] = rows, x.shape, inverse, factors, count, relu
         return self._unrolled(y, x.shape)
 
-    def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
+    def linear_backward(
+        self, dy: np.ndarray, ctx: Context, need_dx: bool = True
+    ) -> np.ndarray | None:
         rows, shape, inverse, factors, count, relu = ctx[self]
         checks.gradient(dy, shape, self.dtype, self.label)
         dy = self._rows(dy)
@@ -174,6 +181,18 @@ class BatchNormalization(Layer):
     def uses_batch(self, ctx: Context) -> bool:
         """Return whether a pass takes the statistics of its batch."""
         return self.trainable and (ctx.training if self.training is None else self.training)
+
+    def folded(self, kernel: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the kernel and bias of a layer that also does what this one does in prediction."""
+        _, scale, beta = self._factors(self.moving_variance.value)
+        bias = (bias - self.moving_mean.value) * scale + beta
+        return kernel * scale.astype(self.dtype), bias.astype(self.dtype)
+
+    def _factors(self, variance: np.ndarray) -> tuple[Any, Any, Any]:
+        """Return 1 / (standard deviation), the scale and the shift of each channel, in float64."""
+        inverse = 1.0 / np.sqrt(variance.astype(np.float64) + self.epsilon)
+        scale = inverse if self.gamma is None else self.gamma.value * inverse
+        return inverse, scale, np.zeros_like(scale) if self.beta is None else self.beta.value
 
     def _update(self, mean: np.ndarray, variance: np.ndarray) -> None:
         """Move the averages towards the statistics of a batch."""

@@ -106,7 +106,12 @@ class Conv2D(Convolution):
         return self.build_weights(self.filters, output_shape, rng, kernel=kernel_shape)
 
     def linear(
-        self, x: np.ndarray, ctx: Context, relu: bool = False, pool: Any = None
+        self,
+        x: np.ndarray,
+        ctx: Context,
+        relu: bool = False,
+        pool: Any = None,
+        weights: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> np.ndarray:
         """Return x * w + b; or, fused, with ReLU and the 2x2 `MaxPooling2D` after it."""
         x = self.data_format.to_nhwc(self.check_inputs(x))
@@ -115,7 +120,7 @@ class Conv2D(Convolution):
         shape = (len(x), out.out_h, out.out_w, self.filters)
         y = ctx.empty(self, "y", shape, x.dtype)
         code = None if pool is None else ctx.empty(self, "code", shape, np.uint8)
-        conv.forward(x, self.kernel.value, self.bias_value(), y, self.window, relu, code)
+        conv.forward(x, *(weights or self.weights()), y, self.window, relu, code)
         ctx[self] = x, y if relu else None, code, pool
         return self.data_format.from_nhwc(y)
 

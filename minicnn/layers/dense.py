@@ -84,7 +84,12 @@ class Dense(Affine):
         return self.build_weights(self.units, output_shape, rng, kernel=(shape[-1], self.units))
 
     def linear(
-        self, x: np.ndarray, ctx: Context, relu: bool = False, dropout: Any = None
+        self,
+        x: np.ndarray,
+        ctx: Context,
+        relu: bool = False,
+        dropout: Any = None,
+        weights: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> np.ndarray:
         """Return x w + b; or, fused, with ReLU and the `Dropout` after it."""
         x = self.check_inputs(x)
@@ -95,7 +100,7 @@ class Dense(Affine):
         if dropout is not None and (key := dropout.draw(ctx)) is not None:
             mask = key, dropout.rate, ctx.first_row, math.prod(x.shape[1:-1])
             scale = 1.0 / (1.0 - dropout.rate)
-        kernels.forward(_rows(x), self.kernel.value, self.bias_value(), _rows(y), relu, mask)
+        kernels.forward(_rows(x), *(weights or self.weights()), _rows(y), relu, mask)
         ctx[self] = x, y if relu else None, scale
         return y
 

@@ -14,10 +14,12 @@ import numpy as np
 from minicnn.core.context import Context
 from minicnn.core.op import Op
 from minicnn.layers.activation import Activation
+from minicnn.layers.batch_normalization import BatchNormalization
 from minicnn.layers.conv2d import Conv2D
 from minicnn.layers.dense import Dense
 from minicnn.layers.dropout import Dropout
 from minicnn.layers.pooling2d import MaxPooling2D
+from minicnn.layers.sliding import DataFormat
 from minicnn.ops import Relu
 
 
@@ -40,6 +42,32 @@ class Fused(Op):
 
     def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> Any:
         return self.layer.linear_backward(dy, ctx, need_dx)
+
+
+class Folded(Op):
+    """A Conv2D or Dense layer with the BatchNormalization after it, and what `Fused` also takes.
+
+    In prediction the normalization is a part of the kernel and the bias. Otherwise, and where
+    backward may follow, the layers are computed one after the other.
+    """
+
+    def __init__(self, layer: Any, norm: BatchNormalization, relu: bool, last: Op | None) -> None:
+        super().__init__(layer.name)
+        self.layer = layer
+        self.norm = norm
+        self.last = last
+        self._relu = relu
+
+    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        if not ctx.save and not self.norm.uses_batch(ctx):
+            weights = self.norm.folded(*self.layer.weights())
+            return self.layer.linear(x, ctx, self._relu, self.last, weights)
+        y = self.norm.linear(self.layer.linear(x, ctx), ctx, self._relu)
+        return y if self.last is None else self.last.forward(y, ctx)
+
+    def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
+        dy = dy if self.last is None else self.last.backward(dy, ctx)
+        return self.layer.linear_backward(self.norm.linear_backward(dy, ctx), ctx, need_dx)
 
 
 def fusing(wanted: bool = True) -> bool:
@@ -77,15 +105,26 @@ def _first(chain: Sequence[Op]) -> tuple[Op, int]:
         return Fused(layer, None), 2
     if type(layer) not in (Conv2D, Dense):
         return layer, 1
-    activation, length = layer.activation, 1
-    if activation is None and len(chain) > 1:
-        activation, length = chain[1], 2
+    norm: Any = chain[1] if len(chain) > 1 and _can_fold(layer, chain[1]) else None
+    activation = layer.activation
+    length = 1 if norm is None else 2
+    if activation is None and len(chain) > length:
+        activation = chain[length]
+        length += 1
     if not _is_relu(activation):
-        return layer, 1
-    last = chain[length] if len(chain) > length else None
-    if _fits(layer, last):
-        return Fused(layer, last), length + 1
-    return Fused(layer, None), length
+        return (layer, 1) if norm is None else (Folded(layer, norm, False, None), 2)
+    last = chain[length] if len(chain) > length and _fits(layer, chain[length]) else None
+    length += last is not None
+    return (Fused(layer, last) if norm is None else Folded(layer, norm, True, last)), length
+
+
+def _can_fold(layer: Conv2D | Dense, norm: Any) -> bool:
+    """Return whether a layer can do what the batch normalization after it does in prediction."""
+    if type(norm) is not BatchNormalization or layer.activation is not None:
+        return False
+    rank = len(norm.input_shape or ())
+    is_first = isinstance(layer, Conv2D) and layer.data_format == DataFormat.FIRST
+    return norm.axis % rank == (1 if is_first else rank - 1)
 
 
 def _is_relu(op: Any) -> bool:

@@ -28,7 +28,7 @@ from minicnn.layers import (
     Sequential,
 )
 from minicnn.layers.affine import Affine
-from minicnn.layers.fusion import Fused
+from minicnn.layers.fusion import Folded, Fused
 from minicnn.layers.pooling2d import Pooling2D
 from minicnn.losses import _OfClassNumbers
 
@@ -46,6 +46,7 @@ NOT_EXPORTED = {
     Sequential: "its layers are exported",
     mc.layers.Residual: "its layers are exported",
     Fused: "stands for layers that are exported",
+    Folded: "stands for layers that are exported",
     mc.losses.SoftmaxCrossEntropy: "no prediction",
     **dict.fromkeys(mc.losses._Loss.__subclasses__(), "no prediction"),
     mc.losses._Loss: "a base",

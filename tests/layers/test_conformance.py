@@ -235,6 +235,14 @@ TABLE = [
         (67,),
     ),
     (
+        f"fused conv2d, {BATCH}, relu, pooling",
+        lambda: Sequential([
+            Conv2D(9, 3, use_bias=False), BatchNormalization(epsilon=0.1), Activation("relu"),
+            MaxPooling2D(2),
+        ]),
+        (6, 6, 3),
+    ),
+    (
         "sequential with an op",
         lambda: Sequential([Dense(4), mc.ops.Relu(), mc.ops.Reshape([-1, 2, 2])]),
         (3,),

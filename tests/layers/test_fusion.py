@@ -11,6 +11,7 @@ from tolerances import assert_close, assert_same_bits
 import minicnn as mc
 from minicnn.layers import (
     Activation,
+    BatchNormalization,
     Conv2D,
     Dense,
     Dropout,
@@ -118,6 +119,55 @@ CHAINS = [  # name, layers, shape, number of ops when fused
     ("residual, relu, relu", lambda: [Residual(Dense(5)), mc.ops.Relu(), mc.ops.Relu()], (5,), 2),
     ("residual, tanh", lambda: [Residual(Dense(5)), Activation("tanh")], (5,), 2),
     ("residual", lambda: [Residual(Dense(5, activation="relu"))], (5,), 1),
+    ("normalization, relu", lambda: [BatchNormalization(epsilon=0.1), mc.ops.Relu()], (3, 5), 1),
+    (
+        "conv2d, normalization, relu",
+        lambda: [Conv2D(8, 3), BatchNormalization(epsilon=0.1), Activation("relu")],
+        (6, 7, 9),
+        1,
+    ),
+    (
+        "conv2d, normalization without beta and gamma, conv2d, normalization, relu, pool",
+        lambda: [
+            Conv2D(5, 3, use_bias=False), BatchNormalization(center=False, scale=False),
+            Conv2D(8, 3), BatchNormalization(epsilon=0.1), mc.ops.Relu(), MaxPooling2D(2),
+        ],
+        (10, 8, 3),
+        2,
+    ),
+    (
+        "conv2d, normalization, tanh",
+        lambda: [Conv2D(8, 3), BatchNormalization(epsilon=0.1), Activation("tanh")],
+        (6, 7, 9),
+        2,
+    ),
+    (
+        "conv2d relu, normalization, relu",
+        lambda: [Conv2D(8, 3, activation="relu"), BatchNormalization(), Activation("relu")],
+        (6, 7, 9),
+        2,
+    ),
+    (
+        "conv2d, normalization of channels first",
+        lambda: [
+            Conv2D(4, 3, data_format="channels_first"), BatchNormalization(1, epsilon=0.1),
+        ],
+        (9, 6, 6),
+        1,
+    ),
+    (
+        "conv2d, normalization of columns",
+        lambda: [Conv2D(4, 3), BatchNormalization(1, epsilon=0.1)],
+        (6, 6, 9),
+        2,
+    ),
+    (
+        "dense, normalization, relu, dropout",
+        lambda: [Dense(9), BatchNormalization(epsilon=0.1), Activation("relu"), Dropout(0.4)],
+        (5,),
+        1,
+    ),
+    ("dense of rank 3, normalization", lambda: [Dense(4), BatchNormalization(2)], (3, 5), 1),
     (
         "the documented network",
         lambda: [
@@ -150,6 +200,21 @@ def test_fused_is_unfused(layers, shape, passes, dtype):
     assert_close_pass(forward_and_back(fused, x), forward_and_back(plain, x))
     short = x[:2]
     assert_close_pass(forward_and_back(fused, short), forward_and_back(plain, short))
+
+
+@each_chain
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_predictions_are_those_of_the_layers(layers, shape, passes, dtype):
+    """Batch normalization becomes a part of the layer before it."""
+    fused, plain = both(layers, shape, dtype)
+    x = numbers((5, *shape), dtype)
+    assert_close(fused.predict(x), plain.predict(x))
+    frozen = mc.Context(save=True)  # backward may follow
+    assert_close(fused.forward(x, frozen), plain.forward(x, mc.Context()))
+    dy = numbers((5, *plain.predict(x).shape[1:]), dtype, seed=4)
+    other = mc.Context()
+    plain.forward(x, other)
+    assert_close(fused.backward(dy, frozen), plain.backward(dy, other))
 
 
 @each_chain
@@ -317,6 +382,14 @@ class MinPooling2D(MaxPooling2D):
         return super().backward(dy, ctx, need_dx)
 
 
+class DoubledNorm(BatchNormalization):
+    def forward(self, x, ctx):
+        return 2 * super().forward(x, ctx)
+
+    def backward(self, dy, ctx, need_dx=True):
+        return super().backward(2 * dy, ctx, need_dx)
+
+
 OVERRIDDEN = [
     ("dense", lambda: [DoubledDense(3, activation="relu")], (5,)),
     ("conv2d", lambda: [DoubledConv2D(3, 3, activation="relu")], (5, 5, 2)),
@@ -329,6 +402,7 @@ OVERRIDDEN = [
     ("residual", lambda: [DoubledResidual(Dense(5)), Activation("relu")], (5,)),
     ("relu of residual", lambda: [Residual(Dense(5)), GuidedRelu()], (5,)),
     ("pooling", lambda: [Conv2D(3, 3, activation="relu"), MinPooling2D(2)], (6, 6, 2)),
+    ("normalization", lambda: [Dense(3), DoubledNorm(epsilon=0.1), Activation("relu")], (5,)),
 ]
 
 
