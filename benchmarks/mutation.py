@@ -52,6 +52,7 @@ CONV = "tests/kernels/test_conv.py"
 CONV2D = "tests/layers/test_conv2d.py"
 DENSE = "tests/layers/test_dense.py"
 DENSE_LISTS = "tests/kernels/test_fast_paths.py -k dense_gradients"
+DEPTHWISE = "tests/kernels/test_depthwise.py"
 DROPOUT = "tests/layers/test_dropout.py"
 ELEMENTWISE = "tests/kernels/test_elementwise.py"
 FAST = "tests/kernels/test_fast_paths.py"
@@ -66,6 +67,7 @@ LOSSES = "tests/test_losses.py"
 MAX_POOLING = "tests/layers/test_max_pooling2d.py"
 METRICS = "tests/test_metrics.py"
 NORMALIZATION = "tests/layers/test_batch_normalization.py"
+MORE_CONVOLUTIONS = "tests/layers/test_more_convolutions.py"
 NUMBERS = "tests/test_numbers.py"
 OPS = "tests/test_ops.py"
 ARITHMETIC = "tests/test_arithmetic.py"
@@ -99,6 +101,21 @@ MUTATIONS = [
      replace("math.prod(x.shape[1:-1])", "1"), None, FUSION),
     ("missing gradient of the bias", "layers.affine:Affine.bias_grad", condition(True), None,
      CONV2D),
+    ("transposed convolution: size of the output", "layers.conv2d_transpose:Conv2DTranspose.slide",
+     replace("max(k - stride, 0)", "k - stride"), None, MORE_CONVOLUTIONS),
+    ("transposed convolution without a bias", "layers.conv2d_transpose:Conv2DTranspose.linear",
+     argument("input_gradient", 4), None, MORE_CONVOLUTIONS),
+    ("transposed convolution: image and gradient swapped in the kernel's gradient",
+     "layers.conv2d_transpose:Conv2DTranspose.linear_backward", swap("kernel_gradient", 0, 1),
+     None, MORE_CONVOLUTIONS),
+    ("depthwise: gradient past ReLU",
+     "layers.depthwise_conv2d:DepthwiseConv2D.linear_backward", condition(False), "y", FUSION),
+    ("separable: gradient past ReLU",
+     "layers.separable_conv2d:SeparableConv2D.linear_backward",
+     replace("dy if du is None else du", "dy"), None, FUSION),
+    ("regularizer of the depthwise kernel lost", "layers.layer:Layer.initialize",
+     replace("argument.replace('initializer', 'regularizer')", "'kernel_regularizer'"), None,
+     MORE_CONVOLUTIONS),
     ("L2: factor 1/2 left out", "layers.regularizers:l2_regularizer.__call__",
      arithmetic("/", "left"), None, REGULARIZERS),
     ("L1: gradient without the sign", "layers.regularizers:l1_regularizer.gradient",
@@ -305,6 +322,25 @@ MUTATIONS = [
      replace("slope + mu * v_[e]", "slope + v_[e]"), None, UPDATE),
     ("Adam: square left out", "kernels.update:_adam",
      replace("rest2 * g_[e] * g_[e]", "rest2 * g_[e]"), None, UPDATE),
+    ("depthwise: first column of the overlap", "kernels.conv.depthwise:_overlap",
+     replace("sw - 1 - right", "sw - right"), None, DEPTHWISE),
+    ("depthwise: last column of the overlap", "kernels.conv.depthwise:_overlap",
+     replace("width - 1 - right", "width - 2 - right"), None, DEPTHWISE),
+    ("depthwise: rows between the strides", "kernels.conv.depthwise:_overlap",
+     operand("or", 4), 0, DEPTHWISE),
+    ("depthwise: bias of the first channels alone", "kernels.conv.depthwise:_fill",
+     argument("load_some", 1, "0"), None, DEPTHWISE),
+    ("depthwise: sums of the last tap alone", "kernels.conv.depthwise:_add_products",
+     argument("fma", 2, "load_some(sums, place, 0)"), None, DEPTHWISE),
+    ("depthwise: gradient of the last row alone", "kernels.conv.depthwise:_add_sums",
+     unwrap("add", 1), None, DEPTHWISE),
+    ("depthwise: one sum for all rows of an image", "kernels.conv.depthwise:_add_sums",
+     argument("load_some", 2, "rest"), 0, DEPTHWISE),
+    ("depthwise: past the end of the channels", "kernels.conv.depthwise:_load",
+     condition(True), None, "tests/kernels/test_plain.py -k depthwise"),
+    ("depthwise: filters of a channel not added in dx", "kernels.conv.depthwise:input_gradient",
+     replace("repeated.reshape(*dx.shape, multiplier)",
+             "repeated.reshape(*dx.shape, multiplier)[..., :1]"), None, DEPTHWISE),
     ("pooling: ties go to the last", "kernels.pooling:_take_larger", compare(">", ">="), None,
      POOLING),
     ("pooling: NaN loses", "kernels.pooling:_take_larger", operand("or", 2), None, POOLING),

@@ -150,6 +150,14 @@ tf = _Names(
     layers=_Names(
         _path="tf.layers",
         conv2d=functools.partial(layers.conv2d, kernel_initializer=_INITIALIZER),
+        conv2d_transpose=functools.partial(
+            layers.conv2d_transpose, kernel_initializer=_INITIALIZER
+        ),
+        separable_conv2d=functools.partial(
+            layers.separable_conv2d,
+            depthwise_initializer=_INITIALIZER,
+            pointwise_initializer=_INITIALIZER,
+        ),
         max_pooling2d=layers.max_pooling2d,
         average_pooling2d=layers.average_pooling2d,
         batch_normalization=layers.batch_normalization,

@@ -182,6 +182,16 @@ _LAYER = {"activation": "relu", "use_bias": True, "kernel_initializer": "he_norm
           "kernel_regularizer": mc.layers.l2_regularizer(0.1), "bias_regularizer": None}
 _SLIDING = {"strides": 1, "padding": "same", "data_format": "channels_last", "name": "first"}
 _CONV = {"filters": 2, "kernel_size": 3, **_SLIDING, "dilation_rate": 1, **_LAYER}
+_TRANSPOSED = {key: value for key, value in _CONV.items() if key != "dilation_rate"}
+_DEPTHWISE = {
+    "depth_multiplier": 2, "depthwise_initializer": "he_normal", "depthwise_regularizer": None,
+    **{key: value for key, value in _CONV.items()
+       if key not in ("filters", "kernel_initializer", "kernel_regularizer")},
+}
+_SEPARABLE = {
+    "filters": 2, **_DEPTHWISE, "pointwise_initializer": "zeros",
+    "pointwise_regularizer": mc.layers.l1_regularizer(0.1),
+}
 _DROPOUT = {
     "rate": 0.5, "noise_shape": (None, 1, 1, 2), "seed": 0, "training": True, "name": "first",
 }
@@ -283,6 +293,9 @@ CALLS = {
     "minicnn.layers.AveragePooling2D": lambda: {"pool_size": 2, **_SLIDING},
     "minicnn.layers.BatchNormalization": lambda: {**_NORM},
     "minicnn.layers.Conv2D": lambda: {**_CONV},
+    "minicnn.layers.Conv2DTranspose": lambda: {**_TRANSPOSED},
+    "minicnn.layers.DepthwiseConv2D": lambda: {**_DEPTHWISE},
+    "minicnn.layers.SeparableConv2D": lambda: {**_SEPARABLE},
     "minicnn.layers.Dense": lambda: {"units": 3, **_LAYER},
     "minicnn.layers.Dropout": lambda: {**_DROPOUT},
     "minicnn.layers.Flatten": lambda: {"name": "first"},
@@ -302,6 +315,8 @@ CALLS = {
     },
     "minicnn.layers.batch_normalization": lambda: {"inputs": tensor(6, 6, 2), **_NORM},
     "minicnn.layers.conv2d": lambda: {"inputs": tensor(6, 6, 2), **_CONV},
+    "minicnn.layers.conv2d_transpose": lambda: {"inputs": tensor(6, 6, 2), **_TRANSPOSED},
+    "minicnn.layers.separable_conv2d": lambda: {"inputs": tensor(6, 6, 2), **_SEPARABLE},
     "minicnn.layers.dense": lambda: {"inputs": tensor(6, 6, 2), "units": 3, **_LAYER},
     "minicnn.layers.dropout": lambda: {"inputs": tensor(6, 6, 2), **_DROPOUT},
     "minicnn.layers.flatten": lambda: {"inputs": tensor(6, 6, 2), "name": "first"},
@@ -449,7 +464,8 @@ CALLS = {
 _LAYERS = {
     mc.layers.Activation: ["relu"], mc.layers.AveragePooling2D: [2],
     mc.layers.BatchNormalization: [], mc.layers.Conv2D: [2, 3], mc.layers.Dense: [3],
-    mc.layers.Dropout: [0.5], mc.layers.Flatten: [],
+    mc.layers.Conv2DTranspose: [2, 3], mc.layers.DepthwiseConv2D: [3],
+    mc.layers.SeparableConv2D: [2, 3], mc.layers.Dropout: [0.5], mc.layers.Flatten: [],
     mc.layers.GlobalAveragePooling2D: [], mc.layers.GlobalMaxPooling2D: [],
     mc.layers.MaxPooling2D: [2],
     mc.layers.Reshape: [(-1,)],
@@ -540,7 +556,7 @@ INTERNAL = {
     r"(Op|_Loss|SoftmaxCrossEntropy)\.\w+|Graph\.add": "a graph, which has checked what is applied",
     r"(step|exponential|cosine)_decay\.__call__|constant\.__call__": "an optimizer or a layer",
     r"Parameter\.writable|Sequential\.check_inputs": "a layer or an optimizer",
-    r"(Layer|BatchNormalization|Conv2D|Dense|Dropout|Residual|\w+Pooling2D)"
+    r"(Layer|BatchNormalization|\w*Conv2D\w*|Dense|Dropout|Residual|\w+Pooling2D)"
     r"\.(?!build$|forward$|backward$)\w+": "a layer",
     r"(Affine|Convolution|Pooling2D)\.\w+": "bases of layers whose methods are called here",
     r"l[12]_regularizer\.\w+|Parameter\.add_penalty_gradient": "a run, or losses.regularization",
@@ -582,9 +598,9 @@ def digit_on_paper():
 USES = {
     "minicnn.MetricSpec": compute,
     **{f"minicnn.layers.{name}": through for name in (
-        "Activation", "AveragePooling2D", "BatchNormalization", "Conv2D", "Dense", "Dropout",
-        "Flatten", "GlobalAveragePooling2D", "GlobalMaxPooling2D", "MaxPooling2D", "Reshape",
-        "Residual",
+        "Activation", "AveragePooling2D", "BatchNormalization", "Conv2D", "Conv2DTranspose",
+        "Dense", "DepthwiseConv2D", "Dropout", "Flatten", "GlobalAveragePooling2D",
+        "GlobalMaxPooling2D", "MaxPooling2D", "Reshape", "Residual", "SeparableConv2D",
     )},
     "minicnn.losses.SoftmaxCrossEntropy": lambda op: op.forward(
         ROWS.copy(), LOGITS.copy(), mc.Context()
@@ -616,7 +632,9 @@ ARGUMENTS = {
     "bias_initializer": "initializer", "beta_initializer": "initializer",
     "gamma_initializer": "initializer", "moving_mean_initializer": "initializer",
     "moving_variance_initializer": "initializer", "center": "flag", "counted": "flag",
-    "total": "function", "kernel_regularizer": "regularizer",
+    "total": "function", "kernel_regularizer": "regularizer", "depth_multiplier": "size",
+    **{f"{kernel}_initializer": "initializer" for kernel in ("depthwise", "pointwise")},
+    **{f"{kernel}_regularizer": "regularizer" for kernel in ("depthwise", "pointwise")},
     "bias_regularizer": "regularizer", "seed": "seed", "rng": "rng", "dtype": "float type",
     "axis": "axis", "depth": "size", "path": "path",
     "checkpoint_path": "path", "rate": "at least 0", "factor": "at least 0",
@@ -831,10 +849,10 @@ ACCEPTED = {
     **{f"minicnn.layers.{name}.{which}_initializer": [([None], "the default")]
        for name in ("BatchNormalization", "batch_normalization")
        for which in ("beta", "gamma", "moving_mean", "moving_variance")},
-    "minicnn.layers.Conv2D.bias_initializer": [([None], "the default, zeros")],
-    "minicnn.layers.Dense.bias_initializer": [([None], "the default, zeros")],
-    "minicnn.layers.conv2d.bias_initializer": [([None], "the default, zeros")],
-    "minicnn.layers.dense.bias_initializer": [([None], "the default, zeros")],
+    **{f"minicnn.layers.{layer}.bias_initializer": [([None], "the default, zeros")] for layer in (
+        "Conv2D", "Conv2DTranspose", "Dense", "DepthwiseConv2D", "SeparableConv2D", "conv2d",
+        "conv2d_transpose", "dense", "separable_conv2d",
+    )},
     "minicnn.datasets.load_dataset.name": [(["."], "a folder; it is read at first use")],
     "minicnn.summaries.SummarySaverHook.metrics": [
         ([{"a": mc.MetricSpec(mc.metrics.accuracy, "no such prediction")}],
@@ -852,9 +870,9 @@ ACCEPTED = {
     "*.need_dx": "whatever counts as true: the loop's own flag, in every step",
     **{f"{layer}.{method}.ctx": "the loop's own; Sequential, which users call, looks at it"
        for layer in (
-           "Activation", "AveragePooling2D", "BatchNormalization", "Conv2D", "Dense", "Dropout",
-           "Flatten", "GlobalAveragePooling2D", "GlobalMaxPooling2D", "MaxPooling2D", "Reshape",
-           "Residual")
+           "Activation", "AveragePooling2D", "BatchNormalization", "Conv2D", "Conv2DTranspose",
+           "Dense", "DepthwiseConv2D", "Dropout", "Flatten", "GlobalAveragePooling2D",
+           "GlobalMaxPooling2D", "MaxPooling2D", "Reshape", "Residual", "SeparableConv2D")
        for method in ("forward", "backward")},
 }
 
@@ -941,8 +959,8 @@ def title(value):
 # What a call changes by design.
 CHANGES = {
     **{f"minicnn.layers.{name}": "the graph notes the layer"
-       for name in ("average_pooling2d", "batch_normalization", "conv2d", "dense", "dropout",
-                    "flatten", "max_pooling2d")},
+       for name in ("average_pooling2d", "batch_normalization", "conv2d", "conv2d_transpose",
+                    "dense", "dropout", "flatten", "max_pooling2d", "separable_conv2d")},
     "minicnn.layers.Residual": "its layers are built when the result is used",
     "Optimizer.step": "it changes the parameters",
     "minicnn.optimizers.clip_by_global_norm": "it scales the gradients",
@@ -1045,7 +1063,9 @@ def problem(name, argument, value):
 # The name of an argument in errors, if that is not its own.
 ALIASES = {
     "x": ["inputs"], "input_shape": ["inputs"], "dtype": ["inputs"],
-    "units": ["kernel"], "filters": ["kernel"],  # their size, which the error shows
+    # The size of a kernel, which the error shows
+    "units": ["kernel"], "filters": ["kernel", "pointwise_kernel"],
+    "depth_multiplier": ["depthwise_kernel"],
     "labels": ["class numbers"], "predictions": ["prediction"], "values": ["weights"],
     "tensors": ["name", "fetched"],
     "outputs": ["name"], "loss_tensor": ["name", "fetched"], "y": ["labels", "indices"],

@@ -97,6 +97,78 @@ def conv2d_backward(x, w, dy, strides=(1, 1), padding="valid", dilation=(1, 1)):
     return dx, dw, dy.sum(axis=(0, 1, 2))
 
 
+# Transposed convolution ---------------------------------------------------------------------------
+#
+#   The adjoint of a convolution: if that multiplies output position i and tap k of an image, the
+#   transposed convolution adds x[i] * w[k] to that position of its own output, the image.
+#
+#   same:  image size = size * stride;  valid: (size - 1) * stride + max(k, stride)
+
+
+def transposed_size(size, k, stride, padding):
+    """Return the size of the output along one axis."""
+    return size * stride if padding == "same" else (size - 1) * stride + max(k, stride)
+
+
+def transposed_taps(x, w, strides, padding):
+    """Return the (height, width) of the output, and every (ix, iy, ky, kx, oy, ox) of the sums."""
+    height = transposed_size(x.shape[1], w.shape[0], strides[0], padding)
+    width = transposed_size(x.shape[2], w.shape[1], strides[1], padding)
+    output = np.empty((1, height, width, 1))
+    return (height, width), list(conv_taps(output, w, strides, padding, (1, 1)))
+
+
+def conv2d_transpose(x, w, b=None, strides=(1, 1), padding="valid"):
+    """Spread x (N, H, W, C) by w (KH, KW, F, C), plus b (F,) -> y (N, OH, OW, F)."""
+    x, w = as_float64(x, w)
+    size, taps = transposed_taps(x, w, strides, padding)
+    y = np.zeros((x.shape[0], *size, w.shape[2]))
+    for iy, ix, ky, kx, oy, ox in taps:
+        y[:, oy, ox] += x[:, iy, ix] @ w[ky, kx].T  # (N, C) @ (C, F)
+    return y if b is None else y + as_float64(b)
+
+
+def conv2d_transpose_backward(x, w, dy, strides=(1, 1), padding="valid"):
+    """Return the gradients dx, dw, db of sum(conv2d_transpose(x, w, b) * dy)."""
+    x, w, dy = as_float64(x, w, dy)
+    dx, dw = np.zeros_like(x), np.zeros_like(w)
+    for iy, ix, ky, kx, oy, ox in transposed_taps(x, w, strides, padding)[1]:
+        dx[:, iy, ix] += dy[:, oy, ox] @ w[ky, kx]  # (N, F) @ (F, C)
+        dw[ky, kx] += dy[:, oy, ox].T @ x[:, iy, ix]  # (F, N) @ (N, C)
+    return dx, dw, dy.sum(axis=(0, 1, 2))
+
+
+# Depthwise convolution ----------------------------------------------------------------------------
+#
+#   y[n, oy, ox, c * M + m] = b[c * M + m] + sum over ky, kx of x[n, iy, ix, c] * w[ky, kx, c, m]
+#
+# It is the convolution whose kernel is zero where the input channel is not that of the output.
+
+
+def full_kernel(w):
+    """Return w (KH, KW, C, M) as a kernel (KH, KW, C, C * M) that is zero between channels."""
+    w = as_float64(w)
+    channels, multiplier = w.shape[2:]
+    full = np.zeros((*w.shape[:3], channels * multiplier))
+    for c, m in itertools.product(range(channels), range(multiplier)):
+        full[:, :, c, c * multiplier + m] = w[:, :, c, m]
+    return full
+
+
+def depthwise_conv2d(x, w, b=None, strides=(1, 1), padding="valid", dilation=(1, 1)):
+    """Convolve each channel: x (N, H, W, C), w (KH, KW, C, M), b (C * M,) -> (N, OH, OW, C * M)."""
+    return conv2d(x, full_kernel(w), b, strides, padding, dilation)
+
+
+def depthwise_conv2d_backward(x, w, dy, strides=(1, 1), padding="valid", dilation=(1, 1)):
+    """Return the gradients dx, dw, db of sum(depthwise_conv2d(x, w, b) * dy)."""
+    dx, full, db = conv2d_backward(x, full_kernel(w), dy, strides, padding, dilation)
+    dw = np.zeros(np.shape(w))
+    for c, m in np.ndindex(dw.shape[2:]):
+        dw[:, :, c, m] = full[:, :, c, c * dw.shape[3] + m]
+    return dx, dw, db
+
+
 # Max pooling --------------------------------------------------------------------------------------
 #
 #   y[n, oy, ox, c] = max of x[n, iy, ix, c] over the window; a NaN in the window is its maximum

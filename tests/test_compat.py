@@ -17,6 +17,7 @@ NAMES = [
     "tf.layers.average_pooling2d", "tf.layers.batch_normalization",
     "tf.nn.relu", "tf.nn.softmax", "tf.one_hot", "tf.cast", "tf.int32", "tf.reshape", "tf.argmax",
     "tf.losses.softmax_cross_entropy", "tf.contrib.layers.optimize_loss",
+    "tf.layers.conv2d_transpose", "tf.layers.separable_conv2d",
     "tf.contrib.layers.l1_regularizer", "tf.contrib.layers.l2_regularizer", "tf.nn.leaky_relu",
     "tf.nn.log_softmax", "tf.contrib.framework.get_global_step",
     "tf.metrics.accuracy", "tf.train.LoggingTensorHook",

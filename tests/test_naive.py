@@ -108,6 +108,64 @@ def test_conv2d_gradients(k, strides, padding, dilation):
     assert_gradient(lambda b: naive.conv2d(x, w, b, **options), b, db, g)
 
 
+# Transposed and depthwise convolution
+
+
+def test_conv2d_transpose_by_hand():
+    x = image([[1, 2], [3, 4]])
+    y = naive.conv2d_transpose(x, KERNEL, np.array([0.5]))
+    assert_array_equal(plane(y), np.array([[1, 4, 4], [6, 20, 16], [9, 24, 16]]) + 0.5)
+    apart = naive.conv2d_transpose(x, KERNEL, strides=(2, 2))
+    assert_array_equal(
+        plane(apart), [[1, 2, 2, 4], [3, 4, 6, 8], [3, 6, 4, 8], [9, 12, 12, 16]]
+    )
+    same = naive.conv2d_transpose(x, KERNEL, padding="same")
+    assert_array_equal(plane(same), [[1, 4], [6, 20]])
+
+
+@pytest.mark.parametrize(
+    ("size", "k", "stride", "padding", "out"),
+    [(4, 3, 1, "valid", 6), (4, 3, 2, "valid", 9), (4, 2, 3, "valid", 12), (4, 3, 2, "same", 8)],
+)
+def test_transposed_output_size(size, k, stride, padding, out):
+    assert naive.transposed_size(size, k, stride, padding) == out
+
+
+@pytest.mark.parametrize(("k", "strides", "padding"), WINDOWS)
+def test_conv2d_transpose_is_an_adjoint_with_these_gradients(k, strides, padding):
+    rng = np.random.default_rng(0)
+    x, w, b = rng.standard_normal((2, 3, 2, 2)), rng.standard_normal((*k, 3, 2)), np.zeros(3)
+    options = {"strides": strides, "padding": padding}
+    y = naive.conv2d_transpose(x, w, b, **options)
+    g = rng.standard_normal(y.shape)
+    assert_allclose(np.sum(y * g), np.sum(x * naive.conv2d(g, w, None, **options)))
+    dx, dw, db = naive.conv2d_transpose_backward(x, w, g, **options)
+    assert_gradient(lambda x: naive.conv2d_transpose(x, w, b, **options), x, dx, g)
+    assert_gradient(lambda w: naive.conv2d_transpose(x, w, b, **options), w, dw, g)
+    assert_gradient(lambda b: naive.conv2d_transpose(x, w, b, **options), b, db, g)
+
+
+def test_depthwise_conv2d_by_hand():
+    x = np.array([[1.0, 2.0], [3.0, 4.0]]).reshape(1, 2, 1, 2)  # two rows of two channels
+    w = np.array([[[1, 10], [100, 1000]], [[2, 20], [200, 2000]]]).reshape(2, 1, 2, 2)
+    y = naive.depthwise_conv2d(x, w, np.array([0, 0, 0, 5]))
+    assert_array_equal(y.ravel(), [1 + 6, 10 + 60, 200 + 800, 2000 + 8000 + 5])
+
+
+@pytest.mark.parametrize("dilation", [(1, 1), (2, 1)])
+@pytest.mark.parametrize(("k", "strides", "padding"), WINDOWS)
+def test_depthwise_conv2d_gradients(k, strides, padding, dilation):
+    rng = np.random.default_rng(0)
+    x, b = rng.standard_normal((2, 4, 5, 2)), rng.standard_normal(6)
+    w = rng.standard_normal((*k, 2, 3))
+    options = {"strides": strides, "padding": padding, "dilation": dilation}
+    g = rng.standard_normal(naive.depthwise_conv2d(x, w, b, **options).shape)
+    dx, dw, db = naive.depthwise_conv2d_backward(x, w, g, **options)
+    assert_gradient(lambda x: naive.depthwise_conv2d(x, w, b, **options), x, dx, g)
+    assert_gradient(lambda w: naive.depthwise_conv2d(x, w, b, **options), w, dw, g)
+    assert_gradient(lambda b: naive.depthwise_conv2d(x, w, b, **options), b, db, g)
+
+
 # Max pooling
 
 

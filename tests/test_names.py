@@ -44,6 +44,17 @@ SIGNATURES = {
         "data_format='channels_last', dilation_rate=(1, 1), activation=None, use_bias=True, "
         "kernel_initializer=None, bias_initializer='zeros', kernel_regularizer=None, "
         "bias_regularizer=None, trainable=True, name=None",
+    "layers.conv2d_transpose": "inputs, filters, kernel_size, strides=(1, 1), padding='valid', "
+        "data_format='channels_last', activation=None, use_bias=True, kernel_initializer=None, "
+        "bias_initializer='zeros', kernel_regularizer=None, bias_regularizer=None, "
+        "trainable=True, name=None",
+    "layers.separable_conv2d": "inputs, filters, kernel_size, strides=(1, 1), padding='valid', "
+        "data_format='channels_last', dilation_rate=(1, 1), depth_multiplier=1, activation=None, "
+        "use_bias=True, depthwise_initializer=None, pointwise_initializer=None, "
+        "bias_initializer='zeros', depthwise_regularizer=None, pointwise_regularizer=None, "
+        "bias_regularizer=None, trainable=True, name=None",
+    "layers.DepthwiseConv2D": "kernel_size, ...",
+    "layers.l2_regularizer": "scale",
     "layers.max_pooling2d": "inputs, pool_size, strides, padding='valid', "
         "data_format='channels_last', name=None",
     "layers.average_pooling2d": "inputs, pool_size, strides, padding='valid', "

@@ -14,7 +14,11 @@ from minicnn.core.files import open_regular, replacing
 from minicnn.core.weights import SKIP_THEM, by_patterns, fill, fitting, parameters_of
 from minicnn.estimator import Estimator
 
-_LAYOUT = "conv2d kernel: (height, width, channels, filters); dense kernel: (inputs, units)"
+_LAYOUT = (
+    "conv2d kernel: (height, width, channels, filters); dense kernel: (inputs, units); "
+    "conv2d_transpose kernel: (height, width, filters, channels); "
+    "depthwise_kernel: (height, width, channels, multiplier)"
+)
 
 
 def save_safetensors(model: Any, path: str | Path) -> None:

@@ -10,9 +10,11 @@ from minicnn.core.hints import hinted
 from minicnn.core.op import Op, Tensor, apply
 from minicnn.layers.batch_normalization import BatchNormalization
 from minicnn.layers.conv2d import Conv2D
+from minicnn.layers.conv2d_transpose import Conv2DTranspose
 from minicnn.layers.dense import Dense
 from minicnn.layers.dropout import Dropout
 from minicnn.layers.pooling2d import AveragePooling2D, MaxPooling2D
+from minicnn.layers.separable_conv2d import SeparableConv2D
 from minicnn.layers.shape import Flatten
 
 
@@ -53,6 +55,79 @@ def conv2d(
 
 
 @hinted
+def conv2d_transpose(
+    inputs: Any,
+    filters: int,
+    kernel_size: Any,
+    strides: Any = (1, 1),
+    padding: str = "valid",
+    data_format: str = "channels_last",
+    activation: Any = None,
+    use_bias: bool = True,
+    kernel_initializer: Any = None,
+    bias_initializer: Any = "zeros",
+    kernel_regularizer: Any = None,
+    bias_regularizer: Any = None,
+    trainable: bool = True,
+    name: str | None = None,
+) -> Any:
+    """Apply a new `Conv2DTranspose` to the Tensor `inputs`.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> x = mc.Graph().placeholder("x", (None, 7, 7, 64), np.float32)
+    >>> mc.layers.conv2d_transpose(inputs=x, filters=32, kernel_size=5, strides=2, padding="same")
+    Tensor('conv2d_transpose', shape=(None, 14, 14, 32), dtype=float32)
+    """
+    return _apply(inputs, Conv2DTranspose(
+        filters, kernel_size, strides=strides, padding=padding, data_format=data_format,
+        activation=activation, use_bias=use_bias, kernel_initializer=kernel_initializer,
+        bias_initializer=bias_initializer, trainable=trainable, name=name,
+        kernel_regularizer=kernel_regularizer, bias_regularizer=bias_regularizer,
+    ))
+
+
+def separable_conv2d(
+    inputs: Any,
+    filters: int,
+    kernel_size: Any,
+    strides: Any = (1, 1),
+    padding: str = "valid",
+    data_format: str = "channels_last",
+    dilation_rate: Any = (1, 1),
+    depth_multiplier: int = 1,
+    activation: Any = None,
+    use_bias: bool = True,
+    depthwise_initializer: Any = None,
+    pointwise_initializer: Any = None,
+    bias_initializer: Any = "zeros",
+    depthwise_regularizer: Any = None,
+    pointwise_regularizer: Any = None,
+    bias_regularizer: Any = None,
+    trainable: bool = True,
+    name: str | None = None,
+) -> Any:
+    """Apply a new `SeparableConv2D` to the Tensor `inputs`.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> x = mc.Graph().placeholder("x", (None, 28, 28, 16), np.float32)
+    >>> mc.layers.separable_conv2d(inputs=x, filters=32, kernel_size=3, padding="same")
+    Tensor('separable_conv2d', shape=(None, 28, 28, 32), dtype=float32)
+    """
+    return _apply(inputs, SeparableConv2D(
+        filters, kernel_size, strides=strides, padding=padding, data_format=data_format,
+        dilation_rate=dilation_rate, depth_multiplier=depth_multiplier, activation=activation,
+        use_bias=use_bias, depthwise_initializer=depthwise_initializer,
+        pointwise_initializer=pointwise_initializer, bias_initializer=bias_initializer,
+        depthwise_regularizer=depthwise_regularizer,
+        pointwise_regularizer=pointwise_regularizer, bias_regularizer=bias_regularizer,
+        trainable=trainable, name=name,
+    ))
+
+
 def max_pooling2d(
     inputs: Any,
     pool_size: Any,

@@ -17,14 +17,16 @@ from minicnn.layers.activation import Activation
 from minicnn.layers.batch_normalization import BatchNormalization
 from minicnn.layers.conv2d import Conv2D
 from minicnn.layers.dense import Dense
+from minicnn.layers.depthwise_conv2d import DepthwiseConv2D
 from minicnn.layers.dropout import Dropout
 from minicnn.layers.pooling2d import MaxPooling2D
+from minicnn.layers.separable_conv2d import SeparableConv2D
 from minicnn.layers.sliding import DataFormat
 from minicnn.ops import Relu
 
 
 class Fused(Op):
-    """A Conv2D, Dense or Residual layer or a sum with ReLU and, if it fits, the layer after it.
+    """A convolution, Dense or Residual layer or a sum, with ReLU and maybe the layer after it.
 
     The layer after a Conv2D is a 2x2 max pooling: one byte is saved for each maximum, the image
     before pooling is never stored, and its gradient is a list of the few elements that are not
@@ -103,7 +105,7 @@ def _first(chain: Sequence[Op]) -> tuple[Op, int]:
     layer: Any = chain[0]
     if "sums" in vars(type(layer)) and len(chain) > 1 and _is_relu(chain[1]):
         return Fused(layer, None), 2
-    if type(layer) not in (Conv2D, Dense):
+    if type(layer) not in (Conv2D, Dense, DepthwiseConv2D, SeparableConv2D):
         return layer, 1
     norm: Any = chain[1] if len(chain) > 1 and _can_fold(layer, chain[1]) else None
     activation = layer.activation
@@ -118,9 +120,11 @@ def _first(chain: Sequence[Op]) -> tuple[Op, int]:
     return (Fused(layer, last) if norm is None else Folded(layer, norm, True, last)), length
 
 
-def _can_fold(layer: Conv2D | Dense, norm: Any) -> bool:
+def _can_fold(layer: Any, norm: Any) -> bool:
     """Return whether a layer can do what the batch normalization after it does in prediction."""
-    if type(norm) is not BatchNormalization or layer.activation is not None:
+    if type(norm) is not BatchNormalization or type(layer) not in (Conv2D, Dense):
+        return False
+    if layer.activation is not None:
         return False
     rank = len(norm.input_shape or ())
     is_first = isinstance(layer, Conv2D) and layer.data_format == DataFormat.FIRST
@@ -131,11 +135,12 @@ def _is_relu(op: Any) -> bool:
     return type(op.op if type(op) is Activation else op) is Relu
 
 
-def _fits(layer: Conv2D | Dense, last: Any) -> bool:
+def _fits(layer: Any, last: Any) -> bool:
     """Return whether a layer can compute the layer after its ReLU in the same pass."""
     if isinstance(layer, Dense):
         return type(last) is Dropout and last.noise_shape is None
-    return type(last) is MaxPooling2D and _pools_by_two(layer, last)
+    is_pooled = isinstance(layer, Conv2D) and type(last) is MaxPooling2D
+    return is_pooled and _pools_by_two(layer, last)
 
 
 def _pools_by_two(conv: Conv2D, pool: MaxPooling2D) -> bool:

@@ -28,6 +28,7 @@ from minicnn.layers import (
     Sequential,
 )
 from minicnn.layers.affine import Affine
+from minicnn.layers.convolution import Convolution
 from minicnn.layers.fusion import Folded, Fused
 from minicnn.layers.pooling2d import Pooling2D
 from minicnn.losses import _OfClassNumbers
@@ -42,6 +43,7 @@ NOT_EXPORTED = {
     mc.layers.Layer: "the base",
     Affine: "a base",
     Pooling2D: "a base",
+    Convolution: "a base",
     mc.layers.chain.Chain: "its layers are exported",
     Sequential: "its layers are exported",
     mc.layers.Residual: "its layers are exported",

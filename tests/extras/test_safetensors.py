@@ -50,6 +50,26 @@ def test_what_is_saved_is_loaded(path, dtype, as_type):
         assert parameter.value is array
 
 
+def test_weights_of_all_kinds_of_convolutions(path):
+    models = [
+        mc.Sequential([
+            mc.layers.DepthwiseConv2D(3, depth_multiplier=2), mc.layers.SeparableConv2D(3, 3),
+            mc.layers.Conv2DTranspose(4, 3),
+        ])
+        for _ in range(2)
+    ]
+    for seed, model in enumerate(models):
+        model.build((None, 6, 6, 2), rng=seed)
+    mc.export.save_safetensors(models[0], path)
+    assert sorted(numpy.load_file(path)) == [
+        "conv2d_transpose/bias", "conv2d_transpose/kernel", "depthwise_conv2d/bias",
+        "depthwise_conv2d/depthwise_kernel", "separable_conv2d/bias",
+        "separable_conv2d/depthwise_kernel", "separable_conv2d/pointwise_kernel",
+    ]
+    mc.export.load_safetensors(models[1], path)
+    assert_same_values(values_of(models[1]), values_of(models[0]))
+
+
 def test_the_file_holds_plain_names_and_says_what_they_are(path):
     model = make_model()
     mc.export.save_safetensors(model, path)
@@ -60,7 +80,9 @@ def test_the_file_holds_plain_names_and_says_what_they_are(path):
             "format": "minicnn",
             "minicnn_version": mc.__version__,
             "layout": "conv2d kernel: (height, width, channels, filters); "
-                      "dense kernel: (inputs, units)",
+                      "dense kernel: (inputs, units); "
+                      "conv2d_transpose kernel: (height, width, filters, channels); "
+                      "depthwise_kernel: (height, width, channels, multiplier)",
         }
 
 

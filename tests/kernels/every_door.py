@@ -11,13 +11,13 @@ import numpy as np
 from numba.core import event
 
 from minicnn.kernels import elementwise, gather, gemm, normalize, pooling, update
-from minicnn.kernels.conv import conv, filters, im2col, implicit, pooled, winograd
+from minicnn.kernels.conv import conv, depthwise, filters, im2col, implicit, pooled, winograd
 from minicnn.kernels.dense import dense, lists
 from minicnn.kernels.window import slide
 
 MODULES = [
-    conv, dense, elementwise, filters, gather, gemm, im2col, implicit, lists, normalize, pooled,
-    pooling, update, winograd,
+    conv, dense, depthwise, elementwise, filters, gather, gemm, im2col, implicit, lists, normalize,
+    pooled, pooling, update, winograd,
 ]
 
 rng = np.random.default_rng(0)
@@ -42,6 +42,15 @@ def convolution(n, size, kernel, strides, padding, dilation, c, f):
         run(conv.forward, (x, w, b), (np.zeros_like(dy),), window, relu)
     run(conv.input_gradient, (dy, w), (np.zeros_like(x),), window)
     run(conv.kernel_gradient, (x, dy), (np.zeros_like(w), np.zeros_like(b)), window)
+
+
+def depthwise_convolution(n, size, kernel, strides, padding, c, more):
+    window = slide(size, kernel, strides, padding)
+    x, w, b = numbers(n, *size, c), numbers(*kernel, c, more), numbers(c * more)
+    dy = numbers(n, window.out_h, window.out_w, c * more)
+    run(depthwise.forward, (x, w, b), (np.zeros_like(dy),), window, True)
+    run(depthwise.input_gradient, (dy, w), (np.zeros_like(x),), window)
+    run(depthwise.kernel_gradient, (x, dy), (np.zeros_like(w),), window)
 
 
 def pooled_convolution(n, size, kernel, padding, c, f):
@@ -113,6 +122,8 @@ with event.install_recorder("numba:compile") as compiled:
         pooled_convolution(n, (9, 11), (5, 5), "same", 1, 17)
         pooled_convolution(n, (9, 11), (5, 5), "same", 17, 9)
         pooled_convolution(n, (8, 9), (3, 3), "valid", 32, 16)
+        depthwise_convolution(n, (9, 11), (3, 3), (1, 1), "same", 17, 1)
+        depthwise_convolution(n, (5, 4), (2, 3), (2, 1), "valid", 3, 2)
         pool(n, (9, 11), (2, 2), (2, 2), "valid", 5)
         pool(n, (5, 4), (3, 3), (1, 2), "same", 1)
         product(n, 1, 1)

@@ -17,8 +17,9 @@ from minicnn.kernels import simd as compiled_simd
 from minicnn.kernels import threads, window
 
 NAMES = (
-    "conv.conv", "conv.filters", "conv.im2col", "conv.implicit", "conv.pooled", "conv.winograd",
-    "dense.dense", "dense.lists", "elementwise", "gather", "gemm", "normalize", "pooling", "update",
+    "conv.conv", "conv.depthwise", "conv.filters", "conv.im2col", "conv.implicit", "conv.pooled",
+    "conv.winograd", "dense.dense", "dense.lists", "elementwise", "gather", "gemm", "normalize",
+    "pooling", "update",
 )
 CONSTANTS = ("VECTOR_BYTES", "REGISTERS", "LANES", "VECTORS", "PANEL", "ROWS", "FEW_ROWS",
              "SOME_ROWS", "ZEROED")

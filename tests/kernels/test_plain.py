@@ -110,6 +110,24 @@ def test_convolution(both, case, dtype):
               {"dw": w.shape, "db": b.shape, "dx": dx}, window, dtype=dtype)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("channels", "more", "options"), [
+    (17, 1, ((3, 3), (1, 1), "same")),
+    (3, 2, ((3, 2), (2, 3), "same", (1, 2))),
+    (2, 1, ((2, 2), (3, 1), "valid")),
+])
+def test_depthwise_convolution(both, channels, more, options, dtype):
+    rng, window = np.random.default_rng(0), slide((4, 5), *options)
+    shapes = (2, 4, 5, channels), (*options[0], channels, more), (channels * more,)
+    x, w, b = (normal(rng, shape, dtype) for shape in shapes)
+    dy = normal(rng, (2, window.out_h, window.out_w, channels * more), dtype)
+    for rectify in (False, True):
+        check(both, "conv.depthwise", "forward", (x, w, b), {"y": dy.shape}, window, rectify,
+              dtype=dtype)
+    check(both, "conv.depthwise", "input_gradient", (dy, w), {"dx": x.shape}, window, dtype=dtype)
+    check(both, "conv.depthwise", "kernel_gradient", (x, dy), {"dw": w.shape}, window, dtype=dtype)
+
+
 @pytest.mark.parametrize(("channels", "kernel"), [
     (16, (3, 3)), (16, (5, 5)), (17, (1, 3)), (8, (2, 5)), (8, (2, 3)), (8, (1, 7)), (8, (2, 2)),
     (4, (3, 1)),

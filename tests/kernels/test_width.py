@@ -13,7 +13,7 @@ import pytest
 
 import minicnn as mc
 from minicnn.kernels import normalize, simd
-from minicnn.kernels.conv import conv, winograd
+from minicnn.kernels.conv import conv, depthwise, winograd
 from minicnn.kernels.dense import dense
 from minicnn.kernels.window import slide
 from minicnn.layers import (
@@ -53,6 +53,18 @@ def convolutions(kernel, channels, filters, padding="same", strides=(1, 1), size
     conv.kernel_gradient(x, numbers(5, *y.shape), dw, db, window)
     conv.input_gradient(numbers(5, *y.shape), w, dx, window)
     yield from (dx, dw, db)
+
+
+def depthwise_convolutions(channels, more, strides=(1, 1)):
+    """Yield the outputs of all functions of a depthwise convolution."""
+    window = slide((7, 9), (3, 2), strides, "same")
+    x, w = numbers(1, 3, 7, 9, channels), numbers(2, 3, 2, channels, more)
+    dy = numbers(3, 3, window.out_h, window.out_w, channels * more)
+    y, dx, dw = np.empty_like(dy), np.empty_like(x), np.empty_like(w)
+    depthwise.forward(x, w, numbers(4, channels * more), y, window, True)
+    depthwise.input_gradient(dy, w, dx, window)
+    depthwise.kernel_gradient(x, dy, dw, window)
+    yield from (y, dx, dw)
 
 
 def products(n, d, u):
@@ -109,6 +121,8 @@ def results():
         found[f"Winograd, {size + 7} channels"] = convolutions((5, 5), size + 7, 5, "valid")
         found[f"strides, {size} filters"] = convolutions((2, 4), 9, size, strides=(2, 1))
         found[f"1x1, {size} channels"] = convolutions((1, 1), size, size + 1)
+        found[f"depthwise, {size} channels"] = depthwise_convolutions(size, 1)
+        found[f"depthwise, strides, {size} channels"] = depthwise_convolutions(size, 2, (2, 3))
         found[f"lists, {size} channels"] = convolutions((1, 3), size, 4)
         found[f"dense, {size} units"] = products(size, 70, size)
         found[f"few rows, {size} units"] = products(3, 70, size)

@@ -19,7 +19,9 @@ from minicnn.layers import (
     AveragePooling2D,
     BatchNormalization,
     Conv2D,
+    Conv2DTranspose,
     Dense,
+    DepthwiseConv2D,
     Dropout,
     Flatten,
     GlobalAveragePooling2D,
@@ -27,6 +29,7 @@ from minicnn.layers import (
     MaxPooling2D,
     Reshape,
     Residual,
+    SeparableConv2D,
     Sequential,
 )
 
@@ -79,6 +82,57 @@ TABLE = [
     ("conv2d frozen", lambda: Conv2D(3, 3, trainable=False), (5, 6, 2)),
     *((f"conv2d {a}", lambda a=a: Conv2D(3, 3, activation=a), (5, 6, 2)) for a in ACTIVATIONS),
     ("conv2d of many channels", lambda: Conv2D(70, 3, padding="same"), (4, 5, 33)),
+    ("conv2d_transpose", lambda: Conv2DTranspose(4, 3), (5, 6, 2)),
+    (
+        "conv2d_transpose strides, same",
+        lambda: Conv2DTranspose(3, 3, strides=2, padding="same", activation="relu"),
+        (4, 3, 2),
+    ),
+    ("conv2d_transpose stride > window", lambda: Conv2DTranspose(3, 2, strides=3), (3, 4, 2)),
+    (
+        "conv2d_transpose stride > window, same",
+        lambda: Conv2DTranspose(3, (2, 1), strides=(3, 2), padding="same"),
+        (3, 4, 2),
+    ),
+    (
+        "conv2d_transpose channels first",
+        lambda: Conv2DTranspose(3, (3, 4), strides=(2, 1), use_bias=False, **FIRST),
+        (2, 4, 3),
+    ),
+    (
+        "conv2d_transpose of many channels",
+        lambda: Conv2DTranspose(33, 3, padding="same"),
+        (4, 5, 34),
+    ),
+    ("depthwise_conv2d", lambda: DepthwiseConv2D(3), (6, 7, 5)),
+    (
+        "depthwise_conv2d strides, same, relu",
+        lambda: DepthwiseConv2D((3, 2), strides=(2, 3), padding="same", activation="relu"),
+        (7, 8, 3),
+    ),
+    (
+        "depthwise_conv2d multiplier, dilated",
+        lambda: DepthwiseConv2D(3, depth_multiplier=3, dilation_rate=(1, 2), use_bias=False),
+        (5, 7, 2),
+    ),
+    (
+        "depthwise_conv2d channels first",
+        lambda: DepthwiseConv2D(2, depth_multiplier=2, padding="same", **FIRST),
+        (3, 4, 5),
+    ),
+    ("depthwise_conv2d of many channels", lambda: DepthwiseConv2D(3, padding="same"), (3, 4, 70)),
+    ("separable_conv2d", lambda: SeparableConv2D(4, 3), (6, 7, 5)),
+    (
+        "separable_conv2d strides, same, relu",
+        lambda: SeparableConv2D(3, 3, strides=2, padding="same", activation="relu"),
+        (7, 6, 3),
+    ),
+    (
+        "separable_conv2d multiplier, dilated",
+        lambda: SeparableConv2D(3, 2, depth_multiplier=3, dilation_rate=2, use_bias=False),
+        (5, 6, 2),
+    ),
+    ("separable_conv2d channels first", lambda: SeparableConv2D(3, 2, **FIRST), (3, 4, 5)),
     ("max_pooling2d", lambda: MaxPooling2D(2), (6, 8, 3)),
     ("max_pooling2d odd size", lambda: MaxPooling2D(2), (7, 5, 3)),
     ("max_pooling2d odd size, same", lambda: MaxPooling2D(2, padding="same"), (7, 5, 3)),
@@ -228,6 +282,16 @@ TABLE = [
         "fused conv2d 1x1",
         lambda: Sequential([Conv2D(4, 1, activation="relu"), MaxPooling2D(2)]),
         (4, 6, 5),
+    ),
+    (
+        "fused depthwise_conv2d",
+        lambda: Sequential([DepthwiseConv2D(3, depth_multiplier=2), Activation("relu")]),
+        (5, 6, 9),
+    ),
+    (
+        "fused separable_conv2d",
+        lambda: Sequential([SeparableConv2D(17, 3, activation="relu"), MaxPooling2D(2)]),
+        (7, 6, 9),
     ),
     (
         "fused dense",

@@ -45,8 +45,12 @@ def forward(
         code[y <= 0] = ZEROED
 
 
-def input_gradient(dy: np.ndarray, w: np.ndarray, dx: np.ndarray, window: Window) -> None:
+def input_gradient(
+    dy: np.ndarray, w: np.ndarray, dx: np.ndarray, window: Window, c: np.ndarray | None = None
+) -> None:
     """Write dx, the gradient of the input x; dy is the gradient of x * w + b.
+
+    A transposed convolution is the same, plus a bias `c` (C,).
 
     With stride 1, dx is a convolution of dy: with padding (kernel size - 1 - padding), and with the
     kernel rotated by 180 degrees and its channels and filters exchanged.
@@ -58,11 +62,12 @@ def input_gradient(dy: np.ndarray, w: np.ndarray, dx: np.ndarray, window: Window
     )
     strided = window.stride_h > 1 or window.stride_w > 1
     path = None if strided else _fast_path(dy, back, dx.shape[3])
+    c = np.zeros(dx.shape[3], dx.dtype) if c is None else c
+    check(dx=(dx, dx.shape), c=(c, dx.shape[3:]))
     if path is not None:
-        bias = np.zeros(dx.shape[3], dx.dtype)
-        path.forward(dy, w, bias, dx, _NO_CODE, back, False, False, _CHUNKS, turned=True)
+        path.forward(dy, w, c, dx, _NO_CODE, back, False, False, _CHUNKS, turned=True)
     else:
-        im2col.input_gradient(dy, w, dx, window)
+        im2col.input_gradient(dy, w, c, dx, window)
 
 
 def kernel_gradient(

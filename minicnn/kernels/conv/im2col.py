@@ -51,13 +51,15 @@ def forward(
     )
 
 
-def input_gradient(dy: np.ndarray, w: np.ndarray, dx: np.ndarray, window: Window) -> None:
-    """Write dx, the gradient of the input."""
+def input_gradient(
+    dy: np.ndarray, w: np.ndarray, c: np.ndarray, dx: np.ndarray, window: Window
+) -> None:
+    """Write dx, the gradient of the input, plus c (C,)."""
     depth, filters = w.size // w.shape[3], w.shape[3]
     images = share(dx.shape[0], _CHUNKS)
     panels = packed_shape(filters, depth, dx.dtype)
     parallel_for(
-        _input_gradient, -(-dx.shape[0] // images), (dy, w), (dx,), tuple(window), images,
+        _input_gradient, -(-dx.shape[0] // images), (dy, w, c), (dx,), tuple(window), images,
         scratch={
             "columns": ((_block(depth, dx.itemsize), depth), dx.dtype),
             "packed": (panels, dx.dtype),
@@ -114,15 +116,15 @@ def _forward(chunk, scratch, x, w, b, y, window, length, relu):
 
 
 @kernel
-def _input_gradient(chunk, scratch, dy, w, dx, window, images):
-    """Write dx for a chunk of images: dcolumns = dy w', summed if patches overlap."""
+def _input_gradient(chunk, scratch, dy, w, c, dx, window, images):
+    """Write dx + c for a chunk of images: dcolumns = dy w', summed if patches overlap."""
     columns, packed, zeros = scratch
     channels, filters = w.shape[2], w.shape[3]
     block, depth, positions = len(columns), w.size // filters, window[10] * window[11]
     clear(pointer(zeros, 0), zeros.size)
     pack(pointer(w, 0), 1, filters, filters, depth, pointer(packed, 0))
     begin, end = chunk * images, min(dx.shape[0], (chunk + 1) * images)
-    dx[begin:end] = 0
+    dx[begin:end] = c
     for first in range(begin * positions, end * positions, block):
         count = min(block, end * positions - first)
         multiply(pointer(dy, first * filters), filters, 1, pointer(packed, 0), pointer(zeros, 0), 0,

@@ -1,0 +1,133 @@
+"""Two-dimensional depthwise convolution."""
+
+from typing import Any
+
+import numpy as np
+
+from minicnn.core import checks
+from minicnn.core.context import Context
+from minicnn.core.op import Shape
+from minicnn.core.parameter import Parameter
+from minicnn.kernels import elementwise
+from minicnn.kernels.conv import depthwise
+from minicnn.layers.convolution import Convolution
+
+
+class DepthwiseConv2D(Convolution):
+    """Convolve each channel of the images with its own trained filters.
+
+    With M filters for each channel, strides s and dilation d, output channel k = c M + m is
+
+        y[n, i, j, k] = b[k] + sum over u, v of x[n, s i + d u, s j + d v, c] w[u, v, c, m]
+
+    Parameters
+    ----------
+    kernel_size : int or (int, int)
+        Height and width of a filter.
+    strides : int or (int, int)
+        The steps of the filter, down and to the right.
+    padding : {"valid", "same"}
+        As for `Conv2D`.
+    depth_multiplier : int
+        The number M of filters for each channel.
+    data_format : {"channels_last", "channels_first"}
+        (N, H, W, C), or (N, C, H, W).
+    dilation_rate : int or (int, int)
+        The distance between the elements of a filter.
+    activation : str, function, Op or None
+        As for `Conv2D`.
+    use_bias : bool
+    depthwise_initializer : str or function, optional
+        Default "glorot_uniform".
+    bias_initializer : str or function
+    trainable : bool
+    name : str, optional
+    depthwise_regularizer, bias_regularizer : callable, optional
+        Such as ``l2_regularizer(0.001)``: its value is added to the loss.
+
+    Attributes
+    ----------
+    depthwise_kernel : Parameter
+        (height, width, channels, depth_multiplier)
+    bias : Parameter or None
+        (channels * depth_multiplier,)
+
+    References
+    ----------
+    A. Howard et al., "MobileNets: efficient convolutional neural networks for mobile vision
+    applications", arXiv:1704.04861, 2017.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> layer = mc.layers.DepthwiseConv2D(3, padding="same")
+    >>> layer.build((None, 28, 28, 16), rng=0)
+    (None, 28, 28, 16)
+    >>> layer.depthwise_kernel.shape
+    (3, 3, 16, 1)
+    """
+
+    depthwise_kernel: Parameter
+
+    def __init__(
+        self,
+        kernel_size: Any,
+        *,
+        strides: Any = 1,
+        padding: str = "valid",
+        depth_multiplier: int = 1,
+        data_format: str = "channels_last",
+        dilation_rate: Any = 1,
+        activation: Any = None,
+        use_bias: bool = True,
+        depthwise_initializer: Any = None,
+        bias_initializer: Any = "zeros",
+        trainable: bool = True,
+        name: str | None = None,
+        depthwise_regularizer: Any = None,
+        bias_regularizer: Any = None,
+    ) -> None:
+        super().__init__(
+            kernel_size, strides, padding, data_format, dilation_rate, activation, use_bias,
+            trainable, name,
+            depthwise=(depthwise_initializer, depthwise_regularizer),
+            bias=(bias_initializer, bias_regularizer),
+        )
+        self.depth_multiplier = checks.integer(depth_multiplier, "depth_multiplier")
+
+    def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
+        super().build(input_shape, rng, dtype)
+        kernel_shape = (*self.size, self.channels, self.depth_multiplier)
+        outputs = self.channels * self.depth_multiplier
+        output_shape = self.data_format.shape(None, self.window, outputs)
+        return self.build_weights(outputs, output_shape, rng, depthwise_kernel=kernel_shape)
+
+    def linear(
+        self, x: np.ndarray, ctx: Context, relu: bool = False, last: None = None
+    ) -> np.ndarray:
+        """Return x * w + b; or, fused, with ReLU."""
+        x = self.data_format.to_nhwc(self.check_inputs(x))
+        shape = (len(x), self.window.out_h, self.window.out_w, self.outputs)
+        y = ctx.empty(self, "y", shape, x.dtype)
+        depthwise.forward(x, self.depthwise_kernel.value, self.bias_value(), y, self.window, relu)
+        ctx[self] = x, y if relu else None
+        return self.data_format.from_nhwc(y)
+
+    def linear_backward(
+        self, dy: np.ndarray, ctx: Context, need_dx: bool = True
+    ) -> np.ndarray | None:
+        x, y = ctx[self]
+        shape = self.data_format.shape(len(x), self.window, self.outputs)
+        checks.gradient(dy, shape, self.dtype, self.label)
+        dy = self.data_format.to_nhwc(dy)
+        if y is not None:
+            dz = ctx.empty(self, "dz", y.shape, y.dtype)
+            elementwise.relu_gradient(dy, y, dz)
+            dy = dz
+        elementwise.sum_rows(dy.reshape(-1, self.outputs), self.bias_grad())
+        depthwise.kernel_gradient(x, dy, self.depthwise_kernel.writable("grad"), self.window)
+        if not need_dx:
+            return None
+        dx = ctx.empty(self, "dx", x.shape, x.dtype)
+        depthwise.input_gradient(dy, self.depthwise_kernel.value, dx, self.window)
+        return self.data_format.from_nhwc(dx)
