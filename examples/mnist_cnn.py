@@ -8,7 +8,8 @@
 A terminal shows a progress bar if tqdm is installed (``pip install -e ".[progress]"``), otherwise
 log lines. ``--steps`` is the total: the same command continues an interrupted run from the last
 checkpoint in ``--model-dir``. The start values are those of the guide's log, from
-`uniform_unit_scaling`. ``--fast`` trains with Adam in place of SGD.
+`uniform_unit_scaling`. ``--fast`` trains with Adam in place of the guide's SGD, which takes small
+steps at this rate, and its rate falls to zero at the end.
 """
 
 import argparse
@@ -67,6 +68,11 @@ def cnn_model_fn(features, labels, mode, params):
     return mc.ModelFnOps(mode=mode, predictions=predictions, loss=loss, train_op=train_op)
 
 
+def adam_until(steps):
+    """Return Adam as a function of the rate, which falls to zero along a cosine."""
+    return lambda rate: mc.optimizers.Adam(mc.optimizers.cosine_decay(rate, steps))
+
+
 class Progress(mc.hooks.SessionRunHook):
     """Log the step, the speed and the remaining time, for runs without a progress bar."""
 
@@ -102,8 +108,10 @@ def main():
     parser.add_argument("--data", default="mnist", help="a folder of IDX files instead of MNIST")
     parser.add_argument("--distributed", action="store_true", help="run as a rank of mpiexec")
     args = parser.parse_args()
-    args.steps = args.steps or (FAST_STEPS if args.fast else 20000)
-    args.model_dir = args.model_dir or ("mnist_fast_model" if args.fast else "mnist_cnn_model")
+    if args.steps is None:
+        args.steps = FAST_STEPS if args.fast else 20000
+    if args.model_dir is None:
+        args.model_dir = "mnist_fast_model" if args.fast else "mnist_cnn_model"
     try:
         ranks = mc.distributed.DataParallel() if args.distributed else None
     except ImportError as error:
@@ -124,7 +132,8 @@ def main():
         model_fn=cnn_model_fn,
         model_dir=args.model_dir,
         params={
-            "learning_rate": args.learning_rate, "optimizer": "Adam" if args.fast else "SGD",
+            "learning_rate": args.learning_rate,
+            "optimizer": adam_until(args.steps) if args.fast else "SGD",
         },
         config=mc.RunConfig(seed=args.seed, save_checkpoints_secs=60, distribute=ranks),
     )

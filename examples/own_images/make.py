@@ -1,6 +1,8 @@
 """Make the pictures in this folder: digits of MNIST, as if written with a colored pen on paper.
 
-python examples/own_images/make.py
+    python examples/own_images/make.py
+
+It needs Pillow. The pictures may differ by its version.
 """
 
 from pathlib import Path

@@ -33,6 +33,36 @@ def save_safetensors(model: Any, path: str | Path) -> None:
         A built layer; or an Estimator, whose newest checkpoint at the time of the call is written.
     path : str or Path
 
+    Notes
+    -----
+    The network of the guide with these weights in PyTorch::
+
+        import torch
+        from safetensors.torch import load_file
+
+        class Net(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv2d = torch.nn.Conv2d(1, 32, 5, padding=2)
+                self.conv2d_1 = torch.nn.Conv2d(32, 64, 5, padding=2)
+                self.dense = torch.nn.Linear(7 * 7 * 64, 1024)
+                self.dense_1 = torch.nn.Linear(1024, 10)
+
+            def forward(self, x):                     # (N, 28, 28, 1), as in minicnn
+                x = x.permute(0, 3, 1, 2)
+                x = torch.nn.functional.max_pool2d(self.conv2d(x).relu(), 2)
+                x = torch.nn.functional.max_pool2d(self.conv2d_1(x).relu(), 2)
+                x = x.permute(0, 2, 3, 1).flatten(1)  # minicnn flattens (height, width, channel)
+                return self.dense_1(self.dense(x).relu())
+
+        state = {}
+        for name, array in load_file("mnist.safetensors").items():
+            if name.endswith("/kernel"):  # convolution: (height, width, in, out); dense: (in, out)
+                array = array.permute(3, 2, 0, 1) if array.ndim == 4 else array.T
+            state[name.replace("/kernel", ".weight").replace("/", ".")] = array
+        net = Net().eval()
+        net.load_state_dict(state)
+
     Examples
     --------
     >>> import tempfile, pathlib, minicnn as mc
