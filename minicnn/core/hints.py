@@ -158,8 +158,11 @@ def call_of(thing: object) -> str:
         if parameter.default is parameter.empty:
             given.append(text)
         elif name == "learning_rate" or text not in (_shown(parameter.default), "'glorot_uniform'"):
-            given.append(f"{name}={text}")
+            given.append(text if name in _PLAIN else f"{name}={text}")
     return f"{type(thing).__name__}({', '.join(given)})"
+
+
+_PLAIN = {"layers", "learning_rate", "rate"}  # first arguments, whose names are not shown
 
 
 def _shown(value: Any) -> str:
@@ -168,5 +171,7 @@ def _shown(value: Any) -> str:
         return "..."
     if isinstance(value, tuple) and len(value) == 2 and value[0] == value[1]:
         value = value[0]
-    name = getattr(value, "__name__", None) or getattr(value, "kind", None)
+    name = getattr(value, "__name__", None)
+    if repr(value) == f"{type(value).__name__}()":  # an op without arguments, such as an activation
+        name = getattr(value, "kind", None)
     return repr(str(name or value)) if name or isinstance(value, str) else repr(value)
