@@ -300,7 +300,7 @@ def test_all_ranks_take_the_best_values_where_rank_0_stops_early(tmp_path):
 
 def test_the_example(tmp_path):
     program = ROOT / "examples" / "mnist_cnn.py"
-    run = mpiexec(2, program, "--distributed", "--steps", 2, "--model-dir", tmp_path)
+    run = mpiexec(2, program, "--distributed", "--log", "--steps", 2, "--model-dir", tmp_path)
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("after 2 steps, on the 10,000 test images") == 1
     assert run.stderr.count("Saving checkpoints for 2") == 1
