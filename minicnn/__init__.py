@@ -68,7 +68,9 @@ from minicnn.warmup import warmup
 __version__ = VERSION
 
 vars(layers)["Sequential"] = Sequential  # it is above the layers, and users look for it there
-explain(sys.modules[__name__], hooks, layers, losses, metrics, optimizers)
+explain(
+    sys.modules[__name__], datasets, datasets.mnist, hooks, layers, losses, metrics, optimizers
+)
 
 __all__ = [
     "CheckpointError", "Context", "Estimator", "Graph", "History", "MetricSpec", "ModeKeys",

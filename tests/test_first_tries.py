@@ -24,6 +24,11 @@ from minicnn.core import hints
     ("optim", "mc.optimizers"),
     ("optimizers.Momentum", "mc.optimizers.SGD(learning_rate, momentum=0.9)"),
     ("callbacks", "mc.hooks"),
+    ("utils", "mc.one_hot(y, depth)"),
+    ("datasets.MNIST", 'mc.datasets.load_dataset("mnist")'),
+    ("datasets.mnist.load_data", 'mc.datasets.load_dataset("mnist")'),
+    ("hooks.ModelCheckpoint", "model_dir"),
+    ("random", "mc.RunConfig(seed=0)"),
 ])
 def test_a_name_of_another_library(path, answer):
     thing = mc

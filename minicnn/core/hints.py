@@ -1,6 +1,5 @@
 """Hints: which name of minicnn a name of another library, or a misspelt argument, stands for."""
 
-import difflib
 import functools
 import inspect
 import types
@@ -60,13 +59,23 @@ ANSWERS = {
         "nn functional keras models",
     "use mc.optimizers": "optim",
     "use mc.hooks": "callbacks",
-    "use NumPy's arrays": "tensor",
+    "use NumPy's arrays": "tensor array",
+    "use mc.one_hot(y, depth); the losses also take class numbers": "utils to_categorical",
+    "give a seed to what draws numbers: mc.RunConfig(seed=0), model.build(shape, rng=0)":
+        "random manual_seed set_seed",
+    "leave it out: predict saves nothing; in a loop, mc.Context(save=False)": "no_grad",
+    # data
+    'use mc.datasets.load_dataset("mnist")': "MNIST load_data",
+    "give arrays to fit; in a loop, mc.datasets.Dataset(x, y).next_batch(100)":
+        "DataLoader TensorDataset",
     # models and Estimators
     "leave it out: fit takes the optimizer, the loss and the metrics": "compile",
-    "save with mc.save_weights(model, path)": "save state_dict",
-    "load with mc.load_weights(model, path)": "load load_state_dict",
+    "save with mc.save_weights(model, path)": "save state_dict save_model",
+    "load with mc.load_weights(model, path)": "load load_state_dict load_model",
+    "give a model_dir, which keeps checkpoints": "ModelCheckpoint",
+    "use mc.summaries.SummarySaverHook(folder)": "TensorBoard SummaryWriter",
     "use [parameter.value for parameter in model.parameters]":
-        "weights get_weights trainable_weights named_parameters",
+        "weights get_weights trainable_weights trainable_variables named_parameters",
     "see print(model)": "count_params",
     "leave it out: fit trains and predict does not; in a loop, mc.Context(training=True)":
         "train eval",
@@ -141,6 +150,8 @@ def hinted(function: Function) -> Function:
 
 def _instead(name: str, known: tuple[str, ...]) -> str:
     """Return what to do instead of giving the argument `name`."""
+    import difflib
+
     if name in _LEFT_OUT:
         return "leave it out: build, or fit, finds it from the data"
     ours = [other for other in ARGUMENTS.get(name, ()) if other in known]
