@@ -104,13 +104,12 @@ class Network:
 
 def run_sequential(model, image):
     """Return the probabilities and the maps (H, W, C) by name."""
-    x, maps, ctx = image.reshape(1, *model.input_shape[1:]), {}, mc.Context(save=False)
+    x = rows = image.reshape(1, *model.input_shape[1:])
+    maps, ctx = {}, mc.Context(save=False)
     for layer in model.layers:
         before, x = x, layer.forward(x, ctx)
         add_map(maps, layer, x, [before])
-    if not np.allclose(x.sum(), 1, atol=1e-3) or (x < 0).any():  # logits
-        x = mc.softmax(x)
-    return x[0], {name: values[0] for name, values in maps.items()}
+    return model.predict_proba(rows)[0], {name: values[0] for name, values in maps.items()}
 
 
 def run_estimator(estimator, image):

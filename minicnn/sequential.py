@@ -10,7 +10,8 @@ import numpy as np
 from minicnn.core import checks
 from minicnn.core.checks import describe
 from minicnn.core.context import Context
-from minicnn.core.op import named_parameters
+from minicnn.core.hints import hinted
+from minicnn.core.op import Op, named_parameters
 from minicnn.core.parameter import fingerprint
 from minicnn.core.weights import PARAMETERS
 from minicnn.estimator import evaluation, feeding, supervised, training
@@ -20,7 +21,7 @@ from minicnn.estimator.model import InPlace, Model
 from minicnn.estimator.streams import Stream
 from minicnn.estimator.supervised import ModelFn, ends_in, head_of
 from minicnn.hooks import NanLossError
-from minicnn.layers.chain import Chain
+from minicnn.layers.chain import LAYERS, Chain, check_once
 from minicnn.ops import activation
 
 logger = logging.getLogger("minicnn")
@@ -60,6 +61,33 @@ class Sequential(Chain):
     _loss: Any = "softmax_cross_entropy"  # of the last fit
     _left: tuple[Any, ...] = (None, None, ())  # by the last fit, see `_leave`
 
+    def add(self, layer: Op) -> None:
+        """Append a layer. The other layers keep their values; `build` or `fit` builds the new one.
+
+        A `fit` after this is a new run.
+
+        Parameters
+        ----------
+        layer : Layer
+            One that the model does not have yet.
+
+        Examples
+        --------
+        >>> import minicnn as mc
+        >>> model = mc.Sequential()
+        >>> model.add(mc.layers.Dense(3, activation="relu"))
+        >>> model.add(mc.layers.Dense(2))
+        >>> model.build((None, 4), rng=0)
+        (None, 2)
+        """
+        layers = [*self.layers, checks.instance(layer, Op, "layer", LAYERS)]
+        check_once(layers)
+        self.layers = layers
+        self.input_shape = self._built = None
+        self._chain = []
+        self._left = type(self)._left
+
+    @hinted
     def fit(
         self,
         x: Any,
@@ -270,6 +298,7 @@ class Sequential(Chain):
         finally:
             self._left = self._start, store.left, history.rows
 
+    @hinted
     def evaluate(
         self,
         x: Any,

@@ -70,6 +70,7 @@ def test_a_method_that_models_of_other_libraries_have(name, answer):
     (mc.layers.Dense(2), "kernel", "build the layer first"),
     (mc.optimizers.SGD(0.1), "zero_grad", "backward overwrites the gradients"),
     (mc.Parameter("w", np.zeros(3)), "numpy", "use value"),
+    (mc.History(), "history", r"use to_dict\(\)"),
 ])
 def test_what_layers_optimizers_and_parameters_of_other_libraries_have(thing, name, answer):
     with pytest.raises(AttributeError, match=answer):
@@ -99,7 +100,6 @@ def test_every_answer_names_what_exists():
 
 PLANNED = {  # until they are there
     "layers.Conv2DTranspose", "optimizers.RMSprop",
-    "hooks", "validation_data", "early_stopping", "epochs",
 }
 
 
@@ -116,6 +116,11 @@ PLANNED = {  # until they are there
     (lambda: mc.optimize_loss(None, optimizer="SGD", lr=0.1), "use `learning_rate`"),
     (lambda: mc.Estimator(lambda x: x, "model").fit(callbacks=[]),
      "Estimator.fit() has no argument `callbacks`; use `monitors`"),
+    (lambda: model().fit(None, callbacks=[]), "has no argument `callbacks`; use `hooks`"),
+    (lambda: model().fit(None, epoch=3), "has no argument `epoch`; use `epochs`"),
+    (lambda: model().fit(None, val_data=()), "use `validation_data`"),
+    (lambda: model().fit(None, patience=3), "use `early_stopping`"),
+    (lambda: model().evaluate(None, batchsize=3), "use `batch_size`"),
 ])
 def test_an_argument_of_another_name(type_it, answer):
     with pytest.raises(TypeError) as caught:
@@ -125,7 +130,7 @@ def test_an_argument_of_another_name(type_it, answer):
 
 def test_every_argument_of_another_name_is_known_somewhere():
     things = [mc.optimizers, mc.layers, mc.losses, mc.metrics]
-    functions = [mc.Estimator.fit, mc.RunConfig, mc.optimize_loss]
+    functions = [mc.Estimator.fit, mc.Sequential.fit, mc.RunConfig, mc.optimize_loss]
     functions += [thing for module in things for thing in vars(module).values() if callable(thing)]
     names = set()
     for function in functions:
@@ -182,6 +187,28 @@ def test_a_layer_or_optimizer_shows_how_it_is_made(text):
 
 def test_a_name_that_a_model_gives_is_shown():
     assert repr(model().layers[0]) == "Conv2D(2, 3, activation='relu', name='conv2d')"
+
+
+# Sequential ---------------------------------------------------------------------------------------
+
+
+def test_a_model_that_grows():
+    x = np.random.default_rng(0).random((64, 4, 4, 1), np.float32)
+    y = (x.mean(axis=(1, 2, 3)) > 0.5).astype(int)
+    model = mc.Sequential()
+    for layer in (mc.layers.Flatten(), mc.layers.Dense(8, activation="relu"), mc.layers.Dense(2)):
+        model.add(layer)
+    assert str(model).startswith("flatten\ndense\ndense\nnot built yet")
+    history = model.fit(x, y, epochs=2, seed=0, verbose=False)
+    assert history.last["step"] == 4
+    assert len(model) == 3 and model[-1].units == 2 and [*model] == model.layers
+    assert str(model).splitlines()[4].split() == ["dense_1", "(None,", "2)", "18"]
+    before = model[1].kernel.value.copy()
+    model.add(mc.layers.Dense(3))
+    model.build((None, 4, 4, 1), rng=0)
+    assert np.array_equal(model[1].kernel.value, before)
+    assert model.fit(x, y, verbose=False).last["step"] == 2  # another model: a new run
+    assert model.predict(x[:1]).shape == (1, 3)
 
 
 # Weights and rows ---------------------------------------------------------------------------------

@@ -81,6 +81,7 @@ ANSWERS = {
         "train eval",
     "leave it out: everything runs on the CPU": "to cuda cpu device",
     "use add(layer)": "append",
+    "use to_dict()": "history",
     # layers and their parameters
     "build the layer first, or a model with it: build(input_shape, rng=0)": "kernel bias",
     "use kernel.value: (inputs, units), or (height, width, channels, filters)": "weight",

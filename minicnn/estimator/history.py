@@ -10,6 +10,7 @@ from typing import Any
 
 from minicnn.core import checks
 from minicnn.core.files import open_regular, replacing
+from minicnn.core.hints import Hinting
 from minicnn.hooks import SessionRunContext, SessionRunHook, SessionRunValues
 
 logger = logging.getLogger("minicnn")
@@ -17,7 +18,7 @@ logger = logging.getLogger("minicnn")
 _MOST_BYTES = 1 << 26  # of a history that is read
 
 
-class History:
+class History(Hinting):
     """The curve of a model's training: a row for each step at which something was noted.
 
     A row has "step", "loss" (the mean over the steps since the row before), "learning_rate" and

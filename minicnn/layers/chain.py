@@ -17,7 +17,7 @@ from minicnn.layers.layer import Layer, build_once
 
 logger = logging.getLogger("minicnn")
 
-_LAYERS = "layers such as Dense(10) or Activation('relu')"  # for errors
+LAYERS = "layers such as Dense(10) or Activation('relu')"  # for errors
 
 
 class Chain(Layer):
@@ -34,11 +34,11 @@ class Chain(Layer):
     ) -> None:
         layers = checks.sequence(layers, "layers", "layers")
         super().__init__(name)
-        self.layers: list[Op] = [checks.instance(each, Op, "layers", _LAYERS) for each in layers]
+        self.layers: list[Op] = [checks.instance(each, Op, "layers", LAYERS) for each in layers]
         self.fuse = checks.boolean(fuse, "fuse")
         self._chain: list[Op] = []
         self._start: int | None = None  # the fingerprint of the start values
-        _check_once(self.layers)
+        check_once(self.layers)
         with contextlib.suppress(ValueError):  # layers that do not fit: the first use raises
             self._use_built_layers()
 
@@ -67,7 +67,7 @@ class Chain(Layer):
             raise ValueError(f"{self.label}: `layers` must hold at least one layer, got none")
         rng = checks.optional(checks.generator, rng)
         shape = self.check_build(input_shape, dtype)
-        _check_once(list(parts(self)))  # also inside the layers
+        check_once(list(parts(self)))  # also inside the layers
         self._name_layers()
         kept = [op.label for op in self.layers if op._built is not None and op.parameters]
         remedy = (
@@ -90,20 +90,6 @@ class Chain(Layer):
                 self.label, ", ".join(kept),
             )
         return shapes[-1]
-
-    def add(self, layer: Op) -> None:
-        """Append a layer. The other layers keep their values; `build` or `fit` builds the new one.
-
-        Parameters
-        ----------
-        layer : Layer
-            One that the model does not have yet.
-        """
-        layers = [*self.layers, checks.instance(layer, Op, "layer", _LAYERS)]
-        _check_once(layers)
-        self.layers = layers
-        self.input_shape = self._built = None
-        self._chain = []
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -138,7 +124,7 @@ class Chain(Layer):
             self._use_built_layers()
         if self.input_shape is None:
             lines = [layer.label for layer in self.layers]
-            return "\n".join([*lines, "not built yet: build(input_shape, rng) gives the shapes"])
+            return "\n".join([*lines, "not built yet: build(input_shape, rng) or fit gives the shapes"])
         rows = [
             (layer.label, str(shape), f"{count_parameters(layer.parameters):,}")
             for layer, shape in zip(self.layers, self._shapes, strict=True)
@@ -186,7 +172,8 @@ class Chain(Layer):
         give_names(self.layers, prefix)
 
 
-def _check_once(ops: list[Op]) -> None:
+def check_once(ops: list[Op]) -> None:
+    """Raise if an op occurs twice."""
     if len(set(map(id, ops))) < len(ops):
         raise ValueError("`layers` holds the same layer twice; make a second one")
 
