@@ -123,8 +123,8 @@ class Chain(Layer):
         with contextlib.suppress(ValueError):  # layers that do not fit: the first use raises
             self._use_built_layers()
         if self.input_shape is None:
-            lines = [layer.label for layer in self.layers]
-            return "\n".join([*lines, "not built yet: build(input_shape, rng) or fit gives the shapes"])
+            lines = [*(layer.label for layer in self.layers), "not built yet: build or fit does that"]
+            return "\n".join(lines)
         rows = [
             (layer.label, str(shape), f"{count_parameters(layer.parameters):,}")
             for layer, shape in zip(self.layers, self._shapes, strict=True)

@@ -268,7 +268,7 @@ def test_summary_of_the_documented_network():
 
 def test_summary_of_a_model_that_is_not_built():
     model = Sequential([Conv2D(2, 3), Flatten(), Dense(2)])
-    expected = "conv2d\nflatten\ndense\nnot built yet: build(input_shape, rng) or fit gives the shapes"
+    expected = "conv2d\nflatten\ndense\nnot built yet: build or fit does that"
     assert str(model) == model.summary() == expected
     two = built(Sequential([Conv2D(2, 3), Flatten()]), (4, 4, 1)).layers
     wrong = Sequential([*two, built(Dense(2), (5,))])  # 8 inputs: it cannot be built
