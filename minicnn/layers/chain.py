@@ -123,8 +123,9 @@ class Chain(Layer):
         with contextlib.suppress(ValueError):  # layers that do not fit: the first use raises
             self._use_built_layers()
         if self.input_shape is None:
-            lines = [*(layer.label for layer in self.layers), "not built yet: build or fit does that"]
-            return "\n".join(lines)
+            return "\n".join(
+                [*(layer.label for layer in self.layers), "not built yet: build or fit does that"]
+            )
         rows = [
             (layer.label, str(shape), f"{count_parameters(layer.parameters):,}")
             for layer, shape in zip(self.layers, self._shapes, strict=True)
