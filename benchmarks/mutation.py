@@ -73,6 +73,7 @@ OPS = "tests/test_ops.py"
 ARITHMETIC = "tests/test_arithmetic.py"
 OTHER_LOSSES = "tests/test_other_losses.py"
 RESIDUAL = "tests/layers/test_residual.py"
+ONNX_READER = "tests/extras/test_onnx_reader.py"
 OPTIMIZERS = "tests/test_optimizers.py"
 PARAMETER = "tests/core/test_parameter.py"
 POOLING = "tests/kernels/test_pooling.py"
@@ -288,6 +289,13 @@ MUTATIONS = [
      replace("(path, now)", "(path, at.identity)"), None, WHICH_WEIGHTS),
     ("a change within a tick of the clock is not seen", "estimator.model:Models._update",
      condition(True), "is_settled", WHICH_WEIGHTS),
+    # files of other programs
+    ("a padding of the wrong side is taken for same", "export.onnx_reader:_padding",
+     replace("[window.top, window.left] == pads", "True"), None, ONNX_READER),
+    ("(N, C, H, W) is flattened as (N, H, W, C)", "export.onnx_reader:_reshape", drop("Expr"),
+     None, ONNX_READER),
+    ("branches of a block are exchanged", "export.onnx_reader:_residual",
+     replace("block.layers[count:]", "shortcut.layers[count:]"), -1, ONNX_READER),
     # kernels
     ("larger half of the padding first", "kernels.window:_slide_axis",
      replace("total // 2", "(total + 1) // 2"), None, WINDOW),

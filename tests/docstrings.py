@@ -9,6 +9,7 @@ import pytest
 EXTRAS = {
     "minicnn.distributed": ["mpi4py"],
     "minicnn.export.onnx": ["onnx"],
+    "minicnn.export.onnx_reader": ["onnx"],
     "minicnn.export.safetensors": ["safetensors"],
     "minicnn.images": ["PIL"],
     "minicnn.plots": ["matplotlib"],

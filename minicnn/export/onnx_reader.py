@@ -1,0 +1,325 @@
+"""Read ONNX files of other programs as a Sequential (extra `onnx`).
+
+The nodes from the input to the output must be a chain, or residual blocks in one: two branches that
+an Add joins. ONNX's images are (N, C, H, W). Where a Transpose before and after a part of the chain
+shows that the program's own images are (N, H, W, C), as in files of `to_onnx` and tf2onnx, that
+part becomes layers with data_format="channels_last", without the Transposes.
+"""
+
+import copy
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minicnn import layers, ops
+from minicnn.core import checks
+from minicnn.core.extras import require
+from minicnn.core.files import open_regular
+from minicnn.core.op import Op, Shape
+from minicnn.kernels.window import slide
+from minicnn.layers.sliding import DataFormat
+from minicnn.sequential import Sequential
+
+
+def from_onnx(path: str | Path, output: str | None = None) -> Sequential:
+    """Read a model from an ONNX file, to predict with it or to train it further.
+
+    Files of `to_onnx`, of PyTorch (``torch.onnx.export``) and of tf2onnx can be read if their nodes
+    are a chain of Conv (also depthwise), BatchNormalization, activations, MaxPool, AveragePool,
+    GlobalAveragePool, Flatten, Reshape, Gemm, MatMul, Add of a bias, Dropout and Transpose, in
+    which an Add may join the two branches of a residual block. Nothing in a file is executed.
+
+    Parameters
+    ----------
+    path : str or Path
+        Weights in a second file are read if it is in the same folder.
+    output : str, optional
+        The name of the output to read; the default is the first one.
+
+    Returns
+    -------
+    Sequential
+        Built, with the weights of the file. Its inputs have the layout of the file's: images of
+        PyTorch are (N, C, H, W). A layer whose weight is ``conv1.weight`` is called ``conv1``.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged, or a node cannot be read; the error names it and its position.
+    FileNotFoundError
+        If there is no such file.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib, minicnn as mc
+    >>> model = mc.Sequential([mc.layers.Conv2D(8, 3), mc.layers.Flatten(), mc.layers.Dense(10)])
+    >>> model.build((None, 28, 28, 1), rng=0)
+    (None, 10)
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "model.onnx"
+    >>> mc.export.to_onnx(model, path)
+    >>> [layer.name for layer in mc.export.from_onnx(path).layers]
+    ['conv2d', 'flatten', 'dense']
+    """
+    path = checks.path(path, "path")
+    onnx = require("onnx", "onnx")
+    open_regular(path, follow=True).close()  # raises Python's errors if it cannot be read
+    try:
+        file = _File(onnx, onnx.load(path))  # weights in a second file, of the same folder only
+    except Exception as error:  # damaged bytes may raise anything
+        raise ValueError(f"{path} is not an ONNX file of one input ({error})") from error
+    name = file.outputs[0] if output is None else output
+    if name not in file.outputs:
+        names = ", ".join(file.outputs)
+        raise ValueError(f"`output` must be one of {names}, got {checks.describe(output)}")
+    end = file.values.get(name)
+    if isinstance(end, _Value) and end.is_nhwc:
+        end = f"the output {name!r} must be transposed to (N, H, W, C), the layout of the input"
+    if not isinstance(end, _Value):
+        raise ValueError(f"{path} cannot be read as a Sequential: {end}")
+    model = Sequential(end.layers)
+    model.build((None, *file.input_shape), None, file.dtype)
+    return model
+
+
+class _Value(NamedTuple):
+    """A value of the file: the layers that compute it from the input, and the shape they give."""
+
+    layers: tuple[Any, ...]
+    shape: Shape
+    is_nhwc: bool = False  # whether the layers give (N, H, W, C) where the file has (N, C, H, W)
+
+    @property
+    def data_format(self) -> DataFormat:
+        return DataFormat.LAST if self.is_nhwc else DataFormat.FIRST
+
+
+class _File:
+    """What is known about the values of a file: constants, shapes, and layers or an error."""
+
+    def __init__(self, onnx: Any, model: Any) -> None:
+        graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+        self._names: set[str] = set()
+        self._to_array = onnx.numpy_helper.to_array
+        self.constants = {tensor.name: tensor for tensor in graph.initializer}
+        self.outputs = [value.name for value in graph.output]
+        (source,) = (value for value in graph.input if value.name not in self.constants)
+        values = (source, *graph.value_info, *graph.output)
+        self._shapes = {value.name: value.type.tensor_type.shape.dim for value in values}
+        self.input_shape = self.row(source.name)
+        _need(None not in self.input_shape,
+              f"only the batch may vary in the input, got {self.input_shape} for a row")
+        self.dtype = onnx.helper.tensor_dtype_to_np_dtype(source.type.tensor_type.elem_type)
+        self.values: dict[str, Any] = {source.name: _Value((), (None, *self.input_shape))}
+        for number, node in enumerate(graph.node, 1):
+            attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+            self._read(f"node {number}, {node.op_type} {node.name!r}", node, attributes)
+
+    def _read(self, title: str, node: Any, attributes: dict[str, Any]) -> None:
+        """Note what is known about the output of a node."""
+        name = node.output[0]
+        if node.op_type == "Constant":
+            self.constants[name] = attributes.get("value")
+        elif node.op_type == "Identity" and node.input[0] in self.constants:
+            self.constants[name] = self.constants[node.input[0]]
+        else:
+            # Other inputs are weights, or a shape, which is inferred.
+            sources = node.input if node.op_type == "Add" else node.input[:1]
+            given = [self.values[source] for source in sources if source in self.values]
+            kind = node.domain + node.op_type
+            try:
+                _need(kind in _READERS and given,
+                      f"it must be one of {', '.join(_READERS)}, of the model's input")
+                self.values[name] = _READERS[kind](self, node, attributes, *given)
+            except Exception as error:
+                known = [value for value in given if isinstance(value, Exception)]
+                self.values[name] = known[0] if known else ValueError(f"{title}: {error}")
+
+    def row(self, name: str) -> tuple[int | None, ...]:
+        """Return the shape of the rows of a value; None is an unknown size."""
+        return tuple(size.dim_value or None for size in self._shapes[name][1:])
+
+    def array(self, name: str) -> np.ndarray:
+        """Return the array of a constant."""
+        _need(name in self.constants, f"its input {name!r} must be a constant")
+        return self._to_array(self.constants[name])
+
+    def then(self, x: _Value, layer: Op, **values: np.ndarray) -> _Value:
+        """Return the output of a new layer, whose parameters get these values."""
+        layer.name = checks.unique(layer.name or layer.kind, self._names)
+        self._names.add(layer.name)
+        shape = layer.build(x.shape, 0, self.dtype)
+        for name, value in values.items():
+            getattr(layer, name).value = value
+        return _Value((*x.layers, layer), shape, x.is_nhwc)
+
+
+def _need(condition: Any, message: str) -> None:
+    """Raise if a node is not as it must be."""
+    if not condition:
+        raise ValueError(message)
+
+
+def _name(node: Any) -> str | None:
+    """Return the name of the layer in the name of its weight: conv1 in conv1.weight."""
+    found = re.fullmatch(r"(.+)[./](weight|\w*kernel|gamma)", node.input[1])
+    return found[1] if found else None
+
+
+def _bias(file: _File, node: Any) -> dict[str, np.ndarray]:
+    """Return the third input of a node, if there is one."""
+    return {"bias": file.array(node.input[2]).reshape(-1)} if len(node.input) > 2 else {}
+
+
+def _padding(file: _File, node: Any, a: dict[str, Any], x: _Value, kernel: Any) -> str:
+    """Return the name of a node's padding."""
+    strides = a.get("strides", (1, 1))
+    pads = [] if a.get("auto_pad") == b"SAME_LOWER" else a.get("pads", [0, 0])[:2]
+    height, width, _ = x.data_format.sizes(x.shape)
+    for padding in checks.PADDINGS:
+        window = slide((height, width), kernel, strides, padding, a.get("dilations", (1, 1)))
+        is_placed = [window.top, window.left] == pads or a.get("auto_pad") == b"SAME_UPPER"
+        if is_placed and (window.out_h, window.out_w) == file.row(node.output[0])[1:]:
+            return padding
+    raise ValueError(
+        f"its padding must be as 'valid' or 'same', got {a} for images of {(height, width)}"
+    )
+
+
+def _conv(file: _File, node: Any, a: dict[str, Any], x: _Value) -> _Value:
+    w = file.array(node.input[1])  # (F, C / groups, KH, KW)
+    channels = x.data_format.sizes(x.shape)[2]
+    _need(w.ndim == 4 and a.get("group", 1) == 1 and w.shape[1] == channels,
+          f"its weights {w.shape} must be one group for {channels} channels")
+    options = {
+        "strides": a.get("strides", 1), "dilation_rate": a.get("dilations", 1),
+        "padding": _padding(file, node, a, x, w.shape[2:]), "data_format": x.data_format,
+        "use_bias": len(node.input) > 2, "name": _name(node),
+    }
+    layer = layers.Conv2D(len(w), w.shape[2:], **options)
+    return file.then(x, layer, kernel=w.transpose(2, 3, 1, 0), **_bias(file, node))
+
+
+def _pool(file: _File, node: Any, a: dict[str, Any], x: _Value) -> _Value:
+    _need(max(a.get("dilations", (1,))) == 1, "its dilations must be 1")
+    padding = _padding(file, node, a, x, a["kernel_shape"])
+    _need(padding == "valid" or not a.get("count_include_pad"), "padding must not count in means")
+    kind = layers.MaxPooling2D if node.op_type == "MaxPool" else layers.AveragePooling2D
+    return file.then(x, kind(a["kernel_shape"], a.get("strides", 1), padding, x.data_format))
+
+
+def _mean(file: _File, node: Any, a: dict[str, Any], x: _Value) -> _Value:
+    """Read the mean of images: (N, C, 1, 1), or (N, C) as in minicnn, which comes to the same."""
+    if node.op_type == "ReduceMean":
+        axes = a["axes"] if "axes" in a else file.array(node.input[1])
+        _need(sorted(axis % 4 for axis in axes) == [2, 3], f"its axes must be 2 and 3, got {axes}")
+    layer = layers.GlobalAveragePooling2D(x.data_format)
+    return file.then(x, layer)._replace(is_nhwc=False)
+
+
+def _batch_normalization(file: _File, node: Any, a: dict[str, Any], x: _Value) -> _Value:
+    names = ("gamma", "beta", "moving_mean", "moving_variance")
+    values = dict(zip(names, map(file.array, node.input[1:]), strict=True))
+    axis = 3 if x.is_nhwc else 1
+    _need(not a.get("training_mode") and values["gamma"].shape == x.shape[axis : axis + 1],
+          "it must be in inference mode, with a scale for each channel")
+    layer = layers.BatchNormalization(
+        axis, a.get("momentum", 0.9), a.get("epsilon", 1e-5), name=_name(node)
+    )
+    return file.then(x, layer, **values)
+
+
+def _dense(file: _File, node: Any, a: dict[str, Any], x: _Value) -> _Value:
+    kernel = file.array(node.input[1])
+    kernel = kernel.T if a.get("transB") else kernel
+    is_plain = a.get("alpha", 1) == a.get("beta", 1) == 1 and not a.get("transA") and not x.is_nhwc
+    _need(is_plain and kernel.ndim == 2 and len(kernel) == x.shape[-1],
+          f"it must be x * w + b, with x {x.shape}, got w {kernel.shape} and {a}")
+    layer = layers.Dense(kernel.shape[1], use_bias=len(node.input) > 2, name=_name(node))
+    return file.then(x, layer, kernel=kernel, **_bias(file, node))
+
+
+def _add(file: _File, node: Any, a: dict[str, Any], *values: _Value) -> _Value:
+    if len(values) == 2:
+        return _residual(file, *sorted(values, key=lambda value: len(value.layers)))
+    (x,) = values
+    (b,) = (file.array(name) for name in node.input if name in file.constants)
+    layer = copy.copy(x.layers[-1])
+    is_free = isinstance(layer, layers.Dense) and layer.bias is None
+    _need(is_free and b.shape[-1:] == (b.size,) == layer.kernel.shape[1:],
+          "a constant must be the bias of the MatMul before it")
+    layer.use_bias = True
+    layer.bias = layer.add_parameter("bias", b.reshape(-1))
+    return x._replace(layers=(*x.layers[:-1], layer))
+
+
+def _residual(file: _File, shortcut: _Value, block: _Value) -> _Value:
+    pairs = zip(shortcut.layers, block.layers, strict=False)
+    count = next((n for n, (a, b) in enumerate(pairs) if a is not b), len(shortcut.layers))
+    _need(len(block.layers) > count and shortcut.is_nhwc == block.is_nhwc,
+          "it must join two branches from one value, in one layout")
+    start = _Value(block.layers[:count], block.layers[count].input_shape, block.is_nhwc)
+    rest = shortcut.layers[count:] or None
+    return file.then(start, layers.Residual(block.layers[count:], rest))
+
+
+def _transpose(file: _File, node: Any, a: dict[str, Any], x: _Value) -> _Value:
+    order = [0, 2, 3, 1] if x.is_nhwc else [0, 3, 1, 2]
+    _need(a.get("perm") == order, "it must turn (N, H, W, C) into (N, C, H, W), or that back")
+    return x._replace(is_nhwc=not x.is_nhwc)
+
+
+def _reshape(file: _File, node: Any, a: dict[str, Any], x: _Value) -> _Value:
+    row = file.row(node.output[0])
+    *_, height, width, channels = (1, 1, *(size or 1 for size in x.shape))
+    if channels == 1 and row == ((height, width, 1) if x.is_nhwc else (1, height, width)):
+        return x._replace(is_nhwc=not x.is_nhwc)  # so tf2onnx may write a Transpose
+    _need(not x.is_nhwc or 1 in (channels, height * width),
+          "values (N, C, H, W) of a model for (N, H, W, C) must be transposed first")
+    x = x._replace(is_nhwc=False)
+    if row in (x.shape[1:], (*x.shape[1:], 1, 1)):
+        return x
+    known = [-1 if size is None else size for size in row]
+    return file.then(x, layers.Flatten() if len(row) == 1 else layers.Reshape(known))
+
+
+def _dropout(file: _File, node: Any, a: dict[str, Any], x: _Value) -> _Value:
+    given = file.array(node.input[1]) if len(node.input) > 1 else 0.5
+    return file.then(x, layers.Dropout(float(a.get("ratio", given))))
+
+
+def _activation(file: _File, node: Any, a: dict[str, Any], x: _Value) -> _Value:
+    options = {}
+    if node.op_type == "LeakyRelu":
+        options["alpha"] = a.get("alpha", 0.01)
+    elif node.op_type in ("Softmax", "LogSoftmax"):
+        channels = 1 if x.is_nhwc else len(x.shape) - 1
+        _need(a.get("axis", 1) % len(x.shape) == channels, "it must be over the last axis")
+    return file.then(x, layers.Activation(getattr(ops, node.op_type)(**options)))
+
+
+_READERS: dict[str, Callable[..., _Value]] = {
+    "Conv": _conv,
+    "BatchNormalization": _batch_normalization,
+    "Relu": _activation,
+    "Sigmoid": _activation,
+    "Tanh": _activation,
+    "LeakyRelu": _activation,
+    "Softmax": _activation,
+    "LogSoftmax": _activation,
+    "MaxPool": _pool,
+    "AveragePool": _pool,
+    "GlobalAveragePool": _mean,
+    "ReduceMean": _mean,
+    "Flatten": _reshape,
+    "Reshape": _reshape,
+    "Squeeze": _reshape,
+    "Gemm": _dense,
+    "MatMul": _dense,
+    "Add": _add,
+    "Dropout": _dropout,
+    "Transpose": _transpose,
+    "Identity": lambda file, node, a, x: x,
+}

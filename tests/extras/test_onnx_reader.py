@@ -1,0 +1,393 @@
+"""Tests of minicnn.export.onnx_reader: what is read predicts as ONNX Runtime does."""
+
+import shutil
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from extras.test_onnx import assert_near, session
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from layers.passes import built, numbers
+
+import minicnn as mc
+from minicnn.layers import (
+    Activation,
+    AveragePooling2D,
+    BatchNormalization,
+    Conv2D,
+    Dense,
+    Dropout,
+    Flatten,
+    GlobalAveragePooling2D,
+    MaxPooling2D,
+    Reshape,
+    Residual,
+)
+
+onnx = pytest.importorskip("onnx", reason='pip install -e ".[onnx]"')
+pytest.importorskip("onnxruntime", reason='pip install -e ".[test-all]"')
+
+FILES = Path(__file__).parents[1] / "data" / "onnx"
+
+
+def assert_read(path, **options):
+    """Check that the file and the model that is read from it predict the same; return the model."""
+    model = mc.export.from_onnx(path, **options)
+    program = session(path)
+    (given,) = program.get_inputs()
+    rows = given.shape[0] if isinstance(given.shape[0], int) else 3
+    x = numbers((rows, *given.shape[1:]))
+    (y,) = program.run([options.get("output", program.get_outputs()[0].name)], {given.name: x})
+    assert_near(model.predict(x), y)
+    return model
+
+
+# Files of minicnn --------------------------------------------------------------------------------
+
+LINKS = st.sampled_from([
+    lambda: Conv2D(3, 2, padding="same"),
+    lambda: Conv2D(2, (3, 2), strides=(1, 2), padding="same", activation="relu"),
+    lambda: Conv2D(2, 2, padding="same", dilation_rate=(1, 2), use_bias=False),
+    lambda: MaxPooling2D(2, padding="same"),
+    lambda: MaxPooling2D((2, 1), 1, 'same'),
+    lambda: AveragePooling2D(2, 1, padding="same"),
+    lambda: BatchNormalization(),
+    lambda: Dense(3, activation="leaky_relu"),
+    lambda: Dropout(0.5),
+    lambda: Activation("sigmoid"),
+    lambda: Activation("log_softmax"),
+    lambda: Residual([Conv2D(3, 3, padding="same")], shortcut=[Conv2D(3, 1), BatchNormalization()]),
+    lambda: Residual([BatchNormalization(), Residual([Dense(4, activation="relu")], [Dense(4)])],
+                     shortcut=Dense(4)),
+    lambda: Residual([Activation("relu")]),
+])
+LAST = st.sampled_from([
+    lambda: [], lambda: [Flatten(), Dense(4), Activation("softmax")],
+    lambda: [GlobalAveragePooling2D(), Dense(2, use_bias=False)], lambda: [Reshape((2, -1))],
+])
+
+
+@settings(max_examples=60)
+@given(st.lists(LINKS, max_size=5), LAST)
+def test_chains_of_layers(path, links, last):
+    model, _ = built(lambda: mc.Sequential([Conv2D(2, 1), *(link() for link in links), *last()]),
+                     (4, 6, 2))
+    mc.export.to_onnx(model, path)
+    read = assert_read(path)
+    ours = {p.name: p.value for p in model.parameters if not p.name.endswith("/updates")}
+    theirs = {p.name: p.value for p in read.parameters}
+    assert ours.keys() <= theirs.keys()
+    for name, value in ours.items():
+        np.testing.assert_allclose(theirs[name], value, rtol=1e-6, atol=1e-9)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return tmp_path_factory.mktemp("onnx") / "model.onnx"
+
+
+def channels_first():
+    options = {"data_format": "channels_first"}
+    return mc.Sequential([
+        Conv2D(4, 3, padding="same", **options), BatchNormalization(axis=1),
+        Activation("relu"), MaxPooling2D(2, **options), Flatten(),
+        Dense(3),
+    ])
+
+
+def test_layers_with_channels_first(path):
+    model, _ = built(channels_first, (2, 6, 8))
+    mc.export.to_onnx(model, path)
+    kinds = [getattr(layer, "data_format", None) for layer in assert_read(path).layers]
+    assert kinds.count("channels_first") == 2
+
+
+def test_float64_and_one_layer(path):
+    layer, _ = built(lambda: Dense(3), (4,), np.float64)
+    mc.export.to_onnx(layer, path)
+    x = numbers((2, 4), np.float64)
+    np.testing.assert_allclose(mc.export.from_onnx(path).predict(x), layer(x), rtol=1e-12)
+
+
+def model_fn(features, labels, mode):
+    logits = mc.layers.dense(mc.layers.flatten(mc.layers.conv2d(features, 3, 3)), 3)
+    predictions = {"classes": mc.argmax(logits, 1), "probabilities": mc.softmax(logits)}
+    loss = train_op = None
+    if mode != mc.ModeKeys.INFER:
+        loss = mc.losses.softmax_cross_entropy(mc.one_hot(labels, 3), logits)
+        train_op = mc.optimize_loss(loss, learning_rate=0.1)
+    return mc.ModelFnOps(mode, predictions, loss, train_op)
+
+
+def test_an_output_of_an_estimator(path, tmp_path):
+    x = numbers((4, 6, 6, 1))
+    estimator = mc.Estimator(model_fn, tmp_path / "model", config=mc.RunConfig(seed=0))
+    estimator.fit(x, np.array([0, 1, 2, 0]), steps=1)
+    mc.export.to_onnx(estimator, path, x)
+    model = assert_read(path, output="probabilities")
+    assert_near(model.predict(x), estimator.predict(x, as_iterable=False)["probabilities"])
+    with pytest.raises(ValueError, match=r"ArgMax 'argmax': it must be one of Conv, "):
+        mc.export.from_onnx(path, output="classes")
+    with pytest.raises(ValueError, match="`output` must be one of classes, probabilities, got 'x'"):
+        mc.export.from_onnx(path, output="x")
+
+
+# Files of PyTorch --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("exporter", ["script", "fixed", "train", "dynamo"])
+@pytest.mark.parametrize("network", ["plain", "residual"])
+def test_files_of_pytorch(network, exporter):
+    model = assert_read(FILES / f"{network}_{exporter}.onnx")
+    assert model.input_shape == (None, 1, 14, 10)
+    if network == "plain":
+        assert [layer.name for layer in model.layers if layer.parameters][:3] == [
+            "conv1", "conv2", "fc1",
+        ]
+    kinds = [type(layer).__name__ for layer in model.layers]
+    assert kinds.count("Residual") == 2 * (network == "residual")
+    assert ("BatchNormalization" in kinds) == (network == "residual" and exporter == "train")
+
+
+@pytest.mark.parametrize("network", ["plain", "residual"])
+def test_what_is_read_can_be_trained_on(network):
+    model = mc.export.from_onnx(FILES / f"{network}_train.onnx")
+    x, labels = numbers((8, 1, 14, 10)), np.arange(8) % 3
+    optimizer = mc.optimizers.SGD(0.05)
+    losses = []
+    for _ in range(8):
+        ctx = mc.Context(training=True, rng=np.random.default_rng(0))
+        loss, dy = mc.losses.softmax_cross_entropy_with_grad(labels, model.forward(x, ctx))
+        model.backward(dy, ctx)
+        optimizer.step(model.parameters)
+        losses.append(loss)
+    assert losses[-1] < losses[0]
+
+
+def test_batch_statistics_that_are_read_count_as_many_steps():
+    """The first step of training must not replace them by those of its batch."""
+    model = mc.export.from_onnx(FILES / "residual_train.onnx")
+    norm = model.layers[1]
+    before = norm.moving_mean.value.copy()
+    model.forward(numbers((8, 1, 14, 10)), mc.Context(training=True, rng=np.random.default_rng(0)))
+    step = norm.moving_mean.value - before
+    assert norm.momentum == pytest.approx(0.9) and norm.epsilon == pytest.approx(1e-5)
+    assert 0 < np.abs(step).max() < 0.2 * np.abs(before).max()
+
+
+# Files of tf2onnx, rebuilt from the patterns that it writes --------------------------------------
+
+
+def write(path, nodes, constants, shape, out, elements=1):
+    """Write a file of nodes (kind, inputs, attributes), each with one output; return its path."""
+    out = out and ["N", *out]
+    names = [f"v{number}" for number in range(len(nodes))]
+    make = onnx.helper
+    graph = make.make_graph(
+        [make.make_node(kind, inputs, [name], f"n{name}", **attributes)
+         for name, (kind, inputs, attributes) in zip(names, nodes, strict=True)],
+        "tf2onnx", [make.make_tensor_value_info("x", elements, ["N", *shape])],
+        [make.make_tensor_value_info(names[-1], elements, out)],
+        [onnx.numpy_helper.from_array(np.asarray(array), name)
+         for name, array in constants.items()],
+    )
+    opset = [make.make_opsetid("", 17)]
+    onnx.save(make.make_model(graph, opset_imports=opset, ir_version=8), path)
+    return path
+
+
+CONV = {"strides": [1, 1], "kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "dilations": [1, 1]}
+SAME = {"strides": [1, 1], "kernel_shape": [3, 3], "auto_pad": "SAME_UPPER"}
+POOL = {"strides": [2, 2], "kernel_shape": [2, 2]}
+
+
+def weights(*shape):
+    return numbers(shape)
+
+
+def test_images_with_a_transpose_on_both_sides(path):
+    write(path, [
+        ("Transpose", ["x"], {"perm": [0, 3, 1, 2]}),
+        ("Conv", ["v0", "w", "b"], CONV), ("Relu", ["v1"], {}),
+        ("BatchNormalization", ["v2", "g", "b", "m", "s"], {"epsilon": 0.001}),
+        ("MaxPool", ["v3"], POOL), ("Conv", ["v4", "w2"], CONV),
+        ("Transpose", ["v5"], {"perm": [0, 2, 3, 1]}), ("Reshape", ["v6", "row"], {}),
+        ("MatMul", ["v7", "dense"], {}), ("Add", ["v8", "db"], {}),
+        ("Softmax", ["v9"], {"axis": 1}),
+    ], {
+        "w": weights(4, 2, 3, 3), "b": weights(4), "g": weights(4), "m": weights(4),
+        "s": np.abs(weights(4)) + 1, "w2": weights(4, 4, 3, 3),
+        "row": np.array([-1, 48]), "dense": weights(48, 5), "db": weights(5),
+    }, (8, 6, 2), (5,))
+    model = assert_read(path)
+    assert model.input_shape == (None, 8, 6, 2)
+    assert all(getattr(layer, "data_format", "") != "channels_first" for layer in model.layers)
+    assert model.layers[-2].bias is not None
+
+
+def test_images_with_one_channel_are_transposed_by_a_reshape(path):
+    write(path, [
+        ("Reshape", ["x", "nchw"], {}), ("Conv", ["v0", "w"], SAME),
+        ("AveragePool", ["v1"], {**POOL, "auto_pad": "SAME_UPPER"}),
+        ("GlobalAveragePool", ["v2"], {}), ("Squeeze", ["v3", "axes"], {}),
+        ("MatMul", ["v4", "dense"], {}),
+    ], {
+        "nchw": np.array([-1, 1, 7, 7]), "w": weights(4, 1, 3, 3), "axes": np.array([2, 3]),
+        "dense": weights(4, 5),
+    }, (7, 7, 1), (5,))
+    assert [layer.kind for layer in assert_read(path).layers] == [
+        "conv2d", "average_pooling2d", "global_average_pooling2d", "dense",
+    ]
+    write(path, [
+        ("Transpose", ["x"], {"perm": [0, 3, 1, 2]}), ("Conv", ["v0", "w"], CONV),
+        ("Reshape", ["v1", "nhwc"], {}), ("Reshape", ["v2", "row"], {}),
+    ], {"w": weights(1, 2, 3, 3), "nhwc": np.array([-1, 7, 7, 1]), "row": np.array([-1, 49])},
+        (7, 7, 2), (49,))
+    assert [layer.kind for layer in assert_read(path).layers] == ["conv2d", "flatten"]
+
+
+def test_gemm_in_its_forms(path):
+    for transposed in (0, 1):
+        w = weights(5, 4) if transposed else weights(4, 5)
+        write(path, [("Gemm", ["x", "fc.weight", "b"], {"transB": transposed})],
+              {"fc.weight": w, "b": weights(1, 5)}, (4,), (5,))
+        assert assert_read(path).layers[0].name == "fc"
+
+
+# What cannot be read -----------------------------------------------------------------------------
+
+IMAGE = {"w": weights(4, 2, 3, 3), "one": np.float32(1), "dense": weights(4, 5), "b": weights(4)}
+OF_CONV = ["x", "w"]
+
+
+@pytest.mark.parametrize("nodes, words", [
+    ([("Conv", OF_CONV, {}), ("Resize", ["v0", "", "one"], {})], "node 2, Resize 'nv1': it must"),
+    ([("Conv", OF_CONV, {"strides": [2, 2], "pads": [1, 1, 1, 1]})], "node 1, Conv 'nv0': its pad"),
+    ([("Conv", OF_CONV, {"auto_pad": "SAME_LOWER", "strides": [2, 2]})], "its padding must"),
+    ([("Conv", OF_CONV, {"group": 2})], r"its weights \(4, 2, 3, 3\) must be one group for 2 "),
+    ([("Conv", ["x", "x"], {})], "node 1, Conv 'nv0': its input 'x' must be a constant"),
+    ([("MaxPool", ["x"], {**POOL, "dilations": [2, 2]})], "its dilations must be 1"),
+    ([("AveragePool", ["x"], {"kernel_shape": [3, 3], "pads": [1] * 4, "count_include_pad": 1})],
+     "padding must not count in means"),
+    ([("ReduceMean", ["x"], {"axes": [1, 2]})], r"its axes must be 2 and 3, got \[1, 2\]"),
+    ([("BatchNormalization", ["x", *"bbbb"], {})], "with a scale for each channel"),
+    ([("Gemm", ["x", "dense"], {})], r"must be x \* w \+ b, with x \(None, 2, 8, 8\)"),
+    ([("Flatten", ["x"], {}), ("Gemm", ["v0", "dense"], {"alpha": 2.0})],
+     r"node 2, Gemm .* {'alpha': 2.0}"),
+    ([("Conv", OF_CONV, {}), ("Add", ["v0", "one"], {})], "must be the bias of the MatMul before"),
+    ([("Add", ["x", "one"], {})], "node 1, Add 'nv0'"),
+    ([("Add", ["x", "x"], {})], "it must join two branches"),
+    ([("Transpose", ["x"], {"perm": [0, 2, 3, 1]})], r"it must turn \(N, H, W, C\) into \(N, C, H"),
+    ([("Transpose", ["x"], {"perm": [0, 3, 1, 2]}), ("Flatten", ["v0"], {})], "transposed first"),
+    ([("Transpose", ["x"], {"perm": [0, 3, 1, 2]})], "the output 'v0' must be transposed"),
+    ([("Softmax", ["x"], {"axis": 1})], "it must be over the last axis"),
+    ([("Relu", ["one"], {})], "it must be one of Conv, .*, of the model's input"),
+    ([("Resize", ["x", "", "one"], {}), ("Relu", ["v0"], {})], "node 1, Resize 'nv0'"),
+])
+def test_nodes_that_cannot_be_read_are_named(path, nodes, words):
+    write(path, nodes, IMAGE, (2, 8, 8), None)
+    with pytest.raises(ValueError, match=words) as caught:
+        mc.export.from_onnx(path)
+    assert str(path) in str(caught.value)
+
+
+def test_inputs_that_are_not_images_of_one_size(path):
+    write(path, [("Conv", OF_CONV, {})], IMAGE, (2, "H", "W"), (4, "H", "W"))
+    with pytest.raises(ValueError, match=r"the batch may vary in the input, got \(2, None, None\)"):
+        mc.export.from_onnx(path)
+    write(path, [("Relu", ["x"], {})], {}, (3,), (3,), onnx.TensorProto.FLOAT16)
+    with pytest.raises(ValueError, match=r"float32 or float64, got dtype\('float16'\)"):
+        mc.export.from_onnx(path)
+
+
+# Files from anybody ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def external(tmp_path):
+    for name in ("plain_dynamo.onnx", "plain_dynamo.onnx.data"):
+        shutil.copy(FILES / name, tmp_path)
+    return tmp_path / "plain_dynamo.onnx"
+
+
+def refused(path, *words):
+    with pytest.raises((ValueError, OSError)) as caught:
+        mc.export.from_onnx(path)
+    for word in (path.name, *words):
+        assert word in str(caught.value)
+
+
+def test_a_second_file_is_read_only_from_the_folder(external, tmp_path):
+    assert_read(external)
+    data = tmp_path / "plain_dynamo.onnx.data"
+    secret = tmp_path / "other" / "secret"
+    secret.parent.mkdir()
+    data.rename(secret)
+    refused(external)  # missing
+    data.symlink_to(secret)
+    refused(external)
+    data.unlink()
+    model = onnx.load(external, load_external_data=False)
+    for location in ("../other/secret", str(secret)):
+        for tensor in model.graph.initializer:
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = location
+        (tmp_path / "inner").mkdir(exist_ok=True)
+        path = tmp_path / "inner" / external.name
+        path.write_bytes(model.SerializeToString())
+        refused(path)
+
+
+def test_a_second_file_that_is_too_short(external, tmp_path):
+    data = tmp_path / "plain_dynamo.onnx.data"
+    data.write_bytes(data.read_bytes()[:-500])
+    refused(external)
+
+
+def test_files_of_another_kind(tmp_path):
+    path = tmp_path / "model.onnx"
+    with pytest.raises(FileNotFoundError):
+        mc.export.from_onnx(path)
+    for content in (b"", b"PK", b"text, and not a short one", bytes(100)):
+        path.write_bytes(content)
+        refused(path)
+
+
+def test_sizes_that_the_file_does_not_hold(path):
+    """A weight that claims more than the file has, and layers that would need much memory."""
+    write(path, [("Conv", OF_CONV, {})], IMAGE, (2, 8, 8), None)
+    model = onnx.load(path)
+    model.graph.initializer[0].dims[0] = 1 << 40
+    path.write_bytes(model.SerializeToString())
+    peak_of_refusal(path)
+    write(path, [("Conv", OF_CONV, {})], IMAGE, (1 << 40, 8, 8), None)
+    peak_of_refusal(path)
+    nodes = [("Flatten", ["x"], {}), ("Gemm", ["v0", "dense"], {})]
+    write(path, nodes, IMAGE, (1 << 30, 8, 8), None)
+    peak_of_refusal(path)
+
+
+def peak_of_refusal(path):
+    tracemalloc.start()
+    try:
+        refused(path)
+        assert tracemalloc.get_traced_memory()[1] < 5e6
+    finally:
+        tracemalloc.stop()
+
+
+@settings(max_examples=150)
+@given(
+    st.integers(0, 4000), st.integers(1, 255), st.sampled_from(["plain_fixed", "residual_train"])
+)
+def test_a_damaged_file_is_read_or_refused(path, at, bits, name):
+    content = bytearray((FILES / f"{name}.onnx").read_bytes())
+    content[at % len(content)] ^= bits
+    path.write_bytes(content)
+    try:
+        mc.export.from_onnx(path)
+    except (ValueError, TypeError) as error:
+        assert len(str(error)) < 3000
