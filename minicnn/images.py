@@ -62,6 +62,41 @@ def read(path: str | Path) -> np.ndarray:
     array([[0.2, 0.2, 0.2],
            [0.2, 0.2, 0.2]], dtype=float32)
     """
+    grey, alpha = np.moveaxis(np.asarray(picture(path).convert("LA"), np.float32) / 255, 2, 0)
+    if alpha.mean() < 0.5:  # only the ink is opaque
+        paper = float(np.average(grey, weights=alpha + 1e-9) < 0.5)
+    else:
+        paper = np.median(grey[alpha > 0.5])
+    return grey * alpha + paper * (1 - alpha)
+
+
+def picture(path: str | Path) -> Any:
+    """Read a picture file as an image of Pillow, upright and in the mode RGBA.
+
+    Parameters
+    ----------
+    path : str or Path
+
+    Returns
+    -------
+    PIL.Image.Image
+        Scaled down so that no side has more than 1,024 pixels.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As `read`.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> from PIL import Image
+    >>> from minicnn import images
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "grey.png"
+    >>> Image.new("RGB", (3, 2)).save(path)
+    >>> images.picture(path).size
+    (3, 2)
+    """
     path = checks.path(path, "path")
     image_module = require("PIL.Image", "image")
     image_ops = require("PIL.ImageOps", "image")
@@ -80,7 +115,7 @@ def read(path: str | Path) -> np.ndarray:
                 levels = 255 * _normalized(np.asarray(upright))
                 upright = image_module.fromarray(levels.astype(np.uint8)).convert("RGBA")
             upright.thumbnail((_LARGEST, _LARGEST))
-            grey, alpha = np.moveaxis(np.asarray(upright.convert("LA"), np.float32) / 255, 2, 0)
+            return upright
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: there is no such file; check the path") from None
     except StrangeFileError as error:
@@ -90,11 +125,6 @@ def read(path: str | Path) -> np.ndarray:
             f"{path}: a complete picture was expected ({error}); open it in a picture viewer and "
             "save it again, smaller, as PNG or JPEG"
         ) from error
-    if alpha.mean() < 0.5:  # only the ink is opaque
-        paper = float(np.average(grey, weights=alpha + 1e-9) < 0.5)
-    else:
-        paper = np.median(grey[alpha > 0.5])
-    return grey * alpha + paper * (1 - alpha)
 
 
 def digit(pixels: Any) -> np.ndarray:

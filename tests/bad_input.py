@@ -413,6 +413,13 @@ CALLS = {
     },
     "minicnn.datasets.Dataset": lambda: {
         "images": images(3, 4), "labels": np.array([0, 1, 2]), "seed": 0,
+        "class_names": ["a", "b", "c"],
+    },
+    "minicnn.datasets.augment": lambda: {
+        "shift": 1, "flip": True, "crop": 0.9, "rotation": 10.0, "data_format": "channels_last",
+    },
+    "minicnn.datasets.images_from_folder": lambda: {
+        "path": picture_folder(), "size": 4, "color": True, "seed": 0,
     },
     "minicnn.datasets.Datasets": lambda: {
         "folder": Path(), "shipped": False, "one_hot": False, "reshape": True,
@@ -442,6 +449,7 @@ CALLS = {
         "model": built(sequential()), "path": "new.onnx", "x": None, "softmax": True,
         "checkpoint_path": None,
     },
+    "minicnn.images.picture": lambda: {"path": picture_file()},
     "minicnn.images.read": lambda: {"path": picture_file()},
     "minicnn.images.digit": lambda: {"pixels": digit_on_paper()},
     "minicnn.plots.learning_curve": lambda: {"source": [{"global_step": 1, "loss": 0.5}]},
@@ -594,6 +602,12 @@ def picture_file():
     return "grey.png"
 
 
+def picture_folder():
+    Path("pictures/class").mkdir(parents=True, exist_ok=True)
+    shutil.copy(picture_file(), "pictures/class")
+    return "pictures"
+
+
 def digit_on_paper():
     pixels = np.full((100, 80), 255, np.uint8)
     pixels[10:50, 30:38] = 0
@@ -712,7 +726,9 @@ ARGUMENTS = {
     "minicnn.hooks.ValidationMonitor.x": "rows", "minicnn.hooks.ValidationMonitor.y": "row labels",
     "minicnn.hooks.ValidationMonitor.early_stopping_metric": "name",
     "minicnn.datasets.Dataset.images": "images", "minicnn.datasets.Dataset.labels": "images",
-    "minicnn.datasets.load_dataset.name": "path",
+    "minicnn.datasets.load_dataset.name": "path", "shift": "whole", "flip": "flag",
+    "crop": "part", "rotation": "at least 0", "size": "pair", "color": "flag",
+    "minicnn.datasets.Dataset.class_names": "class names",
     "minicnn.initializers.constant.value": "constant",
     "minicnn.initializers.get.spec": "initializer",
     "minicnn.initializers.get.default": "initializer",
@@ -819,6 +835,7 @@ KINDS |= {
     "state": [None, 3, {}, {"iterations": 1}, {"iterations": -1}, {"iterations": 0.5}, [THING],
               {"iterations": 1, "w/momentum": np.zeros(3)}, {"iterations": 1, "v/momentum": [0, 0]},
               {"iterations": 1, "w/momentum": "zeros"}],
+    "part": [0, -1, 1.5, NAN, INF, True, *_NO_NUMBER], "class names": [3, "ab", {}, THING],
     "expressions": ["(", 3, None, [3], ["("], {}, THING],
     "patterns": ["", "no such name", 3, [3], ["no such name"], {}, THING],
     "hooks": [3, "hook", [3], [None], mc.hooks.SessionRunHook(), [mc.hooks.SessionRunHook], THING],
@@ -850,6 +867,7 @@ ACCEPTED = {
     **{f"minicnn.losses.{name}.weights": [([[-1.0, 1.0]], "a reward may have either sign")]
        for name in ("SoftmaxCrossEntropy", *_LOSSES, *(f"{loss}_with_grad" for loss in _LOSSES))},
     "minicnn.datasets.Dataset.seed": [([None], "a new one is drawn")],
+    "minicnn.datasets.images_from_folder.seed": [([None], "a new one is drawn")],
     "minicnn.datasets.load_dataset.seed": [([None], "a new one is drawn")],
     **{f"minicnn.layers.{name}.strides": [([None], "the size of the window, as in the class")]
        for name in ("average_pooling2d", "max_pooling2d")},

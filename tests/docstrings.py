@@ -7,6 +7,7 @@ import pytest
 
 # The modules whose examples need an extra, and what they import from it.
 EXTRAS = {
+    "minicnn.datasets.folder": ["PIL"],
     "minicnn.distributed": ["mpi4py"],
     "minicnn.export.onnx": ["onnx"],
     "minicnn.export.onnx_reader": ["onnx"],

@@ -1,5 +1,7 @@
 """Images and labels in shuffled batches."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from minicnn.core import checks
@@ -17,11 +19,14 @@ class Dataset:
     seed : int or None, default 0
         Seed of the shuffling: the same seed gives the same batches; None gives different ones in
         every run. NumPy's global random state is not used.
+    class_names : sequence of str, optional
+        The name of each class number.
 
     Attributes
     ----------
     images, labels : ndarray
         As given.
+    class_names : list of str or None
     epochs_completed : int
         How many times `next_batch` has returned every row.
 
@@ -43,7 +48,13 @@ class Dataset:
     ((2, 784), 2)
     """
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, seed: int | None = 0) -> None:
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        seed: int | None = 0,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
         self.images = checks.array(images, "images")
         self.labels = checks.labels(labels, "labels")
         rows, others = (len(a) if a.ndim else 0 for a in (self.images, self.labels))
@@ -52,6 +63,9 @@ class Dataset:
                 f"Dataset: `labels` must have one row for each of the {rows} rows of `images`, got "
                 f"{others}; shorten or complete one of them"
             )
+        what = "names of classes"
+        names = checks.optional(checks.sequence, class_names, "class_names", what)
+        self.class_names = None if names is None else list(names)
         self.epochs_completed = 0
         self._rng = np.random.default_rng(checks.optional(checks.integer, seed, "seed", 0))
         self._order = np.arange(0)  # row numbers of this epoch; drawn at its first batch

@@ -10,14 +10,14 @@ import numba
 import numpy as np
 from numba.core import event
 
-from minicnn.kernels import elementwise, gather, gemm, normalize, pooling, update
+from minicnn.kernels import elementwise, gather, gemm, normalize, pooling, update, warp
 from minicnn.kernels.conv import conv, depthwise, filters, im2col, implicit, pooled, winograd
 from minicnn.kernels.dense import dense, lists
 from minicnn.kernels.window import slide
 
 MODULES = [
     conv, dense, depthwise, elementwise, filters, gather, gemm, im2col, implicit, lists, normalize,
-    pooled, pooling, update, winograd,
+    pooled, pooling, update, warp, winograd,
 ]
 
 rng = np.random.default_rng(0)
@@ -85,6 +85,11 @@ def batch_normalization(n, c):
     run(normalize.input_gradient, (x, dy, factors), (np.zeros_like(x),), False)
 
 
+def warped(n, c):
+    x, maps = numbers(n, 5, 6, c), numbers(n, 2, 3).astype(np.float64)
+    run(warp.warp, (x, maps), (np.zeros_like(x),))
+
+
 def product(n, d, u):
     x, w, b, dy = numbers(n, d), numbers(d, u), numbers(u), numbers(n, u)
     for relu in (False, True):
@@ -129,6 +134,7 @@ with event.install_recorder("numba:compile") as compiled:
         product(n, 1, 1)
         product(n, 300, 70)
         batch_normalization(50 * n, 5)
+        warped(n, 3)
         element_by_element(n, 3)
 
 functions = {

@@ -19,7 +19,7 @@ from minicnn.kernels import threads, window
 NAMES = (
     "conv.conv", "conv.depthwise", "conv.filters", "conv.im2col", "conv.implicit", "conv.pooled",
     "conv.winograd", "dense.dense", "dense.lists", "elementwise", "gather", "gemm", "normalize",
-    "pooling", "update",
+    "pooling", "update", "warp",
 )
 CONSTANTS = ("VECTOR_BYTES", "REGISTERS", "LANES", "VECTORS", "PANEL", "ROWS", "FEW_ROWS",
              "SOME_ROWS", "ZEROED")

@@ -175,6 +175,12 @@ def test_max_pooling(both, padding):
     check(both, "pooling", "backward", (dy, winner), {"dx": x.shape}, window)
 
 
+def test_warp(both):
+    rng = np.random.default_rng(0)
+    x, maps = normal(rng, (5, 4, 3, 2), "float32"), normal(rng, (5, 2, 3), "float64")
+    check(both, "warp", "warp", (x, maps), {"y": (5, 3, 5, 2)})
+
+
 @pytest.mark.parametrize("padding", ["same", "valid"])
 def test_average_pooling(both, padding):
     rng, window = np.random.default_rng(0), slide((5, 4), (3, 2), (2, 1), padding)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import minicnn as mc
-from minicnn.kernels import normalize, simd
+from minicnn.kernels import normalize, simd, warp
 from minicnn.kernels.conv import conv, depthwise, winograd
 from minicnn.kernels.dense import dense
 from minicnn.kernels.window import slide
@@ -91,6 +91,14 @@ def normalized(rows, channels):
         yield y
 
 
+def warped(channels):
+    """Yield images along random affine maps."""
+    x = numbers(1, 3, 5, 6, channels)
+    y = np.empty_like(x)
+    warp.warp(x, numbers(2, 3, 2, 3).astype(np.float64), y)
+    yield y
+
+
 def training():
     """Yield the weights of a small network after some training steps."""
     model = mc.Sequential([
@@ -128,6 +136,7 @@ def results():
         found[f"few rows, {size} units"] = products(3, 70, size)
         found[f"two rows, {size} units"] = products(2, 70, size)
         found[f"batch normalization, {size} channels"] = normalized(300, size)
+        found[f"warp, {size} channels"] = warped(size)
     found["lists, all rows of a window"] = convolutions((3, 3), 16, 10)
     found["lists, a row of a window at a time"] = convolutions((5, 5), 33, 20)
     found["lists, cut windows"] = convolutions((7, 7), 17, 5)

@@ -206,7 +206,6 @@ def test_a_seed_in_place_of_a_generator():
     layer = Dropout(0.5)
     layer.build((None, 50), rng=0)
     x = np.ones((2, 50), np.float32)
-    one, other = (
-        layer.forward(x, mc.Context(training=True, rng=rng)) for rng in (7, np.random.default_rng(7))
-    )
+    rngs = 7, np.random.default_rng(7)
+    one, other = (layer.forward(x, mc.Context(training=True, rng=rng)) for rng in rngs)
     assert_same_bits(one, other)

@@ -1,0 +1,106 @@
+"""Data sets of picture files: a folder for each class (extra `image`)."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minicnn import images
+from minicnn.core import checks
+from minicnn.core.extras import require
+from minicnn.datasets.dataset import Dataset
+
+logger = logging.getLogger("minicnn")
+
+_MOST_NAMED = 10  # files in a warning
+
+
+def images_from_folder(
+    path: str | Path, size: Any, color: bool = False, seed: int | None = 0
+) -> Dataset:
+    """Read the pictures in a folder that has one folder for each class.
+
+    The names of the folders, sorted, are the names of the classes. Each picture is cut to the
+    proportions of `size`, around its middle, and scaled. The rotation in its EXIF data is applied,
+    and transparent pixels become white. A file that is not a complete picture is left out, and a
+    warning names it.
+
+    Parameters
+    ----------
+    path : str or Path
+    size : int or (int, int)
+        Height and width.
+    color : bool
+        Whether images have three channels, red, green and blue, or one, grey.
+    seed : int or None
+        Seed of the shuffling; see `Dataset`.
+
+    Returns
+    -------
+    Dataset
+        `images` (N, height, width, channels) are float32 in [0, 1], `labels` (N,) the class
+        numbers, `class_names` the names.
+
+    Raises
+    ------
+    ValueError
+        If `path` is not such a folder, or a class has no picture.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile, minicnn as mc
+    >>> from PIL import Image
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> for name, level in (("dark", 20), ("light", 200)):
+    ...     (folder / name).mkdir()
+    ...     Image.new("L", (40, 30), level).save(folder / name / "1.png")
+    >>> data = mc.datasets.images_from_folder(folder, size=(6, 8))
+    >>> data
+    Dataset(images=(2, 6, 8, 1) float32, labels=(2,) int64)
+    >>> data.class_names
+    ['dark', 'light']
+    """
+    folder = checks.path(path, "path")
+    size = checks.pair(size, "size")
+    mode = "RGB" if checks.boolean(color, "color") else "L"
+    names = sorted(entry.name for entry in _entries(folder) if entry.is_dir())
+    pixels, labels = [], []
+    bad = []
+    for label, name in enumerate(names):
+        for file in _entries(folder / name):
+            try:
+                pixels.append(_pixels(file, size, mode))
+                labels.append(label)
+            except (ValueError, OSError):
+                bad.append(f"{name}/{file.name}")
+    if bad:
+        more = ", ..." if len(bad) > _MOST_NAMED else ""
+        logger.warning(
+            "%d files in %s are not complete pictures and are left out: %s%s",
+            len(bad), folder, ", ".join(bad[:_MOST_NAMED]), more,
+        )
+    empty = [name for label, name in enumerate(names) if label not in labels]
+    if not names or empty:
+        raise ValueError(
+            f"`path` must be a folder with one folder of pictures for each class, got {folder}, "
+            f"with {'no pictures in ' + ', '.join(empty) if empty else 'no folders in it'}"
+        )
+    images = np.divide(np.stack(pixels), 255, dtype=np.float32)
+    return Dataset(images, np.array(labels), seed, names)
+
+
+def _entries(folder: Path) -> list[Path]:
+    """Return the files and folders in a folder that are not hidden, sorted."""
+    if not folder.is_dir():
+        raise ValueError(f"`path` must be a folder, got {folder}; check the path")
+    return sorted(entry for entry in folder.iterdir() if entry.name[0] != ".")
+
+
+def _pixels(file: Path, size: tuple[int, int], mode: str) -> np.ndarray:
+    """Return a picture as bytes (height, width, channels)."""
+    picture = images.picture(file)
+    paper = require("PIL.Image", "image").new("RGBA", picture.size, "white")
+    paper.alpha_composite(picture)
+    fit = require("PIL.ImageOps", "image").fit
+    return np.asarray(fit(paper.convert(mode), size[::-1])).reshape(*size, -1)

@@ -1,0 +1,111 @@
+"""Tests of minicnn.datasets.augment: what changes, and where the numbers come from."""
+
+import numpy as np
+import pytest
+from tolerances import assert_close, assert_same_bits
+
+import minicnn as mc
+
+augment = mc.datasets.augment
+RNG = np.random.default_rng
+
+
+def images(n=40, shape=(9, 7, 2), dtype=np.float32):
+    return RNG(0).random((n, *shape)).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_without_options_nothing_changes(dtype):
+    x = images(dtype=dtype)
+    before = x.copy()
+    y = augment()(x, 0)
+    assert_same_bits(y, before)
+    assert not np.shares_memory(x, y)
+
+
+def test_shifts_are_whole_pixels_in_all_directions():
+    y = augment(shift=1)(images(200), 0)
+    seen = set()
+    for old, new in zip(images(200), y, strict=True):
+        padded = np.pad(old, ((1, 1), (1, 1), (0, 0)), mode="edge")
+        places = [(i, j) for i in range(3) for j in range(3)]
+        seen.add(next(at for at in places
+                      if np.array_equal(padded[at[0] : at[0] + 9, at[1] : at[1] + 7], new)))
+    assert len(seen) == 9
+
+
+def test_half_of_the_images_are_flipped():
+    x = images(1000)
+    y = augment(flip=True)(x, 0)
+    flipped = (y == x[:, :, ::-1]).all(axis=(1, 2, 3))
+    same = (y == x).all(axis=(1, 2, 3))
+    assert (flipped ^ same).all()
+    assert 400 < flipped.sum() < 600
+
+
+def test_a_rotation_turns_around_the_middle():
+    """The angle is between the limits, in both directions, and the middle stays."""
+    x = np.zeros((200, 21, 21, 1), np.float32)
+    x[:, 10, 10:] = 1  # a ray from the middle to the right
+    y = augment(rotation=30)(x, 0)[..., 0]
+    assert_close(y[:, 10, 10], np.ones(200, np.float32))
+    rows, _ = np.indices((21, 21)) - 10
+    heights = (y[:, :, 15] * rows[:, 15]).sum(axis=1) / y[:, :, 15].sum(axis=1)  # 5 from the middle
+    angles = np.degrees(np.arctan(heights / 5))
+    assert -31 < angles.min() < -28 and 28 < angles.max() < 31
+
+
+def test_a_crop_is_a_part_that_is_scaled_up():
+    x = np.tile(np.arange(64, dtype=np.float32), (300, 64, 1))[..., None]  # the column as value
+    y = augment(crop=0.5)(x, 0)[..., 0]
+    widths = y[:, 0, -1] - y[:, 0, 0]
+    assert 31 < widths.min() < 36 and 58 < widths.max() <= 63
+    assert (y.min(), y.max()) == (0, 63)
+    left = y[:, 0, 0] / (63 - widths)  # the place, from 0 to 1
+    assert 0.05 > left.min() > -1e-3 and 0.95 < left.max() < 1.001
+
+
+OPTIONS = {"shift": 2, "flip": True, "crop": 0.8, "rotation": 15}
+
+
+def test_data_formats_are_changed_alike():
+    x = images()
+    expected = augment(**OPTIONS)(x, 3)
+    first = augment(**OPTIONS, data_format="channels_first")
+    y = first(np.ascontiguousarray(x.transpose(0, 3, 1, 2)), 3)
+    assert_same_bits(np.ascontiguousarray(y.transpose(0, 2, 3, 1)), expected)
+    for function in (augment(**OPTIONS), first):  # grey images without an axis of channels
+        assert_same_bits(function(x[..., 0], 3), np.ascontiguousarray(expected[..., 0]))
+
+
+def test_the_numbers_come_from_the_generator():
+    x = images()
+    change = augment(**OPTIONS)
+    assert_same_bits(change(x, 5), change(x, RNG(5)))
+    assert (change(x, 5) != change(x, 6)).any()
+    rng = RNG(5)
+    assert (change(x, rng) != change(x, rng)).any()
+
+
+def test_images_in_any_memory_layout():
+    x = images()
+    expected = augment(**OPTIONS)(x, 1)
+    frozen = x.copy()
+    frozen.flags.writeable = False
+    for other in (frozen, np.asfortranarray(x), x[::-1].copy()[::-1]):
+        assert_same_bits(augment(**OPTIONS)(other, 1), expected)
+    assert augment(**OPTIONS)(x[:0], 1).shape == (0, 9, 7, 2)
+
+
+@pytest.mark.parametrize("bad", [
+    np.zeros((3, 784), np.float32), np.zeros((3, 9, 9, 1), np.uint8), np.zeros((9, 9), np.float32),
+])
+def test_arrays_that_are_not_images(bad):
+    with pytest.raises(ValueError, match=r"`images` must be float32.*got an array.*reshape=False"):
+        augment(shift=1)(bad, 0)
+
+
+@pytest.mark.parametrize("crop", [0, -0.5, 1.5])
+def test_a_crop_that_is_no_share(crop):
+    with pytest.raises(ValueError, match="`crop` must be"):
+        augment(crop=crop)
