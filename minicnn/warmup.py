@@ -31,9 +31,9 @@ def warmup() -> float:
     start = time.perf_counter()
     model = Chain(
         [
-            Conv2D(8, 5, padding="same", activation="relu"),
+            Conv2D(16, 5, padding="same", activation="relu"),
             MaxPooling2D(2),
-            Conv2D(8, 5, padding="same", activation="relu"),
+            Conv2D(16, 5, padding="same", activation="relu"),
             MaxPooling2D(2),
             Flatten(),
             Dense(16, activation="relu"),

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from minicnn.core import extras
-from minicnn.kernels import cache, jit
+from minicnn.kernels import cache
 
 logger = logging.getLogger("minicnn")
 
@@ -58,7 +58,7 @@ class Display:
         self._steps = 0.0
         self._seconds = 0.0  # that these steps have taken
         self._last: float | None = None  # when the last step ended
-        self._compiled = len(jit.compiled)
+        self._compiled = len(cache.compiled)
 
     @property
     def is_begun(self) -> bool:
@@ -79,12 +79,12 @@ class Display:
     def __call__(self, loss: Any) -> None:
         """Count a step."""
         now = time.monotonic()
-        if self._last is not None and len(jit.compiled) == self._compiled:
+        if self._last is not None and len(cache.compiled) == self._compiled:
             seconds = now - self._last
             kept = math.exp(-seconds / _FORGET)
             self._steps = kept * self._steps + 1
             self._seconds = kept * self._seconds + seconds
-        self._compiled = len(jit.compiled)
+        self._compiled = len(cache.compiled)
         self._last = now
         self._step += 1
         self._loss = loss
@@ -134,7 +134,7 @@ class Display:
 
     def text(self, ended: bool = False) -> str:
         """Return what there is to see now."""
-        if cache.compiling or len(jit.compiled) > self._compiled:
+        if cache.compiling or len(cache.compiled) > self._compiled:
             done = sum(types in kernel.overloads for kernel, types in self.kernels)
             total = max(len(self.kernels), done + len(cache.compiling))
             count = f" {done}/{total}" if self.kernels else ""

@@ -19,6 +19,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,6 +41,7 @@ _SEAL_BYTES = 32
 _NOBODY = 65534  # root, as seen in a user namespace; accepted for parent folders only
 
 compiling: list[str] = []  # the kernel that is being compiled now, if any
+compiled: list[str] = []  # the kernels that this process has compiled, not found on disk
 
 
 class DiskCache(NullCache):
@@ -55,6 +57,7 @@ class DiskCache(NullCache):
     def __init__(self, function: Any, stamp: str) -> None:
         self._name = f"{function.__module__}.{function.__qualname__}"
         self._stamp = stamp
+        self._start = time.perf_counter()  # of the last compilation
 
     @property
     def cache_path(self) -> str:
@@ -69,14 +72,20 @@ class DiskCache(NullCache):
                 seal, body = _read(folder / name)
                 if seal == self._seal(name, body):
                     return CompileResult._rebuild(target_context, *pickle.loads(body))
-        compiling.append(self._name)
+        compiling[:] = [self._name]
         _say_once_that_kernels_are_compiled()
+        self._start = time.perf_counter()
         if _can_be_helped(sig):
             _start_help_once()
         return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
         """Save a compiled function, or log one warning if it cannot be saved."""
+        compiling.clear()
+        compiled.append(self._name)
+        name = self._name.removeprefix("minicnn.kernels.")
+        seconds = time.perf_counter() - self._start
+        logger.info("Compiled %s in %.1f s, once for this machine.", name, seconds)
         written, reason = folders().written, folders().reason
         if written is not None:
             try:

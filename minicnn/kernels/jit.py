@@ -12,9 +12,7 @@ depends on a digest of all files in this folder and its subfolders, so any edit 
 
 import functools
 import hashlib
-import logging
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,11 +23,7 @@ from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 from numba.core.compiler_lock import global_compiler_lock
 
-from minicnn.kernels import cache
-
-logger = logging.getLogger("minicnn")
-
-compiled: list[str] = []  # the kernels that this process has compiled, not found on disk
+from minicnn.kernels.cache import DiskCache
 
 _OPTIONS = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
 
@@ -101,31 +95,8 @@ def kernel(function: Callable[..., Any]) -> Any:
     It must be a module-level function: a closure would never be found in the cache again.
     """
     dispatcher = njit(**_OPTIONS)(function)
-    dispatcher._cache = cache.DiskCache(function, source_digest())
-    _say_what_is_compiled(dispatcher)
+    dispatcher._cache = DiskCache(function, source_digest())
     return dispatcher
-
-
-def _say_what_is_compiled(dispatcher: Any) -> None:
-    """Log the compile time of each kernel that was not found on disk."""
-    compile_ = dispatcher.compile
-
-    def compile_and_say(signature: Any) -> Any:
-        start = time.perf_counter()
-        with global_compiler_lock:  # another thread may wait for the same compilation
-            try:
-                result = compile_(signature)
-            finally:
-                is_new = bool(cache.compiling)
-                compiled.extend(cache.compiling)
-                cache.compiling.clear()
-        if is_new:
-            name = f"{dispatcher.__module__.rpartition('.')[2]}.{dispatcher.__name__.lstrip('_')}"
-            seconds = time.perf_counter() - start
-            logger.info("Compiled %s in %.1f s, once for this machine.", name, seconds)
-        return result
-
-    dispatcher.compile = compile_and_say
 
 
 @functools.cache

@@ -38,7 +38,7 @@ sizes that they support: ``tile(6, 2, ...)`` uses twelve accumulators.
 import functools
 import os
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numba
@@ -314,26 +314,33 @@ def _transpose(builder: Any, source: Any, source_row: Any, target: Any, target_r
         _store(builder, value, target, row(target_row, i))
 
 
-def linear(matrix: Sequence[Sequence[float]], before: bool, after: bool) -> Any:
+def linear(matrices: Mapping[int, Sequence[Sequence[float]]], before: bool, after: bool) -> Any:
     """Return a function that writes a constant matrix times a column of vectors.
 
-    It is called as ``function(source, step, target, target_step)``, with the distances between
-    vectors. If `before`, the input vectors 1 and 2, 3 and 4, ... are replaced by their sum and
-    difference before the product. If `after`, the output vectors are replaced in the same way.
+    It is called as ``function(key, source, step, target, target_step)``, with the key of the matrix
+    in `matrices` and the distances between vectors. If `before`, the input vectors 1 and 2, 3 and
+    4, ... are replaced by their sum and difference before the product. If `after`, the output
+    vectors are replaced in the same way.
     """
 
-    def emit(builder: Any, source: Any, step: Any, target: Any, target_step: Any) -> None:
-        places = (builder.mul(step, _index(i)) for i in range(len(matrix[0])))
-        lines = [_load(builder, source, place) for place in places]
-        if before:
-            _butterflies(builder, lines)
-        lines = [_combination(builder, row, lines) for row in matrix]
-        if after:
-            _butterflies(builder, lines)
-        for i, line in enumerate(lines):
-            _store(builder, line, target, builder.mul(target_step, _index(i)))
+    def emit(
+        builder: Any, key: Any, source: Any, step: Any, target: Any, target_step: Any
+    ) -> None:
+        def emit_one(known: int) -> None:
+            matrix = matrices[known]
+            places = (builder.mul(step, _index(i)) for i in range(len(matrix[0])))
+            lines = [_load(builder, source, place) for place in places]
+            if before:
+                _butterflies(builder, lines)
+            lines = [_combination(builder, row, lines) for row in matrix]
+            if after:
+                _butterflies(builder, lines)
+            for i, line in enumerate(lines):
+                _store(builder, line, target, builder.mul(target_step, _index(i)))
 
-    return _operation(emit)
+        _for_sizes(builder, [key], [(known,) for known in matrices], emit_one)
+
+    return _operation(emit, literals=1)
 
 
 def _butterflies(builder: Any, lines: list[Any]) -> None:
@@ -410,7 +417,7 @@ def _if_else(builder: Any, condition: Any, *emits: Callable[[], Sequence[Any]]) 
 
 
 def _for_sizes(
-    builder: Any, sizes: Sequence[Any], known: Sequence[tuple[int, int]],
+    builder: Any, sizes: Sequence[Any], known: Sequence[tuple[int, ...]],
     emit: Callable[..., None],
 ) -> None:
     """Emit code for sizes, or if these are not literals, for all known ones and a switch."""
@@ -418,11 +425,13 @@ def _for_sizes(
         emit(*sizes)
         return
     end = builder.append_basic_block()
-    rows, vectors = sizes
-    switch = builder.switch(builder.add(builder.shl(rows, _index(8)), vectors), end)
+    key = _index(0)
+    for number in sizes:
+        key = builder.add(builder.shl(key, _index(8)), number)
+    switch = builder.switch(key, end)
     for size in known:
         way = builder.append_basic_block()
-        switch.add_case(_index((size[0] << 8) + size[1]), way)
+        switch.add_case(_index(int.from_bytes(bytes(size), "big")), way)
         builder.position_at_end(way)
         emit(*size)
         builder.branch(end)
@@ -537,12 +546,16 @@ _BLOCKS = {
 
 
 def gather_blocks(rows: int, vectors: int) -> list[tuple[int, int, int, int]]:
-    """Split rows of vectors into blocks for `gather`: (first row, rows, first vector, vectors)."""
+    """Split rows of vectors into blocks for `gather`: (first row, rows, first vector, vectors).
+
+    Blocks are ordered from right to left. If targets overlap, the terms of each element are then
+    added in the order of the lists.
+    """
     known = _BLOCKS[REGISTERS]
     most = max(size[1] for size in known)
     width = -(-vectors // -(-vectors // most))  # of nearly equal parts
     blocks = []
-    for v in range(0, vectors, width):
+    for v in reversed(range(0, vectors, width)):
         across, row = min(width, vectors - v), 0
         while row < rows:
             height = max(r for r, size in known if size == across and r <= rows - row)

@@ -22,7 +22,7 @@ from tolerances import assert_same_bits
 
 import minicnn as mc
 from minicnn.estimator import progress
-from minicnn.kernels import cache, jit, threads
+from minicnn.kernels import cache, threads
 
 pytest.importorskip("tqdm", reason='pip install -e ".[progress]"')
 
@@ -514,7 +514,7 @@ def clock(monkeypatch):
     """A clock that the test sets."""
     clock = SimpleNamespace(now=1000.0)
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    monkeypatch.setattr(jit, "compiled", [])
+    monkeypatch.setattr(cache, "compiled", [])
     monkeypatch.setattr(cache, "compiling", [])
     return clock
 
@@ -526,13 +526,13 @@ def test_the_time_left_counts_neither_compiling_nor_evaluations(clock):
     cache.compiling.append("a kernel")
     clock.now += 8
     assert display.text() == "compiling kernels, once for this machine"
-    jit.compiled.append(cache.compiling.pop())
+    cache.compiled.append(cache.compiling.pop())
     assert display.text() == "compiling kernels, once for this machine"  # the step goes on
     display(2.3)
     assert display.text() == "step 1001/20000  loss 2.30"
     for number in range(100):
         if number == 50:
-            jit.compiled.append("another kernel")
+            cache.compiled.append("another kernel")
             clock.now += 30
         if number == 70:
             with display.part("evaluating (validation)", 20) as advance:

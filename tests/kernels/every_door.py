@@ -11,13 +11,13 @@ import numpy as np
 from numba.core import event
 
 from minicnn.kernels import elementwise, gather, gemm, normalize, pooling, update, warp
-from minicnn.kernels.conv import conv, depthwise, filters, im2col, implicit, pooled, winograd
+from minicnn.kernels.conv import conv, depthwise, im2col, implicit, pooled, shared, winograd
 from minicnn.kernels.dense import dense, lists
 from minicnn.kernels.window import slide
 
 MODULES = [
-    conv, dense, depthwise, elementwise, filters, gather, gemm, im2col, implicit, lists, normalize,
-    pooled, pooling, update, warp, winograd,
+    conv, dense, depthwise, elementwise, gather, gemm, im2col, implicit, lists, normalize, pooled,
+    pooling, shared, update, warp, winograd,
 ]
 
 rng = np.random.default_rng(0)

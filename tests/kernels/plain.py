@@ -17,7 +17,7 @@ from minicnn.kernels import simd as compiled_simd
 from minicnn.kernels import threads, window
 
 NAMES = (
-    "conv.conv", "conv.depthwise", "conv.filters", "conv.im2col", "conv.implicit", "conv.pooled",
+    "conv.conv", "conv.depthwise", "conv.im2col", "conv.implicit", "conv.pooled", "conv.shared",
     "conv.winograd", "dense.dense", "dense.lists", "elementwise", "gather", "gemm", "normalize",
     "pooling", "update", "warp",
 )
@@ -138,8 +138,9 @@ def largest_of_four(x0, x1, x2, x3, bias, y, code, count):
     store_some(np.where(value <= 0, compiled_simd.ZEROED, winner), code, 0, count)
 
 
-def linear(matrix, before, after):
-    def multiply_line(source, step, target, target_step):
+def linear(matrices, before, after):
+    def multiply_line(key, source, step, target, target_step):
+        matrix = matrices[key]
         lines = [load(source, i * step) for i in range(len(matrix[0]))]
         if before:
             butterflies(lines)

@@ -3,6 +3,7 @@
 import logging
 import os
 import pickle
+import re
 import shutil
 import stat
 import subprocess
@@ -127,11 +128,14 @@ def test_a_file_under_another_name_is_not_loaded(places):
 def test_only_a_miss_says_that_something_is_compiled(caplog):
     caplog.set_level(logging.INFO, "minicnn")
     save("code")
+    caplog.clear()
     load()
     assert caplog.messages == []
     load(sig="float64")
     load(sig="int8")
     assert [message.split(";")[0] for message in caplog.messages] == ["Compiling the kernels"]
+    save("code", sig="int8")
+    assert re.fullmatch(r".*\.load in \d\.\d s, once for this machine\.", caplog.messages[-1])
 
 
 # Folders

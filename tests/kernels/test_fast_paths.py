@@ -326,13 +326,14 @@ def test_what_cuts_sums_over_lists_does_not_depend_on_the_width(monkeypatch, lan
 
 
 @pytest.mark.parametrize("registers", [16, 32])
-def test_blocks_of_sums_cover_each_vector_once(monkeypatch, registers):
+def test_blocks_of_sums_cover_each_vector_once_from_the_right(monkeypatch, registers):
     monkeypatch.setattr(simd, "REGISTERS", registers)
     for rows in range(1, 9):
         for vectors in range(1, 24):
             covered = np.zeros((rows, vectors), int)
             for row, height, first, width in simd.gather_blocks(rows, vectors):
                 assert height * width <= registers - 4
+                assert not covered[row : row + height, :first].any()
                 covered[row : row + height, first : first + width] += 1
             assert (covered == 1).all()
 

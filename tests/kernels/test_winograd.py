@@ -22,12 +22,12 @@ FILTERS = [[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 2
 
 @numba.njit
 def input_line(d, out, side):
-    winograd._input_line(pointer(d, 0), LANES, pointer(out, 0), LANES, side)
+    winograd._input_line(side, pointer(d, 0), LANES, pointer(out, 0), LANES)
 
 
 @numba.njit
 def output_line(m, out, side):
-    winograd._output_line(pointer(m, 0), LANES, pointer(out, 0), LANES, side)
+    winograd._output_line(side, pointer(m, 0), LANES, pointer(out, 0), LANES)
 
 
 def test_the_matrices_of_3x3_are_those_of_the_docstring():

@@ -7,6 +7,6 @@
 `winograd`     Winograd convolution, with fewer multiplications, for 3x3 and 5x5 windows
 `depthwise`    each channel by itself: its own public functions
 `pooled`       gradients through ReLU and 2x2 max pooling, from lists of nonzero gradients
-`filters`      packed filters for `implicit` and `winograd`
+`shared`       packed filters, padded images, pooling of outputs
 =============  ====================================================================================
 """

@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minicnn.kernels.conv.filters import pack_filters
+from minicnn.kernels.conv.shared import pack_filters, write_maxima
 from minicnn.kernels.elementwise import BLOCK, add_waiting, blocks_of, sum_sums, waiting_sums
 from minicnn.kernels.gemm import block_of_rows, clear, copy, packed_shape, round_up
 from minicnn.kernels.jit import helper, kernel
@@ -37,8 +37,6 @@ from minicnn.kernels.simd import (
     LANES,
     PANEL,
     add,
-    largest_of_four,
-    load,
     load_some,
     pointer,
     splat,
@@ -178,7 +176,10 @@ def _forward(chunk, scratch, x, packed, b, y, code, window, bands, length, relu,
                               min(PANEL, line - f), kw * channels, kh, False)
         if pool:
             at = (n * (oh // 2) + first // 2) * (ow // 2) * filters
-            _emit_maxima(out, line, count, ow, filters, pointer(y, at), pointer(code, at))
+            for f in range(0, filters, LANES):
+                write_maxima(pointer(out, f), ow * line, line, count // 2, ow // 2,
+                             splat(np.float32(0)), pointer(y, at + f), pointer(code, at + f),
+                             ow // 2 * filters, filters, filters - f)
         elif relu:
             for e in range(count * ow * filters):
                 out[e] = 0 if out[e] <= 0 else out[e]
@@ -245,22 +246,6 @@ def _rows_of_image(x, n, first, count, padded, window, bands):
         else:
             clear(target, width * channels)
     return pointer(padded, 0)
-
-
-@helper
-def _emit_maxima(outputs, line, rows, columns, filters, y, code):
-    """Apply ReLU and 2x2 max pooling to the outputs, and write the maxima and their codes."""
-    zero = splat(np.float32(0))
-    for i in range(rows // 2):
-        for j in range(columns // 2):
-            corner = pointer(outputs, (i * columns + j) * 2 * line)
-            at = (i * (columns // 2) + j) * filters
-            for f in range(0, filters, LANES):
-                above = pointer(corner, f)
-                below = pointer(above, columns * line)
-                largest_of_four(load(above, 0), load(above, line), load(below, 0),
-                                load(below, line), zero, pointer(y, at + f), pointer(code, at + f),
-                                filters - f)
 
 
 @helper

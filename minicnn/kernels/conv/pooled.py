@@ -31,10 +31,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minicnn.kernels.conv.shared import copy_image
 from minicnn.kernels.elementwise import BLOCK, add_waiting, sum_sums, waiting_sums
 from minicnn.kernels.elementwise import blocks_of as sums_of
 from minicnn.kernels.gather import blocks_of, gather
-from minicnn.kernels.gemm import clear, copy, round_up
+from minicnn.kernels.gemm import clear, round_up
 from minicnn.kernels.jit import helper, kernel
 from minicnn.kernels.simd import (
     LANES,
@@ -221,19 +222,11 @@ def _gradients(chunk, scratch, x, dy, code, lines, dw_blocks, dx_blocks, partial
 def _fill_padded(image, planes, sizes, layout, window, back):
     """Copy an image to its padded planes, one per block of channels, or `back`."""
     blocks, depth, high, wide, _, _, _ = layout
-    height, width, channels = sizes
-    top, left = window[8], window[9]
+    channels, top, left = sizes[2], window[8], window[9]
     for block in range(blocks):
-        pixels, elements = width, min(depth, channels - block * depth)
-        if depth == channels:  # a row of pixels is contiguous in both
-            pixels, elements = 1, width * channels
-        for i in range(height):
-            row = pointer(image, i * width * channels + block * depth)
-            padded = pointer(planes, ((block * high + i + top) * wide + left) * depth)
-            if back:
-                copy(padded, depth, row, channels, pixels, elements)
-            else:
-                copy(row, channels, padded, depth, pixels, elements)
+        inside = pointer(planes, ((block * high + top) * wide + left) * depth)
+        copy_image(image, sizes, block * depth, min(depth, channels - block * depth), inside, wide,
+                   depth, back)
 
 
 @helper

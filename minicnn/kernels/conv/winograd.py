@@ -38,11 +38,9 @@ PANEL).
 A. Lavin and S. Gray, "Fast algorithms for convolutional neural networks", CVPR 2016.
 """
 
-from typing import Any, NamedTuple
-
 import numpy as np
 
-from minicnn.kernels.conv.filters import pack_filters
+from minicnn.kernels.conv.shared import copy_image, pack_filters, write_maxima
 from minicnn.kernels.gemm import block_of_rows, clear, round_up
 from minicnn.kernels.jit import helper, kernel
 from minicnn.kernels.simd import (
@@ -52,7 +50,6 @@ from minicnn.kernels.simd import (
     add,
     broadcast,
     fma,
-    largest_of_four,
     linear,
     load,
     pointer,
@@ -86,38 +83,20 @@ def matrices(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return to_points, outputs, (powers / scales).T
 
 
-def _line_functions(size: int) -> tuple[Any, Any]:
-    """Return the functions that write B' d and A' m for one row or column of a tile."""
+def _line_matrices(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return B' and A' for the even and odd parts of opposite points."""
     inputs, outputs, _ = matrices(size)
-    for rows in (inputs, outputs.T):  # replace opposite points by even and odd parts
+    for rows in (inputs, outputs.T):
         rows[1:-1:2], rows[2:-1:2] = rows[1:-1:2] + rows[2:-1:2], rows[1:-1:2] - rows[2:-1:2]
         rows[1:-1] /= 2
-    return linear(inputs.tolist(), False, True), linear(outputs.tolist(), True, False)
+    return inputs, outputs
 
 
 _FILTERS = {size: matrices(size)[2].astype(np.float32) for size in (3, 5)}  # G
-_input_line_3, _output_line_3 = _line_functions(3)
-_input_line_5, _output_line_5 = _line_functions(5)
-
-
-class _Tiles(NamedTuple):
-    """How the images are split into tiles, as a tuple that kernels can unpack."""
-
-    rows: int  # of tiles in an image
-    columns: int  # of tiles in an image
-    size: int  # of the filters
-    side: int  # of the input of a tile
-
-
-class _Out(NamedTuple):
-    """The place in memory that the outputs of a tile are written to."""
-
-    y: Any  # pointer to the first output
-    code: Any  # pointer to the first code
-    row: int  # elements from one row to the next
-    filters: int  # elements from one pixel to the next
-    rows: int  # from here to the end of the image
-    columns: int
+_LINES = {size + _OUT - 1: _line_matrices(size) for size in (3, 5)}
+# They write B' d and A' m for one row or column of a tile of 6 or 8 points.
+_input_line = linear({side: inputs.tolist() for side, (inputs, _) in _LINES.items()}, False, True)
+_output_line = linear({side: lines.tolist() for side, (_, lines) in _LINES.items()}, True, False)
 
 
 def fits(window: Window, channels: int, filters: int) -> bool:
@@ -149,13 +128,13 @@ def forward(
         },
     )
     images = share(len(x), chunks)
-    tiles = _Tiles(-(-window.out_h // _OUT), -(-window.out_w // _OUT), size, side)
+    tiles = -(-window.out_h // _OUT), -(-window.out_w // _OUT), size, side  # rows and columns
     most = max(ROWS, _MOST_TILES // ROWS * ROWS)
     block = max(ROWS, min(most, _V_BYTES // (points * depth * 4) // ROWS * ROWS))
-    rows, columns = tiles.rows * _OUT + size - 1, tiles.columns * _OUT + size - 1
+    rows, columns = tiles[0] * _OUT + size - 1, tiles[1] * _OUT + size - 1
     parallel_for(
         _forward, -(-len(x) // images), (x, transformed, b), (y, code), tuple(window), images,
-        tuple(tiles), relu, pool,
+        tiles, relu, pool,
         scratch={
             "padded": ((rows, columns, depth), np.float32),
             "v": ((points, block, depth), np.float32),
@@ -206,10 +185,12 @@ def _forward(chunk, scratch, x, u, b, y, code, window, images, tiles, relu, pool
     """Compute images in blocks of tiles: first V, then M and Y for each panel of filters."""
     padded, v, m, line, zeros, bias, live, blanks = scratch
     block, filters, per_image = v.shape[1], b.size, tiles[0] * tiles[1]
+    (_, height, width, _), side = y.shape, _OUT >> pool
     clear(pointer(padded, 0), padded.size)
     clear(pointer(zeros, 0), PANEL)
+    bias_ = pointer(bias, 0)
     for f in range(bias.size):
-        pointer(bias, 0)[f] = b[f] if f < filters else 0
+        bias_[f] = b[f] if f < filters else 0
     begin, end = chunk * images * per_image, min(x.shape[0], (chunk + 1) * images) * per_image
     for first in range(begin, end, block):
         count = min(block, end - first)
@@ -219,14 +200,20 @@ def _forward(chunk, scratch, x, u, b, y, code, window, images, tiles, relu, pool
                 rows = min(ROWS, count - i)
                 _multiply(v, u, m, zeros, i, rows, f // PANEL, x.shape[3])
                 for r in range(rows):
-                    out = _place(y, code, first + i + r, tiles, pool)
+                    n, row, column = _tile(first + i + r, tiles)
+                    top, left = row * side, column * side
+                    high, wide = min(side, height - top), min(side, width - left)
                     for g in range(f, min(f + PANEL, filters), LANES):
                         _output_tile(pointer(m, r * PANEL + g - f), pointer(line, 0), tiles[3])
                         _set_blanks(pointer(line, 0), np.int64(blanks[i + r]))
+                        at = ((n * height + top) * width + left) * filters + g
                         if pool:
-                            _emit_maxima(pointer(line, 0), load(pointer(bias, g), 0), out, g)
+                            write_maxima(pointer(line, 0), _OUT * LANES, LANES, high, wide,
+                                         load(bias_, g), pointer(y, at), pointer(code, at),
+                                         width * filters, filters, filters - g)
                         else:
-                            _emit(pointer(line, 0), load(pointer(bias, g), 0), out, g, relu)
+                            _emit(pointer(line, 0), high, wide, load(bias_, g), pointer(y, at),
+                                  width * filters, filters, filters - g, relu)
 
 
 @helper
@@ -236,7 +223,9 @@ def _transform_inputs(x, first, count, padded, v, line, live, blanks, window, ti
     for i in range(count):
         n, row, column = _tile(first + i, tiles)
         if row + column == 0:  # the first tile of an image
-            _fill_padded(x, n, pointer(padded, (window[8] * wide + window[9]) * depth), wide, depth)
+            inside = pointer(padded, (window[8] * wide + window[9]) * depth)
+            copy_image(pointer(x, n * x[0].size), x.shape[1:], 0, x.shape[3], inside, wide, depth,
+                       False)
             _find_live(pointer(padded, 0), pointer(live, 0), padded.shape, size)
         blanks[i] = _blank_outputs(pointer(live, (row * wide + column) * _OUT), wide, size)
         corner = pointer(padded, (row * wide + column) * _OUT * depth)
@@ -254,32 +243,6 @@ def _multiply(v, u, m, zeros, first, rows, panel, channels):
                       pointer(u, (panel * points + p) * depth * PANEL), PANEL, pointer(zeros, 0), 0,
                       pointer(m, p * ROWS * PANEL), PANEL, rows, PANEL, channels, 1,
                       False)
-
-
-@helper
-def _place(y, code, number, tiles, pool):
-    """Return the place that the outputs of a tile are written to."""
-    _, height, width, filters = y.shape
-    n, row, column = _tile(number, tiles)
-    top, left = row * _OUT >> pool, column * _OUT >> pool
-    at = ((n * height + top) * width + left) * filters
-    return _Out(pointer(y, at), pointer(code, at), width * filters, filters, height - top,
-                width - left)
-
-
-@helper
-def _fill_padded(x, n, target, columns, depth):
-    """Copy image n to `target`, with rows of `columns` pixels and pixels of `depth` channels.
-
-    The border and the padding of the channels are not written; they stay zero.
-    """
-    height, width, channels = x.shape[1], x.shape[2], x.shape[3]
-    for row in range(height):
-        source = pointer(x, (n * height + row) * width * channels)
-        place = pointer(target, row * columns * depth)
-        for column in range(width):
-            for c in range(channels):
-                place[column * depth + c] = source[column * channels + c]
 
 
 @helper
@@ -329,18 +292,9 @@ def _input_tile(source, row, column, line, v, point, side):
     """Write V = B' d B for one tile and one vector of channels."""
     step = side * LANES
     for j in range(side):
-        _input_line(pointer(source, j * column), row, pointer(line, j * LANES), step, side)
+        _input_line(side, pointer(source, j * column), row, pointer(line, j * LANES), step)
     for i in range(side):
-        _input_line(pointer(line, i * step), LANES, pointer(v, i * side * point), point, side)
-
-
-@helper
-def _input_line(d, step, out, out_step, side):
-    """Write B' d for a column d of vectors; strides are `step` (input) and `out_step` (output)."""
-    if side == 6:
-        _input_line_3(d, step, out, out_step)
-    else:
-        _input_line_5(d, step, out, out_step)
+        _input_line(side, pointer(line, i * step), LANES, pointer(v, i * side * point), point)
 
 
 @helper
@@ -349,40 +303,17 @@ def _output_tile(m, line, side):
     point, step = ROWS * PANEL, side * LANES
     half = pointer(line, _OUT * _OUT * LANES)
     for j in range(side):
-        _output_line(pointer(m, j * point), side * point, pointer(half, j * LANES), step, side)
+        _output_line(side, pointer(m, j * point), side * point, pointer(half, j * LANES), step)
     for i in range(_OUT):
-        _output_line(pointer(half, i * step), LANES, pointer(line, i * _OUT * LANES), LANES, side)
+        _output_line(side, pointer(half, i * step), LANES, pointer(line, i * _OUT * LANES), LANES)
 
 
 @helper
-def _output_line(m, step, out, out_step, side):
-    """Write A' m for a column m of vectors."""
-    if side == 6:
-        _output_line_3(m, step, out, out_step)
-    else:
-        _output_line_5(m, step, out, out_step)
-
-
-@helper
-def _emit(line, bias, out, f, relu_):
+def _emit(line, rows, columns, bias, y, y_row, filters, some, relu_):
     """Add the bias to a tile's outputs for a vector of filters, apply ReLU if asked, and write."""
-    for i in range(_OUT):
-        for j in range(_OUT):
-            if i < out.rows and j < out.columns:
-                output = add(load(line, (i * _OUT + j) * LANES), bias)
-                if relu_:
-                    output = relu(output)
-                store_some(output, out.y, i * out.row + j * out.filters + f, out.filters - f)
-
-
-@helper
-def _emit_maxima(line, bias, out, f):
-    """Add the bias, apply ReLU and 2x2 max pooling to a vector of filters, and write."""
-    for i in range(_OUT // 2):
-        for j in range(_OUT // 2):
-            if i < out.rows and j < out.columns:
-                above, at = pointer(line, (i * _OUT + j) * 2 * LANES), i * out.row + j * out.filters
-                below = pointer(above, _OUT * LANES)
-                largest_of_four(load(above, 0), load(above, LANES), load(below, 0),
-                                load(below, LANES), bias, pointer(out.y, at + f),
-                                pointer(out.code, at + f), out.filters - f)
+    for i in range(rows):
+        for j in range(columns):
+            output = add(load(line, (i * _OUT + j) * LANES), bias)
+            if relu_:
+                output = relu(output)
+            store_some(output, y, i * y_row + j * filters, some)

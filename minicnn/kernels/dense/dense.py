@@ -22,7 +22,7 @@ from minicnn.kernels.gemm import (
     panel,
 )
 from minicnn.kernels.jit import helper, kernel
-from minicnn.kernels.simd import broadcast, fma, lanes, load_some, pointer, store_some
+from minicnn.kernels.simd import pointer
 from minicnn.kernels.threads import check, parallel_for
 
 _CHUNK = 64  # columns of the result per chunk; each chunk packs its part of B
@@ -104,7 +104,7 @@ def _forward(chunk, scratch, x, w, b, y, width, relu, dropping, key, threshold, 
                  columns, d, pointer(packed, 0))
     else:
         _product_in_place(pointer(x, 0), pointer(w, j), pointer(b, j), pointer(y, j), n, columns, d,
-                         u)
+                          u, pointer(packed, 0))
     for i in range(n):
         row = pointer(y, i * u + j)
         if relu:
@@ -157,27 +157,20 @@ def _product(a, a_row, a_col, b, b_row, b_col, s, s_col, c, c_row, m, n, k, pack
 
 
 @helper
-def _product_in_place(x, w, b, y, n, columns, d, u):
+def _product_in_place(x, w, b, y, n, columns, d, u, packed):
     """Write y = x w + b for few rows of x, without packing w, which is read in slabs of rows.
 
-    The sums have the same order as in `_product`, so the results are bit-identical.
+    The sums have the same order as in `_product`, which computes the columns after the last
+    complete panel. The results are therefore bit-identical.
     """
-    width, size = panel(y), lanes(y)
+    width = panel(y)
     panels = columns // width * width  # columns that fill complete panels
-    for i in range(n):
-        for q in range(panels, columns):
-            y[i * u + q] = b[q]
+    _product(x, d, 1, pointer(w, panels), u, 1, pointer(b, panels), 1, pointer(y, panels), u, n,
+             columns - panels, d, packed)
     s, s_row = b, 0
     for p in range(0, max(d, 1), _SLAB):
-        depth, rows = min(_SLAB, d - p), pointer(w, p * u)
+        depth = min(_SLAB, d - p)
         for q in range(0, panels, width):
-            x_, w_, s_, y_ = pointer(x, p), pointer(rows, q), pointer(s, q), pointer(y, q)
-            block_of_rows(x_, d, 1, 0, w_, u, s_, s_row, y_, u, n, width, depth, 1, False)
-        for i in range(n):
-            for q in range(panels, columns, size):
-                total = load_some(y, i * u + q, columns - q)
-                for r in range(depth):
-                    factor = broadcast(x, i * d + p + r)
-                    total = fma(factor, load_some(rows, r * u + q, columns - q), total)
-                store_some(total, y, i * u + q, columns - q)
+            block_of_rows(pointer(x, p), d, 1, 0, pointer(w, p * u + q), u, pointer(s, q), s_row,
+                          pointer(y, q), u, n, width, depth, 1, False)
         s, s_row = y, u
