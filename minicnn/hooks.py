@@ -148,6 +148,18 @@ class SessionRunHook:
     def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
         """Use what was fetched; the step has already changed the parameters."""
 
+    def evaluated(self, session: Any, name: str, results: Mapping[str, Any]) -> None:
+        """Use the results of an evaluation in this run, by a monitor or ``session.evaluate``.
+
+        Parameters
+        ----------
+        session : TrainingSession
+        name : str
+            What the data is, such as "validation".
+        results : mapping
+            The loss, the metrics and the global step.
+        """
+
     def end(self, session: Any) -> None:
         """Do something after the last step; not called if an error stopped the run."""
 

@@ -7,7 +7,7 @@ distinguished by colour-blind readers.
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,35 +20,42 @@ from minicnn.core.files import open_regular
 from minicnn.metrics import confusion_matrix as count_confusions
 from minicnn.ops import check_labels
 
-# The palette of Okabe and Ito, for all kinds of colour vision.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# The palette of Okabe and Ito, for all kinds of colour vision, with grey in place of black.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#808080")
 _MOST_CURVES = 16  # panels, and lines in a panel: more are slow to draw and unreadable
-_MOST_BYTES = 1 << 23  # of evaluations.jsonl: about 80,000 evaluations
+_MOST_MARKERS = 60  # points of a line that are marked
+_MOST_BYTES = 1 << 23  # of a file: about 80,000 evaluations
 _UNITS = {"loss": "loss (mean over the rows)", "accuracy": "accuracy (share of the rows)"}
 
 
-def learning_curve(source: str | Path | Sequence[Mapping[str, Any]]) -> Any:
-    """Plot the results of evaluations against the training step, with a line for each data set.
+def learning_curve(source: Any) -> Any:
+    """Plot the loss of the training and the results of evaluations against the training step.
 
     Parameters
     ----------
-    source : str, Path or list of dict
-        The model_dir of an Estimator, whose ``evaluations.jsonl`` is read; or a list of records of
-        the same form: a "global_step", numbers, and the "name" of the data (default "evaluation").
+    source : History, dict, str, Path or list of dict
+        * What `Sequential.fit` returns, ``Estimator.history``, or the dict of lists that their
+          `to_dict` returns.
+        * A model_dir, whose ``history.jsonl`` (the loss of the training) and ``evaluations.jsonl``
+          are read.
+        * A list of records: a "global_step", numbers, and the "name" of the data (default
+          "evaluation"); or of rows of a History.
+
         Values that are None, not finite or beyond 1e100 are ignored, and so is an incomplete last
         line, which a killed run may leave.
 
     Returns
     -------
     matplotlib.figure.Figure
-        A panel for each number, with a line for each name.
+        A panel for each number, with a line for each data set: "training" is the mean loss of the
+        batches as they were trained on; the others are evaluations under their names.
 
     Raises
     ------
     ValueError
-        If there are no evaluations, more than can be shown, or a line of the file is invalid.
+        If there are no numbers, more than can be shown, or a line of a file is invalid.
     OSError
-        If ``evaluations.jsonl`` is not a regular file.
+        If a file is not a regular file.
 
     Examples
     --------
@@ -56,9 +63,14 @@ def learning_curve(source: str | Path | Sequence[Mapping[str, Any]]) -> Any:
     >>> records = [{"global_step": 100, "loss": 2.1}, {"global_step": 200, "loss": 1.4}]
     >>> mc.plots.learning_curve(records).savefig("learning_curve.png")
     """
+    points: Iterable[tuple[str, str, float, float]]
     if isinstance(source, str | Path):
-        points = _points_of_file(checks.path(source, "source") / "evaluations.jsonl")
+        points = _points_of_folder(checks.path(source, "source"))
     else:
+        source = getattr(source, "rows", source)  # of a History
+        if isinstance(source, Mapping):
+            columns = [checks.sequence(column, "source", "lists") for column in source.values()]
+            source = [dict(zip(source, row, strict=True)) for row in zip(*columns, strict=True)]
         points = (
             point
             for record in checks.sequence(source, "source", "records")
@@ -72,7 +84,7 @@ def learning_curve(source: str | Path | Sequence[Mapping[str, Any]]) -> Any:
     if not panels:
         raise ValueError(
             "`source` must contain at least one evaluation, got none in "
-            f"{checks.describe(source)}; call Estimator.evaluate, or fit with a ValidationMonitor"
+            f"{checks.describe(source)}; call fit first, or Estimator.evaluate"
         )
     if max(len(panels), len(colours)) > _MOST_CURVES:
         raise ValueError(
@@ -97,8 +109,8 @@ def _draw_curves(
         last = f"{value:.4f}" if abs(value) < 1e6 else f"{value:.4g}"
         turn, index = divmod(colours[name], len(_COLOURS))
         (line,) = axes.plot(
-            *zip(*points, strict=True), color=_COLOURS[index], marker="osD^v<>"[index],
-            linestyle=("-", "--", ":")[turn], markersize=4,
+            *zip(*points, strict=True), color=_COLOURS[index], linestyle=("-", "--", ":")[turn],
+            marker="osD^v<>"[index] if len(points) <= _MOST_MARKERS else "", markersize=4,
         )
         line.set_label(f"{last} {_shortened(name)}")  # a label that starts with _ is hidden
     if len(curves) == 1:
@@ -112,18 +124,31 @@ def _draw_curves(
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.locator_params(axis="x", nbins=5)  # so that long numbers do not overlap
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="0.9")
+    axes.grid(color="0.5", alpha=0.25)
 
 
 def _points(place: str, record: Any) -> Iterator[tuple[str, str, float, float]]:
-    """Yield (number, name of the data, step, value) for each number of an evaluation."""
+    """Yield (number, name of the data, step, value) for each number of an evaluation or a row."""
     checks.instance(record, Mapping, place, "numbers by name")
-    step = checks.number(record.get("global_step"), f"{place}: global_step", 0, 2**53)
-    name = checks.text(record.get("name", "evaluation"), f"{place}: name")
-    for number in record.keys() - {"global_step", "name", "rows"}:
+    is_row = "step" in record and "global_step" not in record  # of a History
+    key = "step" if is_row else "global_step"
+    step = checks.number(record.get(key), f"{place}: {key}", 0, 2**53)
+    name = "training" if is_row else checks.text(record.get("name", "evaluation"), f"{place}: name")
+    left_out = ("step", "learning_rate", "seconds") if is_row else ("global_step", "name", "rows")
+    for number in [key for key in record if key not in left_out]:
+        checks.text(number, f"{place}: the name of a number")
         value = checks.instance(record[number], int | float | None, place, "numbers by name")
         if value is not None and abs(value) <= 1e100:
-            yield checks.text(number, f"{place}: the name of a number"), name, step, float(value)
+            of, _, what = number.partition("_") if is_row else ("", "", "")
+            yield what or number, of if what else name, step, float(value)
+
+
+def _points_of_folder(folder: Path) -> Iterator[tuple[str, str, float, float]]:
+    """Yield the points of a model_dir: the loss of the training, and all evaluations."""
+    for point in _points_of_file(folder / "history.jsonl"):
+        if point[1] == "training":  # evaluations.jsonl has the others
+            yield point
+    yield from _points_of_file(folder / "evaluations.jsonl")
 
 
 def _points_of_file(path: Path) -> Iterator[tuple[str, str, float, float]]:
@@ -144,7 +169,7 @@ def _points_of_file(path: Path) -> Iterator[tuple[str, str, float, float]]:
             if n == len(lines):
                 return
             raise ValueError(
-                f"{path}, line {n} is not an evaluation ({error}); delete {checks.describe(line)}"
+                f"{path}, line {n} is not a record ({error}); delete {checks.describe(line)}"
             ) from error
 
 

@@ -1,20 +1,17 @@
-"""Write training runs for TensorBoard, in the formats of tensorboardX (extra `tensorboard`)."""
+"""Write training runs for TensorBoard, with tensorboardX (extra `tensorboard`)."""
 
-import contextlib
 import logging
 import math
-import os
-import struct
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from minicnn.core import checks
 from minicnn.core.extras import require
-from minicnn.core.files import open_regular
 from minicnn.core.op import Tensor
 from minicnn.core.parameter import Parameter, sum_of_squares
 from minicnn.estimator import MetricSpec
@@ -26,38 +23,44 @@ from minicnn.hooks import (
     SessionRunHook,
     SessionRunValues,
     Timer,
+    ValidationMonitor,
 )
 from minicnn.layers import Conv2D
 from minicnn.plots import filter_grid
 
 logger = logging.getLogger("minicnn")
 
-_MOST_EVENT = 1 << 24  # bytes: larger events are not read back
+_FLUSH = 2.0  # seconds after which a write is on disk
 
 
 class SummarySaverHook(SessionRunHook):
     """Write summaries for TensorBoard at the first step and then every `save_steps` steps.
 
-    * Scalars: ``loss``, ``learning_rate`` and the metrics of the step's batch (in training mode,
-      with dropout), ``global_step/sec``, and the ``gradient_norm`` of each parameter and of all
-      together, after clipping.
-    * Histograms: each parameter, after the step.
-    * Images: the filters of the first convolution, if it has 1 or 3 channels.
-    * The graph, once per run.
+    The curves of the training and of each validation are runs of the same charts: the folders
+    ``train`` and, for example, ``validation`` in `output_dir`. View them with
+    ``tensorboard --logdir`` and `output_dir`. There are
 
-    Each write is complete on disk at the end of its step; view it with ``tensorboard --logdir``. A
-    run that continues in the same folder marks its first step, and warns if the folder already
-    contains events of later steps. With several processes, use the hook in the chief only; loss and
+    * scalars of the step's batch (in training mode, with dropout): ``loss``, ``learning_rate`` and
+      the metrics; ``global_step/sec``; and the ``gradient_norm`` of each parameter and of all
+      together, after clipping;
+    * scalars of each evaluation during the run: ``loss`` and its metrics;
+    * histograms: each parameter, after the step;
+    * images: the filters of the first convolution, if it has 1 or 3 channels;
+    * the graph, once per run.
+
+    A write is on disk after a few seconds, and at the end of the run. A run that continues in the
+    same folder replaces the later points of a run that was stopped; a run from the first step
+    replaces all, with a warning. With several processes, use the hook in the chief only; loss and
     metrics are then those of its rows.
 
     Parameters
     ----------
     output_dir : str or Path
-        Folder of the event files; each run adds one.
+        Folder of the event files; each run adds to it.
     save_steps : int
         Number of steps between two writes.
     metrics : dict from str to MetricSpec, optional
-        As for `Estimator.evaluate`.
+        As for `Estimator.evaluate`. The default is those of the run's validation.
 
     Raises
     ------
@@ -79,23 +82,41 @@ class SummarySaverHook(SessionRunHook):
     ) -> None:
         self.output_dir = checks.path(output_dir, "output_dir")
         self.timer = Timer(every_steps=checks.integer(save_steps, "save_steps"))
-        self.metrics = checked_metrics(metrics)
-        require("tensorboardX.summary", "tensorboard")
+        self.metrics = None if metrics is None else checked_metrics(metrics)
+        self._metrics: Mapping[str, MetricSpec] = {}  # of this run
+        self._writers: dict[str, Any] = {}  # by run of TensorBoard
+        self._purge: int | None = None  # the step from which points of earlier runs are hidden
+        self._is_ended = False
+        require("tensorboardX", "tensorboard")
+        require("tensorboard", "tensorboard")
         require("PIL", "tensorboard")  # tensorboardX needs it for images
 
     def begin(self) -> None:
-        self._summary = require("tensorboardX.summary", "tensorboard")  # a module: not pickled
+        self._close()  # after an error in the run before
+        self._is_ended = False
         self.timer.reset()
-        # TensorBoard searches for such names and reads a folder's files in their order.
-        self._path = self.output_dir / f"events.out.tfevents.{time.time_ns()}.minicnn"
+
+    def resume(self, run_context: SessionRunContext, name: str, state: dict[str, Any]) -> None:
+        session = run_context.session
+        first = session.global_step + 1
+        self._purge = first if any(self.output_dir.glob("*/*tfevents*")) else None
+        if self._purge == 1:
+            logger.warning(
+                "%s already has events, and this run begins with step 1. TensorBoard shows only "
+                "the new ones; if this is not the same training, stop and use another output_dir.",
+                self.output_dir,
+            )
+        monitors = [hook for hook in session.hooks if isinstance(hook, ValidationMonitor)]
+        of_validation = checked_metrics(monitors[0].data["metrics"]) if monitors else {}
+        self._metrics = of_validation if self.metrics is None else self.metrics
 
     def before_run(self, run_context: SessionRunContext) -> SessionRunArgs | None:
         session = run_context.session
         if not self.timer.due(session.global_step + 1):
             return None
         fetches: dict[str, Any] = {"scalars": {tag: tag for tag in ("loss", "learning_rate")}}
-        if self.metrics:
-            keys = {spec.prediction_key for spec in self.metrics.values()}
+        if self._metrics:
+            keys = {spec.prediction_key for spec in self._metrics.values()}
             fetches["predictions"] = {
                 key: tensor
                 for key, tensor in session.trace.ops.predictions.items()
@@ -108,37 +129,49 @@ class SummarySaverHook(SessionRunHook):
         if run_values.results is None:
             return
         session = run_context.session
-        first = self.timer.last_step is None
-        scalars = self._scalars(session, run_values.results)
-        parts = [self._summary.scalar(tag, value) for tag, value in scalars.items()]
+        step = session.global_step
+        is_first = "train" not in self._writers
+        writer = self._writer("train")
+        if is_first:  # the method takes any Graph
+            writer.file_writer.add_onnx_graph(graph_def(session.graph))
+        for tag, value in self._scalars(session, run_values.results).items():
+            writer.add_scalar(tag, value, step)
         for name, parameter in session.parameters.items():
             if np.isfinite(parameter.value).all():  # otherwise there is no range for the bins
-                parts.append(self._summary.histogram(name, parameter.value, bins=64))
-        parts += self._first_filters(session.graph)
-        if first:
-            self._begin_file(session)
-        values = [value for part in parts for value in part.value]
-        self._append(step=session.global_step, summary={"value": values})
+                writer.add_histogram(name, parameter.value, step, bins=64)
+        self._add_filters(writer, session)
 
-    def _begin_file(self, session: Any) -> None:
-        """Write the events that precede the first summary of a run."""
-        step, last = session.global_step, _last_step(self.output_dir)
-        if last >= step:
-            logger.warning(
-                "%s already has events up to step %d, and this run writes from step %d on. If they "
-                "overlap, TensorBoard shows only the new ones; if this is not the same training, "
-                "stop and use another output_dir.",
-                self.output_dir, last, step,
+    def evaluated(self, session: Any, name: str, results: Mapping[str, Any]) -> None:
+        writer = self._writer(re.sub(r"^\.|[^\w. -]", "_", name))
+        for tag, value in results.items():
+            if tag != "global_step" and np.ndim(value) == 0:
+                writer.add_scalar(tag, value, session.global_step)
+        if self._is_ended:
+            self._close()
+
+    def end(self, session: Any) -> None:
+        self._is_ended = True
+        self._close()
+        self._purge = None  # a monitor that ends later may add a last point
+
+    def _writer(self, run: str) -> Any:
+        """Return the writer of a run of TensorBoard, which adds a file."""
+        if run not in self._writers:
+            self._writers[run] = require("tensorboardX", "tensorboard").SummaryWriter(
+                str(self.output_dir / run), purge_step=self._purge, flush_secs=_FLUSH,
+                filename_suffix=f".{time.time_ns()}",
             )
-        self._append(file_version="brain.Event:2")
-        self._append(graph_def=graph_def(session.graph).SerializeToString())
-        if last or step > 1:
-            self._append(step=step, session_log={"status": "START"})  # makes later events invalid
+        return self._writers[run]
+
+    def _close(self) -> None:
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
 
     def _scalars(self, session: Any, fetched: dict[str, Any]) -> dict[str, float]:
         """Return the scalars of a step by tag, and restart the timer."""
         scalars = dict(fetched["scalars"])
-        for name, spec in self.metrics.items():
+        for name, spec in self._metrics.items():
             fed = fetched["fed"]
             scalars[name] = spec.compute(fetched["predictions"], fed.get("labels", fed), fed)
         step, before, since = session.global_step, self.timer.last_step, self.timer.last_time
@@ -151,53 +184,16 @@ class SummarySaverHook(SessionRunHook):
         }
         return {**scalars, **norms, "gradient_norm/all": math.hypot(*norms.values())}
 
-    def _first_filters(self, graph: Graph) -> list[Any]:
-        """Return a list with an image of the first convolution's filters, or an empty list."""
-        ops = (tensor.op for tensor in graph.tensors.values())
+    def _add_filters(self, writer: Any, session: Any) -> None:
+        """Write the filters of the first convolution as an image, if they have 1 or 3 channels."""
+        ops = (tensor.op for tensor in session.graph.tensors.values())
         first = next((op for op in ops if isinstance(op, Conv2D)), None)
         if first is None or first.kernel.shape[2] not in (1, 3):
-            return []
+            return
         grid = np.nan_to_num(filter_grid(first.kernel.value), nan=1.0)
         pixels = np.rint(255 * grid).astype(np.uint8).repeat(8, axis=0).repeat(8, axis=1)
         pixels = pixels.reshape(*pixels.shape[:2], -1)
-        return [self._summary.image(f"filters/{first.label}", pixels, dataformats="HWC")]
-
-    def _append(self, **fields: Any) -> None:
-        """Append an event to the file as a TFRecord: length, its checksum, data, its checksum."""
-        checksum = require("tensorboardX.record_writer", "tensorboard").masked_crc32c
-        events = require("tensorboardX.proto.event_pb2", "tensorboard")
-        data = events.Event(wall_time=time.time(), **fields).SerializeToString()
-        length = struct.pack("<Q", len(data))
-        head, tail = (struct.pack("<I", checksum(part)) for part in (length, data))
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        with open_regular(self._path, "ab") as file:
-            file.write(length + head + data + tail)
-
-
-def _last_step(folder: Path) -> int:
-    """Return the largest last step of the event files in a folder; 0 if there are none."""
-    event = require("tensorboardX.proto.event_pb2", "tensorboard").Event
-    steps = [0]
-    for path in folder.glob("*tfevents*"):
-        # Damaged bytes may raise anything; TensorBoard ignores them, too.
-        with contextlib.suppress(Exception), open_regular(path, follow=True) as file:
-            steps.append(event.FromString(_last_record(file)).step)
-    return max(steps)
-
-
-def _last_record(file: IO[bytes]) -> bytes:
-    """Return the data of the last complete TFRecord of a file; empty if there is none."""
-    size = file.seek(0, os.SEEK_END)
-    start = end = length = 0  # of the last complete record
-    while end + 16 <= size:
-        file.seek(end)
-        (declared,) = struct.unpack("<Q", file.read(8))
-        if not declared or end + 16 + declared > size:  # an event has at least one byte
-            break
-        start, length = end, declared
-        end += 16 + length
-    file.seek(start + 12)
-    return file.read(length if length <= _MOST_EVENT else 0)
+        writer.add_image(f"filters/{first.label}", pixels, session.global_step, dataformats="HWC")
 
 
 def graph_def(graph: Graph) -> Any:
@@ -209,7 +205,7 @@ def graph_def(graph: Graph) -> Any:
 
     Returns
     -------
-    tensorboardX.proto.graph_pb2.GraphDef
+    tensorboard.compat.proto.graph_pb2.GraphDef
         A node for each tensor, whose op is the name of its class, and one for each parameter.
 
     Examples
@@ -221,7 +217,7 @@ def graph_def(graph: Graph) -> Any:
     ['x', 'dense/kernel', 'dense/bias', 'dense']
     """
     checks.instance(graph, Graph, "graph")
-    result = require("tensorboardX.proto.graph_pb2", "tensorboard").GraphDef()
+    result = require("tensorboard.compat.proto.graph_pb2", "tensorboard").GraphDef()
     for tensor in graph.tensors.values():
         parameters = tensor.op.parameters if tensor.op else ()
         for parameter in parameters:
@@ -234,7 +230,7 @@ def graph_def(graph: Graph) -> Any:
 
 def _add_node(graph: Any, kind: str, value: Tensor | Parameter, inputs: Any = ()) -> None:
     """Add a node with the dtype and the shape of its value."""
-    types = require("tensorboardX.proto.types_pb2", "tensorboard")
+    types = require("tensorboard.compat.proto.types_pb2", "tensorboard")
     node = graph.node.add(name=value.name, op=kind, input=inputs)
     word = {"float32": "float", "float64": "double"}.get(value.dtype.name, value.dtype.name)
     node.attr["dtype"].type = getattr(types, f"DT_{word.upper()}", types.DT_INVALID)

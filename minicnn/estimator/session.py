@@ -154,12 +154,19 @@ class TrainingSession:
         for key, value in results.items():
             if key != "global_step" and np.ndim(value) == 0:
                 self.evaluations[f"{name or 'evaluation'}_{key}"] = float(value)
+        for hook in self.hooks:
+            hook.evaluated(self, name or "evaluation", results)
         return results
 
     def values(self) -> dict[str, float]:
         """Return what is known of the last step: loss, learning rate, and evaluations at it."""
         loss = math.nan if self.last_loss is None else self.last_loss
         return {"loss": loss, "learning_rate": self.rate, **self.evaluations}
+
+    @property
+    def hooks(self) -> list[SessionRunHook]:
+        """All hooks of the run."""
+        return list(self._hooks.values())
 
     def save_best(self, name: str) -> Path:
         """Write the values of this moment to the file `best_path(name)`; return its path."""

@@ -82,7 +82,7 @@ def test_learning_curve_reads_what_the_estimator_writes(tmp_path):
 @pytest.mark.parametrize("source", [[], "no folder", [{"global_step": 1}]])
 def test_learning_curve_without_evaluations(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"at least one evaluation.*Estimator\.evaluate"):
+    with pytest.raises(ValueError, match=r"at least one evaluation.*call fit first"):
         plots.learning_curve(source)
 
 
@@ -100,7 +100,7 @@ def test_learning_curve_passes_over_a_last_line_that_is_half_written(tmp_path):
 )
 def test_learning_curve_names_a_line_that_is_no_json(tmp_path, line):
     (tmp_path / "evaluations.jsonl").write_bytes(b'{"global_step": 1}\n' + line + b"\n")
-    with pytest.raises(ValueError, match=r"jsonl, line 2 is not an evaluation .*; delete b"):
+    with pytest.raises(ValueError, match=r"jsonl, line 2 is not a record .*; delete b"):
         plots.learning_curve(tmp_path)
 
 
@@ -201,6 +201,45 @@ def test_learning_curve_draws_what_is_sound(tmp_path):
     assert [line.get_ydata().tolist() for line in other.lines] == [[1e100], [-1e100]]
     said = [text.get_text() for text in other.get_legend().get_texts()]
     assert said == ["1e+100 $x_{", "-1e+100 _a"]
+
+
+ROWS = [
+    {"step": 50, "loss": 2.5, "learning_rate": 0.1, "seconds": 1.0},
+    {"step": 100, "loss": 1.5, "learning_rate": 0.1, "seconds": 2.0, "validation_loss": 2.0,
+     "validation_accuracy": 0.25},
+    {"step": 200, "loss": 0.5, "learning_rate": 0.05, "seconds": 4.0, "validation_loss": 1.0,
+     "validation_accuracy": 0.75},
+]
+COLUMNS = {name: [row.get(name) for row in ROWS] for name in ROWS[2]}
+
+
+@pytest.mark.parametrize("source", [ROWS, COLUMNS, SimpleNamespace(rows=ROWS)])
+def test_learning_curve_of_a_history_draws_training_and_validation_together(source):
+    accuracy, loss = plots.learning_curve(source).axes
+    curves = {line.get_label(): line.get_xydata().tolist() for line in loss.lines}
+    assert curves == {
+        "0.5000 training": [[50, 2.5], [100, 1.5], [200, 0.5]],
+        "1.0000 validation": [[100, 2.0], [200, 1.0]],
+    }
+    assert accuracy.lines[0].get_xydata().tolist() == [[100, 0.25], [200, 0.75]]
+    assert accuracy.lines[0].get_color() == loss.lines[1].get_color() != loss.lines[0].get_color()
+
+
+def test_learning_curve_of_a_folder_takes_evaluations_once(tmp_path):
+    (tmp_path / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (loss,) = plots.learning_curve(tmp_path).axes  # no evaluations.jsonl: only the training
+    assert loss.get_title() == "loss 0.5000 after 200 steps"
+    write_lines(tmp_path, {"global_step": 200, "loss": 1.0, "name": "validation"})
+    (loss,) = plots.learning_curve(tmp_path).axes
+    said = [text.get_text() for text in loss.get_legend().get_texts()]
+    assert said == ["0.5000 training", "1.0000 validation"]
+    assert [len(line.get_xdata()) for line in loss.lines] == [3, 1]
+
+
+def test_learning_curve_marks_few_points():
+    many = [{"step": step, "loss": 1 / step} for step in range(1, 200)]
+    lines = [plots.learning_curve(rows).axes[0].lines[0] for rows in (many, many[:20])]
+    assert [line.get_marker() for line in lines] == ["", "o"]
 
 
 # Confusion matrix ---------------------------------------------------------------------------------
