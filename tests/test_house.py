@@ -47,8 +47,8 @@ LINE_LENGTH = 100
 
 IMPORT_SECONDS = 0.15  # more than `import numba`
 OPTIONAL_PACKAGES = {
-    "matplotlib", "tqdm", "tensorboardX", "PIL", "flask", "onnx", "safetensors", "mpi4py",
-    "torch", "scipy",
+    "matplotlib", "IPython", "tensorboard", "tensorboardX", "PIL", "flask", "onnx", "safetensors",
+    "mpi4py", "torch", "scipy",
 }
 
 

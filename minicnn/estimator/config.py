@@ -124,11 +124,10 @@ class RunConfig(Hinting):
     progress : bool
         Whether `fit` shows the step, the loss, the validation accuracy, the speed and the time
         left, and before that how many kernels are compiled: as a line that renews itself on a
-        terminal (with a bar if tqdm is installed, the extra "progress") and in a notebook,
-        otherwise as a line every four seconds on stderr. After two seconds, `evaluate` and
-        `predict` show their progress too. A terminal then omits the log lines with the loss and the
-        speed; a log file gets all lines. Nothing is shown if a handler of the logger "minicnn"
-        itself writes INFO to the console.
+        terminal and in a notebook, otherwise as a line every four seconds on stderr. After two
+        seconds, `evaluate` and `predict` show their progress too. A terminal then omits the log
+        lines with the loss and the speed; a log file gets all lines. Nothing is shown if a handler
+        of the logger "minicnn" itself writes INFO to the console.
     distribute : DataParallel, optional
         Several processes train together; see `minicnn.distributed`. None is one process.
 

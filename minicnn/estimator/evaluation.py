@@ -114,7 +114,7 @@ def evaluate(
                 kept = {key: values[tensor] for key, tensor in predictions.items()}
                 # A copy, since an input_fn may use its arrays again.
                 parts.append(copy.deepcopy((kept, batch[1], batch[0] if is_weighted else None)))
-            advance(total / rows)
+            advance()
             if number == most:
                 break
         else:
@@ -153,7 +153,11 @@ def predictions(
 def shown(batches: Iterator[Any], feed: Feed, wanted: bool) -> list[Any]:
     """Return all batches of predictions, and show the progress if that takes long."""
     with displayed(wanted, brief=True) as display, display.part("predicting", feed.batches) as done:
-        return [(batch, done(None))[0] for batch in batches]
+        arrays = []
+        for batch in batches:
+            arrays.append(batch)
+            done()
+        return arrays
 
 
 def rows_in(batches: Iterator[dict[str, np.ndarray]], is_single: bool) -> Iterator[Any]:

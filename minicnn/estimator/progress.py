@@ -1,4 +1,4 @@
-"""What is seen while `fit` and `evaluate` run: compiling, the step, the loss and the time left."""
+"""What is seen while a run goes on: compiling, the step, the loss, the speed and the time left."""
 
 import contextlib
 import functools
@@ -19,23 +19,73 @@ from minicnn.kernels import cache
 
 logger = logging.getLogger("minicnn")
 
-Advance = Callable[[Any], None]  # called with the loss
-
-_FORGET = 10.0  # the speed is the mean over about so many seconds of training
+_RENEW = 0.2  # seconds between two texts in the same place
+_WRITE = 4.0  # seconds between two lines
 _BRIEF = 2.0  # seconds that an evaluation takes before it is shown
-_PATIENCE = 5.0  # seconds that the end of a run waits for a blocked stream
+_FORGET = 10.0  # the speed is the mean over about so many seconds of training
 _LOOK = 2.0  # seconds of training before the first look at the validation data
-_CALM = 0.05  # seconds after a log line in which nothing is drawn
+_PATIENCE = 5.0  # seconds that the end of a run waits for a blocked stream
 _drawing = threading.RLock()  # held while a display draws, and while the process forks
 
 
-class Display:
-    """What a run is doing, as one line of text.
+class Screen:
+    """A terminal, where a line is written again and again, or a stream that gets lines.
 
     Parameters
     ----------
-    is_on : bool
-        False if nobody sees it.
+    stream : file
+    is_live : bool
+        Whether a text replaces the one before.
+    """
+
+    def __init__(self, stream: Any, is_live: bool) -> None:
+        self.is_live = is_live
+        self.every = _RENEW if is_live else _WRITE
+        self._stream = stream
+        self._length = 0  # of the line on the terminal
+
+    def show(self, text: str, share: float) -> None:
+        """Show a text; `share` is how much of the run is done, from 0 to 1."""
+        if self.is_live:
+            width = shutil.get_terminal_size().columns - 1
+            bar = "#" * int(share * (width - len(text) - 2))
+            text = f"{text}  {bar}"[:width].ljust(self._length)
+            self._length = len(text)
+        self._write("\r" + text if self.is_live else f"{text}\n")
+
+    def close(self, stays: bool) -> None:
+        """Leave the line on the terminal, or make room for others."""
+        if self._length:
+            self._write("\n" if stays else "\r" + " " * self._length + "\r")
+            self._length = 0
+
+    def _write(self, text: str) -> None:
+        self._stream.write(text)
+        self._stream.flush()
+
+
+class _Cell(Screen):
+    """An output of a notebook's cell."""
+
+    _handle: Any = None
+
+    def show(self, text: str, share: float) -> None:
+        data = {"text/plain": text}
+        if self._handle is None:
+            self._handle = self._stream.display(data, raw=True, display_id=True)
+        else:
+            self._handle.update(data, raw=True)
+
+
+class Display(threading.Thread):
+    """What a run is doing, as one line of text, and the thread that draws it.
+
+    Parameters
+    ----------
+    screen : Screen, optional
+        None draws nothing.
+    brief : bool
+        Whether nothing is drawn before two seconds, and nothing stays on the terminal.
 
     Attributes
     ----------
@@ -46,10 +96,12 @@ class Display:
         called before.
     """
 
-    def __init__(self, is_on: bool) -> None:
-        self.is_on = is_on
+    def __init__(self, screen: Screen | None = None, brief: bool = False) -> None:
+        super().__init__(daemon=True)
         self.kernels: set[tuple[Any, Any]] = set()
         self.look: Callable[[float], None] | None = None
+        self.screen: Any = screen
+        self._brief = brief
         self._doing = "starting"  # shown instead of the step
         self._step = 0
         self._total = math.inf
@@ -59,18 +111,10 @@ class Display:
         self._seconds = 0.0  # that these steps have taken
         self._last: float | None = None  # when the last step ended
         self._compiled = len(cache.compiled)
+        self._ended = threading.Lock()  # a forked child may use it, unlike an Event
+        self._ended.acquire()
 
-    @property
-    def is_begun(self) -> bool:
-        """Whether a step was done."""
-        return self._last is not None
-
-    @property
-    def share(self) -> float:
-        """How much of the run is done, from 0 to 1."""
-        return self._step / self._total
-
-    def start(self, step: int, total: float) -> None:
+    def begin(self, step: int, total: float) -> None:
         """Show steps from now on, the first after `step`, the last `total` (or infinity)."""
         self._step = step
         self._total = total
@@ -94,7 +138,7 @@ class Display:
                 look(self._steps / self._seconds)
 
     @contextlib.contextmanager
-    def part(self, title: str, total: float) -> Iterator[Advance]:
+    def part(self, title: str, total: float) -> Iterator[Callable[[], None]]:
         """Show the batches of an evaluation instead of the steps.
 
         Parameters
@@ -106,18 +150,18 @@ class Display:
         Yields
         ------
         callable
-            Call it with the loss so far, or None, after every batch.
+            Call it after every batch.
         """
         began = time.monotonic()
+        before = self._doing
         done = 0
 
-        def advance(loss: float | None) -> None:
+        def advance() -> None:
             nonlocal done
             done += 1
-            said = "" if loss is None else f"  loss {loss:#.3g}"
-            self._doing = f"{title} {_of(done, total)}{said}"
+            self._doing = f"{title} {_of(done, total)}"
 
-        before, self._doing = self._doing, title
+        self._doing = title
         try:
             yield advance
         finally:
@@ -128,7 +172,7 @@ class Display:
     def note(self, name: str, results: Mapping[str, Any], rows: int | None = None) -> None:
         """Show the accuracy, or another result, of an evaluation; `rows` if it was of a few."""
         numbers = [key for key, value in results.items() if np.ndim(value) == 0]
-        key = next((key for key in ("accuracy", *numbers) if key in numbers), "loss")
+        key = "accuracy" if "accuracy" in numbers else numbers[0]
         of_rows = "" if rows is None else f" ({rows} rows)"
         self._results[name] = f"{name} {key} {results[key]:#.3g}{of_rows}"
 
@@ -142,7 +186,7 @@ class Display:
         if self._doing:
             return self._doing
         words = [f"step {_of(self._step, self._total)}"]
-        if self.is_begun:
+        if self._last is not None:
             words += [f"loss {self._loss:#.3g}", *self._results.values()]
         if self._seconds:
             speed = self._steps / self._seconds
@@ -151,73 +195,24 @@ class Display:
                 words.append(f"{_duration((self._total - self._step) / speed)} left")
         return "  ".join(words)
 
-
-@contextlib.contextmanager
-def displayed(wanted: bool, brief: bool = False) -> Iterator[Display]:
-    """Show a run on stderr, unless minicnn's own logger shows INFO on the console.
-
-    On a terminal or in a notebook a line renews itself, with a bar if tqdm is installed; otherwise
-    a line is written every few seconds. On a terminal, log lines appear above the line.
-
-    Parameters
-    ----------
-    wanted : bool
-        False shows nothing.
-    brief : bool
-        Whether nothing is shown before two seconds, and nothing stays on the terminal.
-
-    Yields
-    ------
-    Display
-    """
-    screen = _screen() if wanted and not _is_log_shown() else None
-    display = Display(screen is not None)
-    if screen is None:
-        yield display
-        return
-    _draw_nothing_while_forking()
-    artist = _Artist(display, screen, brief)
-    with contextlib.ExitStack() as undo:
-        for handler in _console_handlers() if screen.is_live else ():
-            undo.callback(handler.removeFilter, artist)
-            handler.addFilter(artist)
-        with contextlib.suppress(RuntimeError):  # no thread can be started
-            artist.start()
-        try:
-            yield display
-        finally:
-            artist.end()
-
-
-class _Artist(threading.Thread):
-    """The thread that draws a display, and a filter for the log lines above it."""
-
-    def __init__(self, display: Display, screen: "Screen", brief: bool) -> None:
-        super().__init__(daemon=True)
-        self._display = display
-        self._screen = screen
-        self._brief = brief
-        self._written = 0.0  # when a log line was last written
-        self._ended = threading.Lock()  # a forked child may use it, unlike an Event
-        self._ended.acquire()
-
     def run(self) -> None:
-        wait = _BRIEF if self._brief else self._screen.delay
-        is_shown = self._screen.is_live
+        """Draw again and again until `end` is called; then once more."""
+        screen = self.screen
+        wait = _BRIEF if self._brief else min(screen.every, 1.0)
+        is_long = screen.is_live
         with contextlib.suppress(OSError, ValueError):  # a closed stream, or a pipe without reader
             while not self._ended.acquire(timeout=wait):
-                is_shown = True
-                wait = self._screen.every
+                wait = screen.every
+                is_long = True
                 with _drawing:
-                    if time.monotonic() - self._written > _CALM:
-                        self._screen.show(self._display.text(), self._display.share)
+                    screen.show(self.text(), self._step / self._total)
             with _drawing:
-                if is_shown and not self._brief and self._display.is_begun:
-                    self._screen.show(self._display.text(ended=True), self._display.share)
-                self._screen.close(not self._brief)
+                if is_long and self._last is not None:
+                    screen.show(self.text(ended=True), self._step / self._total)
+                screen.close(stays=not self._brief)
 
     def end(self) -> None:
-        """Draw the last line and end the thread; in a forked child there is none."""
+        """End the thread, if it was started and this is no forked child."""
         self._ended.release()
         if self.is_alive():
             self.join(_PATIENCE)
@@ -227,15 +222,55 @@ class _Artist(threading.Thread):
         if hasattr(record, "says_step"):
             return False
         with _drawing, contextlib.suppress(OSError, ValueError):
-            self._written = time.monotonic()
-            self._screen.clear()
+            self.screen.close(stays=False)
         return True
 
 
-def _console_handlers() -> list[logging.Handler]:
-    """Return the log handlers that write to the console."""
+@contextlib.contextmanager
+def displayed(wanted: int, brief: bool = False) -> Iterator[Display]:
+    """Show a run on stderr, unless minicnn's own logger shows INFO on the console.
+
+    On a terminal or in a notebook a line renews itself; otherwise a line is written every few
+    seconds. On a terminal, log lines appear above the line.
+
+    Parameters
+    ----------
+    wanted : bool or int
+        False shows nothing; 2 writes lines on a terminal, too.
+    brief : bool
+        As for `Display`.
+
+    Yields
+    ------
+    Display
+    """
+    display = Display(_screen(wanted), brief)
+    if display.screen is None:
+        yield display
+        return
+    _draw_nothing_while_forking()
     handlers = {*logger.handlers, *logging.root.handlers, logging.lastResort}
-    return [handler for handler in handlers if handler and _is_console(handler)]
+    console = [h for h in handlers if h and display.screen.is_live and _is_console(h)]
+    for handler in console:
+        handler.addFilter(display)
+    try:
+        with contextlib.suppress(RuntimeError):  # no thread can be started
+            display.start()
+        yield display
+    finally:
+        display.end()
+        for handler in console:
+            handler.removeFilter(display)
+
+
+def _screen(wanted: int) -> Screen | None:
+    """Return where a run is shown: a notebook's cell, the terminal or the stream of stderr."""
+    ipython = sys.modules.get("IPython")
+    if not wanted or _is_log_shown() or getattr(sys.stderr, "closed", True):
+        return None
+    if wanted != 2 and ipython and hasattr(ipython.get_ipython(), "kernel"):
+        return _Cell(extras.require("IPython.display", "notebook"), is_live=True)
+    return Screen(sys.stderr, wanted != 2 and sys.stderr.isatty())
 
 
 def _is_console(handler: logging.Handler) -> bool:
@@ -256,116 +291,6 @@ def _draw_nothing_while_forking() -> None:
             before=_drawing.acquire, after_in_parent=_drawing.release,
             after_in_child=_drawing.release,
         )
-
-
-def _screen() -> "Screen | None":
-    """Return where a run is shown: a notebook's cell, the terminal or the stream of stderr."""
-    stream = sys.stderr
-    ipython = sys.modules.get("IPython")
-    if ipython and hasattr(ipython.get_ipython(), "kernel"):
-        return _Cell(extras.require("IPython.display", "notebook"))
-    if getattr(stream, "closed", True):
-        return None
-    if not stream.isatty():
-        return Screen(stream)
-    try:
-        return _Bar(stream, extras.require("tqdm", "progress").tqdm)
-    except ImportError:
-        return _Line(stream)
-
-
-class Screen:
-    """A stream that is no terminal: every text is a line.
-
-    Parameters
-    ----------
-    stream : file
-    """
-
-    delay = 1.0  # seconds until a run is long enough to be shown
-    every = 4.0  # seconds between two texts
-    is_live = False  # whether a text replaces the one before
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def show(self, text: str, share: float) -> None:
-        """Show a text; `share` is how much of the run is done, from 0 to 1."""
-        self._write(f"{text}\n")
-
-    def clear(self) -> None:
-        """Make room for other lines."""
-
-    def close(self, stays: bool) -> None:
-        """Leave the last text, or remove it."""
-
-    def _write(self, text: str) -> None:
-        self._stream.write(text)
-        self._stream.flush()
-
-
-class _Line(Screen):
-    """A line of a terminal that is written again and again."""
-
-    delay = every = 0.2
-    is_live = True
-    _length = 0
-
-    def show(self, text: str, share: float) -> None:
-        text = text[: shutil.get_terminal_size().columns - 1]
-        self._write("\r" + text.ljust(self._length))
-        self._length = len(text)
-
-    def clear(self) -> None:
-        self._write("\r" + " " * self._length + "\r")
-        self._length = 0
-
-    def close(self, stays: bool) -> None:
-        if stays and self._length:
-            self._write("\n")
-        else:
-            self.clear()
-
-
-class _Bar(_Line):
-    """The line with a bar of tqdm."""
-
-    def __init__(self, stream: Any, tqdm: Any) -> None:
-        kind = type("Bar", (tqdm,), {"monitor_interval": 0})  # without tqdm's own thread
-        self._bar = kind(
-            total=1.0, bar_format="{desc}  {bar}", file=stream, dynamic_ncols=True, delay=1e-9
-        )
-
-    def show(self, text: str, share: float) -> None:
-        self._bar.n = share
-        self._bar.set_description_str(text)
-
-    def clear(self) -> None:
-        self._bar.clear()
-
-    def close(self, stays: bool) -> None:
-        self._bar.leave = stays
-        self._bar.close()
-
-
-class _Cell(_Line):
-    """An output of a notebook's cell."""
-
-    _handle: Any = None
-
-    def show(self, text: str, share: float) -> None:
-        data = {"text/plain": text}
-        if self._handle is None:
-            self._handle = self._stream.display(data, raw=True, display_id=True)
-        else:
-            self._handle.update(data, raw=True)
-
-    def clear(self) -> None:
-        """Do nothing: log lines have an output of their own."""
-
-    def close(self, stays: bool) -> None:
-        if self._handle is not None and not stays:
-            self.show("", 1.0)
 
 
 def _of(done: int, total: float) -> str:

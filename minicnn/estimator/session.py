@@ -103,7 +103,7 @@ class TrainingSession:
         self._states = model.checkpoint.meta.get("hooks", {}) if model.checkpoint else {}
         self._hooks: dict[str, SessionRunHook] = {}
         self._saved: tuple[Any, ...] = ()
-        self._display = Display(is_on=False)
+        self._display = Display()
         self._rows = 0  # of the last batch
         self._workspace = Workspace()
         self._plans: dict[frozenset[str], Plan] = {}

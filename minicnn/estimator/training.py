@@ -141,8 +141,8 @@ def train(
             feed.seek(model.checkpoint.meta["place"])
         trace.check_labels(feed.y)
         session = TrainingSession(model, trace, feed, config, files, record)
-        display.start(model.step, end)
-        if display.is_on:
+        display.begin(model.step, end)
+        if display.screen is not None:
             session.show(display, hooks)
         try:
             session.run(hooks)
