@@ -62,6 +62,7 @@ from minicnn.ops import (
     softmax,
     tanh,
 )
+from minicnn.report import report
 from minicnn.sequential import Sequential
 from minicnn.warmup import warmup
 
@@ -78,6 +79,6 @@ __all__ = [
     "Workspace", "add", "argmax", "cast", "check_gradients", "concat", "datasets", "distributed",
     "export", "gelu", "get_num_threads", "hooks", "identity", "images", "initializers", "layers",
     "leaky_relu", "load_weights", "log_softmax", "losses", "metrics", "one_hot", "optimize_loss",
-    "optimizers", "plots", "reduce_mean", "reduce_sum", "relu", "reshape", "save_weights",
-    "set_num_threads", "sigmoid", "softmax", "summaries", "tanh", "warmup",
+    "optimizers", "plots", "reduce_mean", "reduce_sum", "relu", "report", "reshape",
+    "save_weights", "set_num_threads", "sigmoid", "softmax", "summaries", "tanh", "warmup",
 ]

@@ -1,13 +1,9 @@
-"""Tests of minicnn.plots and examples/report.py, which look into the figures."""
+"""Tests of minicnn.plots, which look into the figures."""
 
-import base64
-import html.parser
 import io
 import json
 import math
 import os
-import re
-import runpy
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +13,6 @@ import pytest
 
 pytest.importorskip("matplotlib", reason='pip install -e ".[plot]"')
 
-from tolerances import assert_same_bits
 
 import minicnn as mc
 from minicnn import plots
@@ -75,8 +70,10 @@ def test_learning_curve_reads_what_the_estimator_writes(tmp_path):
     monitor = mc.hooks.ValidationMonitor(x, y, every_n_steps=2)
     model.fit(x, y, steps=5, monitors=[monitor])
     (loss,) = plots.learning_curve(tmp_path).axes
-    assert loss.lines[0].get_xdata().tolist() == [3, 5]
-    assert loss.lines[0].get_ydata()[1] == model.evaluate(x, y)["loss"]
+    training, validation = loss.lines
+    assert training.get_xdata().tolist() == [1, 2, 3, 4, 5]
+    assert validation.get_xdata().tolist() == [3, 5]
+    assert validation.get_ydata()[1] == model.evaluate(x, y)["loss"]
 
 
 @pytest.mark.parametrize("source", [[], "no folder", [{"global_step": 1}]])
@@ -382,110 +379,3 @@ def test_worst_mistakes_of_a_model_without():
 def test_worst_mistakes_refuses_arrays_that_do_not_fit(images, labels, probabilities):
     with pytest.raises(ValueError, match="must fit, got shapes"):
         plots.worst_mistakes(np.zeros(images), np.zeros(labels, int), np.zeros(probabilities))
-
-
-# The report ---------------------------------------------------------------------------------------
-
-
-class Page(html.parser.HTMLParser):
-    """Collect the tags and the text of a page."""
-
-    def __init__(self, source):
-        super().__init__()
-        self.tags, self.text = [], ""
-        self.feed(source)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        self.text += data
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    def run_report(*arguments):
-        monkeypatch.syspath_prepend(EXAMPLES)
-        monkeypatch.setattr(sys, "argv", ["report.py", *map(str, arguments)])
-        runpy.run_path(str(EXAMPLES / "report.py"), run_name="__main__")
-        return capsys.readouterr().out
-    return run_report
-
-
-def test_report_is_of_one_checkpoint_while_another_program_trains(run, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(EXAMPLES)
-    model_fn = runpy.run_path(str(EXAMPLES / "mnist_cnn.py"))["cnn_model_fn"]
-    test = mc.datasets.load_dataset("mnist").test
-    few = mc.datasets.Dataset(test.images[:20], test.labels[:20])
-    monkeypatch.setattr(mc.datasets, "load_dataset", lambda name: SimpleNamespace(test=few))
-    model = mc.Estimator(
-        model_fn, tmp_path, params={"learning_rate": 0.1}, config=mc.RunConfig(seed=0)
-    )
-    model.fit(few.images, few.labels, steps=1)
-    model.evaluate(few.images, few.labels)
-    before = model.get_variable_value("conv2d/kernel")
-    predict, filters, shown = mc.Estimator.predict, plots.filters, []
-
-    def predict_and_train(*arguments, **options):
-        outputs = predict(*arguments, **options)
-        model.fit(few.images, few.labels, steps=1)
-        return outputs
-
-    monkeypatch.setattr(mc.Estimator, "predict", predict_and_train)
-    monkeypatch.setattr(plots, "filters", lambda kernel: shown.append(kernel) or filters(kernel))
-    run(tmp_path)
-    assert_same_bits(shown[0], before)
-    assert (model.get_variable_value("conv2d/kernel") != before).any()
-
-
-def test_report_is_one_page_with_its_pictures_inside(run, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(EXAMPLES)
-    model_fn = runpy.run_path(str(EXAMPLES / "mnist_cnn.py"))["cnn_model_fn"]
-    mnist = mc.datasets.load_dataset("mnist")
-    few = mc.datasets.Dataset(mnist.test.images[:200], mnist.test.labels[:200])
-    monkeypatch.setattr(mc.datasets, "load_dataset", lambda name: SimpleNamespace(test=few))
-    folder = tmp_path / "a <model>"
-    model = mc.Estimator(
-        model_fn, folder, params={"learning_rate": 0.01}, config=mc.RunConfig(seed=0)
-    )
-    model.fit(mnist.train.images, mnist.train.labels, batch_size=20, steps=2)
-    accuracy = mc.MetricSpec(mc.metrics.accuracy, prediction_key="classes")
-    results = model.evaluate(few.images, few.labels, metrics={"accuracy": accuracy})
-
-    (folder / "report").mkdir()
-    victim = tmp_path / "victim"
-    victim.write_bytes(b"important")
-    for name in ("report.html", "filters.png"):
-        (folder / "report" / name).symlink_to(victim)
-    before = (folder / "evaluations.jsonl").read_bytes()
-    output = run(folder)
-    assert victim.read_bytes() == b"important"  # replaced, not written through
-    assert (folder / "evaluations.jsonl").read_bytes() == before  # the report does not change it
-    assert f"test accuracy {results['accuracy']:.2%}" in output
-    page = Page((folder / "report" / "report.html").read_text("utf-8"))
-    for number in (f"{results['accuracy']:.2%}", f"{results['loss']:.4f}", "3,274,634"):
-        assert number in page.text
-    assert "a <model>" in page.text
-    pictures = [attributes for tag, attributes in page.tags if tag == "img"]
-    names = ["learning_curve", "confusion_matrix", "worst_mistakes", "filters", "feature_maps"]
-    assert len({picture["alt"] for picture in pictures}) == len(names)
-    for name, picture in zip(names, pictures, strict=True):
-        data = re.fullmatch(r"data:image/png;base64,(\S+)", picture["src"])[1]
-        assert base64.b64decode(data) == (folder / "report" / f"{name}.png").read_bytes()
-    assert not {"script", "link", "iframe"} & {tag for tag, _ in page.tags}
-    assert "http" not in page.text
-
-
-def test_report_without_a_model_says_what_to_do(run, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        run(tmp_path / "nothing")
-    assert "train with examples/mnist_cnn.py" in capsys.readouterr().err
-
-
-def test_report_is_not_written_through_a_link(run, tmp_path, capsys):
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "report").symlink_to("elsewhere")
-    with pytest.raises(SystemExit):
-        run(tmp_path)
-    assert "report is a symbolic link; remove it" in capsys.readouterr().err
-    assert list((tmp_path / "elsewhere").iterdir()) == []
