@@ -167,14 +167,11 @@ def call_of(thing: object) -> str:
     given = []
     for name, parameter in inspect.signature(type(thing)).parameters.items():
         text = _shown(getattr(thing, name, parameter.default))
-        if parameter.default is parameter.empty:
-            given.append(text)
-        elif name == "learning_rate" or text not in (_shown(parameter.default), "'glorot_uniform'"):
-            given.append(text if name in _PLAIN else f"{name}={text}")
+        default = parameter.default
+        is_first = default is parameter.empty or name in {"layers", "learning_rate", "rate"}
+        if is_first or text not in (_shown(default), "'glorot_uniform'"):
+            given.append(text if is_first else f"{name}={text}")
     return f"{type(thing).__name__}({', '.join(given)})"
-
-
-_PLAIN = {"layers", "learning_rate", "rate"}  # first arguments, whose names are not shown
 
 
 def _shown(value: Any) -> str:
