@@ -1,10 +1,25 @@
 """A CNN library to read and to train with: NumPy arrays, Numba kernels, hand-written backward.
 
->>> import minicnn as mc
->>> model = mc.Sequential([mc.layers.Conv2D(32, 5, activation="relu"), mc.layers.MaxPooling2D(2),
-...                        mc.layers.Flatten(), mc.layers.Dense(10)])
->>> model.build((None, 28, 28, 1), rng=0)
-(None, 10)
+>>> import numpy as np, minicnn as mc
+>>> x = np.random.default_rng(0).random((200, 8, 8, 1), np.float32)
+>>> y = (x.mean(axis=(1, 2, 3)) > 0.5).astype(int)
+>>> model = mc.Sequential([mc.layers.Conv2D(4, 3, activation="relu"), mc.layers.MaxPooling2D(2),
+...                        mc.layers.Flatten(), mc.layers.Dense(2)])
+>>> history = model.fit(x, y, epochs=10, learning_rate=0.01, seed=0, verbose=False)
+>>> model.predict_proba(x[:1]).shape
+(1, 2)
+
+To train and use a model:
+
+- `Sequential`: layers one after the other, with `fit`, `evaluate` and `predict`; `minicnn.layers`
+- `Estimator`: the same for a model_fn, a function that describes any graph of `Tensor`s
+- `minicnn.losses`, `minicnn.metrics`, `minicnn.optimizers`, `minicnn.initializers`, `minicnn.hooks`
+- `minicnn.datasets`: MNIST, folders of pictures, batches
+- `save_weights`, `load_weights`; `minicnn.export`: ONNX and safetensors
+- `minicnn.plots`, `minicnn.summaries`: figures and TensorBoard
+
+To write layers and loops of your own: `Op`, `layers.Layer`, `Parameter`, `Context`,
+`check_gradients`.
 """
 
 import sys

@@ -42,6 +42,9 @@ class DataParallel(Processes):
     * At each step the ranks compare the number of rows of their batches. If a rank has no batch
       left, or another number, all ranks raise an error that names the rank and the step.
     * An error on any rank ends all of them; the same command resumes from the last checkpoint.
+      Ctrl-C stops mpiexec at once, without a checkpoint of the last step.
+    * Only rank 0 needs the disk. ``MINICNN_NUM_THREADS`` or `set_num_threads` lets the ranks of a
+      machine share its CPUs.
 
     Parameters
     ----------

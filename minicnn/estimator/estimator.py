@@ -67,6 +67,23 @@ class Estimator(Hinting):
     CheckpointError
         If the checkpoint in `model_dir` is of another model; the error names the parameter.
 
+    Notes
+    -----
+    `model_dir` holds the newest checkpoints (``model.ckpt-N.npz``), their index
+    ``checkpoint.json``, the best values of each monitor that keeps them
+    (``model.best-validation.npz``), ``evaluations.jsonl`` with a line for each evaluation,
+    ``history.jsonl`` and, during a `fit`, ``.lock``. A checkpoint is a plain ``.npz`` of arrays
+    (``parameters/conv2d/kernel``, ...), never a pickle. It holds everything for an exact resume: 60
+    steps give the same bits as 30 steps, a restart and 30 more.
+
+    `evaluate` and `predict` use the newest checkpoint at the time of the call, even while another
+    process or thread, or the `fit` whose hook makes the call, trains there. The weights are kept in
+    memory, and read again if the folder, its index or the file has changed. If the folder is gone,
+    the Estimator warns and uses the weights in memory.
+
+    Estimators, layers, models, optimizers, schedules and hooks can be pickled. A pickle is for the
+    version that wrote it; checkpoints and weight files stay readable.
+
     Examples
     --------
     >>> import numpy as np, minicnn as mc
