@@ -88,6 +88,7 @@ def conv2d_transpose(
     ))
 
 
+@hinted
 def separable_conv2d(
     inputs: Any,
     filters: int,
@@ -128,6 +129,7 @@ def separable_conv2d(
     ))
 
 
+@hinted
 def max_pooling2d(
     inputs: Any,
     pool_size: Any,
@@ -148,6 +150,7 @@ def max_pooling2d(
     return _apply(inputs, MaxPooling2D(pool_size, strides, padding, data_format, name))
 
 
+@hinted
 def average_pooling2d(
     inputs: Any,
     pool_size: Any,
@@ -168,6 +171,7 @@ def average_pooling2d(
     return _apply(inputs, AveragePooling2D(pool_size, strides, padding, data_format, name))
 
 
+@hinted
 def batch_normalization(
     inputs: Any,
     axis: int = -1,
