@@ -33,14 +33,14 @@ FLOORS = [
 # These may import anything, and no floor imports them.
 EDGE = [
     "datasets", "compat", "warmup",
-    "export", "plots", "distributed", "summaries", "images",
+    "export", "plots", "report", "distributed", "summaries", "images",
 ]
 # Users do not import from these. Every other module at the top of the package is a public name.
 INNER = {"core", "estimator", "kernels"}
 
 # The most statements of the library, without docstrings. Lines are not limited: such a limit makes
 # people pack unrelated calls into one line.
-MOST_STATEMENTS = 8500
+MOST_STATEMENTS = 9500
 MOST_TUPLE_ASSIGNMENTS = 60  # with calls, such as `a, b = f(x), g(y)`
 LINES_OF_A_FUNCTION = 60  # beside its docstring
 LINE_LENGTH = 100
@@ -124,7 +124,7 @@ def test_every_module_has_a_floor():
 
 def test_a_module_at_the_top_is_a_public_name():
     rooms = {room(module) for module in INSIDE}
-    assert rooms - INNER == {*public.PUBLIC_MODULES, "compat", "ops", "sequential", "warmup"}
+    assert rooms - INNER == {*public.PUBLIC_MODULES, "compat", "ops", "report", "sequential", "warmup"}
 
 
 def test_imports_point_down():
