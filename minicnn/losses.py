@@ -78,6 +78,9 @@ class _Loss(Op):
         terms, slopes = self.terms(labels, outputs, ctx.save)
         w = _weights(self.label, others[-1] if self.is_fed else self.weights, terms.shape)
         divisor = _DIVISORS[self.reduction](w)
+        if self.is_fed:  # other processes have rows of other weights, and as many as these count
+            total, rows = ctx.total(np.array([divisor, len(w)], np.float64))
+            divisor = total * len(w) / rows
         if divisor <= 0:
             w = np.zeros_like(w)
             divisor = 1

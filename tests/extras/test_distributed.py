@@ -131,6 +131,20 @@ def stop_early(folder, rank, ranks):
     np.savez(folder / f"{rank}.npz", step=monitor.best_step, **values)
 
 
+def fit_sequential(ranks=None):
+    """Fit twice in memory, with weights of which many are 0; return the model and its history."""
+    model = mc.Sequential([
+        mc.layers.Dense(8, activation="relu"), mc.layers.Dropout(0.2), mc.layers.Dense(3)
+    ])
+    config = mc.RunConfig(seed=1, distribute=ranks)
+    options = {
+        "batch_size": 7, "sample_weight": np.arange(len(X)) % 4 * 0.5, "class_weight": {1: 2.0},
+        "validation_split": 0.2, "learning_rate": 0.01, "config": config, "verbose": False,
+    }
+    model.fit(X, Y, steps=9, **options)
+    return model, model.fit(X, Y, steps=8, **options)
+
+
 def spoilt(rank, how):
     """Return an input_fn that fails on rank 1 at the tenth batch."""
     def input_fn():
@@ -171,6 +185,10 @@ def main():
         train(folder, STEPS, Ranks(check_every=1), data=data)
     elif "early" in task:
         stop_early(folder, rank, Ranks(check_every=1))
+    elif "fit" in task:
+        model, history = fit_sequential(Ranks(check_every=1))
+        values = {parameter.name: parameter.value for parameter in model.parameters}
+        np.savez(folder / f"{rank}.npz", steps=len(history.rows), **values)
     else:
         for part, last_step in task["parts"]:
             train_all(folder / part, last_step, rank, Ranks())
@@ -280,6 +298,21 @@ def test_the_failure_of_a_rank_ends_all(tmp_path, how, said):
     ours, whole = arrays_in(tmp_path, STEPS), arrays_in(tmp_path / "whole", STEPS)
     for name in ours.keys() - {"meta.json"}:
         np.testing.assert_allclose(ours[name], whole[name], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_sequential_with_weights_does_what_one_process_does(tmp_path, ranks):
+    run = job(ranks, tmp_path, fit=True)
+    assert run.returncode == 0, run.stderr
+    model, history = fit_sequential()
+    first, *others = (dict(np.load(tmp_path / f"{rank}.npz")) for rank in range(ranks))
+    assert first.pop("steps") == len(history.rows)
+    for other in others:
+        assert other.pop("steps") == 0  # only rank 0 has a history
+        for name, value in first.items():
+            assert_same_bits(value, other[name])
+    for parameter in model.parameters:
+        np.testing.assert_allclose(first[parameter.name], parameter.value, rtol=0, atol=1e-5)
 
 
 def test_all_ranks_take_the_best_values_where_rank_0_stops_early(tmp_path):
