@@ -57,6 +57,7 @@ DROPOUT = "tests/layers/test_dropout.py"
 ELEMENTWISE = "tests/kernels/test_elementwise.py"
 FAST = "tests/kernels/test_fast_paths.py"
 FILES = "tests/core/test_files.py"
+FIT = "tests/test_sequential.py"
 FUSED_DROPOUT = "tests/kernels/test_fast_paths.py -k dropout_in_a_dense_layer"
 FUSION = "tests/layers/test_fusion.py"
 GEMM = "tests/kernels/test_gemm.py"
@@ -257,6 +258,37 @@ MUTATIONS = [
      "is_plain", WEIGHTS),
     ("names and shapes are not compared", "core.weights:fitting", condition(False), "wanted",
      WEIGHTS),
+    # Sequential.fit
+    ("fit: the rows held back are trained on", "estimator.supervised:split",
+     replace("feed.only(rest)", "feed"), None, f"{FIT} -k held_back"),
+    ("fit: a split that is not stratified", "estimator.supervised:split", condition(False), "ndim",
+     f"{FIT} -k same_share"),
+    ("fit: weights of other rows", "estimator.supervised:split",
+     replace("np.asarray(weights)[rest]", "np.asarray(weights)[: len(rest)]"), None,
+     f"{FIT} -k follow_the_rows"),
+    ("fit: weights of rows left out", "estimator.supervised:_with_weights", condition(False),
+     "own is not None", f"{FIT} -k weighted_by_rows"),
+    ("fit: a softmax applied twice", "estimator.supervised:ends_in", returns("False"), None,
+     f"{FIT} -k not_applied_twice"),
+    ("fit: a patience of steps", "estimator.supervised:monitors",
+     replace("stop.patience * steps", "stop.patience"), None, f"{FIT} -k best_weights"),
+    ("fit: validation one step late", "estimator.supervised:_Validation.resume",
+     replace("step % (self.timer.every_steps or 1)", "-1"), None, f"{FIT} -k once_an_epoch"),
+    ("fit: a second one without the optimizer", "estimator.model:InPlace.leave",
+     condition(False), None, f"{FIT} -k second_fit_goes_on"),
+    ("fit: new start values go on", "sequential:Sequential._store",
+     replace("is_new or start != self._start or left is None", "left is None"), None,
+     f"{FIT} -k start_values"),
+    ("fit: NaN stays in the model", "sequential:Sequential._train", drop("For"), None,
+     f"{FIT} -k not_finite"),
+    ("fit: no warning of replaced values", "sequential:_differ", returns("False"), None,
+     f"{FIT} -k replaces"),
+    ("fit: an iterator skips batches", "estimator.feeding:FunctionFeed.seek", condition(True),
+     "skips", f"{FIT} -k iterator"),
+    ("history: rows of a killed run stay", "estimator.history:History.cut", drop("Assign"), None,
+     f"{FIT} -k same_curve"),
+    ("history: a mean of all steps", "estimator.history:HistoryHook.after_run", drop("Assign"), 0,
+     f"{FIT} -k since_the_row_before"),
     ("a checkpoint is kept too few", "estimator.checkpoints:save",
      replace("paths[:-keep]", "paths[: 1 - keep]"), None, CHECKPOINTS),
     ("checkpoints of later steps push out the newest", "estimator.checkpoints:save",

@@ -127,7 +127,8 @@ class Sequential(Chain):
         x, y : array, table, Dataset, function or iterable
             The rows and their labels: class numbers or one-hot rows for the default loss. `x` may
             be a `Dataset`, a function that returns an iterable of batches (x, y) or
-            (x, y, weights), or such an iterable; then `y` is None.
+            (x, y, weights), or such an iterable; then `y` is None. To resume, a function is called
+            again, and the batches that were used are skipped; an iterator goes on where it is.
         batch_size : int
             Rows in a step; not for a function or iterable.
         epochs, steps : int, optional
@@ -149,7 +150,8 @@ class Sequential(Chain):
             of these or of `MetricSpec` by name. For a loss of classes, labels and predictions are
             class numbers, and the default is the accuracy.
         validation_data : tuple (x, y), Dataset, function or iterable, optional
-            Measured at the end of each epoch, and of the run.
+            Measured at the end of each epoch, and of the run; if `x` is a function or an iterable
+            without a length, of the run only, unless `validation_steps` is given.
         validation_split : float, optional
             In place of it: the share of the rows that are held back for validation. They are drawn
             by the seed, with the same share of each class, and are the same when a run is resumed.

@@ -583,10 +583,19 @@ def test_steps_of_a_function_go_on_through_its_passes():
 
 def test_an_iterator_ends_where_it_ends():
     assert small().fit(batches(), steps=7, **QUIET).last["step"] == 3
+    numbers = itertools.count()
+    taken = []
+
+    def stream():
+        for number in numbers:
+            taken.append(number)
+            yield X[:8], Y[:8]
+
     model = small()
-    endless = itertools.cycle(batches())
+    endless = stream()
     model.fit(endless, steps=4, **QUIET)
     assert model.fit(endless, steps=4, **QUIET).last["step"] == 8
+    assert len(taken) < 11  # none was skipped
 
 
 def test_labels_beside_batches_are_an_error():

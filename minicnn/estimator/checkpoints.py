@@ -197,7 +197,8 @@ def locked(folder: Path) -> Iterator[Callable[[], bool]]:
 
             try:
                 with _writing(folder):
-                    old = *folder.glob(".model.*.npz.*.tmp"), *folder.glob(f".{INDEX}.*.tmp")
+                    names = ".model.*.npz.*.tmp", f".{INDEX}.*.tmp", ".history.jsonl.*.tmp"
+                    old = [path for name in names for path in folder.glob(name)]
                 for path in old:
                     with contextlib.suppress(OSError):
                         path.unlink()

@@ -97,12 +97,15 @@ class FunctionFeed:
         How many times the iterable is gone through, from here.
     max_epochs : float, optional
         In place of `epochs`: how many times in total.
+    skips : bool
+        False if input_fn returns one iterator that has not used batches: `seek` skips none.
     """
 
     batches: float = math.inf  # in an epoch: unknown
     y = None  # known only batch by batch
     epochs: float = 1
     max_epochs: float | None = None
+    skips = True
 
     def __init__(self, input_fn: Callable[[], Any]) -> None:
         self.input_fn = checks.function(input_fn, "input_fn", "a function without arguments")
@@ -128,7 +131,7 @@ class FunctionFeed:
 
     def seek(self, place: dict[str, Any]) -> None:
         """Take as many batches as `place` says; if there are fewer now, start from the first."""
-        count = int(place.get("batches", 0))
+        count = int(place.get("batches", 0)) if self.skips else 0
         self.epoch = int(place.get("epoch", 0))
         if count:
             logger.info("Skipping %d batches of `input_fn`; earlier steps have used them.", count)

@@ -84,14 +84,14 @@ def _as_outputs(loss: Callable[..., Any]) -> Callable[..., Any]:
     return of_same_shape
 
 
+_OF_CLASSES = Head(
+    _softmax_cross_entropy, "softmax", functools.partial(ops.argmax, axis=1), class_numbers
+)
+
 # What the losses in `losses` mean, by name.
 HEADS = {
-    "softmax_cross_entropy": Head(
-        _softmax_cross_entropy, "softmax", functools.partial(ops.argmax, axis=1), class_numbers
-    ),
-    "sparse_softmax_cross_entropy": Head(
-        _softmax_cross_entropy, "softmax", functools.partial(ops.argmax, axis=1), class_numbers
-    ),
+    "softmax_cross_entropy": _OF_CLASSES,
+    "sparse_softmax_cross_entropy": _OF_CLASSES,
     "sigmoid_cross_entropy": Head(
         _as_outputs(losses.sigmoid_cross_entropy), "sigmoid",
         lambda chances: ops.cast(chances + 0.5, np.int64), lambda labels: labels > 0.5,
@@ -265,6 +265,7 @@ class Data(NamedTuple):
     y: Any = None
     input_fn: Callable[[], Any] | None = None
     batches: float = math.inf  # of input_fn in one pass, if that is known
+    is_once: bool = False  # whether input_fn returns the same iterator every time
 
     def unweighted(self) -> tuple[Any, Any, Callable[[], Any] | None]:
         """Return x, y and input_fn for an evaluation."""
@@ -285,7 +286,8 @@ def data(x: Any, y: Any = None) -> Data:
         raise ValueError(f"`y` must be None if `x` makes batches (x, y), got {describe(y)}")
     if callable(x):
         return Data(None, None, x)
-    return Data(None, None, lambda: x, len(x) if hasattr(x, "__len__") else math.inf)
+    batches = len(x) if hasattr(x, "__len__") else math.inf
+    return Data(None, None, lambda: x, batches, isinstance(x, Iterator))
 
 
 def weighted(given: Data, class_weight: Any, sample_weight: Any) -> Data:
@@ -380,6 +382,7 @@ def training_feed(given: Data, batch_size: int, shuffle: bool) -> feeding.Feed:
     else:
         feed = feeding.FunctionFeed(given.input_fn)
         feed.batches = given.batches
+        feed.skips = not given.is_once
     return feed
 
 
