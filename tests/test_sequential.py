@@ -19,7 +19,15 @@ from tolerances import assert_same_bits
 
 import minicnn as mc
 from minicnn.estimator import supervised
-from minicnn.layers import Activation, Conv2D, Dense, Dropout, Flatten, MaxPooling2D
+from minicnn.layers import (
+    Activation,
+    BatchNormalization,
+    Conv2D,
+    Dense,
+    Dropout,
+    Flatten,
+    MaxPooling2D,
+)
 
 ROOT = Path(__file__).parents[1]
 RNG = np.random.default_rng(0)
@@ -35,10 +43,11 @@ def small():
 
 
 def cnn():
-    """Return a model with everything that uses random numbers."""
+    """Return a model with everything that uses random numbers or keeps state."""
     return mc.Sequential([
-        Conv2D(4, 3, padding="same", activation="relu"), MaxPooling2D(2), Dropout(0.2), Flatten(),
-        Dense(8, activation="relu"), Dropout(0.4), Dense(3),
+        Conv2D(4, 3, padding="same", activation="relu"), MaxPooling2D(2), Dropout(0.2),
+        BatchNormalization(momentum=0.9), Flatten(), Dense(8, activation="relu"), Dropout(0.4),
+        Dense(3),
     ])
 
 
@@ -389,6 +398,18 @@ def test_validation_is_of_the_weights_of_its_step():
     measured = model.evaluate(X[:30], Y[:30], verbose=False)
     assert history.last["validation_loss"] == measured["loss"]
     assert history.last["validation_accuracy"] == measured["accuracy"]
+
+
+def test_moving_statistics_are_those_of_the_training():
+    model = cnn()
+    norm = model.layers[3]
+    model.fit(IMAGES, LABELS, epochs=3, **QUIET)
+    first = values(model)
+    assert np.abs(norm.moving_mean.value).max() > 0.01
+    loss = naive.softmax_cross_entropy(np.eye(3)[LABELS], model.predict(IMAGES))
+    assert model.evaluate(IMAGES, LABELS, verbose=False)["loss"] == pytest.approx(loss, rel=1e-5)
+    for name, value in values(model).items():
+        assert_same_bits(value, first[name])
 
 
 @pytest.mark.parametrize("onehot", [False, True])
