@@ -204,6 +204,32 @@ def test_a_regression_learns(tmp_path):
     assert estimator.evaluate(x, y)["loss"] < 1e-6
 
 
+@pytest.mark.parametrize("by_name", [True, False])
+@each_of_all
+def test_fit_of_a_sequential_takes_the_loss_by_name(name, by_name):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((60, 3)).astype(np.float32)
+    score = x @ [1, -2, 0.5]
+    y = (score > 0).astype(np.int64) if "entropy" in name else score.astype(np.float32)
+    model = mc.Sequential([mc.layers.Dense(2 if "softmax" in name else 1)])
+    loss = name if by_name else getattr(losses, name)
+    weights = rng.integers(1, 3, 60)
+    options = {"loss": loss, "optimizer": "Adam", "learning_rate": 0.05, "seed": 0}
+    before = None
+    for epochs in (1, 30):
+        model.fit(x, y, epochs=epochs, batch_size=20, sample_weight=weights, verbose=0, **options)
+        after = model.evaluate(x, y, loss=loss)["loss"]
+        assert before is None or after < 0.5 * before
+        before = after
+    outputs = model.predict(x)
+    labels = y if "softmax" in name else y[:, None]
+    if name == "softmax_cross_entropy":
+        labels = np.eye(2)[y]
+    assert_allclose(after, doors(name)[0](labels, outputs), rtol=1e-5)
+    if name == "sigmoid_cross_entropy":
+        assert_allclose(model.predict_proba(x), 1 / (1 + np.exp(-outputs)), rtol=1e-5)
+
+
 # Errors
 
 
