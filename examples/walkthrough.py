@@ -330,6 +330,36 @@ claim("the mistake is found, and in the bias alone",
       {error.array for error in wrong.errors} == {"careless/bias"})
 
 # %% [markdown]
+# A function of several arrays is checked in the same way. Derive it from `mc.Op`: `forward` gets all
+# inputs, and `backward` returns one gradient for each of them. This one multiplies each number of a
+# row a with each of a row b, and the chain rule adds over all outputs that an input is used for:
+#
+# $$ y_{ij} = a_i b_j \qquad \frac{\partial L}{\partial a_i} = \sum_j dy_{ij} \, b_j
+# \qquad \frac{\partial L}{\partial b_j} = \sum_i dy_{ij} \, a_i $$
+
+# %%
+class OuterProduct(mc.Op):
+    """y = a b', the products of all pairs of numbers of two rows."""
+
+    def build(self, input_shape, rng, dtype=np.float32):
+        (_, rows), (_, columns) = input_shape
+        return (None, rows, columns)
+
+    def forward(self, a, b, ctx):
+        ctx[self] = a, b
+        return a[:, :, None] * b[:, None, :]
+
+    def backward(self, dy, ctx, need_dx=True):
+        a, b = ctx[self]
+        return (dy * b[:, None, :]).sum(axis=2), (dy * a[:, :, None]).sum(axis=1)
+
+
+products = OuterProduct()(np.array([[1.0, 2.0]]), np.array([[10.0, 20.0, 30.0]]))
+print(f"  (1, 2) times (10, 20, 30) is {products[0].tolist()}")
+claim("the gradients of an op of two inputs are right",
+      mc.check_gradients(OuterProduct(), [(4, 2), (4, 3)]).ok)
+
+# %% [markdown]
 # ## 7. Training is this, many times
 #
 # Take a batch of images, run forward and backward, and move every weight a little against its
