@@ -23,7 +23,9 @@ PEERS = {  # contender -> package
 class Network(NamedTuple):
     """Layers: conv (size, filters, stride, ReLU), pool, flatten, dense (units, ReLU), dropout.
 
-    The padding is "same", pooling is 2x2.
+    Also norm (filters, ReLU), a 3x3 convolution with batch normalization; residual, a block of two
+    of them with as many filters as it has inputs; and mean, over all positions. The padding is
+    "same", pooling is 2x2.
     """
 
     image: tuple[int, ...]
@@ -43,13 +45,24 @@ class Network(NamedTuple):
                 size, filters, stride, _ = options
                 kernel = (size, size, shape[2], filters)
                 shape = (-(-shape[0] // stride), -(-shape[1] // stride), filters)
+            elif kind == "norm":
+                kernel = (3, 3, shape[2], options[0])
+                shape = (*shape[:2], options[0])
+            elif kind == "residual":
+                kernel = (3, 3, shape[2], shape[2])
             elif kind == "pool":
                 shape = (shape[0] // 2, shape[1] // 2, shape[2])
             elif kind == "flatten":
                 shape = (math.prod(shape),)
+            elif kind == "mean":
+                shape = shape[2:]
             elif kind == "dense":
                 kernel, shape = (shape[0], options[0]), (options[0],)
             yield kind, options, before, kernel, shape
+
+    @property
+    def is_normalized(self):
+        return any(layer[0] in NORMALIZED for layer in self.layers)
 
     def without_dropout(self):
         return self._replace(layers=[layer for layer in self.layers if layer[0] != "dropout"])
@@ -62,6 +75,9 @@ def chain(*convolutions, dense=()):
         layers += [("conv", size, filters, 1, True), ("pool",)]
     return (*layers, ("flatten",), *dense, ("dense", 10, False))
 
+
+NORMALIZED = {"norm": 1, "residual": 2}  # kind -> convolutions with batch normalization
+EPSILON = 1e-3  # of batch normalization
 
 DENSE = (("dense", 1024, True), ("dropout", 0.4))
 NETWORKS = {
@@ -82,16 +98,24 @@ NETWORKS = {
         *chain((3, 64))[:2], ("conv", 1, 32, 1, True), ("conv", 3, 32, 1, True),
         *chain((1, 128), dense=(("dense", 128, True),)),
     ), 32, 0.01),
+    "resnet": Network((32, 32, 3), (
+        ("norm", 32, True), ("residual",), ("pool",), ("norm", 64, True), ("residual",), ("pool",),
+        ("norm", 128, True), ("residual",), ("mean",), ("dense", 10, False),
+    ), 128, 0.01),
 }  # fmt: skip
 
 
 def start_values(network):
-    """Return weights: kernels from U(-a, a) with a = sqrt(3 / inputs of a unit), biases 0."""
+    """Return weights: kernels from U(-a, a) with a = sqrt(3 / inputs of a unit), biases 0.
+
+    After a kernel with batch normalization there are its gamma, 1, and its beta, 0.
+    """
     rng, values = np.random.default_rng(0), []
-    for *_, kernel, _ in network.walk():
-        if kernel:
+    for kind, _, _, kernel, _ in network.walk():
+        for _ in range(NORMALIZED.get(kind, 1) if kernel else 0):
             limit = math.sqrt(3 / math.prod(kernel[:-1]))
-            values += [rng.uniform(-limit, limit, kernel), np.zeros(kernel[-1])]
+            values.append(rng.uniform(-limit, limit, kernel))
+            values += [np.ones(kernel[-1])] * (kind in NORMALIZED) + [np.zeros(kernel[-1])]
     return [value.astype(np.float32) for value in values]
 
 
@@ -192,13 +216,20 @@ def make(name, network, weights):
 def build(layers, network):
     """Return the layers of a network from minicnn or Keras, whose classes have the same names."""
     built = []
-    for kind, *options in network.layers:
+    for kind, options, before, *_ in network.walk():
         relu = "relu" if options and options[-1] is True else None
         if kind == "conv":
             size, filters, stride, _ = options
             built.append(
                 layers.Conv2D(filters, size, strides=stride, padding="same", activation=relu)
             )
+        elif kind == "norm":
+            built += normalized(layers, *options)
+        elif kind == "residual":
+            block = normalized(layers, before[2], True) + normalized(layers, before[2], False)
+            built += [layers.Residual(block), layers.Activation("relu")]
+        elif kind == "mean":
+            built.append(layers.GlobalAveragePooling2D())
         elif kind == "dense":
             built.append(layers.Dense(options[0], activation=relu))
         elif kind == "dropout":
@@ -208,13 +239,20 @@ def build(layers, network):
     return built
 
 
+def normalized(layers, filters, relu):
+    conv = layers.Conv2D(filters, 3, padding="same", use_bias=False)
+    norm = layers.BatchNormalization(epsilon=EPSILON)
+    return [conv, norm, layers.Activation("relu")] if relu else [conv, norm]
+
+
 class Minicnn:
     def __init__(self, network, weights):
         import minicnn as mc
 
         self.mc, self.model = mc, mc.Sequential(build(mc.layers, network))
         self.model.build((None, *network.image), rng=0)
-        for parameter, value in zip(self.model.parameters, weights, strict=True):
+        self.trained = [parameter for parameter in self.model.parameters if parameter.trainable]
+        for parameter, value in zip(self.trained, weights, strict=True):
             parameter.value[...] = value
         self.sgd, self.workspace = mc.optimizers.SGD(network.learning_rate), mc.Workspace()
         self.rng = np.random.default_rng(0)
@@ -234,7 +272,7 @@ class Minicnn:
         return loss
 
     def weights(self):
-        return [parameter.value for parameter in self.model.parameters]
+        return [parameter.value for parameter in self.trained]
 
 
 def to_torch(value, flat):
@@ -261,18 +299,34 @@ class PyTorch:
         import torch
         from torch import nn
 
+        class Residual(nn.Sequential):
+            def forward(self, x):
+                return super().forward(x) + x
+
+        def normed(inputs, filters, *last):
+            conv = nn.Conv2d(inputs, filters, 3, padding=1, bias=False)
+            return conv, nn.BatchNorm2d(filters, EPSILON, 0.01), *last
+
         self.torch, self.flat, modules = torch, (0,), []
         for kind, options, before, *_ in network.walk():
             if kind == "conv":
                 size, filters, stride, _ = options
                 modules.append(nn.Conv2d(before[2], filters, size, stride, size // 2))
+            elif kind == "norm":
+                modules += normed(before[2], options[0])
+            elif kind == "residual":
+                first = normed(before[2], before[2], nn.ReLU(inplace=True))
+                modules += [Residual(*first, *normed(before[2], before[2])), nn.ReLU(inplace=True)]
+            elif kind == "mean":
+                modules += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
             elif kind == "dense":
                 modules.append(nn.Linear(before[0], options[0]))
             elif kind == "dropout":
                 modules.append(nn.Dropout(*options))
             else:
                 modules.append(nn.MaxPool2d(2) if kind == "pool" else nn.Flatten())
-            modules += [nn.ReLU()] if options and options[-1] is True else []
+            relu = options and options[-1] is True
+            modules += [nn.ReLU(inplace=kind == "norm")] if relu else []
             self.flat = before if kind == "flatten" else self.flat
         self.model = nn.Sequential(*modules)
         self.parameters = list(self.model.parameters())

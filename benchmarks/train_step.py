@@ -3,11 +3,12 @@
     python benchmarks/train_step.py                    the documented network on MNIST, batch 100
     python benchmarks/train_step.py --network cifar    three 3x3 convolutions on 32x32x3, batch 64
     python benchmarks/train_step.py --network vgg      or lenet5, strided, bottleneck
+    python benchmarks/train_step.py --network resnet   batch normalization, residual blocks
 
 The step is timed twice: from the start values, and from the weights after ``--late-steps`` steps,
 because the speed of skipping zeros depends on their number. minicnn is compared with PyTorch (two
-memory layouts), TensorFlow (with and without XLA) and JAX, if they are installed. Before the
-timing, all must make the same step (without dropout) and have the same three losses.
+memory layouts), TensorFlow (with and without XLA) and JAX, if they are installed; with batch normalization
+only with PyTorch. Before the timing, all must make the same step (without dropout) and have the same three losses.
 """
 
 import tempfile
@@ -38,7 +39,8 @@ def main():
     late_steps = min(args.late_steps, 3) if args.smoke else args.late_steps
     network = networks.NETWORKS[args.network]
     network = network._replace(batch=args.batch or network.batch)
-    peers = [name for name in args.peers if harness.installed(networks.PEERS[name])]
+    known = networks.PYTORCH if network.is_normalized else networks.PEERS
+    peers = [n for n in args.peers if n in known and harness.installed(networks.PEERS[n])]
 
     results = {}
     with tempfile.TemporaryDirectory() as folder:
