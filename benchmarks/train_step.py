@@ -7,9 +7,9 @@
 
 The step is timed twice: from the start values, and from the weights after ``--late-steps`` steps,
 because the speed of skipping zeros depends on their number. minicnn is compared with PyTorch (two
-memory layouts), TensorFlow (with and without XLA) and JAX, if they are installed; a network with batch
-normalization only with PyTorch. Before the timing, all must make the same step (without dropout)
-and have the same three losses.
+memory layouts), TensorFlow (with and without XLA) and JAX, if they are installed; a network with
+batch normalization only with PyTorch. Before the timing, all must make the same step (without
+dropout) and have the same three losses.
 """
 
 import tempfile

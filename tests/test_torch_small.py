@@ -1,4 +1,4 @@
-"""Losses, a residual block and AdamW beside the record that PyTorch has made of them."""
+"""Losses, normalization, pooling, a residual block and AdamW beside the record that PyTorch has made of them."""
 
 from pathlib import Path
 
@@ -7,7 +7,15 @@ import pytest
 from numpy.testing import assert_allclose
 
 import minicnn as mc
-from minicnn.layers import Activation, Conv2D, Residual, Sequential
+from minicnn.layers import (
+    Activation,
+    AveragePooling2D,
+    BatchNormalization,
+    Conv2D,
+    GlobalAveragePooling2D,
+    Residual,
+    Sequential,
+)
 
 
 def small_arrays():
@@ -25,6 +33,10 @@ def small_arrays():
         "dy": rng.standard_normal((2, 5, 4, 4)),
         "start": rng.standard_normal((7, 3)),
         "gradients": rng.standard_normal((10, 7, 3)),
+        "gamma": rng.standard_normal(3),
+        "beta": rng.standard_normal(3),
+        "of_images": rng.standard_normal((2, 5, 4, 3)),
+        "of_pools": rng.standard_normal((2, 3, 2, 3)),
     }
 
 
@@ -67,6 +79,36 @@ def test_a_residual_block_with_relu(record, dtype, limit):
     for number, gradient in enumerate([dx, *(p.grad for p in model.parameters)]):
         expected = record[f"residual/{number}"]
         assert_allclose(gradient, expected, atol=limit * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(np.float32, 1e-4), (np.float64, 1e-12)])
+def test_batch_normalization(record, dtype, limit):
+    layer = BatchNormalization()
+    layer.build((None, 5, 4, 3), rng=0, dtype=dtype)
+    layer.gamma.value[...] = A["gamma"]
+    layer.beta.value[...] = A["beta"]
+    layer.updates.value[...] = 1000  # as PyTorch, which has no other weight in the first steps
+    ctx = mc.Context(training=True)
+    y = layer.forward(A["images"].astype(dtype), ctx)
+    dx = layer.backward(A["of_images"].astype(dtype), ctx)
+    mean, variance = layer.moving_mean.value, layer.moving_variance.value
+    found = {"": (y * A["of_images"]).sum(), "/0": dx, "/1": layer.gamma.grad,
+             "/2": layer.beta.grad, ", mean": mean, ", variance": variance}
+    for name, value in found.items():
+        expected = record[f"batch_normalization{name}"]
+        assert_allclose(value, expected, atol=limit * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(("name", "layer", "dy"), [
+    ("average_pooling2d", lambda: AveragePooling2D(3, 2, "same"), A["of_pools"]),
+    ("global_average_pooling2d", GlobalAveragePooling2D, A["of_pools"][:, 0, 0]),
+])
+def test_average_pooling(record, name, layer, dy):
+    pool = layer()
+    pool.build((None, 5, 4, 3), rng=0, dtype=np.float64)
+    ctx = mc.Context()
+    assert_allclose((pool.forward(A["images"], ctx) * dy).sum(), record[name], rtol=1e-12)
+    assert_allclose(pool.backward(dy.copy(), ctx), record[f"{name}/0"], atol=1e-14)
 
 
 @pytest.mark.parametrize(("name", "make"), [

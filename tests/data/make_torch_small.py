@@ -41,6 +41,24 @@ def main():
     total = functional.relu(block + functional.conv2d(nchw, shortcut))
     note("residual", (total.permute(0, 2, 3, 1) * arrays["dy"]).sum(), x, *kernels)
 
+    gamma, beta = arrays["gamma"].requires_grad_(), arrays["beta"].requires_grad_()
+    mean, variance = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    y = functional.batch_norm(nchw, mean, variance, gamma, beta, True, 0.01, 1e-3)
+    loss = (y.permute(0, 2, 3, 1) * arrays["of_images"]).sum()
+    note("batch_normalization", loss, x, gamma, beta)
+    record["batch_normalization, mean"] = mean.numpy()
+    # minicnn's moving average is of the biased variance
+    biased = nchw.detach().transpose(0, 1).flatten(1).var(1, unbiased=False)
+    record["batch_normalization, variance"] = (0.99 + 0.01 * biased).numpy()
+
+    # "same" pads 5 rows to 7 (one on both sides), and 4 columns to 5 (one on the right)
+    dy, ones = arrays["of_pools"].permute(0, 3, 1, 2), torch.ones_like(nchw)
+    pads = (0, 1, 1, 1)
+    sums, counts = (functional.avg_pool2d(functional.pad(each, pads), 3, 2) for each in (nchw, ones))
+    note("average_pooling2d", (sums / counts * dy).sum(), x)
+    means = functional.adaptive_avg_pool2d(nchw, 1)
+    note("global_average_pooling2d", (means[..., 0, 0] * dy[..., 0, 0]).sum(), x)
+
     for name, kind, options in [
         ("AdamW", torch.optim.AdamW, {"lr": 0.01}),
         ("AdamW, decay", torch.optim.AdamW,
