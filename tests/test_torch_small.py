@@ -1,4 +1,4 @@
-"""Losses, normalization, pooling, a residual block and AdamW beside the record that PyTorch has made of them."""
+"""Losses, layers and AdamW beside the record that PyTorch has made of them."""
 
 from pathlib import Path
 
@@ -87,7 +87,7 @@ def test_batch_normalization(record, dtype, limit):
     layer.build((None, 5, 4, 3), rng=0, dtype=dtype)
     layer.gamma.value[...] = A["gamma"]
     layer.beta.value[...] = A["beta"]
-    layer.updates.value[...] = 1000  # as PyTorch, which has no other weight in the first steps
+    layer.updates.value[...] = 1e6  # PyTorch has no other weight in the first steps
     ctx = mc.Context(training=True)
     y = layer.forward(A["images"].astype(dtype), ctx)
     dx = layer.backward(A["of_images"].astype(dtype), ctx)

@@ -54,7 +54,8 @@ def main():
     # "same" pads 5 rows to 7 (one on both sides), and 4 columns to 5 (one on the right)
     dy, ones = arrays["of_pools"].permute(0, 3, 1, 2), torch.ones_like(nchw)
     pads = (0, 1, 1, 1)
-    sums, counts = (functional.avg_pool2d(functional.pad(each, pads), 3, 2) for each in (nchw, ones))
+    padded = [functional.pad(each, pads) for each in (nchw, ones)]
+    sums, counts = (functional.avg_pool2d(each, 3, 2) for each in padded)
     note("average_pooling2d", (sums / counts * dy).sum(), x)
     means = functional.adaptive_avg_pool2d(nchw, 1)
     note("global_average_pooling2d", (means[..., 0, 0] * dy[..., 0, 0]).sum(), x)
