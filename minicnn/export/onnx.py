@@ -226,45 +226,35 @@ def _refusal(op: Op) -> str:
 
 
 def _conv2d(file: _File, layer: Any, x: _Value, shape: Shape) -> _Value:
-    weights = _weights(file, layer.kernel.name, layer.kernel.value, layer.bias)
-    dilations = layer.window.dilation_h, layer.window.dilation_w
-    y = _slide(file, "Conv", layer, x, weights, dilations=dilations)
-    return file.add(layer.activation, y, shape)
-
-
-def _weights(file: _File, name: str, kernel: np.ndarray, bias: Any) -> list[str]:
-    """Add a kernel (KH, KW, C, F) as (F, C, KH, KW), and a bias if there is one."""
-    weights = [file.constant(kernel.transpose(3, 2, 0, 1), name)]
-    return weights if bias is None else [*weights, file.constant(bias.value, bias.name)]
-
-
-def _conv2d_transpose(file: _File, layer: Any, x: _Value, shape: Shape) -> _Value:
-    more = [max(0, s - k) for s, k in zip(layer.strides, layer.size, strict=True)]
-    weights = _weights(file, layer.kernel.name, layer.kernel.value, layer.bias)
-    y = _slide(file, "ConvTranspose", layer, x, weights, output_padding=more)
-    return file.add(layer.activation, y, shape)
+    weights = _weights(file, layer.kernel, layer.bias)
+    attributes: dict[str, Any] = {"dilations": layer.dilation_rate}
+    kind = "Conv"
+    if isinstance(layer, layers.Conv2DTranspose):
+        kind = "ConvTranspose"
+        more = [max(0, s - k) for s, k in zip(layer.strides, layer.size, strict=True)]
+        attributes["output_padding"] = more
+    return file.add(layer.activation, _slide(file, kind, layer, x, weights, **attributes), shape)
 
 
 def _depthwise_conv2d(file: _File, layer: Any, x: _Value, shape: Shape) -> _Value:
-    return file.add(layer.activation, _depthwise(file, layer, x, layer.bias), shape)
+    pointwise = getattr(layer, "pointwise_kernel", None)
+    bias = layer.bias if pointwise is None else None
+    weights = _weights(file, layer.depthwise_kernel, bias, each_channel=True)
+    group = layer.depthwise_kernel.shape[2]
+    y = _slide(file, "Conv", layer, x, weights, dilations=layer.dilation_rate, group=group)
+    if pointwise is not None:
+        weights = _weights(file, pointwise, layer.bias)
+        y = y._replace(name=file.node("Conv", [y.name, *weights], layer.label))
+    return file.add(layer.activation, y, shape)
 
 
-def _depthwise(file: _File, layer: Any, x: _Value, bias: Any) -> _Value:
-    """Add a convolution of each channel by itself."""
-    kernel = layer.depthwise_kernel  # (KH, KW, C, M) -> (KH, KW, 1, C M)
-    value = kernel.value.reshape(*layer.size, 1, -1)
-    weights = _weights(file, kernel.name, value, bias)
-    dilations = layer.window.dilation_h, layer.window.dilation_w
-    group = kernel.shape[2]
-    return _slide(file, "Conv", layer, x, weights, dilations=dilations, group=group)
-
-
-def _separable_conv2d(file: _File, layer: Any, x: _Value, shape: Shape) -> _Value:
-    z = _depthwise(file, layer, x, None)
-    pointwise = layer.pointwise_kernel
-    weights = _weights(file, pointwise.name, pointwise.value, layer.bias)
-    y = file.node("Conv", [z.name, *weights], layer.label)
-    return file.add(layer.activation, z._replace(name=y), shape)
+def _weights(file: _File, kernel: Any, bias: Any, each_channel: bool = False) -> list[str]:
+    """Add a kernel (KH, KW, C, F) as (F, C, KH, KW), or as (C F, 1, KH, KW), and a bias."""
+    value = kernel.value
+    if each_channel:
+        value = value.reshape(*value.shape[:2], 1, -1)
+    weights = [file.constant(value.transpose(3, 2, 0, 1), kernel.name)]
+    return weights if bias is None else [*weights, file.constant(bias.value, bias.name)]
 
 
 def _pooling2d(file: _File, layer: Any, x: _Value, shape: Shape) -> _Value:
@@ -444,9 +434,9 @@ def _concat(file: _File, op: Any, x: _Value, shape: Shape, *others: _Value) -> _
 
 _EXPORTS: dict[type[Op], Callable[..., _Value]] = {
     layers.Conv2D: _conv2d,
-    layers.Conv2DTranspose: _conv2d_transpose,
+    layers.Conv2DTranspose: _conv2d,
     layers.DepthwiseConv2D: _depthwise_conv2d,
-    layers.SeparableConv2D: _separable_conv2d,
+    layers.SeparableConv2D: _depthwise_conv2d,
     layers.MaxPooling2D: _pooling2d,
     layers.AveragePooling2D: _pooling2d,
     layers.GlobalMaxPooling2D: _pooling2d,

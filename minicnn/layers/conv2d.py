@@ -6,7 +6,6 @@ import numpy as np
 
 from minicnn.core import checks
 from minicnn.core.context import Context
-from minicnn.core.op import Shape
 from minicnn.kernels.conv import conv
 from minicnn.layers.convolution import Convolution
 
@@ -99,11 +98,9 @@ class Conv2D(Convolution):
         )
         self.filters = checks.integer(filters, "filters")
 
-    def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
-        super().build(input_shape, rng, dtype)
-        output_shape = self.data_format.shape(None, self.window, self.filters)
-        kernel_shape = (*self.size, self.channels, self.filters)
-        return self.build_weights(self.filters, output_shape, rng, kernel=kernel_shape)
+    def weights(self, channels: int) -> tuple[int, dict[str, tuple[int, ...]]]:
+        """Return the number of filters and the shape of the kernel."""
+        return self.filters, {"kernel": (*self.size, channels, self.filters)}
 
     def linear(
         self,

@@ -6,10 +6,8 @@ import numpy as np
 
 from minicnn.core import checks
 from minicnn.core.context import Context
-from minicnn.core.op import Shape
-from minicnn.kernels import elementwise
 from minicnn.kernels.conv import conv
-from minicnn.kernels.window import Window, slide
+from minicnn.kernels.window import slide
 from minicnn.layers.convolution import Convolution
 
 
@@ -95,44 +93,28 @@ class Conv2DTranspose(Convolution):
         )
         self.filters = checks.integer(filters, "filters")
 
-    def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
-        super().build(input_shape, rng, dtype)
-        kernel_shape = (*self.size, self.filters, self.channels)
-        output_shape = self._output_shape(None)
-        return self.build_weights(self.filters, output_shape, rng, kernel=kernel_shape)
+    def slide(self, height: int, width: int) -> None:
+        """Set `window` to that of the convolution from the output to images of this size."""
+        more = [max(k - s, 0) for k, s in zip(self.size, self.strides, strict=True)]
+        if self.padding == "same":
+            more = [0, 0]
+        size = height * self.strides[0] + more[0], width * self.strides[1] + more[1]
+        self.window = slide(size, self.size, self.strides, self.padding)
+        self.output = self.window._replace(out_h=size[0], out_w=size[1])
 
-    def slide(self, height: int, width: int) -> Window:
-        """Return the window of the convolution from the output to images of this size."""
-        output = []
-        for size, k, stride in zip((height, width), self.size, self.strides, strict=True):
-            more = 0 if self.padding == "same" else max(k - stride, 0)
-            output.append(size * stride + more)
-        return slide((output[0], output[1]), self.size, self.strides, self.padding)
+    def weights(self, channels: int) -> tuple[int, dict[str, tuple[int, ...]]]:
+        """Return the number of filters and the shape of the kernel."""
+        return self.filters, {"kernel": (*self.size, self.filters, channels)}
 
-    def _output_shape(self, batch: Any) -> Any:
-        output = self.window._replace(out_h=self.window.height, out_w=self.window.width)
-        return self.data_format.shape(batch, output, self.filters)
-
-    def linear(self, x: np.ndarray, ctx: Context) -> np.ndarray:
-        """Return the gradient of a convolution whose output has the gradient x, plus b."""
-        x = self.data_format.to_nhwc(self.check_inputs(x))
-        shape = (len(x), self.window.height, self.window.width, self.filters)
-        y = ctx.empty(self, "y", shape, x.dtype)
+    def multiply(self, x: np.ndarray, y: np.ndarray, ctx: Context, relu: bool) -> None:
+        """Write the gradient of a convolution whose output has the gradient x, plus b."""
         conv.input_gradient(x, self.kernel.value, y, self.window, self.bias_value())
-        ctx[self] = x
-        return self.data_format.from_nhwc(y)
 
-    def linear_backward(
-        self, dy: np.ndarray, ctx: Context, need_dx: bool = True
-    ) -> np.ndarray | None:
-        x = ctx[self]
-        checks.gradient(dy, self._output_shape(len(x)), self.dtype, self.label)
-        dy = self.data_format.to_nhwc(dy)
-        nothing = np.zeros(self.channels, x.dtype)  # the convolution has no bias
-        elementwise.sum_rows(dy.reshape(-1, self.filters), self.bias_grad())
-        conv.kernel_gradient(dy, x, self.kernel.writable("grad"), nothing.copy(), self.window)
-        if not need_dx:
-            return None
-        dx = ctx.empty(self, "dx", x.shape, x.dtype)
-        conv.forward(dy, self.kernel.value, nothing, dx, self.window)
-        return self.data_format.from_nhwc(dx)
+    def write_gradients(
+        self, x: np.ndarray, dy: np.ndarray, dx: np.ndarray | None, ctx: Context, saved: None
+    ) -> None:
+        """Write those of that convolution, with image and gradient exchanged."""
+        no_bias = np.zeros(x.shape[3], x.dtype)
+        if dx is not None:
+            conv.forward(dy, self.kernel.value, no_bias, dx, self.window)
+        conv.kernel_gradient(dy, x, self.kernel.writable("grad"), no_bias, self.window)

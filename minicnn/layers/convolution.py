@@ -1,11 +1,14 @@
 """Base class of the layers that slide kernels over images."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from minicnn.core import checks
+from minicnn.core.context import Context
 from minicnn.core.op import Shape
+from minicnn.kernels import elementwise
 from minicnn.kernels.window import Window, slide
 from minicnn.layers.affine import Affine
 from minicnn.layers.sliding import DataFormat, check_fits, window_size
@@ -14,10 +17,18 @@ from minicnn.layers.sliding import DataFormat, check_fits, window_size
 class Convolution(Affine):
     """The base of layers that slide kernels over images.
 
-    `build` computes `window`; that of a subclass then ends with `build_weights`.
+    A subclass defines three methods; the images that they get are (N, H, W, C).
     """
 
     rank = 4
+    window: Window
+    output: Window  # whose `out_h` and `out_w` are the size of the layer's output
+    # (channels): the number of output channels, and the shapes of the kernels by name.
+    weights: Callable[..., tuple[int, dict[str, tuple[int, ...]]]]
+    # (x, y, ctx, relu): write y = x * kernel + bias, maybe with ReLU; return what to save.
+    multiply: Callable[..., Any]
+    # (x, dy, dx, ctx, saved): write the gradients of the kernels, and dx unless it is None.
+    write_gradients: Callable[..., None]
 
     def __init__(
         self,
@@ -41,11 +52,42 @@ class Convolution(Affine):
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
         shape = super().build(input_shape, rng, dtype)
-        height, width, self.channels = self.data_format.sizes(shape)
-        self.window = self.slide(height, width)
+        height, width, channels = self.data_format.sizes(shape)
+        self.slide(height, width)
         check_fits(self.window, shape, self.data_format, self.label)
-        return shape
+        outputs, kernels = self.weights(channels)
+        output_shape = self.data_format.shape(None, self.output, outputs)
+        return self.build_weights(outputs, output_shape, rng, **kernels)
 
-    def slide(self, height: int, width: int) -> Window:
-        """Return the window that slides over images of this size."""
-        return slide((height, width), self.size, self.strides, self.padding, self.dilation_rate)
+    def slide(self, height: int, width: int) -> None:
+        """Set `window` and `output` for images of this size."""
+        self.output = self.window = slide(
+            (height, width), self.size, self.strides, self.padding, self.dilation_rate
+        )
+
+    def linear(
+        self, x: np.ndarray, ctx: Context, relu: bool = False, last: Any = None
+    ) -> np.ndarray:
+        """Return x * kernel + bias; or, fused, with ReLU."""
+        x = self.data_format.to_nhwc(self.check_inputs(x))
+        shape = (len(x), self.output.out_h, self.output.out_w, self.outputs)
+        y = ctx.empty(self, "y", shape, x.dtype)
+        saved = self.multiply(x, y, ctx, relu)
+        ctx[self] = x, y if relu else None, saved
+        return self.data_format.from_nhwc(y)
+
+    def linear_backward(
+        self, dy: np.ndarray, ctx: Context, need_dx: bool = True
+    ) -> np.ndarray | None:
+        x, y, saved = ctx[self]
+        shape = self.data_format.shape(len(x), self.output, self.outputs)
+        checks.gradient(dy, shape, self.dtype, self.label)
+        dy = self.data_format.to_nhwc(dy)
+        if y is not None:  # dz = dy where y > 0
+            dz = ctx.empty(self, "dz", y.shape, y.dtype)
+            elementwise.relu_gradient(dy, y, dz)
+            dy = dz
+        elementwise.sum_rows(dy.reshape(-1, self.outputs), self.bias_grad())
+        dx = ctx.empty(self, "dx", x.shape, x.dtype) if need_dx else None
+        self.write_gradients(x, dy, dx, ctx, saved)
+        return None if dx is None else self.data_format.from_nhwc(dx)

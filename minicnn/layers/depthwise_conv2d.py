@@ -6,9 +6,7 @@ import numpy as np
 
 from minicnn.core import checks
 from minicnn.core.context import Context
-from minicnn.core.op import Shape
 from minicnn.core.parameter import Parameter
-from minicnn.kernels import elementwise
 from minicnn.kernels.conv import depthwise
 from minicnn.layers.convolution import Convolution
 
@@ -95,39 +93,19 @@ class DepthwiseConv2D(Convolution):
         )
         self.depth_multiplier = checks.integer(depth_multiplier, "depth_multiplier")
 
-    def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
-        super().build(input_shape, rng, dtype)
-        kernel_shape = (*self.size, self.channels, self.depth_multiplier)
-        outputs = self.channels * self.depth_multiplier
-        output_shape = self.data_format.shape(None, self.window, outputs)
-        return self.build_weights(outputs, output_shape, rng, depthwise_kernel=kernel_shape)
+    def weights(self, channels: int) -> tuple[int, dict[str, tuple[int, ...]]]:
+        """Return the number of filters and the shape of the kernel."""
+        kernel_shape = (*self.size, channels, self.depth_multiplier)
+        return channels * self.depth_multiplier, {"depthwise_kernel": kernel_shape}
 
-    def linear(
-        self, x: np.ndarray, ctx: Context, relu: bool = False, last: None = None
-    ) -> np.ndarray:
-        """Return x * w + b; or, fused, with ReLU."""
-        x = self.data_format.to_nhwc(self.check_inputs(x))
-        shape = (len(x), self.window.out_h, self.window.out_w, self.outputs)
-        y = ctx.empty(self, "y", shape, x.dtype)
+    def multiply(self, x: np.ndarray, y: np.ndarray, ctx: Context, relu: bool) -> Any:
+        """Write y = x * w + b."""
         depthwise.forward(x, self.depthwise_kernel.value, self.bias_value(), y, self.window, relu)
-        ctx[self] = x, y if relu else None
-        return self.data_format.from_nhwc(y)
 
-    def linear_backward(
-        self, dy: np.ndarray, ctx: Context, need_dx: bool = True
-    ) -> np.ndarray | None:
-        x, y = ctx[self]
-        shape = self.data_format.shape(len(x), self.window, self.outputs)
-        checks.gradient(dy, shape, self.dtype, self.label)
-        dy = self.data_format.to_nhwc(dy)
-        if y is not None:
-            dz = ctx.empty(self, "dz", y.shape, y.dtype)
-            elementwise.relu_gradient(dy, y, dz)
-            dy = dz
-        elementwise.sum_rows(dy.reshape(-1, self.outputs), self.bias_grad())
+    def write_gradients(
+        self, x: np.ndarray, dy: np.ndarray, dx: np.ndarray | None, ctx: Context, saved: Any
+    ) -> None:
+        """Write the gradients of the kernel and of x."""
         depthwise.kernel_gradient(x, dy, self.depthwise_kernel.writable("grad"), self.window)
-        if not need_dx:
-            return None
-        dx = ctx.empty(self, "dx", x.shape, x.dtype)
-        depthwise.input_gradient(dy, self.depthwise_kernel.value, dx, self.window)
-        return self.data_format.from_nhwc(dx)
+        if dx is not None:
+            depthwise.input_gradient(dy, self.depthwise_kernel.value, dx, self.window)

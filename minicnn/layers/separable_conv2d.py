@@ -6,14 +6,13 @@ import numpy as np
 
 from minicnn.core import checks
 from minicnn.core.context import Context
-from minicnn.core.op import Shape
 from minicnn.core.parameter import Parameter
 from minicnn.kernels.conv import conv, depthwise
-from minicnn.kernels.window import slide
-from minicnn.layers.convolution import Convolution
+from minicnn.kernels.window import Window, slide
+from minicnn.layers.depthwise_conv2d import DepthwiseConv2D
 
 
-class SeparableConv2D(Convolution):
+class SeparableConv2D(DepthwiseConv2D):
     """Convolve each channel with its own filters, then combine the channels of each pixel.
 
     It has fewer weights and takes less time than the `Conv2D` of the same size: a depthwise
@@ -72,7 +71,6 @@ class SeparableConv2D(Convolution):
     (1, 1, 16, 32)
     """
 
-    depthwise_kernel: Parameter
     pointwise_kernel: Parameter
 
     def __init__(
@@ -96,7 +94,7 @@ class SeparableConv2D(Convolution):
         trainable: bool = True,
         name: str | None = None,
     ) -> None:
-        super().__init__(
+        super(DepthwiseConv2D, self).__init__(
             kernel_size, strides, padding, data_format, dilation_rate, activation, use_bias,
             trainable, name,
             depthwise=(depthwise_initializer, depthwise_regularizer),
@@ -106,49 +104,31 @@ class SeparableConv2D(Convolution):
         self.filters = checks.integer(filters, "filters")
         self.depth_multiplier = checks.integer(depth_multiplier, "depth_multiplier")
 
-    def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
-        super().build(input_shape, rng, dtype)
-        kernel_shape = (*self.size, self.channels, self.depth_multiplier)
-        middle = self.channels * self.depth_multiplier
-        output_shape = self.data_format.shape(None, self.window, self.filters)
-        out = (self.window.out_h, self.window.out_w)
-        self.pixel = slide(out, (1, 1), (1, 1), "valid")
-        return self.build_weights(
-            self.filters, output_shape, rng, depthwise_kernel=kernel_shape,
-            pointwise_kernel=(1, 1, middle, self.filters),
-        )
+    def weights(self, channels: int) -> tuple[int, dict[str, tuple[int, ...]]]:
+        """Return the number of filters and the shapes of the kernels."""
+        outputs, kernels = super().weights(channels)
+        kernels["pointwise_kernel"] = (1, 1, outputs, self.filters)
+        return self.filters, kernels
 
-    def linear(
-        self, x: np.ndarray, ctx: Context, relu: bool = False, last: None = None
-    ) -> np.ndarray:
-        """Return (x * w) * p + b; or, fused, with ReLU."""
-        x = self.data_format.to_nhwc(self.check_inputs(x))
+    def multiply(self, x: np.ndarray, y: np.ndarray, ctx: Context, relu: bool) -> np.ndarray:
+        """Write y = (x * w) * p + b; return x * w."""
         w, p = self.depthwise_kernel.value, self.pointwise_kernel.value
-        shape = (len(x), self.window.out_h, self.window.out_w)
-        z = ctx.empty(self, "z", (*shape, p.shape[2]), x.dtype)
+        z = ctx.empty(self, "z", (*y.shape[:3], p.shape[2]), x.dtype)
         depthwise.forward(x, w, np.zeros(p.shape[2], x.dtype), z, self.window)
-        y = ctx.empty(self, "y", (*shape, self.filters), x.dtype)
-        conv.forward(z, p, self.bias_value(), y, self.pixel, relu)
-        ctx[self] = x, z, y if relu else None
-        return self.data_format.from_nhwc(y)
+        conv.forward(z, p, self.bias_value(), y, _pixels(z), relu)
+        return z
 
-    def linear_backward(
-        self, dy: np.ndarray, ctx: Context, need_dx: bool = True
-    ) -> np.ndarray | None:
-        x, z, y = ctx[self]
-        shape = self.data_format.shape(len(x), self.window, self.filters)
-        checks.gradient(dy, shape, self.dtype, self.label)
-        dy = self.data_format.to_nhwc(dy)
-        pointwise = self.pointwise_kernel
-        du = None if y is None else ctx.empty(self, "du", y.shape, y.dtype)
-        conv.kernel_gradient(
-            z, dy, pointwise.writable("grad"), self.bias_grad(), self.pixel, y, du
-        )
-        dz = ctx.empty(self, "dz", z.shape, z.dtype)
-        conv.input_gradient(dy if du is None else du, pointwise.value, dz, self.pixel)
-        depthwise.kernel_gradient(x, dz, self.depthwise_kernel.writable("grad"), self.window)
-        if not need_dx:
-            return None
-        dx = ctx.empty(self, "dx", x.shape, x.dtype)
-        depthwise.input_gradient(dz, self.depthwise_kernel.value, dx, self.window)
-        return self.data_format.from_nhwc(dx)
+    def write_gradients(
+        self, x: np.ndarray, dy: np.ndarray, dx: np.ndarray | None, ctx: Context, saved: np.ndarray
+    ) -> None:
+        """Write the gradients of both kernels and of x."""
+        p, window = self.pointwise_kernel, _pixels(saved)
+        conv.kernel_gradient(saved, dy, p.writable("grad"), self.bias_grad(), window)
+        dz = ctx.empty(self, "dz of the depthwise part", saved.shape, x.dtype)
+        conv.input_gradient(dy, p.value, dz, window)
+        super().write_gradients(x, dz, dx, ctx, None)
+
+
+def _pixels(images: np.ndarray) -> Window:
+    """Return the window of one pixel that slides over images."""
+    return slide(images.shape[1:3], (1, 1), (1, 1), "valid")

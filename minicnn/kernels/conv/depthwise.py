@@ -56,7 +56,7 @@ def input_gradient(dy: np.ndarray, w: np.ndarray, dx: np.ndarray, window: Window
 def kernel_gradient(x: np.ndarray, dy: np.ndarray, dw: np.ndarray, window: Window) -> None:
     """Write dw, the gradient of the kernel."""
     _check(x, dw, dy, window)
-    partial = np.empty((len(x), dw.size), dw.dtype)  # the gradient of each image
+    partial = np.zeros((len(x), dw.size), dw.dtype)  # the gradient of each image
     images = share(len(x), _CHUNKS)
     parallel_for(_kernel_gradient, -(-len(x) // images), (_repeated(x, dw), dy), (partial,),
                  tuple(window), images)
@@ -78,26 +78,26 @@ def _repeated(x: np.ndarray, w: np.ndarray) -> np.ndarray:
 
 
 def _write_products(
-    source: np.ndarray, w: np.ndarray, start: np.ndarray, target: np.ndarray, window: Window,
+    source: np.ndarray, w: np.ndarray, b: np.ndarray, target: np.ndarray, window: Window,
     forward: bool, rectify: bool,
 ) -> None:
     """Write y from x, or dx from dy."""
     n, height, width, channels = target.shape
     rows = share(n * height, _CHUNKS)
     padded = round_up(channels, VECTOR_BYTES // target.itemsize)
-    parallel_for(_products, -(-n * height // rows), (source, w, start), (target,), tuple(window),
+    parallel_for(_products, -(-n * height // rows), (source, w, b), (target,), tuple(window),
                  rows, forward, rectify, scratch={"sums": ((width, padded), target.dtype)})
 
 
 @kernel
-def _products(chunk, scratch, source, w, start, target, window, rows, forward, rectify):
-    """Write some rows of y or dx: the start, plus the products of the source and w."""
+def _products(chunk, scratch, source, w, b, target, window, rows, forward, rectify):
+    """Write some rows of y or dx: the sums of products of the source and w, plus b."""
     (sums,) = scratch
     height, width, channels = target.shape[1], target.shape[2], target.shape[3]
     padded, step = sums.shape[1], window[5] * channels
     for r in range(chunk * rows, min(target.shape[0] * height, (chunk + 1) * rows)):
         image = pointer(source, r // height * source.shape[1] * source.shape[2] * channels)
-        _fill(pointer(sums, 0), padded, pointer(start, 0), width, channels)
+        clear(pointer(sums, 0), sums.size)
         for tap in range(window[2] * window[3]):
             x, y, count = _overlap(window, tap, r % height, forward)
             factor = pointer(w, tap * channels)
@@ -107,19 +107,18 @@ def _products(chunk, scratch, source, w, start, target, window, rows, forward, r
             else:
                 _add_products(pointer(sums, x % width * padded), window[5] * padded,
                               pointer(image, y * channels), channels, factor, count, channels)
-        _write(pointer(sums, 0), padded, pointer(target, r * width * channels), width, channels,
-               rectify)
+        _write(pointer(sums, 0), padded, pointer(b, 0), pointer(target, r * width * channels),
+               width, channels, rectify)
 
 
 @kernel
 def _kernel_gradient(chunk, scratch, x, dy, partial, window, images):
-    """Write the gradient of the kernel for each image of a chunk."""
+    """Add up the gradient of the kernel for each image of a chunk."""
     rows, columns, channels = dy.shape[1], dy.shape[2], dy.shape[3]
     for n in range(chunk * images, min(x.shape[0], (chunk + 1) * images)):
         image = pointer(x, n * x.shape[1] * x.shape[2] * channels)
         gradient = pointer(dy, n * rows * columns * channels)
         dw = pointer(partial, n * partial.shape[1])
-        clear(dw, partial.shape[1])
         for row in range(rows):
             for tap in range(window[2] * window[3]):
                 x_, y_, count = _overlap(window, tap, row, True)
@@ -145,22 +144,14 @@ def _overlap(window, tap, row, forward):
 
 
 @helper
-def _fill(sums, padded, start, count, channels):
-    """Set the sums of `count` pixels to the start."""
-    for c in range(0, channels, lanes(sums)):
-        first = load_some(start, c, channels - c)
-        for i in range(count):
-            store(first, sums, i * padded + c)
-
-
-@helper
-def _write(sums, padded, target, count, channels, rectify):
-    """Copy the sums of `count` pixels to the target, with ReLU if `rectify`."""
+def _write(sums, padded, b, y, count, channels, rectify):
+    """Write the sums of `count` pixels plus b, with ReLU if `rectify`."""
     for i in range(count):
         for c in range(0, channels, lanes(sums)):
-            total = load(sums, i * padded + c)
+            rest = channels - c
+            total = add(load(sums, i * padded + c), load_some(b, c, rest))
             total = relu(total) if rectify else total
-            store_some(total, target, i * channels + c, channels - c)
+            store_some(total, y, i * channels + c, rest)
 
 
 @helper
