@@ -98,7 +98,7 @@ class Conv2D(Convolution):
         )
         self.filters = checks.integer(filters, "filters")
 
-    def weights(self, channels: int) -> tuple[int, dict[str, tuple[int, ...]]]:
+    def kernel_shapes(self, channels: int) -> tuple[int, dict[str, tuple[int, ...]]]:
         """Return the number of filters and the shape of the kernel."""
         return self.filters, {"kernel": (*self.size, channels, self.filters)}
 

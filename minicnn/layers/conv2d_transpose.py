@@ -102,7 +102,7 @@ class Conv2DTranspose(Convolution):
         self.window = slide(size, self.size, self.strides, self.padding)
         self.output = self.window._replace(out_h=size[0], out_w=size[1])
 
-    def weights(self, channels: int) -> tuple[int, dict[str, tuple[int, ...]]]:
+    def kernel_shapes(self, channels: int) -> tuple[int, dict[str, tuple[int, ...]]]:
         """Return the number of filters and the shape of the kernel."""
         return self.filters, {"kernel": (*self.size, self.filters, channels)}
 

@@ -24,7 +24,7 @@ class Convolution(Affine):
     window: Window
     output: Window  # whose `out_h` and `out_w` are the size of the layer's output
     # (channels): the number of output channels, and the shapes of the kernels by name.
-    weights: Callable[..., tuple[int, dict[str, tuple[int, ...]]]]
+    kernel_shapes: Callable[..., tuple[int, dict[str, tuple[int, ...]]]]
     # (x, y, ctx, relu): write y = x * kernel + bias, maybe with ReLU; return what to save.
     multiply: Callable[..., Any]
     # (x, dy, dx, ctx, saved): write the gradients of the kernels, and dx unless it is None.
@@ -55,7 +55,7 @@ class Convolution(Affine):
         height, width, channels = self.data_format.sizes(shape)
         self.slide(height, width)
         check_fits(self.window, shape, self.data_format, self.label)
-        outputs, kernels = self.weights(channels)
+        outputs, kernels = self.kernel_shapes(channels)
         output_shape = self.data_format.shape(None, self.output, outputs)
         return self.build_weights(outputs, output_shape, rng, **kernels)
 

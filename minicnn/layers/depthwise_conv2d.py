@@ -93,7 +93,7 @@ class DepthwiseConv2D(Convolution):
         )
         self.depth_multiplier = checks.integer(depth_multiplier, "depth_multiplier")
 
-    def weights(self, channels: int) -> tuple[int, dict[str, tuple[int, ...]]]:
+    def kernel_shapes(self, channels: int) -> tuple[int, dict[str, tuple[int, ...]]]:
         """Return the number of filters and the shape of the kernel."""
         kernel_shape = (*self.size, channels, self.depth_multiplier)
         return channels * self.depth_multiplier, {"depthwise_kernel": kernel_shape}

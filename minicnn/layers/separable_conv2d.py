@@ -104,9 +104,9 @@ class SeparableConv2D(DepthwiseConv2D):
         self.filters = checks.integer(filters, "filters")
         self.depth_multiplier = checks.integer(depth_multiplier, "depth_multiplier")
 
-    def weights(self, channels: int) -> tuple[int, dict[str, tuple[int, ...]]]:
+    def kernel_shapes(self, channels: int) -> tuple[int, dict[str, tuple[int, ...]]]:
         """Return the number of filters and the shapes of the kernels."""
-        outputs, kernels = super().weights(channels)
+        outputs, kernels = super().kernel_shapes(channels)
         kernels["pointwise_kernel"] = (1, 1, outputs, self.filters)
         return self.filters, kernels
 
