@@ -138,3 +138,31 @@ def test_without_regularizers_the_graph_is_as_before(tmp_path):
     assert total == data
     graph = estimator._model(None).trace(mc.ModeKeys.EVAL, (X, Y)).graph
     assert "total_loss" not in graph.tensors
+
+
+def test_sequential_fit_and_evaluate_add_them(tmp_path):
+    """As a loop of one's own, from the same start values and with one batch a step."""
+    l2 = l2_regularizer(0.5)
+    models = [
+        mc.Sequential([
+            mc.layers.Dense(5, mc.relu, kernel_regularizer=l2),
+            mc.layers.Dense(3, bias_regularizer=l2),
+        ])
+        for _ in range(2)
+    ]
+    for model in models:
+        model.build((None, 4), rng=0)
+    first, second = models
+    first.fit(X, Y, epochs=3, batch_size=len(X), optimizer=mc.optimizers.SGD(0.1), verbose=0)
+    sgd = mc.optimizers.SGD(0.1)
+    for _ in range(3):
+        ctx = mc.Context(training=True)
+        _, gradient = mc.losses.softmax_cross_entropy_with_grad(Y, second.forward(X, ctx))
+        second.backward(gradient, ctx, need_dx=False)
+        mc.losses.regularization(second)
+        sgd.step(second.parameters)
+    for one, other in zip(first.parameters, second.parameters, strict=True):
+        assert_allclose(one.value, other.value, rtol=1e-5, atol=1e-6)
+    loss, _ = mc.losses.softmax_cross_entropy_with_grad(Y, second.forward(X, mc.Context()))
+    expected = loss + mc.losses.regularization(second)
+    assert first.evaluate(X, Y, verbose=0)["loss"] == pytest.approx(expected, rel=1e-5)
