@@ -57,6 +57,7 @@ DROPOUT = "tests/layers/test_dropout.py"
 ELEMENTWISE = "tests/kernels/test_elementwise.py"
 FAST = "tests/kernels/test_fast_paths.py"
 FILES = "tests/core/test_files.py"
+FIRST_TRIES = "tests/test_first_tries.py"
 FIT = "tests/test_sequential.py"
 FUSED_DROPOUT = "tests/kernels/test_fast_paths.py -k dropout_in_a_dense_layer"
 FUSION = "tests/layers/test_fusion.py"
@@ -167,6 +168,14 @@ MUTATIONS = [
      TRAINABLE),
     ("a read-only array is written into", "core.parameter:Parameter.writable", condition(False),
      None, PARAMETER),
+    ("a weight is broadcast from an array of another shape", "core.parameter:Parameter._copy",
+     condition(False), None, PARAMETER),
+    ("an assigned array is not copied", "core.parameter:Parameter._copy",
+     drop("Assign"), "array[...] = new", PARAMETER),
+    ("an argument of another name is not answered", "core.hints:_instead", condition(False), "ours",
+     FIRST_TRIES),
+    ("a model with one layer more goes on with the old run", "sequential:Sequential.add",
+     drop("Assign"), "self._left", FIRST_TRIES),
     ("gradient past the activation", "layers.activation:Activation.backward", returns("dy"), None,
      ACTIVATION),
     ("swapped axes", "layers.shape:Reshape.forward",
