@@ -14,7 +14,7 @@ import pdoc
 
 HERE = Path(__file__).parent
 # A name is documented where a user imports it, not in the file that defines it.
-MODULES = ["minicnn", r"!minicnn\.layers\.", r"!minicnn\.warmup"]
+MODULES = ["minicnn", r"!minicnn\.\w+\.", r"!minicnn\.(warmup|report)"]
 
 
 def main():
