@@ -191,15 +191,20 @@ def _padding(file: _File, node: Any, a: dict[str, Any], x: _Value, kernel: Any) 
 def _conv(file: _File, node: Any, a: dict[str, Any], x: _Value) -> _Value:
     w = file.array(node.input[1])  # (F, C / groups, KH, KW)
     channels = x.data_format.sizes(x.shape)[2]
-    _need(w.ndim == 4 and a.get("group", 1) == 1 and w.shape[1] == channels,
-          f"its weights {w.shape} must be one group for {channels} channels")
+    groups = a.get("group", 1)
+    _need(w.ndim == 4 and groups in (1, channels) and w.shape[1] * groups == channels,
+          f"its weights {w.shape} in {groups} groups must fit {channels} channels")
     options = {
         "strides": a.get("strides", 1), "dilation_rate": a.get("dilations", 1),
         "padding": _padding(file, node, a, x, w.shape[2:]), "data_format": x.data_format,
         "use_bias": len(node.input) > 2, "name": _name(node),
     }
-    layer = layers.Conv2D(len(w), w.shape[2:], **options)
-    return file.then(x, layer, kernel=w.transpose(2, 3, 1, 0), **_bias(file, node))
+    if groups == 1:
+        layer: Any = layers.Conv2D(len(w), w.shape[2:], **options)
+        return file.then(x, layer, kernel=w.transpose(2, 3, 1, 0), **_bias(file, node))
+    kernel = w.reshape(channels, -1, *w.shape[2:]).transpose(2, 3, 0, 1)
+    layer = layers.DepthwiseConv2D(w.shape[2:], depth_multiplier=kernel.shape[3], **options)
+    return file.then(x, layer, depthwise_kernel=kernel, **_bias(file, node))
 
 
 def _pool(file: _File, node: Any, a: dict[str, Any], x: _Value) -> _Value:

@@ -57,7 +57,7 @@ class Block(nn.Module):
 def residual():
     return nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), Block(4, 4), nn.AvgPool2d(2),
-        Block(4, 6), nn.Conv2d(6, 12, 3), nn.Sigmoid(), nn.AdaptiveAvgPool2d(1),
+        Block(4, 6), nn.Conv2d(6, 12, 3, groups=6), nn.Sigmoid(), nn.AdaptiveAvgPool2d(1),
         nn.Flatten(), nn.Linear(12, 10),
     )
 

@@ -18,12 +18,14 @@ from minicnn.layers import (
     BatchNormalization,
     Conv2D,
     Dense,
+    DepthwiseConv2D,
     Dropout,
     Flatten,
     GlobalAveragePooling2D,
     MaxPooling2D,
     Reshape,
     Residual,
+    SeparableConv2D,
 )
 
 onnx = pytest.importorskip("onnx", reason='pip install -e ".[onnx]"')
@@ -54,6 +56,7 @@ LINKS = st.sampled_from([
     lambda: MaxPooling2D((2, 1), 1, 'same'),
     lambda: AveragePooling2D(2, 1, padding="same"),
     lambda: BatchNormalization(),
+    lambda: DepthwiseConv2D(2, padding="same", activation="tanh", depth_multiplier=2),
     lambda: Dense(3, activation="leaky_relu"),
     lambda: Dropout(0.5),
     lambda: Activation("sigmoid"),
@@ -65,11 +68,11 @@ LINKS = st.sampled_from([
 ])
 LAST = st.sampled_from([
     lambda: [], lambda: [Flatten(), Dense(4), Activation("softmax")],
-    lambda: [GlobalAveragePooling2D(), Dense(2, use_bias=False)], lambda: [Reshape((2, -1))],
+    lambda: [GlobalAveragePooling2D(), Dense(2, use_bias=False)], lambda: [Reshape((1, -1))],
 ])
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(st.lists(LINKS, max_size=5), LAST)
 def test_chains_of_layers(path, links, last):
     model, _ = built(lambda: mc.Sequential([Conv2D(2, 1), *(link() for link in links), *last()]),
@@ -92,7 +95,7 @@ def channels_first():
     options = {"data_format": "channels_first"}
     return mc.Sequential([
         Conv2D(4, 3, padding="same", **options), BatchNormalization(axis=1),
-        Activation("relu"), MaxPooling2D(2, **options), Flatten(),
+        Activation("relu"), MaxPooling2D(2, **options), DepthwiseConv2D(2, **options), Flatten(),
         Dense(3),
     ])
 
@@ -101,7 +104,13 @@ def test_layers_with_channels_first(path):
     model, _ = built(channels_first, (2, 6, 8))
     mc.export.to_onnx(model, path)
     kinds = [getattr(layer, "data_format", None) for layer in assert_read(path).layers]
-    assert kinds.count("channels_first") == 2
+    assert kinds.count("channels_first") == 3
+
+
+def test_a_separable_convolution_becomes_two_layers(path):
+    layer, _ = built(lambda: SeparableConv2D(4, 2, padding="same"), (4, 6, 2))
+    mc.export.to_onnx(layer, path)
+    assert [part.kind for part in assert_read(path).layers] == ["depthwise_conv2d", "conv2d"]
 
 
 def test_float64_and_one_layer(path):
@@ -212,13 +221,13 @@ def test_images_with_a_transpose_on_both_sides(path):
         ("Transpose", ["x"], {"perm": [0, 3, 1, 2]}),
         ("Conv", ["v0", "w", "b"], CONV), ("Relu", ["v1"], {}),
         ("BatchNormalization", ["v2", "g", "b", "m", "s"], {"epsilon": 0.001}),
-        ("MaxPool", ["v3"], POOL), ("Conv", ["v4", "w2"], CONV),
+        ("MaxPool", ["v3"], POOL), ("Conv", ["v4", "w2"], {"group": 4, **CONV}),
         ("Transpose", ["v5"], {"perm": [0, 2, 3, 1]}), ("Reshape", ["v6", "row"], {}),
         ("MatMul", ["v7", "dense"], {}), ("Add", ["v8", "db"], {}),
         ("Softmax", ["v9"], {"axis": 1}),
     ], {
         "w": weights(4, 2, 3, 3), "b": weights(4), "g": weights(4), "m": weights(4),
-        "s": np.abs(weights(4)) + 1, "w2": weights(4, 4, 3, 3),
+        "s": np.abs(weights(4)) + 1, "w2": weights(4, 1, 3, 3),
         "row": np.array([-1, 48]), "dense": weights(48, 5), "db": weights(5),
     }, (8, 6, 2), (5,))
     model = assert_read(path)
@@ -266,7 +275,7 @@ OF_CONV = ["x", "w"]
     ([("Conv", OF_CONV, {}), ("Resize", ["v0", "", "one"], {})], "node 2, Resize 'nv1': it must"),
     ([("Conv", OF_CONV, {"strides": [2, 2], "pads": [1, 1, 1, 1]})], "node 1, Conv 'nv0': its pad"),
     ([("Conv", OF_CONV, {"auto_pad": "SAME_LOWER", "strides": [2, 2]})], "its padding must"),
-    ([("Conv", OF_CONV, {"group": 2})], r"its weights \(4, 2, 3, 3\) must be one group for 2 "),
+    ([("Conv", OF_CONV, {"group": 2})], r"its weights \(4, 2, 3, 3\) in 2 groups must "),
     ([("Conv", ["x", "x"], {})], "node 1, Conv 'nv0': its input 'x' must be a constant"),
     ([("MaxPool", ["x"], {**POOL, "dilations": [2, 2]})], "its dilations must be 1"),
     ([("AveragePool", ["x"], {"kernel_shape": [3, 3], "pads": [1] * 4, "count_include_pad": 1})],
