@@ -111,6 +111,7 @@ class Sequential(Chain):
         model_dir: Any = None,
         seed: int | None = None,
         shuffle: bool = True,
+        augment: Any = None,
         verbose: Any = True,
         config: RunConfig | None = None,
     ) -> History:
@@ -176,6 +177,9 @@ class Sequential(Chain):
             that is continued, or draws one.
         shuffle : bool
             Whether the rows are in another order in each epoch.
+        augment : callable, optional
+            Changes the images of each batch: takes them and a generator, and returns images of the
+            same shape. `datasets.augment` makes one that shifts, flips, crops and rotates.
         verbose : bool or int
             Whether progress is shown: True or 1, 2 for few lines, False or 0 for nothing.
         config : RunConfig, optional
@@ -225,6 +229,7 @@ class Sequential(Chain):
                 )
             given = supervised.weighted(given, class_weight, sample_weight)
             feed = supervised.training_feed(given, batch_size, shuffle)
+            feed = feeding.augmented(feed, augment)
             ends = supervised.ends(
                 feed, epochs=epochs, steps=steps, max_epochs=max_epochs, max_steps=max_steps
             )
@@ -371,7 +376,8 @@ class Sequential(Chain):
         """Return the outputs for all rows of `x`, computed `batch_size` rows at a time.
 
         They are what the last layer returns: without a softmax at the end logits, not
-        probabilities. `predict_proba` returns those, and `predict_classes` class numbers.
+        probabilities. `predict_proba` returns those, and `predict_classes` class numbers. The
+        outputs of a layer in the middle are those of a part of the model: ``model[:2].predict(x)``.
 
         Parameters
         ----------

@@ -517,6 +517,7 @@ METHODS = {
         "validation_steps": 1,
         "class_weight": {0: 2.0}, "sample_weight": np.ones(4), "hooks": [], "early_stopping": 2,
         "model_dir": None, "seed": 0, "shuffle": True, "verbose": False, "config": mc.RunConfig(),
+        "augment": mc.datasets.augment(shift=1),
     }),
     "Sequential.evaluate": lambda: (built(sequential()).evaluate, {
         "x": images(4, 6, 6, 2), "y": np.array([0, 1, 2, 0]), "batch_size": 2,
@@ -537,6 +538,10 @@ METHODS = {
         mc.datasets.Dataset(images(3, 4), np.arange(3)).next_batch,
         {"batch_size": 2, "shuffle": True},
     ),
+    "Dataset.split": lambda: (
+        mc.datasets.Dataset(images(6, 4), np.arange(6) % 2).split,
+        {"validation_split": 0.5, "seed": 0},
+    ),
     "Graph.placeholder": lambda: (
         mc.Graph().placeholder, {"name": "x", "shape": (None, 3), "dtype": np.float32},
     ),
@@ -545,6 +550,7 @@ METHODS = {
     "Estimator.fit": lambda: (fitted().fit, {
         "x": images(4, 6, 6, 2), "y": np.array([0, 1, 2, 0]), "input_fn": None, "steps": 1,
         "batch_size": 2, "monitors": [], "max_steps": None,
+        "augment": mc.datasets.augment(shift=1),
     }),
     "Estimator.evaluate": lambda: (fitted().evaluate, {
         "x": images(4, 6, 6, 2), "y": np.array([0, 1, 2, 0]), "input_fn": None, "batch_size": 2,
@@ -727,7 +733,8 @@ ARGUMENTS = {
     "minicnn.hooks.ValidationMonitor.early_stopping_metric": "name",
     "minicnn.datasets.Dataset.images": "images", "minicnn.datasets.Dataset.labels": "images",
     "minicnn.datasets.load_dataset.name": "path", "shift": "whole", "flip": "flag",
-    "crop": "part", "rotation": "at least 0", "size": "pair", "color": "flag",
+    "augment": "function", "crop": "part", "rotation": "at least 0", "size": "pair",
+    "color": "flag",
     "minicnn.datasets.Dataset.class_names": "class names",
     "minicnn.initializers.constant.value": "constant",
     "minicnn.initializers.get.spec": "initializer",
@@ -1087,7 +1094,7 @@ def problem(name, argument, value):
 
 # The name of an argument in errors, if that is not its own.
 ALIASES = {
-    "x": ["inputs"], "input_shape": ["inputs"], "dtype": ["inputs"],
+    "x": ["inputs", "images"], "input_shape": ["inputs"], "dtype": ["inputs"],
     # The size of a kernel, which the error shows
     "units": ["kernel"], "filters": ["kernel", "pointwise_kernel"],
     "depth_multiplier": ["depthwise_kernel"],

@@ -109,3 +109,88 @@ def test_arrays_that_are_not_images(bad):
 def test_a_crop_that_is_no_share(crop):
     with pytest.raises(ValueError, match="`crop` must be"):
         augment(crop=crop)
+
+
+# In training -------------------------------------------------------------------------------------
+
+
+class Seen:
+    """Note the images that a run gets from a function."""
+
+    def __init__(self, change):
+        self.change = change
+        self.batches = []
+
+    def __call__(self, x, rng):
+        self.batches.append(self.change(x, rng))
+        return self.batches[-1]
+
+
+X, Y = images(25), np.arange(25) % 3
+
+
+def model_fn(features, labels, mode):
+    logits = mc.layers.dense(mc.layers.flatten(features), 3)
+    loss = mc.losses.softmax_cross_entropy(mc.one_hot(labels, 3), logits)
+    return mc.ModelFnOps(mode, logits, loss, mc.optimize_loss(loss, learning_rate=0.1))
+
+
+def run(folder, steps, seed=1):
+    """Train an Estimator to a step; return the weights and the images that the run got."""
+    seen = Seen(augment(**OPTIONS))
+    estimator = mc.Estimator(model_fn, folder, config=mc.RunConfig(seed=seed))
+    estimator.fit(X, Y, max_steps=steps, batch_size=10, augment=seen)
+    return estimator.get_variable_value("dense/kernel"), seen.batches[1:]  # the first is a check
+
+
+def test_epochs_differ_and_a_resumed_run_has_the_same_images(tmp_path):
+    whole, images_of = run(tmp_path / "whole", 7)
+    assert [len(batch) for batch in images_of] == [10, 10, 5, 10, 10, 5, 10]
+    _, before = run(tmp_path / "parts", 4)
+    parts, after = run(tmp_path / "parts", 7)
+    for first, second in zip(images_of, before + after, strict=True):
+        assert_same_bits(first, second)
+    assert_same_bits(whole, parts)
+    assert len({batch.tobytes() for batch in images_of}) == 7
+    _, other = run(tmp_path / "other", 1, seed=2)
+    assert (other[0] != images_of[0]).any()
+
+
+def test_sequential_fit_trains_on_changed_images_and_validates_on_those_of_the_user():
+    def white(x, rng):
+        return np.ones_like(x)
+
+    model = mc.Sequential([mc.layers.Flatten(), mc.layers.Dense(3, kernel_initializer="zeros")])
+    model.fit(X, Y, epochs=1, batch_size=5, seed=0, verbose=False, augment=white)
+    kernel = model.parameters[0].value
+    assert kernel.any() and (kernel == kernel[0]).all()  # every pixel was the same
+    with_change = mc.Sequential([mc.layers.Flatten(), mc.layers.Dense(3)])
+    history = with_change.fit(
+        X, Y, epochs=2, batch_size=5, seed=0, verbose=False, augment=augment(shift=1),
+        validation_data=(X, Y),
+    )
+    assert history.last["validation_accuracy"] == pytest.approx(with_change.score(X, Y))
+
+
+def test_what_fit_refuses_before_the_first_step(tmp_path):
+    estimator = mc.Estimator(model_fn, tmp_path, config=mc.RunConfig(seed=0))
+    change = augment(shift=1)
+    with pytest.raises(ValueError, match="`images` must be float32"):
+        estimator.fit(X.reshape(25, -1), Y, steps=1, augment=change)
+    with pytest.raises(ValueError, match=r"`augment` is for arrays, got .*; call it where"):
+        estimator.fit(input_fn=lambda: [(X, Y)], steps=1, augment=change)
+    assert not list(tmp_path.glob("*.npz"))
+
+
+def test_a_split_has_the_same_share_of_each_class_and_keeps_the_names():
+    labels = np.repeat([0, 1, 2], [40, 20, 8])
+    rows = np.arange(68, dtype=np.float32).reshape(68, 1)
+    data = mc.datasets.Dataset(rows, labels, class_names=["a", "b", "c"])
+    train, held = data.split(0.25, seed=3)
+    assert np.bincount(held.labels).tolist() == [10, 5, 2]
+    assert train.class_names == held.class_names == ["a", "b", "c"]
+    assert sorted(np.concatenate([train.images, held.images])[:, 0]) == list(range(68))
+    assert (labels[held.images[:, 0].astype(int)] == held.labels).all()
+    again = data.split(0.25, seed=3)[1]
+    assert_same_bits(again.images, held.images)
+    assert (data.split(0.25, seed=4)[1].images != held.images).any()

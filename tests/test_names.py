@@ -88,7 +88,7 @@ SIGNATURES = {
     "Estimator": "model_fn, model_dir=None, params=None, config=None, warm_start_from=None, "
         "vars_to_warm_start='.*'",
     "Estimator.fit": "self, x=None, y=None, input_fn=None, steps=None, batch_size=None, "
-        "monitors=None, max_steps=None",
+        "monitors=None, max_steps=None, augment=None",
     "Estimator.evaluate": "self, x=None, y=None, input_fn=None, batch_size=None, steps=None, "
         "metrics=None, name=None, ...",
     "Estimator.predict": "self, x=None, input_fn=None, batch_size=None, as_iterable=True, ...",

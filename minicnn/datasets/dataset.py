@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from minicnn.core import checks
+from minicnn.estimator import supervised
 
 
 class Dataset:
@@ -118,6 +119,39 @@ class Dataset:
         if len(rows) < batch_size:
             rows = np.concatenate([rows, self._take(batch_size - len(rows), shuffle)])
         return self.images[rows], self.labels[rows]
+
+    def split(self, validation_split: float, seed: int = 0) -> "tuple[Dataset, Dataset]":
+        """Return a data set for training, and one for validation.
+
+        Parameters
+        ----------
+        validation_split : float
+            The share of the rows for validation, in (0, 1): the same share of each class.
+        seed : int
+            Determines which rows; they are those of ``Sequential.fit(..., validation_split=)`` with
+            this seed.
+
+        Returns
+        -------
+        Dataset, Dataset
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from minicnn.datasets import Dataset
+        >>> data = Dataset(np.zeros((6, 4)), np.array([0, 0, 0, 1, 1, 1]))
+        >>> train, validation = data.split(1 / 3)
+        >>> train.labels.tolist(), validation.labels.tolist()
+        ([0, 0, 1, 1], [0, 1])
+        """
+        given = supervised.Data(self.images, self.labels)
+        kept, _, held = supervised.split(
+            given, validation_split, checks.integer(seed, "seed", 0), None
+        )
+        return (
+            Dataset(kept.x, kept.y, seed, self.class_names),
+            Dataset(held.x, held.y, seed, self.class_names),
+        )
 
     def _take(self, count: int, shuffle: bool) -> np.ndarray:
         """Return the next `count` row numbers, or fewer at the end of the epoch."""

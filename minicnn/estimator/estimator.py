@@ -165,6 +165,7 @@ class Estimator(Hinting):
         batch_size: int | None = None,
         monitors: Sequence[SessionRunHook] | None = None,
         max_steps: int | None = None,
+        augment: Callable[..., Any] | None = None,
     ) -> "Estimator":
         """Train, continuing from the latest checkpoint if there is one.
 
@@ -184,6 +185,9 @@ class Estimator(Hinting):
         max_steps : int, optional
             The global step to end at. Not together with `steps`. Without either, only `monitors`
             or the end of the batches of `input_fn` end the run; arrays without monitors need one.
+        augment : callable, optional
+            Changes the arrays of each batch: takes the features and a generator, and returns
+            features of the same shape, such as what `datasets.augment` returns.
 
         Returns
         -------
@@ -203,7 +207,7 @@ class Estimator(Hinting):
             After Ctrl-C, once the step is done and a checkpoint is written.
         """
         with self.config.distribute.run():
-            feed = feeding.feed(x, y, input_fn, batch_size)
+            feed = feeding.augmented(feeding.feed(x, y, input_fn, batch_size), augment)
             hooks = training.run_hooks(
                 self.config, feed, steps, max_steps, monitors, self.history
             )

@@ -34,9 +34,13 @@ class ArrayFeed:
         How many batches an epoch has.
     in_order : bool
         Whether the endless epochs are in the order of the arrays, too.
+    augment : callable, optional
+        Takes the features of a batch of the endless epochs, and a random generator; returns those
+        that are fed.
     """
 
     in_order = False
+    augment: Callable[[Any, np.random.Generator], Any] | None = None
 
     def __init__(self, x: Any, y: Any, batch_size: int) -> None:
         self.x = _arrays(x, "x", checks.array)
@@ -76,7 +80,11 @@ class ArrayFeed:
             while self.row < self.rows:
                 rows = slice(self.row, self.row + self.batch_size)
                 self.row = min(rows.stop, self.rows)
-                yield self._take(rows if order is None else order[rows])
+                features, labels = self._take(rows if order is None else order[rows])
+                if self.augment is not None and self.seed is not None:
+                    rng = Stream.AUGMENT.generator(self.seed, self.epoch, rows.start)
+                    features = self.augment(features, rng)
+                yield features, labels
             self.epoch, self.row = self.epoch + 1, 0
             if self.seed is None:
                 return
@@ -193,6 +201,20 @@ def feed(x: Any, y: Any, input_fn: Any, batch_size: int | None) -> Feed:
     if x is None:
         raise ValueError("there is no data: give `x` (and `y`), or `input_fn`, got None for both")
     return ArrayFeed(x, y, BATCH_SIZE if batch_size is None else batch_size)
+
+
+def augmented(feed: Feed, augment: Any) -> Feed:
+    """Return a feed whose features are changed by a function, if there is one."""
+    if augment is not None:
+        function = checks.function(augment, "augment", "a function of (images, rng)")
+        if not isinstance(feed, ArrayFeed):
+            raise ValueError(
+                f"`augment` is for arrays, got {describe(augment)}; call it where the batches are "
+                "made, with a generator of their own"
+            )
+        function(feed.peek()[0], np.random.default_rng(0))  # raises before the first step
+        feed.augment = function
+    return feed
 
 
 def rows_of(batch: Any) -> int:

@@ -15,6 +15,7 @@ class Stream(enum.IntEnum):
     ORDER = 1  # order of the rows in each epoch
     DROPOUT = 2  # randomness inside each step
     SPLIT = 3  # which rows are for validation
+    AUGMENT = 4  # changes of the images in each batch
 
     def generator(self, seed: int, *position: int) -> np.random.Generator:
         """Return the generator of this stream, at an epoch or a step if `position` gives one."""
