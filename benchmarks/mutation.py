@@ -42,6 +42,7 @@ DEADLINE = 600  # seconds for the tests of one change; a change that makes them 
 
 # Arguments of pytest: the fewest tests that should notice.
 ACTIVATION = "tests/layers/test_activation.py"
+AUGMENT = "tests/test_augment.py"
 BAD_INPUT = "tests/test_bad_input.py"
 BUILT_BEFORE = "tests/layers/test_built_before.py"
 CACHE = "tests/kernels/test_cache.py"
@@ -84,8 +85,10 @@ REGULARIZERS = "tests/layers/test_regularizers.py"
 POOLING2D = "tests/layers/test_pooling2d.py"
 SHAPE = "tests/layers/test_shape.py"
 TRAINABLE = "tests/layers/test_trainable.py"
+STARTING = "tests/estimator/test_starting.py"
 THREADS = "tests/kernels/test_threads.py"
 UPDATE = "tests/kernels/test_update.py"
+WARP = "tests/kernels/test_warp.py"
 WEIGHTS = "tests/core/test_weights.py"
 WHICH_WEIGHTS = "tests/estimator/test_which_weights.py"
 WINDOW = "tests/kernels/test_window.py"
@@ -331,6 +334,18 @@ MUTATIONS = [
      replace("(path, now)", "(path, at.identity)"), None, WHICH_WEIGHTS),
     ("a change within a tick of the clock is not seen", "estimator.model:Models._update",
      condition(True), "is_settled", WHICH_WEIGHTS),
+    # the start of a run, and changes of images
+    ("what does not fit is read", "core.weights:fitting", condition(False), "wanted", STARTING),
+    ("a pattern that matches no name", "core.weights:by_patterns", drop("Raise"), None,
+     STARTING),
+    ("a checkpoint does not win over a warm start", "estimator.training:train", condition(True),
+     "start", STARTING),
+    ("all batches of an epoch are changed alike", "estimator.feeding:ArrayFeed.__iter__",
+     replace("rows.start", "0"), None, AUGMENT),
+    ("images are changed by their order", "datasets.augment:_maps",
+     replace("mirror * sine", "sine"), None, AUGMENT),
+    ("the edge is read beyond", "kernels.warp:_warp", replace("height - 1.0", "height - 0.0"), None,
+     WARP),
     # files of other programs
     ("a padding of the wrong side is taken for same", "export.onnx_reader:_padding",
      replace("[window.top, window.left] == pads", "True"), None, ONNX_READER),

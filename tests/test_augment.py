@@ -5,6 +5,7 @@ import pytest
 from tolerances import assert_close, assert_same_bits
 
 import minicnn as mc
+from minicnn.datasets.augment import _maps
 
 augment = mc.datasets.augment
 RNG = np.random.default_rng
@@ -66,6 +67,17 @@ def test_a_crop_is_a_part_that_is_scaled_up():
 
 
 OPTIONS = {"shift": 2, "flip": True, "crop": 0.8, "rotation": 15}
+
+
+def test_a_flip_and_a_rotation_keep_angles():
+    """The maps turn and scale, and half of them mirror: no direction is stretched."""
+    maps = _maps(RNG(0), 200, np.array([9, 7]), shift=2, flip=True, crop=0.5, rotation=90)
+    linear = maps[:, :, :2]
+    squares = linear @ linear.transpose(0, 2, 1)
+    scale = np.sqrt(squares[:, 0, 0])
+    np.testing.assert_allclose(squares, scale[:, None, None] ** 2 * np.eye(2), atol=1e-12)
+    assert scale.min() >= 0.5 and scale.max() <= 1
+    assert 60 < (np.linalg.det(linear) < 0).sum() < 140
 
 
 def test_data_formats_are_changed_alike():
@@ -154,6 +166,14 @@ def test_epochs_differ_and_a_resumed_run_has_the_same_images(tmp_path):
     assert len({batch.tobytes() for batch in images_of}) == 7
     _, other = run(tmp_path / "other", 1, seed=2)
     assert (other[0] != images_of[0]).any()
+
+
+def test_the_batches_of_an_epoch_are_changed_in_different_ways():
+    seen = Seen(augment(**OPTIONS))
+    x = np.repeat(X[:1], 25, axis=0)
+    model = mc.Sequential([mc.layers.Flatten(), mc.layers.Dense(3)])
+    model.fit(x, Y, epochs=2, batch_size=5, seed=0, verbose=False, augment=seen)
+    assert len({batch.tobytes() for batch in seen.batches[1:]}) == 10
 
 
 def test_sequential_fit_trains_on_changed_images_and_validates_on_those_of_the_user():
