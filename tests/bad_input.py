@@ -437,7 +437,7 @@ CALLS = {
     "minicnn.initializers.constant": lambda: {"value": 0.5},
     "minicnn.initializers.get": lambda: {"spec": "zeros", "default": "zeros", "name": "spec"},
     "minicnn.distributed.DataParallel": lambda: {"check_every": 10},
-    "minicnn.export.from_onnx": lambda: {"path": onnx_file(), "output": "outputs"},
+    "minicnn.export.from_onnx": lambda: {"path": onnx_file()},
     "minicnn.export.load_safetensors": lambda: {
         "model": built(sequential()), "path": saved(mc.export.save_safetensors, "saved.st"),
         **_SELECTION,
@@ -739,7 +739,7 @@ ARGUMENTS = {
     "minicnn.initializers.constant.value": "constant",
     "minicnn.initializers.get.spec": "initializer",
     "minicnn.initializers.get.default": "initializer",
-    "minicnn.export.from_onnx.output": "unknown name", "minicnn.export.to_onnx.x": "no rows",
+    "minicnn.export.to_onnx.x": "no rows",
     "minicnn.images.digit.pixels": "pixels",
     "minicnn.plots.learning_curve.source": "records",
     "minicnn.plots.feature_maps.activations": "maps",

@@ -64,37 +64,30 @@ def images_from_folder(
     folder = checks.path(path, "path")
     size = checks.pair(size, "size")
     mode = "RGB" if checks.boolean(color, "color") else "L"
-    names = sorted(entry.name for entry in _entries(folder) if entry.is_dir())
-    pixels, labels = [], []
+    classes = sorted(entry for entry in folder.glob("[!.]*") if entry.is_dir())
+    found: list[tuple[int, np.ndarray]] = []
     bad = []
-    for label, name in enumerate(names):
-        for file in _entries(folder / name):
+    for label, place in enumerate(classes):
+        for file in sorted(place.glob("[!.]*")):
             try:
-                pixels.append(_pixels(file, size, mode))
-                labels.append(label)
+                found.append((label, _pixels(file, size, mode)))
             except (ValueError, OSError):
-                bad.append(f"{name}/{file.name}")
+                bad.append(f"{place.name}/{file.name}")
     if bad:
-        more = ", ..." if len(bad) > _MOST_NAMED else ""
         logger.warning(
-            "%d files in %s are not complete pictures and are left out: %s%s",
-            len(bad), folder, ", ".join(bad[:_MOST_NAMED]), more,
+            "%d files in %s are not complete pictures and are left out: %s%s", len(bad), folder,
+            ", ".join(bad[:_MOST_NAMED]), ", ..." if len(bad) > _MOST_NAMED else "",
         )
-    empty = [name for label, name in enumerate(names) if label not in labels]
-    if not names or empty:
+    labels = np.array([label for label, _ in found], np.int64)
+    if not classes or len(np.unique(labels)) < len(classes):
         raise ValueError(
-            f"`path` must be a folder with one folder of pictures for each class, got {folder}, "
-            f"with {'no pictures in ' + ', '.join(empty) if empty else 'no folders in it'}"
+            f"`path` must be a folder with one folder of pictures for each class, got {folder} "
+            f"with {np.bincount(labels, minlength=len(classes)).tolist()} pictures in its folders; "
+            "check the path"
         )
-    images = np.divide(np.stack(pixels), 255, dtype=np.float32)
-    return Dataset(images, np.array(labels), seed, names)
-
-
-def _entries(folder: Path) -> list[Path]:
-    """Return the files and folders in a folder that are not hidden, sorted."""
-    if not folder.is_dir():
-        raise ValueError(f"`path` must be a folder, got {folder}; check the path")
-    return sorted(entry for entry in folder.iterdir() if entry.name[0] != ".")
+    pixels = np.stack([image for _, image in found])
+    names = [place.name for place in classes]
+    return Dataset(np.divide(pixels, 255, dtype=np.float32), labels, seed, names)
 
 
 def _pixels(file: Path, size: tuple[int, int], mode: str) -> np.ndarray:

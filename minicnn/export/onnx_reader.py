@@ -24,7 +24,7 @@ from minicnn.layers.sliding import DataFormat
 from minicnn.sequential import Sequential
 
 
-def from_onnx(path: str | Path, output: str | None = None) -> Sequential:
+def from_onnx(path: str | Path) -> Sequential:
     """Read a model from an ONNX file, to predict with it or to train it further.
 
     Files of `to_onnx`, of PyTorch (``torch.onnx.export``) and of tf2onnx can be read if their nodes
@@ -35,9 +35,8 @@ def from_onnx(path: str | Path, output: str | None = None) -> Sequential:
     Parameters
     ----------
     path : str or Path
-        Weights in a second file are read if it is in the same folder.
-    output : str, optional
-        The name of the output to read; the default is the first one.
+        Weights in a second file are read if it is in the same folder. Of several outputs of the
+        network, the first one that can be read is taken.
 
     Returns
     -------
@@ -70,15 +69,11 @@ def from_onnx(path: str | Path, output: str | None = None) -> Sequential:
         file = _File(onnx, onnx.load(path))  # weights in a second file, of the same folder only
     except Exception as error:  # damaged bytes may raise anything
         raise ValueError(f"{path} is not an ONNX file of one input ({error})") from error
-    name = file.outputs[0] if output is None else output
-    if name not in file.outputs:
-        names = ", ".join(file.outputs)
-        raise ValueError(f"`output` must be one of {names}, got {checks.describe(output)}")
-    end = file.values.get(name)
-    if isinstance(end, _Value) and end.is_nhwc:
-        end = f"the output {name!r} must be transposed to (N, H, W, C), the layout of the input"
-    if not isinstance(end, _Value):
-        raise ValueError(f"{path} cannot be read as a Sequential: {end}")
+    ends = [file.values.get(name) for name in file.outputs]
+    end = next((end for end in ends if isinstance(end, _Value) and not end.is_nhwc), None)
+    if end is None:
+        fault = ends[0] if isinstance(ends[0], Exception) else "its output is (N, C, H, W)"
+        raise ValueError(f"{path} cannot be read as a Sequential: {fault}")
     model = Sequential(end.layers)
     model.build((None, *file.input_shape), None, file.dtype)
     return model

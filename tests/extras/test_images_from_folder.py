@@ -85,13 +85,13 @@ def test_a_warning_is_short(folder, caplog):
 
 
 def test_folders_that_are_no_data_set(tmp_path):
-    with pytest.raises(ValueError, match=r"one folder of pictures for each class.*no folders in"):
+    with pytest.raises(ValueError, match=r"one folder of pictures for each.*with \[\] pictures"):
         mc.datasets.images_from_folder(tmp_path, 4)
     save(tmp_path / "a" / "1.png", 0, mode="L")
     (tmp_path / "b").mkdir()
-    with pytest.raises(ValueError, match="with no pictures in b"):
+    with pytest.raises(ValueError, match=r"with \[1, 0\] pictures in its folders"):
         mc.datasets.images_from_folder(tmp_path, 4)
-    with pytest.raises(ValueError, match=r"`path` must be a folder, got .*no folder here"):
+    with pytest.raises(ValueError, match=r"`path` must be a folder with .*got no folder here"):
         mc.datasets.images_from_folder(Path("no folder here"), 4)
 
 
