@@ -3,7 +3,7 @@
     python examples/mnist_best.py
     python examples/mnist_best.py --seed 1      other start values, and another order of the images
 
-The network has batch normalization and two residual blocks. In each epoch it sees every image
+The network has batch normalization and three residual blocks. In each epoch it sees every image
 shifted and turned in another way. The learning rate rises and falls twice: a first cycle of two
 epochs, which reaches 99%, and a second one over the other epochs. The accuracy on the test images
 is printed as it goes, and used for nothing else.
@@ -49,6 +49,7 @@ def network():
         *block(32),
         *convolution(64), Activation("relu"), MaxPooling2D(2),  # (N, 7, 7, 64)
         *block(64),
+        *block(64),
         GlobalAveragePooling2D(), Dropout(0.2), Dense(10),
     ])
 
@@ -68,7 +69,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--epochs", type=int, default=20, help="default: 20")
+    parser.add_argument("--epochs", type=int, default=26, help="default: 26")
     parser.add_argument("--steps", type=int, help="end after so many steps, for a short trial")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     args = parser.parse_args()
@@ -76,7 +77,7 @@ def main():
     mnist = mc.datasets.load_dataset("mnist", reshape=False, validation_size=0)
     images, labels = mnist.train.images, mnist.train.labels
     test = mnist.test.images, mnist.test.labels
-    augment = mc.datasets.augment(shift=2, rotation=12)
+    augment = mc.datasets.augment(shift=2, rotation=15)
 
     start = time.perf_counter()
     network().fit(
