@@ -278,6 +278,20 @@ def test_frozen_layers_are_frozen_in_the_explicit_loop(path):
     assert [name for name in after if (after[name] != before[name]).any()] == LOGITS
 
 
+def test_frozen_layers_are_frozen_in_fit(path, tmp_path):
+    net = model()
+    mc.load_weights(net, path)
+    net.layers[0].trainable = False
+    before = values_of(net)
+    net.fit(X, Y, epochs=1, seed=0, verbose=False, model_dir=tmp_path / "model")
+    after = values_of(net)
+    assert [name for name in after if (after[name] != before[name]).any()] == LOGITS
+    other = model()
+    mc.load_weights(other, tmp_path / "model")  # a checkpoint of fit
+    assert_same_weights(values_of(other), after)
+    assert_same_bits(other[:1].predict(X), net[:1].predict(X))  # outputs in the middle
+
+
 # Outputs of layers in the middle -----------------------------------------------------------------
 
 
