@@ -269,7 +269,7 @@ MUTATIONS = [
      "_ends_as_it_says", f"{WEIGHTS} {CHECKPOINTS}"),
     ("more bytes are promised than there are", "core.npz:_members", condition(False),
      "is_plain", WEIGHTS),
-    ("names and shapes are not compared", "core.weights:fitting", condition(False), "wanted",
+    ("names and shapes are not compared", "core.weights:fitting", replace("wanted", "found"), None,
      WEIGHTS),
     # Sequential.fit
     ("fit: the rows held back are trained on", "estimator.supervised:split",
@@ -335,7 +335,6 @@ MUTATIONS = [
     ("a change within a tick of the clock is not seen", "estimator.model:Models._update",
      condition(True), "is_settled", WHICH_WEIGHTS),
     # the start of a run, and changes of images
-    ("what does not fit is read", "core.weights:fitting", condition(False), "wanted", STARTING),
     ("a pattern that matches no name", "core.weights:by_patterns", drop("Raise"), None,
      STARTING),
     ("a checkpoint does not win over a warm start", "estimator.training:train", condition(True),

@@ -539,7 +539,7 @@ def test_the_weights_of_an_estimators_checkpoint(tmp_path):
     np.testing.assert_array_equal(network.predict(X).argmax(axis=1), classes)
     other = mc.Sequential([mc.layers.Dense(3, name="head")])
     other.build((None, 64), rng=5)
-    with pytest.raises(ValueError, match=r"^dense/bias: the model has no such parameter"):
+    with pytest.raises(ValueError, match=r"^dense/bias: the model has nothing of this name"):
         mc.load_weights(other, tmp_path / "model.ckpt-2.npz")
 
 

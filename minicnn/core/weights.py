@@ -148,12 +148,12 @@ def fitting(
     chosen = select(every)
     if not chosen:
         raise ValueError(f"no name is selected; change the patterns, there are {', '.join(every)}")
-    faults = {}
-    for name in chosen:
-        wanted = _form(parameters, name, "no such parameter")
-        found = _form(arrays, name, "no such array")
-        if wanted != found:
-            faults[name] = f"{name}: the model has {wanted}, {path} has {found}"
+    forms = {name: (_form(parameters.get(name)), _form(arrays.get(name))) for name in chosen}
+    faults = {
+        name: f"{name}: the model has {wanted}, {path} has {found}"
+        for name, (wanted, found) in forms.items()
+        if wanted != found
+    }
     fits = [name for name in chosen if name not in faults]
     if faults and (strict or not fits):
         layers = sorted({name.rpartition("/")[0] or name for name in faults})
@@ -170,12 +170,11 @@ def fitting(
     return fits
 
 
-def _form(arrays: Mapping[str, Any], name: str, missing: str) -> str:
+def _form(array: Any) -> str:
     """Return the shape of an array, and its type if it does not hold float numbers."""
-    if name not in arrays:
-        return missing
-    kind = arrays[name].dtype
-    return f"{arrays[name].shape}" + ("" if kind.kind == "f" else f" of {kind}")
+    if array is None:
+        return "nothing of this name"
+    return f"{array.shape}" if array.dtype.kind == "f" else f"{array.shape} of {array.dtype}"
 
 
 def parameters_of(model: Any) -> dict[str, Parameter]:
