@@ -1,12 +1,12 @@
-"""Time the logits of a network: one image, a hundred, a thousand.
+"""Time the logits of a network: one image, eight, a hundred, a thousand.
 
     python benchmarks/inference.py                  the documented network
     python benchmarks/inference.py --network vgg    another one of benchmarks/networks.py
 
-`Sequential.predict` against PyTorch (eager, `inference_mode`, two memory layouts) and ONNX Runtime
-with the same weights. Inputs are arrays (N, H, W, C), outputs are arrays. A thousand images are
-predicted in one call and in calls of a hundred, as neither is faster for all. The logits are
-compared before the timing.
+The model of `Sequential.for_inference` against `Sequential.predict`, PyTorch (eager,
+`inference_mode`, two memory layouts) and ONNX Runtime with the same weights. Inputs are arrays
+(N, H, W, C), outputs are arrays. A thousand images are predicted in one call and in calls of a
+hundred, as neither is faster for all. The logits are compared before the timing.
 """
 
 import itertools
@@ -20,10 +20,11 @@ import networks
 import numpy as np
 
 CALLS = {  # images, images per call
-    "1 image": (1, 1), "100 images": (100, 100),
+    "1 image": (1, 1), "8 images": (8, 8), "100 images": (100, 100),
     "1,000 in one call": (1000, 1000), "1,000 by hundreds": (1000, 100),
 }  # fmt: skip
 RUNTIME = "ONNX Runtime"
+PREDICT = "minicnn predict"
 LIMIT = 1e-4
 
 
@@ -34,8 +35,9 @@ class Inference:
         self.images = np.load(Path(folder) / "images.npy")
         weights = networks.read_weights(Path(folder) / "weights.npz")
         network = networks.Network(*network)
-        if name == "minicnn":
-            model = networks.make(name, network, weights).model
+        if name in ("minicnn", PREDICT):
+            model = networks.make("minicnn", network, weights).model
+            model = model if name == PREDICT else model.for_inference()
             self.logits = lambda x: model.predict(x, batch_size=len(x))
         elif name == RUNTIME:
             self.logits = onnx_runtime(network, weights)
@@ -156,7 +158,7 @@ def main():
         batches = itertools.islice(networks.batches(network), math.ceil(1000 / network.batch))
         np.save(Path(folder) / "images.npy", np.concatenate([x for x, _ in batches]))
         np.savez(Path(folder) / "weights.npz", *networks.start_values(network))
-        names = ["minicnn", *peers]
+        names = ["minicnn", PREDICT, *peers]
         with harness.contenders(names, args.threads, network=network, folder=folder) as contenders:
             check(contenders, folder)
             for title, (count, size) in CALLS.items():

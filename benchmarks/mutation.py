@@ -66,6 +66,7 @@ GEMM = "tests/kernels/test_gemm.py"
 GRAPH = "tests/estimator/test_graph.py"
 INITIALIZERS = "tests/test_initializers.py"
 JIT = "tests/kernels/test_jit.py"
+INFERENCE = "tests/test_inference.py"
 LOSSES = "tests/test_losses.py"
 MAX_POOLING = "tests/layers/test_max_pooling2d.py"
 METRICS = "tests/test_metrics.py"
@@ -480,6 +481,16 @@ MUTATIONS = [
      replace("min(_SLAB, d - p)", "min(_SLAB - 1, d - p)"), None, GEMM),
     ("dense: the first slab of x for all", "kernels.dense.dense:_product_in_place",
      replace("pointer(x, p)", "pointer(x, 0)"), None, GEMM),
+    ("inference: a user's op runs once", "inference:_is_repeatable", returns("True"), None,
+     f"{INFERENCE} -k those_of_predict"),
+    ("inference: images are turned once", "inference:_channels_are_last", returns("True"), None,
+     f"{INFERENCE} -k those_of_predict"),
+    ("inference: outputs are written again", "inference:_Run.__call__",
+     replace("output.copy()", "output"), None, f"{INFERENCE} -k of_their_own"),
+    ("inference: weights of the model itself", "inference:program_of",
+     replace("copy.deepcopy(model)", "model"), None, f"{INFERENCE} -k snapshot"),
+    ("inference: filters are packed at every call", "inference:_Run.__init__",
+     unwrap("any"), None, f"{INFERENCE} -k depends_on_the_inputs"),
     ("dense: ReLU loses NaN", "kernels.dense.dense:_forward",
      replace("row[q] <= 0", "not row[q] > 0"), None, GEMM),
     ("dense: mask of the first element for every row", "kernels.dense.dense:_forward",

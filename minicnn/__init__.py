@@ -58,6 +58,7 @@ from minicnn.estimator.history import History
 from minicnn.estimator.starting import load_weights
 from minicnn.estimator.train_op import TrainOp, optimize_loss
 from minicnn.hooks import NanLossError
+from minicnn.inference import InferenceModel
 from minicnn.kernels.threads import get_num_threads, set_num_threads
 from minicnn.ops import (
     add,
@@ -89,11 +90,12 @@ explain(
 )
 
 __all__ = [
-    "CheckpointError", "Context", "Estimator", "Graph", "History", "MetricSpec", "ModeKeys",
-    "ModelFnOps", "NanLossError", "Op", "Parameter", "RunConfig", "Sequential", "Tensor", "TrainOp",
-    "Workspace", "add", "argmax", "cast", "check_gradients", "concat", "datasets", "distributed",
-    "export", "gelu", "get_num_threads", "hooks", "identity", "images", "initializers", "layers",
-    "leaky_relu", "load_weights", "log_softmax", "losses", "metrics", "one_hot", "optimize_loss",
-    "optimizers", "plots", "reduce_mean", "reduce_sum", "relu", "report", "reshape",
-    "save_weights", "set_num_threads", "sigmoid", "softmax", "summaries", "tanh", "warmup",
+    "CheckpointError", "Context", "Estimator", "Graph", "History", "InferenceModel", "MetricSpec",
+    "ModeKeys", "ModelFnOps", "NanLossError", "Op", "Parameter", "RunConfig", "Sequential",
+    "Tensor", "TrainOp", "Workspace", "add", "argmax", "cast", "check_gradients", "concat",
+    "datasets", "distributed", "export", "gelu", "get_num_threads", "hooks", "identity", "images",
+    "initializers", "layers", "leaky_relu", "load_weights", "log_softmax", "losses", "metrics",
+    "one_hot", "optimize_loss", "optimizers", "plots", "reduce_mean", "reduce_sum", "relu",
+    "report", "reshape", "save_weights", "set_num_threads", "sigmoid", "softmax", "summaries",
+    "tanh", "warmup",
 ]

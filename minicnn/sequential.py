@@ -21,6 +21,7 @@ from minicnn.estimator.model import InPlace, Model
 from minicnn.estimator.streams import Stream
 from minicnn.estimator.supervised import ModelFn, ends_in, head_of
 from minicnn.hooks import NanLossError
+from minicnn.inference import InferenceModel, program_of
 from minicnn.layers.chain import LAYERS, Chain, check_once
 from minicnn.ops import activation
 
@@ -390,16 +391,38 @@ class Sequential(Chain):
         ndarray
             (N, ...)
         """
-        self._use_built_layers()
         batch_size = checks.integer(batch_size, "batch_size")
-        x = np.atleast_1d(checks.array(x, "x"))
-        if x.dtype.kind == "f" and self.dtype is not None:
-            x = x.astype(self.dtype, copy=False)
-        self.check_inputs(x)  # before it is cut: errors quote the user's shape
+        x = self.converted(x)  # before it is cut: errors quote the user's shape
         starts = range(0, max(len(x), 1), batch_size)
         return np.concatenate(
             [self.forward(x[start : start + batch_size], Context(save=False)) for start in starts]
         )
+
+    def for_inference(self) -> InferenceModel:
+        """Return a copy of the model that predicts faster, above all a few rows at a time.
+
+        It is a snapshot: later changes of the weights have no effect.
+
+        Returns
+        -------
+        InferenceModel
+
+        Raises
+        ------
+        RuntimeError
+            If the model was not built.
+
+        Examples
+        --------
+        >>> import numpy as np, minicnn as mc
+        >>> model = mc.Sequential([mc.layers.Dense(2)])
+        >>> model.build((None, 4), rng=0)
+        (None, 2)
+        >>> model.for_inference().predict(np.zeros((1, 4), np.float32)).shape
+        (1, 2)
+        """
+        self._use_built_layers()
+        return InferenceModel(program_of(self))
 
     def predict_proba(self, x: Any, batch_size: int = 100) -> np.ndarray:
         """Return the probability of each class for all rows of `x`.

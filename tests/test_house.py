@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     ["sequential"],
     ["estimator"],
+    ["inference"],
     ["hooks"],
     ["layers"],
     ["ops", "losses", "metrics", "optimizers", "initializers"],
@@ -124,7 +125,7 @@ def test_every_module_has_a_floor():
 
 def test_a_module_at_the_top_is_a_public_name():
     rooms = {room(module) for module in INSIDE}
-    others = {"compat", "ops", "report", "sequential", "warmup"}
+    others = {"compat", "inference", "ops", "report", "sequential", "warmup"}
     assert rooms - INNER == {*public.PUBLIC_MODULES, *others}
 
 

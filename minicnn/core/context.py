@@ -68,6 +68,7 @@ class Context:
         self._slots: dict[Any, Any] = {}
         self._key: int | None = None
         self._drawn: Counter[str] = Counter()
+        self.packed: dict[Any, np.ndarray] | None = None  # by layer, if no kernel ever changes
 
     def __setitem__(self, layer: Any, saved: Any) -> None:
         if self.save:

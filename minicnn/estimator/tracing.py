@@ -185,6 +185,10 @@ class Trace:
             feeds |= {holder: arrays[name] for name, holder in by_name(holders).items()}
         return feeds
 
+    def features(self, x: Any) -> dict[Any, np.ndarray]:
+        """Return the value of each placeholder for features alone."""
+        return dict(self.feeds((each(np.asarray, x), None)))
+
 
 def form(batch: Batch) -> tuple[Any, Any]:
     """Return the names, row shapes and types of a batch's features and labels."""

@@ -91,16 +91,17 @@ def pack(b, b_row, b_col, k, n, packed):
 
 
 @helper
-def multiply(a, a_row, a_col, packed, s, s_row, s_col, c, c_row, m, n, k):
+def multiply(a, a_row, a_col, packed, s, s_row, s_col, c, c_row, m, n, k, most=DEPTH):
     """Write C (m, n) = S (m, n) + A (m, k) B (k, n).
 
     A matrix is given by a pointer to its first element and its row and column strides in elements.
     B is packed into panels. The rows of C and the panels of S are contiguous. A bias S has row
-    stride 0; a panel of zeros has both strides 0.
+    stride 0; a panel of zeros has both strides 0. At most `most` rows of a panel are read at a
+    time: those that fit into the first-level cache, if A has more rows than a tile.
     """
     width = panel(c)
-    for p in range(0, max(k, 1), DEPTH):
-        depth = min(DEPTH, k - p)  # rows of a panel that fit into the first-level cache
+    for p in range(0, max(k, 1), most):
+        depth = min(most, k - p)
         for j in range(0, n, width):
             block_of_rows(pointer(a, p * a_col), a_row, a_col, 0,
                           pointer(packed, j * k + p * width), width, pointer(s, j * s_col), s_row,

@@ -71,11 +71,23 @@ def parallel_for(
         for array in writes:
             array[...] = 0
         return
-    job = _Job(kernel, chunks, (*arrays, *sizes), scratch)
+    tape = getattr(_local, "tape", None)
+    if tape is not None:  # see `taped`
+        tape.append((kernel, chunks, (*arrays, *sizes), _own_scratch(scratch, chunks, work), work))
+    run(kernel, chunks, (*arrays, *sizes), scratch, work)
+
+
+def run(
+    kernel: Any, chunks: int, arguments: tuple[Any, ...], scratch: Any, work: int
+) -> None:
+    """Run the chunks of a kernel, on the caller alone if the work is little."""
     workers = _workers
-    if chunks <= 1 or work < _LEAST_WORK or not workers.count:
-        job.work()
+    if _is_little(chunks, work) or not workers.count:
+        arrays = scratch if isinstance(scratch, tuple) else _scratch(scratch)
+        for chunk in range(chunks):
+            kernel(chunk, arrays, *arguments)
         return
+    job = _Job(kernel, chunks, arguments, scratch)
     try:
         if workers.take(job):
             workers.share(job, chunks - 1)
@@ -85,6 +97,36 @@ def parallel_for(
         job.arguments = ()  # so that a worker that wakes up late keeps no arrays alive
         if workers.holder is job:
             del workers.holder
+
+
+@contextlib.contextmanager
+def taped() -> Iterator[list[Any]]:
+    """Record the calls that this thread makes, so that `run(*call)` repeats them.
+
+    A call keeps its arrays, and its own scratch if it needs no other thread. Two threads must not
+    repeat it at the same time.
+
+    Yields
+    ------
+    list of (kernel, chunks, arguments, scratch, work)
+    """
+    _local.tape = []
+    try:
+        yield _local.tape
+    finally:
+        _local.tape = None
+
+
+def _is_little(chunks: int, work: int) -> bool:
+    """Return whether a call is not worth a second thread."""
+    return chunks <= 1 or work < _LEAST_WORK
+
+
+def _own_scratch(layout: Mapping[str, Any], chunks: int, work: int) -> Any:
+    """Return the scratch of a recorded call: arrays, or the layout if it may use other threads."""
+    if not _is_little(chunks, work):
+        return layout
+    return tuple(aligned(shape, dtype) for shape, dtype in layout.values())
 
 
 @contextlib.contextmanager
@@ -131,9 +173,9 @@ def check(**arrays: tuple[np.ndarray, tuple[int, ...]]) -> None:
             )
 
 
-def share(items: int, chunks: int) -> int:
-    """Return the number of items per chunk, for at most `chunks` chunks."""
-    return max(1, -(-items // chunks))
+def share(items: int, chunks: int, work: int = _LEAST_WORK) -> int:
+    """Return the number of items per chunk, for at most `chunks` chunks; one for little work."""
+    return max(1, -(-items // (chunks if work >= _LEAST_WORK else 1)))
 
 
 def set_num_threads(n: int) -> None:

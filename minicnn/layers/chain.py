@@ -153,6 +153,14 @@ class Chain(Layer):
         self._use_built_layers()
         return super().check_inputs(x)
 
+    def converted(self, x: Any) -> np.ndarray:
+        """Return inputs as an array of the model's type; raise if it was not built for them."""
+        self._use_built_layers()
+        x = np.atleast_1d(checks.array(x, "x"))
+        if x.dtype.kind == "f" and self.dtype is not None:
+            x = x.astype(self.dtype, copy=False)
+        return self.check_inputs(x)
+
     def _use_built_layers(self) -> None:
         """Build the model without `rng` if all of its layers were built before."""
         is_known = self.input_shape is not None or not self.layers

@@ -100,7 +100,13 @@ class Dense(Affine):
         if dropout is not None and (key := dropout.draw(ctx)) is not None:
             mask = key, dropout.rate, ctx.first_row, math.prod(x.shape[1:-1])
             scale = 1.0 / (1.0 - dropout.rate)
-        kernels.forward(_rows(x), *(weights or self.weights()), _rows(y), relu, mask)
+        w, b = weights or self.weights()
+        packed = None
+        if ctx.packed is not None:
+            if self not in ctx.packed:
+                ctx.packed[self] = kernels.packed_kernel(w)
+            packed = ctx.packed[self]
+        kernels.forward(_rows(x), w, b, _rows(y), relu, mask, packed)
         ctx[self] = x, y if relu else None, scale
         return y
 

@@ -17,9 +17,9 @@ EDGES = [1, 3, 5, 6, 7, 8, 9, 14, 15, 16, 17, 31, 33, 64, 65, 128, 129, 257, 513
 SIZES = st.integers(1, 40) | st.sampled_from([*EDGES, 130, 600])
 
 
-def forward(x, w, b, relu=False):
+def forward(x, w, b, relu=False, packed=None):
     y = empty((len(x), w.shape[1]), x.dtype)
-    dense.forward(x, w, b, y, relu)
+    dense.forward(x, w, b, y, relu, packed=packed)
     return y
 
 
@@ -131,6 +131,16 @@ def test_a_row_does_not_depend_on_its_batch(dtype):
     for rows in [*(slice(i, i + 1) for i in range(21)), slice(3, 7), slice(2, 9), slice(5, 21)]:
         assert_same_bits(forward(x[rows], w, b), y[rows])
         assert_same_bits(input_gradient(dy[rows], w), dx[rows])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("d", "u"), [(300, 330), (17, 3), (1, 64), (600, 513)])
+@pytest.mark.parametrize("n", [0, 1, 2, 9, 14, 15, 40])
+def test_a_kernel_that_is_packed_before(by_threads, n, d, u, dtype):
+    x, w, b, _ = draw(normal, n, d, u, dtype)
+    packed, expected = dense.packed_kernel(w), forward(x, w, b, relu=True)
+    for y in by_threads(lambda: forward(x, w, b, relu=True, packed=packed)):
+        assert_same_bits(y, expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

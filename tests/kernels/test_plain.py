@@ -159,6 +159,9 @@ def test_dense(both, n, d, u, dtype):
     x, w, b, dy = (normal(rng, shape, dtype) for shape in ((n, d), (d, u), (u,), (n, u)))
     for relu, dropout in ((False, None), (True, None), (True, (5, 0.4, 3, 1))):
         check(both, DENSE, "forward", (x, w, b), {"y": dy.shape}, relu, dropout, dtype=dtype)
+    kernels = [modules[DENSE].packed_kernel(w) for modules in both]
+    assert_array_equal(*kernels)
+    check(both, DENSE, "forward", (x, w, b), {"y": dy.shape}, False, None, kernels[0], dtype=dtype)
     few = np.where(dy < 0.3, 0, dy)
     for gradient, dx in ((dy, x.shape), (few, x.shape), (few, None)):
         check(both, DENSE, "gradients", (x, gradient, w), {"dw": w.shape, "dx": dx}, True,

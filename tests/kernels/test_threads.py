@@ -106,6 +106,28 @@ def test_the_caller_computes_little_work_alone(monkeypatch, set_threads, work, t
     assert len(seen) == threads_
 
 
+@pytest.mark.parametrize(("work", "count"), [(1, 1), (1 << 30, 1), (1 << 30, 2)])
+def test_recorded_calls_can_be_repeated(monkeypatch, set_threads, work, count):
+    monkeypatch.undo()
+    set_threads(count)
+    x, y = np.arange(6.0), np.zeros(6)
+
+    def kernel(chunk, scratch, x, y, factor):
+        (part,) = scratch
+        part[0] = factor * x[chunk]
+        y[chunk] = part[0]
+
+    scratch = {"part": ((1,), np.float64)}
+    with pool.taped() as calls:
+        parallel_for(kernel, 6, (x,), (y,), 2, scratch=scratch, work=work)
+    parallel_for(kernel, 6, (x,), (y,), 5, scratch=scratch)  # not recorded
+    assert_array_equal(y, 5 * x)
+    x += 1
+    [call] = calls
+    pool.run(*call)
+    assert_array_equal(y, 2 * x)
+
+
 def test_arguments_arrive_in_order(set_threads):
     set_threads(2)
     x, y, z = np.arange(3.0), np.zeros(2), np.zeros(4)

@@ -77,11 +77,12 @@ def forward(
     packed = aligned(panels, np.float32)
     parallel_for(_pack, panels[0], (w,), (packed,), turned)
     bands = _bands(window, pool)
-    length = share(len(x) * bands.per_image, chunks)
+    work = len(x) * window.out_h * window.out_w * w.size
+    length = share(len(x) * bands.per_image, chunks, work)
     line = round_up(filters, LANES)
     parallel_for(
         _forward, -(-len(x) * bands.per_image // length), (x, packed, b), (y, code), tuple(window),
-        tuple(bands), length, relu, pool, work=len(x) * window.out_h * window.out_w * w.size,
+        tuple(bands), length, relu, pool, work=work,
         scratch={
             "padded": (_padded(window, bands, channels), np.float32),
             "bias": ((line,), np.float32),

@@ -23,19 +23,23 @@ from minicnn.kernels.gemm import (
 )
 from minicnn.kernels.jit import helper, kernel
 from minicnn.kernels.simd import pointer
-from minicnn.kernels.threads import check, parallel_for
+from minicnn.kernels.threads import aligned, check, parallel_for
 
 _CHUNK = 64  # columns of the result per chunk; each chunk packs its part of B
 _FEW_ROWS = 14  # up to this many, w is not packed: packing would cost more than the product
 _SLAB = 16  # rows of w that are read at a time if it is not packed
 _WIDE_CHUNK = 512  # columns per chunk in that case: long contiguous reads of w
+_PACKED_CHUNK = 256  # the same if w is packed
+_READING = 2  # multiply-adds that take as long as to read an element of w
 
 
 def forward(
     x: np.ndarray, w: np.ndarray, b: np.ndarray, y: np.ndarray, relu: bool = False,
-    dropout: tuple[int, float, int, int] | None = None,
+    dropout: tuple[int, float, int, int] | None = None, packed: np.ndarray | None = None,
 ) -> None:
     """Write y = x w + b, followed by ReLU and dropout if requested.
+
+    `packed` is the result of `packed_kernel`, if w never changes.
 
     `dropout` is a tuple (key, rate, number of the first row in the batch, rows of this matrix per
     row of the batch).
@@ -43,10 +47,22 @@ def forward(
     d, u = w.shape
     check(x=(x, (len(x), d)), w=(w, (d, u)), b=(b, (u,)), y=(y, (len(x), u)))
     key, rate, first_row, per_row = dropout or (0, 0.0, 0, 1)
-    width = _WIDE_CHUNK if len(x) <= _FEW_ROWS else _CHUNK
-    parallel_for(_forward, -(-u // width), (x, w, b), (y,), width, relu, dropout is not None,
-                 *mask_of(key, rate, x.dtype), first_row, per_row, work=x.size * u,
+    width = _CHUNK
+    if len(x) <= _FEW_ROWS:
+        width = _WIDE_CHUNK if packed is None else _PACKED_CHUNK
+    parallel_for(_forward, -(-u // width), (x, w if packed is None else packed, b), (y,), width,
+                 packed is not None, relu, dropout is not None, *mask_of(key, rate, x.dtype),
+                 first_row, per_row, work=(len(x) + _READING) * w.size,
                  scratch={**_packed(d, x.dtype), "row": ((width,), x.dtype)})
+
+
+def packed_kernel(w: np.ndarray) -> np.ndarray:
+    """Return w (D, U) as `forward` multiplies by it, in panels."""
+    d, u = w.shape
+    panels, _, width = packed_shape(d, u, w.dtype)
+    packed = aligned((panels * d, width), w.dtype)
+    parallel_for(_pack, panels, (w,), (packed,))
+    return packed
 
 
 def input_gradient(dy: np.ndarray, w: np.ndarray, dx: np.ndarray) -> None:
@@ -93,13 +109,17 @@ def _packed(k: int, dtype: Any) -> dict[str, tuple[tuple[int, ...], Any]]:
 
 
 @kernel
-def _forward(chunk, scratch, x, w, b, y, width, relu, dropping, key, threshold, scale, first_row,
-             per_row):
+def _forward(chunk, scratch, x, w, b, y, width, is_packed, relu, dropping, key, threshold, scale,
+             first_row, per_row):
     packed, _, source = scratch
-    (n, d), u = x.shape, w.shape[1]
+    (n, d), u = x.shape, b.size
     j = chunk * width
     columns = min(width, u - j)
-    if width == _CHUNK:
+    if is_packed:
+        most = d if width == _PACKED_CHUNK else DEPTH  # few rows: long contiguous reads of w
+        multiply(pointer(x, 0), d, 1, pointer(w, j * d), pointer(b, j), 0, 1, pointer(y, j), u, n,
+                 columns, d, max(most, 1))
+    elif width == _CHUNK:
         _product(pointer(x, 0), d, 1, pointer(w, j), u, 1, pointer(b, j), 1, pointer(y, j), u, n,
                  columns, d, pointer(packed, 0))
     else:
@@ -114,6 +134,14 @@ def _forward(chunk, scratch, x, w, b, y, width, relu, dropping, key, threshold, 
             copy(row, 0, pointer(source, 0), 0, 1, columns)
             drop(pointer(source, 0), row, i % per_row * u + j, columns, key, threshold, scale,
                  first_row + i // per_row)
+
+
+@kernel
+def _pack(chunk, scratch, w, packed):
+    """Write a panel of w."""
+    (d, u), width = w.shape, packed.shape[1]
+    j = chunk * width
+    pack(pointer(w, j), u, 1, d, min(width, u - j), pointer(packed, j * d))
 
 
 @kernel

@@ -1,0 +1,216 @@
+"""Models for inference: `InferenceModel`, which `for_inference` returns."""
+
+import copy
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minicnn.core import checks
+from minicnn.core.context import Context, Workspace
+from minicnn.core.op import Op, parts
+from minicnn.kernels import threads
+from minicnn.layers import (
+    Activation,
+    AveragePooling2D,
+    BatchNormalization,
+    Conv2D,
+    Dense,
+    Dropout,
+    Flatten,
+    GlobalAveragePooling2D,
+    GlobalMaxPooling2D,
+    MaxPooling2D,
+    Reshape,
+    Residual,
+)
+from minicnn.layers.chain import Chain
+from minicnn.layers.fusion import Folded, Fused
+from minicnn.ops import Add, Relu
+
+_SIZES = 4  # numbers of rows whose buffers are kept
+
+
+class Program(NamedTuple):
+    """What an `InferenceModel` computes. Its ops and their weights never change."""
+
+    name: str
+    feeds: Callable[[Any], dict[Any, np.ndarray]]  # checks inputs, and returns them by key
+    steps: Sequence[tuple[Op, tuple[Any, ...], Any]]  # op, keys of its inputs, key of its output
+    fetches: dict[Any, Any]  # the keys of the outputs, by name
+    is_single: bool  # whether there is one output, without a name
+
+
+class InferenceModel:
+    """Compute the outputs of a model faster: a snapshot of it, which never changes.
+
+    ``Sequential.for_inference`` and ``Estimator.for_inference`` make it. The filters are packed
+    once, batch normalization is folded into the layer before it, and the calls of the kernels and
+    their buffers are prepared once for each number of rows. The outputs are those of the model's
+    `predict` within rounding, and bit-identical for any number of threads. Several threads can use
+    it at the same time. It can be pickled, unless a part of the model cannot.
+
+    Parameters
+    ----------
+    program : Program
+        Made by ``for_inference``.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> model = mc.Sequential([mc.layers.Dense(8, activation="relu"), mc.layers.Dense(2)])
+    >>> model.build((None, 4), rng=0)
+    (None, 2)
+    >>> fast = model.for_inference()
+    >>> x = np.ones((3, 4), np.float32)
+    >>> np.allclose(fast(x), model.predict(x))
+    True
+    """
+
+    def __init__(self, program: Program) -> None:
+        self._program = checks.instance(program, Program, "program", "made by for_inference()")
+        self._packed: dict[Op, np.ndarray] = {}  # kernels, shared by all runs
+        self._runs: dict[int, list[_Run]] = {}  # by number of rows: those that no thread uses now
+
+    def predict(self, x: Any, batch_size: int = 100) -> Any:
+        """Return the outputs for all rows of `x`, computed `batch_size` rows at a time.
+
+        Parameters
+        ----------
+        x : ndarray, or dict of str to ndarray
+            What the model's `predict` takes.
+        batch_size : int
+
+        Returns
+        -------
+        ndarray, or dict of str to ndarray
+            With a row for each of `x`.
+        """
+        batch_size = checks.integer(batch_size, "batch_size")
+        feeds = self._program.feeds(x)
+        starts = range(0, max(_rows_of(feeds), 1), batch_size)
+        parts = [
+            self._outputs({key: rows[start : start + batch_size] for key, rows in feeds.items()})
+            for start in starts
+        ]
+        outputs = parts[0]
+        if len(parts) > 1:
+            outputs = {name: np.concatenate([part[name] for part in parts]) for name in outputs}
+        return next(iter(outputs.values())) if self._program.is_single else outputs
+
+    def __call__(self, x: Any) -> Any:
+        """Return the outputs for all rows of `x`, as `predict` does."""
+        return self.predict(x)
+
+    def __repr__(self) -> str:
+        return f"InferenceModel of {self._program.name!r}"
+
+    def __reduce__(self) -> Any:
+        return InferenceModel, (self._program,)
+
+    def _outputs(self, feeds: dict[Any, np.ndarray]) -> dict[Any, np.ndarray]:
+        runs = self._runs.setdefault(_rows_of(feeds), [])
+        try:
+            run = runs.pop()
+        except IndexError:
+            run = _Run(self._program, self._packed, feeds)
+        outputs = run(feeds)
+        runs.append(run)
+        if len(self._runs) > _SIZES:
+            self._runs.pop(next(iter(self._runs)), None)
+        return outputs
+
+
+class _Run:
+    """The calls that compute the outputs for one number of rows, and their buffers.
+
+    Kernels that read only weights, such as those that transform filters, run once, when the calls
+    are recorded.
+    """
+
+    def __init__(
+        self, program: Program, packed: dict[Op, np.ndarray], feeds: dict[Any, np.ndarray]
+    ) -> None:
+        ctx = Context(save=False, workspace=Workspace())
+        ctx.packed = packed
+        self._inputs = {key: np.array(rows, order="C") for key, rows in feeds.items()}
+        self._calls: list[Callable[[], None]] = []
+        values: dict[Any, Any] = dict(self._inputs)
+        changing = list(values.values())  # the arrays that depend on the inputs
+        for op, inputs, key in program.steps:
+            forward: Callable[..., Any] = op.forward
+            arguments = *(values[source] for source in inputs), ctx
+            with threads.taped() as calls:
+                output = forward(*arguments)
+            if _is_repeatable(op):
+                for call in calls:
+                    arrays = [a for a in call[2] if isinstance(a, np.ndarray)]
+                    if any(np.may_share_memory(a, b) for a in arrays for b in changing):
+                        changing += [array for array in arrays if array.flags.writeable]
+                        self._calls.append(functools.partial(threads.run, *call))
+            else:
+                output = np.array(output, order="C")
+                self._calls.append(functools.partial(_copy_output, forward, arguments, output))
+                changing.append(output)
+            values[key] = output
+        self._outputs = {name: values[key] for name, key in program.fetches.items()}
+
+    def __call__(self, feeds: dict[Any, np.ndarray]) -> dict[Any, np.ndarray]:
+        for key, rows in feeds.items():
+            self._inputs[key][...] = rows
+        for call in self._calls:
+            call()
+        return {name: output.copy() for name, output in self._outputs.items()}
+
+
+def _copy_output(forward: Callable[..., Any], arguments: Any, output: np.ndarray) -> None:
+    output[...] = forward(*arguments)
+
+
+def _rows_of(feeds: dict[Any, np.ndarray]) -> int:
+    return len(next(iter(feeds.values())))
+
+
+def program_of(model: Chain) -> Program:
+    """Return the program of a copy of a built model."""
+    if model.input_shape is None:
+        raise RuntimeError(f"{model.label}: call build(input_shape, rng) before for_inference()")
+    model = copy.deepcopy(model)
+    for parameter in model.parameters:
+        parameter._grad = None
+        parameter.value.flags.writeable = False
+    ops = model._chain if _is_chain(model) else [model]
+    steps = [(op, (number,), number + 1) for number, op in enumerate(ops)]
+    return Program(model.label, functools.partial(_feed, model), steps, {None: len(ops)}, True)
+
+
+def _feed(model: Chain, x: Any) -> dict[Any, np.ndarray]:
+    return {0: model.converted(x)}
+
+
+# Layers whose forward pass consists of calls of kernels and of views.
+_REPEATABLE = (
+    Activation, Add, AveragePooling2D, BatchNormalization, Conv2D, Dense, Dropout, Flatten, Folded,
+    Fused, GlobalAveragePooling2D, GlobalMaxPooling2D, MaxPooling2D, Relu, Reshape, Residual,
+)
+
+
+def _is_repeatable(op: Op) -> bool:
+    """Return whether the recorded calls of kernels compute the outputs of an op for any inputs."""
+    return all(
+        (type(part) in _REPEATABLE or _is_chain(part)) and _channels_are_last(part)
+        for part in parts(op)
+    )
+
+
+def _is_chain(op: Op) -> bool:
+    """Return whether an op runs the ops of a chain, and nothing else."""
+    return type(op).forward is Chain.forward
+
+
+def _channels_are_last(layer: Any) -> bool:
+    """Return whether a layer needs no copy with its axes in another order."""
+    rank = len(getattr(layer, "input_shape", None) or ())
+    is_last = getattr(layer, "data_format", "channels_last") == "channels_last"
+    return is_last and getattr(layer, "axis", -1) in (-1, rank - 1)

@@ -1,0 +1,318 @@
+"""Tests of models for inference."""
+
+import pickle
+import threading
+
+import numpy as np
+import pytest
+from tolerances import assert_same_bits
+
+import minicnn as mc
+from minicnn.inference import InferenceModel
+from minicnn.kernels import threads
+from minicnn.layers import (
+    Activation,
+    AveragePooling2D,
+    BatchNormalization,
+    Conv2D,
+    Dense,
+    Dropout,
+    Flatten,
+    GlobalAveragePooling2D,
+    MaxPooling2D,
+    Reshape,
+    Residual,
+)  # fmt: skip
+
+
+class Halve(mc.Op):
+    """A user's op, which computes with NumPy."""
+
+    def forward(self, x, ctx):
+        return x / 2
+
+
+class Doubled(mc.Sequential):
+    """A model whose outputs are not those of its last layer."""
+
+    def forward(self, x, ctx):
+        return 2 * super().forward(x, ctx)
+
+
+def images_first():
+    return [
+        Reshape((1, 8, 8)), Conv2D(9, 3, data_format="channels_first"),
+        BatchNormalization(axis=1), Activation("relu"),
+        MaxPooling2D(2, data_format="channels_first"),
+    ]  # fmt: skip
+
+
+CHAINS = {
+    "pooled convolutions": lambda: [
+        Conv2D(32, 5, padding="same", activation="relu"), MaxPooling2D(2),
+        Conv2D(24, 5, padding="same", activation="relu"), MaxPooling2D(2),
+        Flatten(), Dense(70, activation="relu"), Dropout(0.5), Dense(3),
+    ],
+    "normalized": lambda: [
+        BatchNormalization(), Conv2D(8, 3, use_bias=False), BatchNormalization(),
+        Activation("relu"), Conv2D(5, 3, strides=2), BatchNormalization(center=False, scale=False),
+        Flatten(), Dense(7), BatchNormalization(),
+    ],
+    "normalized after ReLU": lambda: [
+        Conv2D(8, 3, activation="relu"), BatchNormalization(), Flatten(), Dense(2),
+    ],
+    "residual": lambda: [
+        Residual([Conv2D(4, 3, padding="same"), BatchNormalization(), Halve()],
+                 Conv2D(4, 1)),
+        Activation("relu"), Residual([Conv2D(4, 3, padding="same"), BatchNormalization()]),
+        GlobalAveragePooling2D(), Dense(2, activation="softmax"),
+    ],
+    "residual of kernels alone": lambda: [
+        Conv2D(4, 3), Residual([Conv2D(4, 3, padding="same"), BatchNormalization()]),
+        Activation("relu"), AveragePooling2D(2), Flatten(), Dense(2),
+    ],
+    "dilated": lambda: [Conv2D(4, 3, dilation_rate=2, activation="tanh"), Flatten(), Dense(2)],
+    "channels first": images_first,
+    "a user's op": lambda: [Halve(), Conv2D(4, 3, activation="relu"), Halve(), Flatten(), Dense(2)],
+    "dropout first": lambda: [Dropout(0.5), Flatten(), Dense(2)],
+    "a user's chain": lambda: [Doubled([Conv2D(4, 3), Dense(3)]), Flatten(), Dense(2)],
+    "a chain in a chain": lambda: [mc.Sequential([Conv2D(4, 3), BatchNormalization()]), Flatten()],
+}  # fmt: skip
+by_chain = pytest.mark.parametrize("name", CHAINS)
+
+
+def draw(seed, *shape, dtype=np.float32):
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def built(name, dtype=np.float32, **options):
+    """Return a model whose moving averages differ from those at the start."""
+    model = mc.Sequential(CHAINS[name](), **options)
+    model.build((None, 8, 8, 1), 0, dtype)
+    rng = np.random.default_rng(1)
+    for parameter in model.parameters:
+        if parameter.value.ndim == 1:
+            parameter.value[...] = rng.uniform(0.5, 2, parameter.shape)
+    return model
+
+
+def close(model, fast, x, dtype=np.float32):
+    expected = model.predict(x)
+    assert fast(x).dtype == dtype
+    limit = {"float32": 2e-5, "float64": 1e-12}[np.dtype(dtype).name]
+    np.testing.assert_allclose(fast(x), expected, rtol=0, atol=limit * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@by_chain
+def test_outputs_are_those_of_predict(name, dtype):
+    model = built(name, dtype)
+    fast = model.for_inference()
+    for seed, rows in enumerate((1, 3, 1, 20, 3)):  # the second time with other inputs
+        close(model, fast, draw(seed, rows, 8, 8, 1, dtype=dtype), dtype)
+
+
+@by_chain
+def test_without_fusion(name):
+    model = built(name, fuse=False)
+    close(model, model.for_inference(), draw(0, 2, 8, 8, 1))
+
+
+@by_chain
+def test_threads_change_no_bit(name, monkeypatch):
+    monkeypatch.setattr(threads, "_LEAST_WORK", 0)
+    before = threads.get_num_threads()
+    x, outputs = draw(0, 3, 8, 8, 1), []
+    try:
+        for count in (1, 2, 4):
+            threads.set_num_threads(count)
+            fast = built(name).for_inference()
+            outputs += [fast(x), fast(x)]
+    finally:
+        threads.set_num_threads(before)
+    for output in outputs[1:]:
+        assert_same_bits(output, outputs[0])
+
+
+def test_ten_threads_use_one_model():
+    model = built("pooled convolutions")
+    fast = model.for_inference()
+    wrong = []
+
+    def predict(seed):
+        for rows in (1, 5, 2, 7, 1):
+            x = draw(seed, rows, 8, 8, 1)
+            if not np.array_equal(fast(x), expected[seed, rows]):
+                wrong.append((seed, rows))
+
+    expected = {
+        (seed, rows): model.for_inference()(draw(seed, rows, 8, 8, 1))
+        for seed in range(10) for rows in (1, 2, 5, 7)
+    }  # fmt: skip
+    users = [threading.Thread(target=predict, args=(seed,)) for seed in range(10)]
+    for user in users:
+        user.start()
+    for user in users:
+        user.join()
+    assert not wrong
+
+
+def test_it_is_a_snapshot_that_cannot_be_changed():
+    model = built("normalized")
+    fast, x = model.for_inference(), draw(0, 2, 8, 8, 1)
+    before = fast(x)
+    for parameter in model.parameters:
+        parameter.value[...] = 0
+    assert_same_bits(fast(x), before)
+    [copied] = fast._program.feeds.args
+    with pytest.raises(ValueError, match="read-only"):
+        copied.parameters[0].value[...] = 0
+
+
+def test_outputs_are_arrays_of_their_own():
+    fast = built("pooled convolutions").for_inference()
+    first = fast(draw(0, 2, 8, 8, 1))
+    kept = first.copy()
+    fast(draw(1, 2, 8, 8, 1))
+    assert_same_bits(first, kept)
+
+
+@by_chain
+def test_pickled(name):
+    fast, x = built(name).for_inference(), draw(0, 2, 8, 8, 1)
+    before = fast(x)
+    again = pickle.loads(pickle.dumps(fast))
+    assert_same_bits(again(x), before)
+
+
+def kernels(fast):
+    [runs] = fast._runs.values()
+    return [call.args[0].__name__ for call in runs[0]._calls]
+
+
+def test_a_call_runs_only_what_depends_on_the_inputs():
+    fast = built("pooled convolutions").for_inference()
+    fast(draw(0, 1, 8, 8, 1))
+    assert kernels(fast) == ["_forward"] * 4
+    fast = built("normalized").for_inference()
+    fast(draw(0, 1, 8, 8, 1))
+    assert kernels(fast) == ["_scale", "_forward", "_forward", "_forward"]  # folded
+
+
+def test_a_model_with_a_forward_of_its_own():
+    model = Doubled([Flatten(), Dense(2)])
+    model.build((None, 8, 8, 1), 0)
+    fast = model.for_inference()
+    for seed in (0, 1):
+        close(model, fast, draw(seed, 2, 8, 8, 1))
+
+
+def test_buffers_of_a_few_numbers_of_rows_are_kept():
+    fast = built("dropout first").for_inference()
+    for rows in range(9):
+        assert fast(draw(0, rows, 8, 8, 1)).shape == (rows, 2)
+    assert list(fast._runs) == [5, 6, 7, 8]
+
+
+def test_rows_by_batches():
+    model = built("pooled convolutions")
+    fast, x = model.for_inference(), draw(0, 7, 8, 8, 1)
+    assert_same_bits(fast.predict(x, batch_size=3), fast.predict(x))
+    assert fast(x.tolist()).shape == (7, 3)
+
+
+def test_an_interrupted_call_leaves_a_usable_model():
+    fast, x = built("a user's op").for_inference(), draw(0, 2, 8, 8, 1)
+    before = fast(x)
+    [run] = fast._runs[2]
+    run._calls.insert(1, lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        fast(x)
+    assert_same_bits(fast(x), before)
+
+
+def test_errors():
+    model = mc.Sequential([Dense(2)])
+    with pytest.raises(RuntimeError, match=r"call build\(input_shape, rng\)"):
+        model.for_inference()
+    with pytest.raises(TypeError, match=r"`program` must be made by for_inference\(\), got 3"):
+        InferenceModel(3)
+    fast = built("dropout first").for_inference()
+    with pytest.raises(ValueError, match="built for inputs of shape"):
+        fast(draw(0, 8, 8, 1))
+    with pytest.raises(ValueError, match="`batch_size` must be at least 1"):
+        fast.predict(draw(0, 1, 8, 8, 1), batch_size=0)
+    assert repr(fast) == "InferenceModel of 'sequential'"
+
+
+# Estimators
+
+
+def model_fn(features, labels, mode):
+    images = features["image"] if isinstance(features, dict) else features
+    x = mc.layers.conv2d(images, 8, 3, activation=mc.relu)
+    x = mc.layers.flatten(mc.layers.max_pooling2d(x, 2, 2))
+    if isinstance(features, dict):
+        x = mc.add(mc.layers.dense(x, 5), mc.layers.dense(features["more"], 5))
+    logits = mc.layers.dense(mc.layers.dropout(x, training=mode == "train"), 3)
+    loss = train_op = None
+    if labels is not None:
+        loss = mc.losses.softmax_cross_entropy(mc.one_hot(labels, 3), logits)
+        train_op = mc.optimize_loss(loss, learning_rate=0.1)
+    predictions = {"classes": mc.argmax(logits, 1), "probabilities": mc.softmax(logits)}
+    return mc.ModelFnOps(mode, predictions, loss, train_op)
+
+
+def rows(seed, count, is_dict=False):
+    x = draw(seed, count, 8, 8, 1)
+    return {"image": x, "more": draw(seed + 1, count, 4)} if is_dict else x
+
+
+@pytest.fixture(params=[False, True], ids=["one input", "two inputs"])
+def trained(request, tmp_path):
+    estimator = mc.Estimator(model_fn, model_dir=tmp_path)
+    estimator.fit(rows(0, 20, request.param), np.arange(20) % 3, steps=2, batch_size=10)
+    return estimator, request.param
+
+
+def test_an_estimator_for_inference(trained):
+    estimator, is_dict = trained
+    fast = estimator.for_inference(rows(0, 1, is_dict))
+    again = pickle.loads(pickle.dumps(fast))
+    for seed, count in enumerate((1, 3, 1, 120)):
+        x = rows(seed, count, is_dict)
+        expected = estimator.predict(x, as_iterable=False)
+        for model in (fast, again):
+            outputs = model(x)
+            assert outputs.keys() == expected.keys()
+            for name in outputs:
+                np.testing.assert_allclose(outputs[name], expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_an_estimator_is_asked_again_after_more_training(trained):
+    estimator, is_dict = trained
+    x = rows(0, 2, is_dict)
+    fast = estimator.for_inference(x)
+    before = fast(x)["probabilities"]
+    estimator.fit(rows(0, 20, is_dict), np.arange(20) % 3, steps=2, batch_size=10)
+    assert_same_bits(fast(x)["probabilities"], before)
+    after = estimator.for_inference(x)(x)["probabilities"]
+    assert not np.array_equal(after, before)
+    np.testing.assert_allclose(
+        after, estimator.predict(x, as_iterable=False)["probabilities"], rtol=1e-5, atol=1e-6
+    )
+
+
+def test_other_outputs_of_an_estimator(trained):
+    estimator, is_dict = trained
+    x = rows(0, 2, is_dict)
+    fast = estimator.for_inference(x, outputs=["conv2d"])
+    expected = estimator.predict(x, as_iterable=False, outputs=["conv2d"])
+    np.testing.assert_allclose(fast(x)["conv2d"], expected["conv2d"], rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="expected those of the first"):
+        fast(rows(0, 2, not is_dict))
+
+
+def test_an_estimator_that_was_not_trained(tmp_path):
+    with pytest.raises(mc.CheckpointError, match="call fit first"):
+        mc.Estimator(model_fn, model_dir=tmp_path).for_inference(rows(0, 1))
