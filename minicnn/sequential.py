@@ -283,11 +283,10 @@ class Sequential(Chain):
                 "Training goes on from %s: its values replace those of the model, which was "
                 "trained or loaded. To keep these, use another model_dir", found.path,
             )
-        seed = config.seed
-        if seed is None:
-            seed = secrets.randbits(32) if found is None else found.meta["seed"]
-            logger.info("The seed of this run is %d.", seed)
-        config.seed = config.distribute.from_chief(seed)
+        if config.seed is None:
+            config.seed = secrets.randbits(32) if found is None else found.meta["seed"]
+            logger.info("The seed of this run is %d.", config.seed)
+        config.seed = config.distribute.from_chief(config.seed)
         return store, history
 
     def _train(self, store: InPlace, history: History, *run: Any) -> None:
@@ -479,11 +478,8 @@ class Sequential(Chain):
         >>> model.predict_classes(np.zeros((1, 3), np.float32))
         array([1])
         """
-        probabilities = self.predict_proba(x, batch_size)
-        classes = head_of(self._loss).classes
-        if classes is None:
-            raise ValueError(f"{self.label}: the loss of the last fit has no classes; use predict")
-        return classes(probabilities)
+        chances = self.predict_proba(x, batch_size)  # raises if the loss is not one of classes
+        return head_of(self._loss).classes(chances)  # type: ignore[misc]
 
 
 def _differ(values: dict[str, np.ndarray], saved: dict[str, np.ndarray]) -> bool:

@@ -275,11 +275,11 @@ class Data(NamedTuple):
 
 def data(x: Any, y: Any = None) -> Data:
     """Return the data in arguments: arrays, a Dataset, a function, or an iterable of batches."""
-    if y is None and hasattr(x, "images") and hasattr(x, "labels"):  # a Dataset
-        x, y = x.images, x.labels
     if hasattr(x, "to_numpy"):
         x = x.to_numpy()
     is_array = isinstance(x, list | tuple | dict | str) or hasattr(x, "__array__")
+    if y is None and not is_array and hasattr(x, "images") and hasattr(x, "labels"):  # a Dataset
+        return Data(x.images, x.labels)
     if is_array or not (callable(x) or isinstance(x, Iterable)):
         return Data(x, y)
     if y is not None:
@@ -449,15 +449,13 @@ def monitors(
     model_fn.check(feed, x, y)
     every = checks.optional(checks.integer, every, "validation_steps")
     steps = every or int(min(feed.batches, 2**53))
-    options: dict[str, Any] = {}
-    if early_stopping is not None:
-        stop = early_stopping
-        if not isinstance(stop, EarlyStopping):
-            stop = EarlyStopping(checks.integer(stop, "early_stopping"))
-        options = {
-            "early_stopping_rounds": stop.patience * steps,
-            "early_stopping_metric": stop.metric,
-            "early_stopping_metric_minimize": stop.minimize,
-        }
-    made = model_fn.metrics(metrics)
-    return [_Validation(x, y, input_fn, metrics=made, every_n_steps=steps, **options)]
+    stop = early_stopping
+    if not isinstance(stop, EarlyStopping | None):
+        stop = EarlyStopping(checks.integer(stop, "early_stopping"))
+    rounds = None if stop is None else stop.patience * steps
+    stop = stop or EarlyStopping(1)  # its defaults
+    return [_Validation(
+        x, y, input_fn, metrics=model_fn.metrics(metrics), every_n_steps=steps,
+        early_stopping_rounds=rounds, early_stopping_metric=stop.metric,
+        early_stopping_metric_minimize=bool(stop.minimize),
+    )]
