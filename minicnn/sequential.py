@@ -141,7 +141,7 @@ class Sequential(Chain):
         optimizer : str, Optimizer, class or callable
             As for `optimizers.get`. An Optimizer is copied.
         learning_rate : float or schedule, optional
-            The default is 0.001 for "Adam", and the optimizer's own for an Optimizer.
+            The default is 0.001 for "Adam", "AdamW" and "RMSprop"; an Optimizer has its own.
         loss : str or callable
             The name of a loss in `minicnn.losses`, or a function of the Tensors (labels, outputs),
             and of (labels, outputs, weights) if there are weights. If the model ends in the

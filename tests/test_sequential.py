@@ -619,6 +619,11 @@ def test_an_iterator_ends_where_it_ends():
     assert len(taken) < 11  # none was skipped
 
 
+def test_an_iterator_cannot_validate_twice():
+    with pytest.raises(ValueError, match="`validation_data` must be arrays or a function"):
+        small().fit(X, Y, validation_data=batches(), **QUIET)
+
+
 def test_labels_beside_batches_are_an_error():
     with pytest.raises(ValueError, match="`y` must be None if `x` makes batches"):
         small().fit(batches, Y, **QUIET)
@@ -714,7 +719,8 @@ def test_schedules_and_optimizers():
     adam = mc.optimizers.Adam(0.5)
     assert small().fit(X, Y, optimizer=adam, **QUIET).last["learning_rate"] == 0.5
     assert adam.iterations == 0  # a copy was used
-    assert small().fit(X, Y, **QUIET).last["learning_rate"] == 0.001
+    for name in ("Adam", "adamw", "RMSprop"):
+        assert small().fit(X, Y, optimizer=name, **QUIET).last["learning_rate"] == 0.001
     with pytest.raises(ValueError, match="`learning_rate` must be given with 'SGD'"):
         small().fit(X, Y, optimizer="SGD", **QUIET)
 

@@ -136,8 +136,8 @@ class ModelFn:
     ) -> None:
         self.model = model
         self.head = head_of(loss)
-        is_adam = isinstance(optimizer, str) and optimizer.lower() == "adam"
-        rate = 0.001 if learning_rate is None and is_adam else learning_rate
+        scales_itself = isinstance(optimizer, str) and optimizer.lower() in _SCALING
+        rate = 0.001 if learning_rate is None and scales_itself else learning_rate
         self.minimize = functools.partial(optimize_loss, learning_rate=rate, optimizer=optimizer)
         self._in_place = in_place
 
@@ -224,6 +224,7 @@ class ModelFn:
         return MetricSpec(adapted, "outputs" if numbers is None else "classes")
 
 
+_SCALING = ("adam", "adamw", "rmsprop")  # optimizers for which one rate fits most networks
 _METRICS = "names, functions of (labels, predictions), or a dict of these"
 
 
@@ -445,7 +446,13 @@ def monitors(
                 f"`validation_data` must be (x, y), got {len(given)} parts; it is not weighted"
             )
         given = data(*given)
-    x, y, input_fn = (given if isinstance(given, Data) else data(given)).unweighted()
+    validation = given if isinstance(given, Data) else data(given)
+    if validation.is_once:
+        raise ValueError(
+            "`validation_data` must be arrays or a function, since it is used several times, got "
+            f"{describe(given)}"
+        )
+    x, y, input_fn = validation.unweighted()
     model_fn.check(feed, x, y)
     every = checks.optional(checks.integer, every, "validation_steps")
     steps = every or int(min(feed.batches, 2**53))
