@@ -425,7 +425,7 @@ class NanTensorHook(SessionRunHook):
             "rate, or look for NaN or infinity in the data"
         )
         if self.fail_on_nan_loss:
-            raise NanLossError(message + ". The last checkpoint is from an earlier step")
+            raise NanLossError(message + ". No checkpoint holds it")
         logger.warning("Model diverged: %s", message)
         run_context.request_stop()
 

@@ -33,6 +33,11 @@ SIGNATURES = {
     "Sequential": "layers, ...",
     "Sequential.summary": "self",
     "Sequential.predict": "self, x, batch_size=100",
+    "Sequential.predict_proba": "self, x, batch_size=100",
+    "Sequential.predict_classes": "self, x, batch_size=100",
+    "Sequential.fit": "self, x, y=None, batch_size=32, epochs=None, ...",
+    "Sequential.evaluate": "self, x, y=None, batch_size=None, ...",
+    "Sequential.score": "self, x, y=None, ...",
     "Sequential.reset_parameters": "self, rng, ...",
     "Sequential.build": "self, input_shape, rng, dtype=np.float32",
     "Sequential.forward": "self, x, ctx",
@@ -119,6 +124,14 @@ KEYWORDS = {
         "bias_initializer": "zeros", "trainable": True, "name": None,
     },
     "load_weights": {"only": None, "skip": None, "strict": True},
+    "Sequential.fit": {
+        "steps": None, "max_epochs": None, "max_steps": None, "optimizer": "Adam",
+        "learning_rate": None, "loss": "softmax_cross_entropy", "metrics": None,
+        "validation_data": None, "validation_split": None, "validation_steps": None,
+        "class_weight": None, "sample_weight": None, "hooks": None, "early_stopping": None,
+        "model_dir": None, "seed": None, "shuffle": True, "verbose": True, "config": None,
+    },
+    "hooks.EarlyStopping": {"metric": "loss", "minimize": None},
     "RunConfig": {"seed": None, "save_checkpoints_steps": None, "keep_checkpoint_max": 5,
                   "fuse": True},
     "hooks.StopAtStepHook": {"num_steps": None, "last_step": None},
@@ -137,7 +150,8 @@ ATTRIBUTES = [
     "ModeKeys.TRAIN", "ModeKeys.EVAL", "ModeKeys.INFER", "NanLossError", "CheckpointError",
     "Graph", "Tensor", "hooks.SessionRunValues", "Sequential.parameters", "identity", "sigmoid",
     "tanh", "initializers.glorot_uniform", "initializers.uniform_unit_scaling",
-    "initializers.he_normal", "metrics.mean", "metrics.confusion_matrix",
+    "initializers.he_normal", "metrics.mean", "metrics.confusion_matrix", "History.to_dict", "History.last", "History.best",
+    "Estimator.history",
 ]
 
 

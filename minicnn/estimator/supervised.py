@@ -204,14 +204,14 @@ class ModelFn:
             trace = Trace(model_fn, ModeKeys.EVAL, validation.peek(), {}, rng, {})
             trace.check_labels(validation.y)
         except (ValueError, TypeError) as error:
-            raise type(error)(f"`validation_data`: {error}") from error
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"`validation_data`: {error}") from error
 
     def _metric(self, metric: Any) -> MetricSpec:
         if isinstance(metric, MetricSpec):
             return metric
         if isinstance(metric, str):
-            known = {k: f for k, f in vars(metrics).items() if isinstance(f, FunctionType)}
-            metric = known[checks.choice(metric, "metrics", known)]
+            metric = _NAMED[checks.choice(metric, "metrics", _NAMED)]
         function = checks.function(metric, "metrics", _METRICS)
         numbers = self.head.numbers
 
@@ -226,6 +226,12 @@ class ModelFn:
 
 _SCALING = ("adam", "adamw", "rmsprop")  # optimizers for which one rate fits most networks
 _METRICS = "names, functions of (labels, predictions), or a dict of these"
+_NAMED = {
+    name: function
+    for name, function in vars(metrics).items()
+    if isinstance(function, FunctionType)
+    and function.__module__ == metrics.__name__ and not name.startswith("_")
+}
 
 
 def ends_in(op: Op, activation: Op) -> bool:
@@ -438,7 +444,9 @@ def monitors(
     if given is None:
         model_fn.check(feed)
         if early_stopping is not None:
-            raise ValueError("`early_stopping` needs `validation_data` or `validation_split`")
+            raise ValueError(
+                "`early_stopping` needs `validation_data` or `validation_split`, got neither"
+            )
         return []
     if isinstance(given, tuple | list) and not isinstance(given, Data):
         if len(given) != 2:
