@@ -150,8 +150,8 @@ ATTRIBUTES = [
     "ModeKeys.TRAIN", "ModeKeys.EVAL", "ModeKeys.INFER", "NanLossError", "CheckpointError",
     "Graph", "Tensor", "hooks.SessionRunValues", "Sequential.parameters", "identity", "sigmoid",
     "tanh", "initializers.glorot_uniform", "initializers.uniform_unit_scaling",
-    "initializers.he_normal", "metrics.mean", "metrics.confusion_matrix", "History.to_dict", "History.last", "History.best",
-    "Estimator.history",
+    "initializers.he_normal", "metrics.mean", "metrics.confusion_matrix",
+    "History.to_dict", "History.last", "History.best", "Estimator.history",
 ]
 
 

@@ -471,6 +471,13 @@ def test_early_stopping_by_the_accuracy():
     assert history.last["step"] == 6
 
 
+def test_early_stopping_of_a_function_needs_steps():
+    options = {"validation_data": (X, Y), "early_stopping": 2, "learning_rate": 0.0, **QUIET}
+    with pytest.raises(ValueError, match="`early_stopping` needs `validation_steps`"):
+        small().fit(batches, epochs=9, **options)
+    assert small().fit(batches, epochs=9, validation_steps=3, **options).last["step"] == 9
+
+
 def test_early_stopping_needs_validation():
     with pytest.raises(ValueError, match="`early_stopping` needs `validation_data`"):
         small().fit(X, Y, early_stopping=3, **QUIET)

@@ -465,6 +465,11 @@ def monitors(
     every = checks.optional(checks.integer, every, "validation_steps")
     steps = every or int(min(feed.batches, 2**53))
     stop = early_stopping
+    if stop is not None and every is None and feed.batches == math.inf:
+        raise ValueError(
+            "`early_stopping` needs `validation_steps` with a function, whose batches are not "
+            f"counted, got {describe(stop)}; give both, or arrays"
+        )
     if not isinstance(stop, EarlyStopping | None):
         stop = EarlyStopping(checks.integer(stop, "early_stopping"))
     rounds = None if stop is None else stop.patience * steps
