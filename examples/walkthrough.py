@@ -330,9 +330,9 @@ claim("the mistake is found, and in the bias alone",
       {error.array for error in wrong.errors} == {"careless/bias"})
 
 # %% [markdown]
-# A function of several arrays is checked in the same way. Derive it from `mc.Op`: `forward` gets all
-# inputs, and `backward` returns one gradient for each of them. This one multiplies each number of a
-# row a with each of a row b, and the chain rule adds over all outputs that an input is used for:
+# A function of several arrays is checked in the same way. Derive it from `mc.Op`: `forward` gets
+# all inputs, and `backward` returns one gradient for each of them. This one multiplies each number
+# of a row a with each of a row b. The chain rule adds over all outputs that an input is used for:
 #
 # $$ y_{ij} = a_i b_j \qquad \frac{\partial L}{\partial a_i} = \sum_j dy_{ij} \, b_j
 # \qquad \frac{\partial L}{\partial b_j} = \sum_i dy_{ij} \, a_i $$

@@ -364,7 +364,7 @@ def test_axes_of_reductions():
 
 
 @pytest.mark.parametrize(("use", "words"), [
-    (len, "shape"), (float, "predictions"), (int, "LoggingTensorHook"), (list, "shape"),
+    (len, "shape"), (float, "predictions"), (int, "LoggingTensorHook"),
     (lambda x: x > 0, "compared"), (lambda x: x <= 0, "compared"), (lambda x: x**2, "x * x"),
     (lambda x: x @ x, "layers.dense"), (lambda x: np.concatenate([x, x]), "concat"),
     (np.mean, "reduce_mean"), (np.asarray, "reduce_mean"), (lambda x: np.stack([x]), "concat"),
