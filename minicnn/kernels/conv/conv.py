@@ -82,14 +82,19 @@ def kernel_gradient(
     _check(x, dw, db, dy, window)
     if y is not None:
         check(dy=(dy, y.shape), y=(y, y.shape), **({} if dz is None else {"dz": (dz, y.shape)}))
-    if FAST_PATHS and x.dtype == np.float32 and implicit.fits(window):
+    is_fast = FAST_PATHS and x.dtype == np.float32
+    is_winograd = is_fast and winograd.fits_gradient(window, *dw.shape[2:])
+    if is_fast and implicit.fits(window) and not is_winograd:
         implicit.kernel_gradient(x, dy, dw, db, window, y, dz, _CHUNKS)
         return
     if y is not None:
         dz = np.empty_like(dy) if dz is None else dz
         elementwise.relu_gradient(dy, y, dz)
         dy = dz
-    im2col.kernel_gradient(x, dy, dw, db, window)
+    if is_winograd:
+        winograd.kernel_gradient(x, dy, dw, db, window, _CHUNKS)
+    else:
+        im2col.kernel_gradient(x, dy, dw, db, window)
 
 
 def pooled_gradients(

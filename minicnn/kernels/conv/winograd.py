@@ -31,6 +31,14 @@ all inputs of an output are zero (half of an MNIST image is blank), a rounding e
 and pass through ReLU, so such outputs are set to zero. NaN and infinity in an input spread to all
 outputs of the tiles that read it.
 
+The gradient of the kernel is the transposed map. With tiles dy of 4x4 gradients, for each point,
+
+    dw = G' [ sum over tiles of (A dy A') * (B' d B) ] G
+
+which is again a matrix product, M (C, F) = V' (C, tiles) D (tiles, F). Few tiles are added at a
+time, and each chunk transforms its own M, so that sums stay short. `db` is the sum of D at the
+point (1, 1), which is the sum of a tile.
+
 Layouts (all arrays except U are scratch): padded (HP, WP, CP), the image with channels padded to
 complete vectors; V (points, tiles, CP); U (panels, points, CP, PANEL); M (points, ROWS tiles,
 PANEL).
@@ -41,7 +49,8 @@ A. Lavin and S. Gray, "Fast algorithms for convolutional neural networks", CVPR 
 import numpy as np
 
 from minicnn.kernels.conv.shared import copy_image, pack_filters, write_maxima
-from minicnn.kernels.gemm import block_of_rows, clear, round_up
+from minicnn.kernels.elementwise import sum_sums
+from minicnn.kernels.gemm import block_of_rows, clear, copy, round_up
 from minicnn.kernels.jit import helper, kernel
 from minicnn.kernels.simd import (
     LANES,
@@ -52,6 +61,7 @@ from minicnn.kernels.simd import (
     fma,
     linear,
     load,
+    load_some,
     pointer,
     relu,
     splat,
@@ -67,6 +77,11 @@ _LEAST_WORK = {(3, 3): 450, (5, 5): 160}
 _FEW_FILTERS = 16  # fewer take as long as so many
 _MOST_TILES = 28  # in a block, whose V stays in the second-level cache
 _V_BYTES = 1 << 20
+# Of the gradient of the kernel: channels times filters, tiles of a chunk, and those of a block.
+_LEAST_GRADIENT = 1024
+_MOST_TERMS = 2048
+_LEAST_BLOCK, _MOST_BLOCK = 32, 128
+_GROUP = 16  # channels whose M is computed at a time
 
 
 def matrices(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -94,9 +109,11 @@ def _line_matrices(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 _FILTERS = {size: matrices(size)[2].astype(np.float32) for size in (3, 5)}  # G
 _LINES = {size + _OUT - 1: _line_matrices(size) for size in (3, 5)}
-# They write B' d and A' m for one row or column of a tile of 6 or 8 points.
+# They write B' d, A' m and A y for one row or column of a tile of 6 or 8 points.
 _input_line = linear({side: inputs.tolist() for side, (inputs, _) in _LINES.items()}, False, True)
 _output_line = linear({side: lines.tolist() for side, (_, lines) in _LINES.items()}, True, False)
+
+_gradient_line = linear({6: _LINES[6][1].T.tolist()}, False, True)
 
 
 def fits(window: Window, channels: int, filters: int) -> bool:
@@ -146,6 +163,132 @@ def forward(
             "blanks": ((block,), np.int32),  # a bit for each output of a tile
         },
     )
+
+
+def fits_gradient(window: Window, channels: int, filters: int) -> bool:
+    """Return whether `kernel_gradient` supports the window and is faster for so many channels."""
+    is_three = (window.kernel_h, window.kernel_w) == (3, 3)
+    return is_three and channels * filters >= _LEAST_GRADIENT and window[4:8] == (1, 1, 1, 1)
+
+
+def kernel_gradient(
+    x: np.ndarray, dy: np.ndarray, dw: np.ndarray, db: np.ndarray, window: Window, chunks: int
+) -> None:
+    """Write dw and db, the gradients of a 3x3 kernel and of the bias.
+
+    x (N, H, W, C)   dy (N, OH, OW, F)   dw (3, 3, C, F)   db (F,)
+    """
+    (size, _, channels, filters), side = dw.shape, _OUT + 2
+    tiles = -(-window.out_h // _OUT), -(-window.out_w // _OUT), size, side
+    per_image = tiles[0] * tiles[1]
+    images = min(share(len(x), chunks), max(1, _MOST_TERMS // per_image))
+    chunks = -(-len(x) // images)
+    block = _V_BYTES // (side * side * 4 * (channels + filters))  # no sum depends on the width
+    block = min(max(block, _LEAST_BLOCK), _MOST_BLOCK)
+    blocks = -(-images * per_image // block)
+    depth, panels = round_up(channels, LANES), -(-filters // PANEL)
+    high, wide = tiles[0] * _OUT, tiles[1] * _OUT
+    partial = aligned((chunks, dw.size), np.float32)
+    biases = np.empty((chunks * blocks, filters), np.float32)
+    parallel_for(
+        _kernel_gradient, chunks, (x, dy, np.ascontiguousarray(_FILTERS[size].T)),
+        (partial, biases), tuple(window), images, tiles, blocks,
+        scratch={
+            "padded": ((high + size - 1, wide + size - 1, depth), np.float32),
+            "gradient": ((high, wide, panels * PANEL), np.float32),
+            "v": ((side * side, block, depth), np.float32),
+            "d": ((side * side, panels, block, PANEL), np.float32),
+            "m": ((side * side, _GROUP + 1, PANEL), np.float32),
+            "line": ((side, side, PANEL), np.float32),
+            "zeros": ((PANEL,), np.float32),
+        },
+    )
+    sum_sums(partial, dw.reshape(-1))
+    sum_sums(biases, db)
+
+
+@kernel
+def _kernel_gradient(chunk, scratch, x, dy, matrix, partial, biases, window, images, tiles, blocks):
+    """Sum M = V' D over the tiles of a chunk of images, and write dw = G' M G."""
+    padded, gradient, v, d, m, line, zeros = scratch
+    points, panels, block, _ = d.shape
+    channels, filters, depth, per_image = x.shape[3], dy.shape[3], v.shape[2], tiles[0] * tiles[1]
+    clear(pointer(padded, 0), padded.size)
+    clear(pointer(gradient, 0), gradient.size)
+    clear(pointer(zeros, 0), PANEL)
+    biases[chunk * blocks : (chunk + 1) * blocks] = 0
+    partial[chunk] = 0
+    begin = chunk * images * per_image
+    end = min(x.shape[0] * per_image, begin + images * per_image)
+    for first in range(begin, end, block):
+        count = min(block, end - first)
+        sums = pointer(biases, (chunk * blocks + (first - begin) // block) * filters)
+        _transform_pairs(x, dy, first, count, padded, gradient, v, d, line, sums, window, tiles)
+        for f in range(0, filters, PANEL):
+            for c in range(0, channels, _GROUP):
+                rows = min(_GROUP, channels - c)
+                for p in range(points):
+                    block_of_rows(pointer(v, p * block * depth + c), 1, depth, 0,
+                                  pointer(d, (p * panels + f // PANEL) * block * PANEL), PANEL,
+                                  pointer(zeros, 0), 0, pointer(m, p * (_GROUP + 1) * PANEL), PANEL,
+                                  rows, min(PANEL, filters - f), count, 1, False)
+                for r in range(rows):
+                    at = chunk * partial.shape[1] + (c + r) * filters + f
+                    _add_kernel(pointer(m, r * PANEL), pointer(matrix, 0), pointer(line, 0),
+                                pointer(partial, at), channels * filters, filters - f, tiles)
+
+
+@helper
+def _transform_pairs(x, dy, first, count, padded, gradient, v, d, line, sums, window, tiles):
+    """Write V = B' d B and D = A dy A' for `count` tiles, and add the sums of the tiles of dy."""
+    (_, wide, depth), (_, across, _), (_, panels, block, _) = padded.shape, gradient.shape, d.shape
+    filters, side = dy.shape[3], tiles[3]
+    for i in range(count):
+        n, row, column = _tile(first + i, tiles)
+        if row + column == 0 or i == 0:  # a new image
+            inside = pointer(padded, (window[8] * wide + window[9]) * depth)
+            copy_image(pointer(x, n * x[0].size), x.shape[1:], 0, x.shape[3], inside, wide, depth,
+                       False)
+            copy_image(pointer(dy, n * dy[0].size), dy.shape[1:], 0, filters, pointer(gradient, 0),
+                       across, panels * PANEL, False)
+        corner = pointer(padded, (row * wide + column) * _OUT * depth)
+        for c in range(0, depth, LANES):
+            _input_tile(pointer(corner, c), wide * depth, depth, pointer(line, 0),
+                        pointer(v, i * depth + c), block * depth, side)
+        corner = pointer(gradient, (row * across + column) * _OUT * panels * PANEL)
+        for f in range(0, filters, LANES):
+            target = pointer(d, (f // PANEL * block + i) * PANEL + f % PANEL)
+            _gradient_tile(pointer(corner, f), across * panels * PANEL, panels * PANEL,
+                           pointer(line, 0), target, panels * block * PANEL, side)
+            total = load(target, (side + 1) * panels * block * PANEL)
+            store_some(add(load_some(sums, f, filters - f), total), sums, f, filters - f)
+
+
+@helper
+def _gradient_tile(source, row, column, line, d, point, side):
+    """Write D = A dy A' for one tile and one vector of filters."""
+    for j in range(_OUT):
+        _gradient_line(side, pointer(source, j * column), row, pointer(line, j * LANES),
+                       _OUT * LANES)
+    for i in range(side):
+        _gradient_line(side, pointer(line, i * _OUT * LANES), LANES, pointer(d, i * side * point),
+                       point)
+
+
+@helper
+def _add_kernel(m, matrix, line, dw, tap, some, tiles):
+    """Add G' M G to the gradients of a channel and a panel of filters."""
+    size, side = tiles[2], tiles[3]
+    for i in range(size):
+        for u in range(side):
+            _combine(pointer(matrix, i * side), pointer(m, u * (_GROUP + 1) * PANEL), side * (_GROUP + 1) * PANEL,
+                     pointer(line, u * PANEL), side)
+        for j in range(size):
+            out = pointer(line, side * PANEL)
+            _combine(pointer(matrix, j * side), line, PANEL, out, side)
+            for f in range(0, min(PANEL, some), LANES):
+                at = (i * size + j) * tap + f
+                store_some(add(load(out, f), load_some(dw, at, some - f)), dw, at, some - f)
 
 
 @kernel
