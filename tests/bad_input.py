@@ -23,6 +23,7 @@ import pytest
 
 import minicnn as mc
 from minicnn.core.checks import describe
+from minicnn.inference import program_of
 
 NAN, INF, THING = math.nan, math.inf, object()
 HUGE, BEYOND = 10**12, 10**30  # exceeds the memory; exceeds 64 bits
@@ -222,6 +223,7 @@ CALLS = {
         "model_fn": model_fn, "model_dir": "model", "params": {}, "config": mc.RunConfig(),
         "warm_start_from": "saved.npz", "vars_to_warm_start": ".*",
     },
+    "minicnn.InferenceModel": lambda: {"program": program_of(built(sequential()))},
     "minicnn.History": lambda: {"path": None, "rows": [{"step": 1, "loss": 0.5}]},
     "minicnn.Graph": lambda: {"rng": 0, "parameters": {}},
     "minicnn.MetricSpec": lambda: {
@@ -529,6 +531,12 @@ METHODS = {
     **{f"Sequential.{method}": lambda method=method: (
         getattr(built(sequential()), method), {"x": images(2, 6, 6, 2), "batch_size": 2},
     ) for method in ("predict_proba", "predict_classes")},
+    "InferenceModel.predict": lambda: (
+        built(sequential()).for_inference().predict, {"x": images(2, 6, 6, 2), "batch_size": 2},
+    ),
+    "InferenceModel.__call__": lambda: (
+        built(sequential()).for_inference(), {"x": images(2, 6, 6, 2)},
+    ),
     "Sequential.__call__": lambda: (built(sequential()), {"inputs": images(2, 6, 6, 2)}),
     "Optimizer.step": lambda: (mc.optimizers.SGD(0.1).step, {"parameters": parameters()}),
     "Optimizer.load_state_dict": lambda: (mc.optimizers.SGD(0.1, momentum=0.9).load_state_dict, {
@@ -561,6 +569,9 @@ METHODS = {
         "x": images(4, 6, 6, 2), "input_fn": None, "batch_size": 2, "as_iterable": False,
         "checkpoint_path": "model/model.ckpt-1.npz", "outputs": ["dense"],
     }),
+    "Estimator.for_inference": lambda: (fitted().for_inference, {
+        "x": images(4, 6, 6, 2), "checkpoint_path": "model/model.ckpt-1.npz", "outputs": ["dense"],
+    }),
     "Estimator.get_variable_value": lambda: (
         fitted().get_variable_value, {"name": "dense/kernel"},
     ),
@@ -570,7 +581,7 @@ METHODS = {
 INTERNAL = {
     r"(Op|_Loss|SoftmaxCrossEntropy)\.\w+|Graph\.add": "a graph, which has checked what is applied",
     r"(step|exponential|cosine)_decay\.__call__|constant\.__call__": "an optimizer or a layer",
-    r"Parameter\.writable|Sequential\.check_inputs": "a layer or an optimizer",
+    r"Parameter\.writable|Sequential\.(check_inputs|converted)": "a layer or an optimizer",
     r"(Layer|BatchNormalization|\w*Conv2D\w*|Dense|Dropout|Residual|\w+Pooling2D)"
     r"\.(?!build$|forward$|backward$)\w+": "a layer",
     r"(Affine|Convolution|Pooling2D)\.\w+": "bases of layers whose methods are called here",
@@ -705,6 +716,7 @@ ARGUMENTS = {
     "minicnn.Context.workspace": "workspace",
     "minicnn.Estimator.warm_start_from": "folder",
     "minicnn.Estimator.vars_to_warm_start": "expressions", "Estimator.predict.outputs": "fetches",
+    "Estimator.for_inference.x": "rows", "Estimator.for_inference.outputs": "fetches",
     "only": "patterns", "skip": "patterns", "strict": "flag",
     "minicnn.Estimator.model_dir": "folder", "minicnn.Estimator.config": "config",
     "minicnn.Graph.parameters": "parameters by name",
@@ -859,6 +871,7 @@ ACCEPTED = {
     "minicnn.hooks.SessionRunContext": "a run makes it",
     "minicnn.Estimator.params": "the user's own, handed on to model_fn",
     "minicnn.History": "a run makes it",
+    "minicnn.InferenceModel": "for_inference makes it",
     "minicnn.MetricSpec.prediction_key": [([None], "where there is one prediction")],
     "minicnn.optimize_loss.name": "kept for the guide's signature, and not looked at",
     **{f"minicnn.initializers.{name}.rng": "not looked at: nothing is drawn"
@@ -870,7 +883,8 @@ ACCEPTED = {
     "minicnn.initializers.get.spec": [
         (_INITIALIZERS, "looked at when it is called, by the layer"), ([None], "the default"),
     ],
-    "Estimator.predict.x": [([images(3, 6, 6, 2)], "there are no labels that it must fit")],
+    **{f"Estimator.{name}.x": [([images(3, 6, 6, 2)], "there are no labels that it must fit")]
+       for name in ("for_inference", "predict")},
     **{f"minicnn.losses.{name}.weights": [([[-1.0, 1.0]], "a reward may have either sign")]
        for name in ("SoftmaxCrossEntropy", *_LOSSES, *(f"{loss}_with_grad" for loss in _LOSSES))},
     "minicnn.datasets.Dataset.seed": [([None], "a new one is drawn")],
