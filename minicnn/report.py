@@ -20,7 +20,8 @@ from minicnn.core.files import open_regular, replacing
 from minicnn.core.weights import PARAMETERS
 from minicnn.estimator import CheckpointError, Estimator, checkpoints
 from minicnn.metrics import confusion_matrix
-from minicnn.ops import softmax
+from minicnn.ops import check_labels, softmax
+from minicnn.sequential import Sequential
 
 _PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
@@ -123,33 +124,33 @@ def report(
         model = model_dir
         model_dir = model.model_dir
     folder = checks.path(model_dir, "model_dir")
+    checks.instance(model, Estimator | Sequential | None, "model", "an Estimator or a Sequential")
     data = html.escape(checks.text(name, "name"))
     require("matplotlib.figure", "plot")
     found = checkpoints.newest(folder)  # one for the page: another program may be training
-    if not isinstance(model, Estimator | None):
+    if isinstance(model, Sequential):
         weights = {parameter.name: parameter.value for parameter in model.parameters}
     elif found is None:
         raise CheckpointError(f"there is no checkpoint in {folder}; train with this model_dir")
     else:
         weights = found.part(PARAMETERS)
-    sections = _history(folder)
-    facts: list[tuple[str, str]] = []
-    if model is not None and x is not None:
-        labels = checks.array(y, "y", "iu", "an array of class numbers")
-        facts, more = _predictions(x, labels, _probabilities(model, x, found), data)
-        sections += more
-    sections += _filters(weights)
-    total = sum(value.size for value in weights.values())
-    facts.append((f"{total:,}", "<b>parameters</b>: the numbers that the model consists of"))
-    rows = [(key, " x ".join(map(str, w.shape)), f"{w.size:,}") for key, w in weights.items()]
-    sections.append(("The parameters", _table(("parameter", "shape", "numbers"), rows), None))
-    source = _PAGE.substitute(
-        name=html.escape(folder.resolve().name),
-        facts="".join(f"<dt>{number}</dt><dd>{text}</dd>" for number, text in facts),
-        sections="".join(f"<h2>{t}</h2>{text}{_figure(t, draw)}" for t, text, draw in sections),
-    )
     target = folder / "report.html" if path is None else checks.path(path, "path")
     with replacing(target) as file:
+        sections = _history(folder)
+        facts: list[tuple[str, str]] = []
+        if model is not None and x is not None:
+            facts, more = _predictions(x, y, _probabilities(model, x, found), data)
+            sections += more
+        sections += _filters(weights)
+        total = sum(value.size for value in weights.values())
+        facts.append((f"{total:,}", "<b>parameters</b>: the numbers that the model consists of"))
+        rows = [(k, " x ".join(map(str, w.shape)), f"{w.size:,}") for k, w in weights.items()]
+        sections.append(("The parameters", _table(("parameter", "shape", "numbers"), rows), None))
+        source = _PAGE.substitute(
+            name=html.escape(folder.resolve().name),
+            facts="".join(f"<dt>{number}</dt><dd>{text}</dd>" for number, text in facts),
+            sections="".join(f"<h2>{t}</h2>{text}{_figure(t, draw)}" for t, text, draw in sections),
+        )
         file.write(source.encode())
     return target
 
@@ -196,9 +197,13 @@ def _last_evaluations(folder: Path) -> dict[str, Mapping[str, Any]]:
 
 
 def _predictions(
-    x: Any, y: np.ndarray, chances: np.ndarray, name: str
+    x: Any, y: Any, chances: np.ndarray, name: str
 ) -> tuple[list[tuple[str, str]], list[Section]]:
     """Return facts and sections about what the model gets right and wrong on data."""
+    y = checks.array(y, "y", "iu", "an array of class numbers")
+    if y.shape != chances.shape[:1]:
+        raise ValueError(f"`y` must have a class number for each row of `x`, got {y.shape}")
+    check_labels(y, chances.shape[1], "`y`")
     guesses = chances.argmax(axis=1)
     counts = confusion_matrix(y, guesses)
     right = int(np.trace(counts))
@@ -282,7 +287,7 @@ def _as_images(x: np.ndarray) -> np.ndarray | None:
 
 def _probabilities(model: Any, x: Any, found: Any) -> np.ndarray:
     """Return the probability of each class for each row."""
-    if not isinstance(model, Estimator):
+    if isinstance(model, Sequential):
         return model.predict_proba(x)
     outputs = model.predict(x, as_iterable=False, checkpoint_path=found.path)
     arrays = outputs.values() if isinstance(outputs, dict) else [outputs]

@@ -454,6 +454,10 @@ CALLS = {
     "minicnn.images.picture": lambda: {"path": picture_file()},
     "minicnn.images.read": lambda: {"path": picture_file()},
     "minicnn.images.digit": lambda: {"pixels": digit_on_paper()},
+    "minicnn.report": lambda: {
+        "model_dir": fitted().model_dir, "x": images(4, 6, 6, 2), "y": np.array([0, 1, 2, 0]),
+        "model": mc.Estimator(model_fn, "model"), "name": "test", "path": "new.html",
+    },
     "minicnn.plots.learning_curve": lambda: {"source": [{"global_step": 1, "loss": 0.5}]},
     "minicnn.plots.confusion_matrix": lambda: {
         "labels": np.array([0, 2]), "predictions": np.array([1, 2]),
@@ -753,7 +757,8 @@ ARGUMENTS = {
     "minicnn.initializers.get.default": "initializer",
     "minicnn.export.to_onnx.x": "no rows",
     "minicnn.images.digit.pixels": "pixels",
-    "minicnn.plots.learning_curve.source": "records",
+    "minicnn.plots.learning_curve.source": "records", "minicnn.report.model_dir": "folder",
+    "minicnn.report.x": "rows", "minicnn.report.y": "row labels",
     "minicnn.plots.feature_maps.activations": "maps",
     "minicnn.plots.worst_mistakes.images": "maps",
     "minicnn.plots.worst_mistakes.probabilities": "chances",

@@ -14,7 +14,8 @@ EXTRAS = {
     "minicnn.export.safetensors": ["safetensors"],
     "minicnn.images": ["PIL"],
     "minicnn.plots": ["matplotlib"],
-    "minicnn.summaries": ["tensorboardX", "PIL"],
+    "minicnn.report": ["matplotlib"],
+    "minicnn.summaries": ["tensorboardX", "tensorboard", "PIL"],
 }
 
 
