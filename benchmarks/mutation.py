@@ -74,6 +74,7 @@ NORMALIZATION = "tests/layers/test_batch_normalization.py"
 MORE_CONVOLUTIONS = "tests/layers/test_more_convolutions.py"
 NUMBERS = "tests/test_numbers.py"
 OPS = "tests/test_ops.py"
+GRADCHECK = "tests/core/test_gradcheck.py"
 ARITHMETIC = "tests/test_arithmetic.py"
 OTHER_LOSSES = "tests/test_other_losses.py"
 RESIDUAL = "tests/layers/test_residual.py"
@@ -234,6 +235,13 @@ MUTATIONS = [
      ARITHMETIC),
     ("residual: no gradient through the shortcut", "layers.residual:Residual.backward",
      argument("total", 1, "0 * dy"), None, RESIDUAL),
+    ("RMSprop: the mean of squares starts at 0", "optimizers:RMSprop.update",
+     replace("self.epsilon + start", "self.epsilon"), None, OPTIMIZERS),
+    ("recall and precision exchanged", "metrics:recall", swap("_share", 0, 1), None, METRICS),
+    ("gradients of an input that is used twice", "estimator.graph:Plan.backward",
+     replace("ops.total(known, gradient, ctx, tensor)", "gradient"), None, ARITHMETIC),
+    ("check_gradients: one input for all", "core.gradcheck:_Check.gradients",
+     replace("xs[number]", "xs[0]"), None, GRADCHECK),
     ("Adam: steps off by one", "optimizers:Adam.update",
      replace("self.iterations + 1", "self.iterations + 2"), None, OPTIMIZERS),
     ("Adam: epsilon under another root", "optimizers:Adam.update", arithmetic("*", "right"),
