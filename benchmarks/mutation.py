@@ -93,6 +93,7 @@ UPDATE = "tests/kernels/test_update.py"
 WARP = "tests/kernels/test_warp.py"
 WEIGHTS = "tests/core/test_weights.py"
 WHICH_WEIGHTS = "tests/estimator/test_which_weights.py"
+WINOGRAD = "tests/kernels/test_winograd.py"
 WINDOW = "tests/kernels/test_window.py"
 
 
@@ -421,6 +422,10 @@ MUTATIONS = [
      POOLING),
     ("pooling: gradient added to what was there", "kernels.pooling:_backward", drop("Assign"),
      "dx[n]", POOLING),
+    ("Winograd gradient: a block replaces the one before", "kernels.conv.winograd:_add_kernel",
+     replace("add(load(out, f), load_some(dw, at, some - f))", "load(out, f)"), None, WINOGRAD),
+    ("Winograd gradient: only the first image of a block", "kernels.conv.winograd:_transform_pairs",
+     operand("or", 0), None, WINOGRAD),
     ("mean pooling: padding counts", "kernels.pooling:_inside", replace("max(first, 0)", "first"),
      None, POOLING2D),
     ("mean pooling: gradients not added", "kernels.pooling:_add", plain(), None, POOLING2D),

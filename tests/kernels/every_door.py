@@ -125,6 +125,7 @@ with event.install_recorder("numba:compile") as compiled:
         convolution(n, (9, 11), (3, 3), (1, 1), "same", (1, 1), 3, 17)
         convolution(n, (8, 7), (2, 3), (3, 2), "valid", (1, 2), 1, 1)
         convolution(n, (5, 5), (1, 1), (1, 1), "valid", (1, 1), 7, 33)
+        convolution(n, (9, 6), (3, 3), (1, 1), "same", (1, 1), 32, 33)
         pooled_convolution(n, (9, 11), (5, 5), "same", 1, 17)
         pooled_convolution(n, (9, 11), (5, 5), "same", 17, 9)
         pooled_convolution(n, (8, 9), (3, 3), "valid", 32, 16)

@@ -128,6 +128,15 @@ def test_depthwise_convolution(both, channels, more, options, dtype):
     check(both, "conv.depthwise", "kernel_gradient", (x, dy), {"dw": w.shape}, window, dtype=dtype)
 
 
+@pytest.mark.parametrize(("n", "channels", "filters", "size"), [
+    (1, 9, 5, (5, 6)), (2, 3, 33, (3, 4)), (3, 17, 2, (2, 2)),
+])
+def test_gradient_of_a_kernel_by_winograd(both, n, channels, filters, size):
+    x, w, b, dy, window = convolution(n, channels, filters, size, (3, 3))
+    check(both, "conv.winograd", "kernel_gradient", (x, dy), {"dw": w.shape, "db": b.shape},
+          window, 2)
+
+
 @pytest.mark.parametrize(("channels", "kernel"), [
     (16, (3, 3)), (16, (5, 5)), (17, (1, 3)), (8, (2, 5)), (8, (2, 3)), (8, (1, 7)), (8, (2, 2)),
     (4, (3, 1)),

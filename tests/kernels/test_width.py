@@ -67,6 +67,15 @@ def depthwise_convolutions(channels, more, strides=(1, 1)):
     yield from (y, dx, dw)
 
 
+def kernel_gradients(channels, filters):
+    """Yield the outputs of the gradient of a kernel by Winograd."""
+    window, dw = slide((9, 11), (3, 3), (1, 1), "same"), np.empty((3, 3, channels, filters))
+    dw, db = dw.astype(np.float32), np.empty(filters, np.float32)
+    x, dy = numbers(1, 20, 9, 11, channels), numbers(2, 20, 9, 11, filters)
+    winograd.kernel_gradient(x, dy, dw, db, window, 16)
+    yield from (dw, db)
+
+
 def products(n, d, u):
     """Yield the outputs of all functions of a dense layer."""
     x, w, b, dy = numbers(1, n, d), numbers(2, d, u), numbers(3, u), numbers(4, n, u)
@@ -127,6 +136,7 @@ def results():
         found[f"few channels, {size} filters"] = convolutions((3, 2), 2, size)
         found[f"Winograd, {size} filters"] = convolutions((3, 3), 9, size)
         found[f"Winograd, {size + 7} channels"] = convolutions((5, 5), size + 7, 5, "valid")
+        found[f"Winograd, gradient of {size} filters"] = kernel_gradients(size, size)
         found[f"strides, {size} filters"] = convolutions((2, 4), 9, size, strides=(2, 1))
         found[f"1x1, {size} channels"] = convolutions((1, 1), size, size + 1)
         found[f"depthwise, {size} channels"] = depthwise_convolutions(size, 1)

@@ -3,9 +3,12 @@
 import numba
 import numpy as np
 import pytest
+from kernels.arrays import empty, normal
+from tolerances import assert_close, assert_same_bits
 
-from minicnn.kernels.conv import winograd
+from minicnn.kernels.conv import conv, winograd
 from minicnn.kernels.simd import LANES, pointer
+from minicnn.kernels.window import slide
 
 # As in the docstring of `winograd`.
 INPUTS = [
@@ -55,3 +58,72 @@ def test_the_code_multiplies_by_the_matrices(size):
         out = np.zeros((len(matrix), LANES), np.float32)
         function(d, out, side)
         np.testing.assert_array_equal(out, matrix @ d)  # exact: small dyadic fractions
+
+
+# The gradient of the kernel
+
+
+def gradients(x, dy, window):
+    dw = empty((3, 3, x.shape[3], dy.shape[3]), "float32")
+    db = empty(dy.shape[3:], "float32")
+    winograd.kernel_gradient(x, dy, dw, db, window, 16)
+    return dw, db
+
+
+def drawn(n, size, channels, filters, padding="same"):
+    rng, window = np.random.default_rng(0), slide(size, (3, 3), (1, 1), padding)
+    x = normal(rng, (n, *size, channels), "float32")
+    return x, normal(rng, (n, window.out_h, window.out_w, filters), "float32"), window
+
+
+@pytest.mark.parametrize(("n", "size", "channels", "filters", "padding"), [
+    (1, (4, 4), 1, 1, "same"),
+    (3, (7, 9), 33, 5, "same"),
+    (2, (6, 5), 17, 65, "valid"),
+    (2, (3, 3), 9, 31, "valid"),
+    (1, (2, 1), 5, 16, "same"),
+    (40, (9, 10), 31, 4, "same"),  # several images in a chunk, the last with fewer
+    (2, (50, 50), 3, 3, "valid"),  # several blocks of tiles in an image
+    (33, (10, 10), 40, 40, "same"),  # blocks that begin inside an image
+])
+def test_the_gradients_are_those_of_the_general_algorithm(n, size, channels, filters, padding):
+    x, dy, window = drawn(n, size, channels, filters, padding)
+    dw, db = gradients(x, dy, window)
+    exact, magnitude = np.empty(dw.shape), np.empty(dw.shape)
+    sums, sizes = np.empty(db.shape), np.empty(db.shape)
+    conv.kernel_gradient(x.astype(float), dy.astype(float), exact, sums, window)
+    conv.kernel_gradient(abs(x).astype(float), abs(dy).astype(float), magnitude, sizes, window)
+    assert_close(dw, exact, magnitude.max())
+    assert_close(db, sums, sizes)
+
+
+def test_the_error_of_the_gradients_does_not_grow_with_the_number_of_images():
+    x, dy, window = drawn(2000, (8, 8), 8, 8)
+    exact, sums = np.empty((3, 3, 8, 8)), np.empty(8)
+    conv.kernel_gradient(x.astype(float), dy.astype(float), exact, sums, window)
+    dw, db = gradients(x, dy, window)
+    assert np.abs(dw - exact).max() < 1e-5 * np.abs(exact).max()
+    assert np.abs(db - sums).max() < 2e-6 * np.abs(sums).max()
+
+
+def test_it_is_taken_for_many_channels():
+    x, dy, window = drawn(2, (6, 7), 32, 33)
+    assert winograd.fits_gradient(window, 32, 33)
+    assert not winograd.fits_gradient(window, 31, 33)
+    assert not winograd.fits_gradient(slide((6, 7), (5, 5), (1, 1), "same"), 32, 33)
+    assert not winograd.fits_gradient(slide((6, 7), (3, 3), (2, 1), "same"), 32, 33)
+    expected = gradients(x, dy, window)
+    dw, db = (np.empty_like(array) for array in expected)
+    conv.kernel_gradient(x, dy, dw, db, window)
+    assert_same_bits(dw, expected[0])
+    assert_same_bits(db, expected[1])
+    y, dz = np.ascontiguousarray(-dy), np.empty_like(dy)
+    conv.kernel_gradient(x, dy, dw, db, window, y, dz)
+    assert_same_bits(dz, np.where(y > 0, dy, np.float32(0)))
+    assert_same_bits(dw, gradients(x, dz, window)[0])
+
+
+def test_threads_do_not_change_bits_of_the_gradients(by_threads):
+    x, dy, window = drawn(19, (9, 7), 33, 34)
+    for results in zip(*by_threads(lambda: gradients(x, dy, window)), strict=True):
+        assert_same_bits(*results)
