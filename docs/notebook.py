@@ -33,7 +33,9 @@ def main():
     for number, (is_code, text) in enumerate(cells(PROGRAM.read_text("utf-8"))):
         new = nbformat.v4.new_code_cell if is_code else nbformat.v4.new_markdown_cell
         notebook.cells.append(new(text, id=f"cell-{number}"))  # the same at each time
-    client = nbclient.NotebookClient(notebook, kernel_name="python3", record_timing=False)
+    client = nbclient.NotebookClient(
+        notebook, kernel_name="python3", record_timing=False, coalesce_streams=True
+    )
     client.execute(cwd=str(EXAMPLES))
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
