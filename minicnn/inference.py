@@ -117,8 +117,8 @@ class InferenceModel:
             run = _Run(self._program, self._packed, feeds)
         outputs = run(feeds)
         runs.append(run)
-        if len(self._runs) > _SIZES:
-            self._runs.pop(next(iter(self._runs)), None)
+        for rows in list(self._runs)[:-_SIZES]:  # a list: other threads may change it meanwhile
+            self._runs.pop(rows, None)
         return outputs
 
 
