@@ -59,7 +59,7 @@ def kernel_gradient(x: np.ndarray, dy: np.ndarray, dw: np.ndarray, window: Windo
     partial = np.zeros((len(x), dw.size), dw.dtype)  # the gradient of each image
     images = share(len(x), _CHUNKS)
     parallel_for(_kernel_gradient, -(-len(x) // images), (_repeated(x, dw), dy), (partial,),
-                 tuple(window), images)
+                 tuple(window), images, work=dy.size * window.taps)
     sum_sums(partial, dw.reshape(-1))
 
 
@@ -86,7 +86,8 @@ def _write_products(
     rows = share(n * height, _CHUNKS)
     padded = round_up(channels, VECTOR_BYTES // target.itemsize)
     parallel_for(_products, -(-n * height // rows), (source, w, b), (target,), tuple(window),
-                 rows, forward, rectify, scratch={"sums": ((width, padded), target.dtype)})
+                 rows, forward, rectify, work=target.size * window.taps,
+                 scratch={"sums": ((width, padded), target.dtype)})
 
 
 @kernel
