@@ -65,12 +65,18 @@ def normalized(features, labels, mode):
     return mc.ModelFnOps(mode, logits, loss, mc.optimize_loss(loss, optimizer=optimizer))
 
 
+def changed(x, rng):
+    change = mc.datasets.augment(shift=1, flip=True, crop=0.9, rotation=20)
+    return change(x.reshape(-1, 6, 6), rng).reshape(x.shape)
+
+
 CASES = {  # 50 rows in batches of 7: ranks have unequal numbers of rows, or none
     "momentum": {"optimizer": "momentum", "data": "arrays"},
     "adam": {"optimizer": "adam", "data": "input_fn"},
     "nesterov of some": {"optimizer": "nesterov of some", "data": "arrays"},
     "no seed": {"optimizer": "momentum", "data": "arrays", "seed": None},
     "fetched": {"optimizer": "momentum", "data": "arrays", "fetch": ["max_pooling2d", "dropout"]},
+    "augmented": {"data": {**DATA["arrays"], "augment": changed}},
     "regularized": {"model": regularized, "data": "arrays"},
     "branches": {"model": two_branches, "data": "arrays", "fetch": ["a"]},
     "normalized": {"model": normalized, "data": "arrays", "fetch": ["a"]},
