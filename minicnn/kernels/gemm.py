@@ -91,7 +91,7 @@ def pack(b, b_row, b_col, k, n, packed):
 
 
 @helper
-def multiply(a, a_row, a_col, packed, s, s_row, s_col, c, c_row, m, n, k, most=DEPTH):
+def multiply(a, a_row, a_col, packed, s, s_row, s_col, c, c_row, m, n, k, most):
     """Write C (m, n) = S (m, n) + A (m, k) B (k, n).
 
     A matrix is given by a pointer to its first element and its row and column strides in elements.

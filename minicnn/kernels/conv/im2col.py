@@ -22,7 +22,7 @@ also the reference for tests of the other algorithms.
 import numpy as np
 
 from minicnn.kernels.elementwise import BLOCK, add_waiting, sum_rows, sum_sums, waiting_sums
-from minicnn.kernels.gemm import block_of_rows, clear, multiply, pack, packed_shape
+from minicnn.kernels.gemm import DEPTH, block_of_rows, clear, multiply, pack, packed_shape
 from minicnn.kernels.jit import helper, kernel
 from minicnn.kernels.simd import pointer
 from minicnn.kernels.threads import parallel_for, share
@@ -109,7 +109,7 @@ def _forward(chunk, scratch, x, w, b, y, window, length, relu):
         _columns(pointer(x, 0), channels, window, first, count, pointer(columns, 0), False)
         out = pointer(y, first * filters)
         multiply(pointer(columns, 0), depth, 1, pointer(packed, 0), pointer(b, 0), 0, 1, out,
-                 filters, count, filters, depth)
+                 filters, count, filters, depth, DEPTH)
         if relu:
             for e in range(count * filters):
                 out[e] = 0 if out[e] <= 0 else out[e]
@@ -128,7 +128,7 @@ def _input_gradient(chunk, scratch, dy, w, c, dx, window, images):
     for first in range(begin * positions, end * positions, block):
         count = min(block, end * positions - first)
         multiply(pointer(dy, first * filters), filters, 1, pointer(packed, 0), pointer(zeros, 0), 0,
-                 0, pointer(columns, 0), depth, count, depth, filters)
+                 0, pointer(columns, 0), depth, count, depth, filters, DEPTH)
         _columns(pointer(dx, 0), channels, window, first, count, pointer(columns, 0), True)
 
 

@@ -180,7 +180,7 @@ def _product(a, a_row, a_col, b, b_row, b_col, s, s_col, c, c_row, m, n, k, pack
         depth = min(DEPTH, k - p)
         pack(pointer(b, p * b_row), b_row, b_col, depth, n, packed)
         multiply(pointer(a, p * a_col), a_row, a_col, packed, s, s_row, s_col, c, c_row,
-                 m, n, depth)
+                 m, n, depth, DEPTH)
         s, s_row, s_col = c, c_row, 1  # the next slabs are added to C
 
 
