@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-SPEC = importlib.util.spec_from_file_location("docs_notebook", ROOT / "docs/notebook.py")
+SPEC = importlib.util.spec_from_file_location("notebook", ROOT / ".ci/notebook.py")
 tool = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(tool)
 TEXT = tool.NOTEBOOK.read_text("utf-8")
@@ -18,7 +18,7 @@ OUTPUTS = [output for cell in CODE for output in cell["outputs"]]
 def test_its_cells_are_those_of_the_program():
     cells = [(cell["cell_type"] == "code", "".join(cell["source"])) for cell in CELLS]
     wanted = tool.cells(tool.PROGRAM.read_text("utf-8"))
-    assert cells == wanted, "run: python docs/notebook.py"
+    assert cells == wanted, "run: python .ci/notebook.py"
 
 
 def test_every_cell_has_been_run_without_an_error():

@@ -1,7 +1,7 @@
 """Make examples/walkthrough.ipynb from examples/walkthrough.py, and run it.
 
     pip install -e ".[notebook]"
-    python docs/notebook.py
+    python .ci/notebook.py
 
 Edit the program, not the notebook; a test compares their cells.
 """
