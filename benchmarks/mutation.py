@@ -82,6 +82,7 @@ ONNX_READER = "tests/extras/test_onnx_reader.py"
 OPTIMIZERS = "tests/test_optimizers.py"
 PARAMETER = "tests/core/test_parameter.py"
 POOLING = "tests/kernels/test_pooling.py"
+PROGRESS = "tests/extras/test_progress.py"
 REGULARIZATION = "tests/estimator/test_regularization.py"
 REGULARIZERS = "tests/layers/test_regularizers.py"
 POOLING2D = "tests/layers/test_pooling2d.py"
@@ -282,6 +283,12 @@ MUTATIONS = [
     ("names and shapes are not compared", "core.weights:fitting", replace("wanted", "found"), None,
      WEIGHTS),
     # Sequential.fit
+    ("progress: a step that compiles counts for the speed", "estimator.progress:Display.__call__",
+     compare("==", "!="), None, f"{PROGRESS} -k time_left"),
+    ("progress: a look at validation rows is recorded", "estimator.session:TrainingSession._look",
+     replace("None", "self._record"), None, f"{PROGRESS} -k first_accuracy"),
+    ("progress: shown beside minicnn's own log", "estimator.progress:_is_log_shown",
+     returns("False"), None, f"{PROGRESS} -k shows_info"),
     ("fit: the rows held back are trained on", "estimator.supervised:split",
      replace("feed.only(rest)", "feed"), None, f"{FIT} -k held_back"),
     ("fit: a split that is not stratified", "estimator.supervised:split", condition(False), "ndim",
