@@ -275,6 +275,19 @@ def test_a_killed_run_continues_with_the_same_bits_and_the_same_curve(tmp_path, 
     assert without_seconds(first) == without_seconds(second)
 
 
+def test_a_half_line_of_a_history_costs_that_line_only(tmp_path):
+    path = tmp_path / "history.jsonl"
+    rows = [{"step": step, "loss": 1 / step} for step in (1, 2, 3)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 4, "lo')
+    history = mc.History(path)
+    assert history.rows == rows
+    history.add({"step": 4, "loss": 0.25})
+    history.add({"step": 5, "loss": 0.2})
+    history.add({"step": 5, "loss": 0.2, "validation_loss": 0.3})
+    assert mc.History(path).rows == history.rows
+    assert [row["step"] for row in history.rows] == [1, 2, 3, 4, 5]
+
+
 def test_a_warning_if_a_checkpoint_replaces_values(tmp_path, caplog):
     small().fit(X, Y, model_dir=tmp_path, **QUIET)
     text = "its values replace those of the model"

@@ -1,7 +1,7 @@
 """The curve of a training run: in memory, and as lines of JSON in the model's folder."""
 
+import contextlib
 import json
-import logging
 import math
 import time
 from collections.abc import Iterable, Mapping
@@ -11,9 +11,8 @@ from typing import Any
 from minicnn.core import checks
 from minicnn.core.files import open_regular, replacing
 from minicnn.core.hints import Hinting
+from minicnn.estimator.evaluation import JsonLines
 from minicnn.hooks import SessionRunContext, SessionRunHook, SessionRunValues
-
-logger = logging.getLogger("minicnn")
 
 _MOST_BYTES = 1 << 26  # of a history that is read
 
@@ -48,9 +47,10 @@ class History(Hinting):
 
     def __init__(self, path: Any = None, rows: Iterable[Mapping[str, Any]] = ()) -> None:
         self._path = checks.optional(checks.path, path, "path")
-        self._fails = False
+        self._lines = JsonLines(self._path)
         given = rows if self._path is None else _read(self._path)
         self.rows = [dict(row) for row in given if _is_row(row)]
+        self._is_in_file = False  # whether the file holds these rows and no others
 
     def to_dict(self) -> dict[str, list[Any]]:
         """Return a list for each name, all of the same length; None where a row has no value."""
@@ -72,37 +72,36 @@ class History(Hinting):
         return {}
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Add a row, or complete the last one if it is of the same step; save all of them."""
+        """Add a row, or complete the last one if it is of the same step; save it."""
         row = {name: value if math.isfinite(value) else None for name, value in row.items()}
         if self.rows and self.rows[-1]["step"] == row["step"]:
             row = self.rows.pop() | row
+            self._is_in_file = False
         self.rows.append(row)
-        if self._path is None:
+        if self._is_in_file or self._path is None:
+            self._lines.add(row)
             return
-        try:
-            with replacing(self._path) as file:
-                file.writelines(json.dumps(row).encode() + b"\n" for row in self.rows)
-            self._fails = False
-        except OSError as error:
-            if not self._fails:
-                logger.warning("%s cannot be written (%s)", self._path, error)
-            self._fails = True
+        with contextlib.suppress(OSError), replacing(self._path) as file:
+            file.writelines(json.dumps(row).encode() + b"\n" for row in self.rows[:-1])
+            self._is_in_file = True
+        self._lines.add(row)  # it warns if the file cannot be written
 
     def cut(self, step: int) -> None:
         """Forget the rows of later steps: of a run that was killed before it had saved them."""
         self.rows = [row for row in self.rows if row["step"] <= step]
+        self._is_in_file = False
 
     def __repr__(self) -> str:
         return f"History({len(self.rows)} rows, last {self.last})"
 
 
 def _read(path: Path) -> list[Any]:
-    """Return the lines of a history; none if there is no file, or if it is not a history."""
-    try:
-        with open_regular(path) as file:
-            return [json.loads(line) for line in file.read(_MOST_BYTES).splitlines()]
-    except (OSError, ValueError, RecursionError):
-        return []
+    """Return the lines of a history, up to one that is damaged; none if there is no file."""
+    rows = []
+    with contextlib.suppress(OSError, ValueError, RecursionError), open_regular(path) as file:
+        for line in file.read(_MOST_BYTES).splitlines():
+            rows.append(json.loads(line))
+    return rows
 
 
 def _is_row(row: Any) -> bool:
