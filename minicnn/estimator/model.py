@@ -4,7 +4,6 @@ import logging
 import os
 import secrets
 import threading
-import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -23,8 +22,6 @@ from minicnn.estimator.streams import Stream
 from minicnn.estimator.tracing import Trace, form
 
 logger = logging.getLogger("minicnn")
-
-_SETTLED = 3_000_000_000  # ns: longer than a tick of any file system's clock
 
 
 class Lock:
@@ -90,15 +87,6 @@ class Model:
             self.step = checkpoint.meta["global_step"]
             self.checkpoint = checkpoint._replace(arrays={})
             self._saved = checkpoint.part(PARAMETERS)
-
-    def copy(self, lock: Lock) -> "Model":
-        """Return a model with a copy of the weights that a run has now."""
-        model = Model(self._model_fn, self._options, lock)
-        model.step = self.step
-        model.checkpoint = self.checkpoint
-        for name, p in self._parameters.items():
-            model._parameters[name] = Parameter(name, p.value.copy(), p.trainable)
-        return model
 
     @classmethod
     def of(cls, model_fn: Callable[..., Any], parameters: dict[str, Parameter]) -> "Model":
@@ -193,7 +181,6 @@ class Models:
         self._latest: Model | None = None
         self._chosen: Model | None = None
         self._damaged: dict[Path, Any] = {}
-        self._seen: tuple[Any, ...] | None = None
         self._is_gone = False
 
     def files(self, config: RunConfig) -> AbstractContextManager[RunFiles]:
@@ -234,13 +221,22 @@ class Models:
             If there is none, or it cannot be read.
         """
         with self._lock():
-            if self._seen is None or self._seen != self._look():
-                self._update()
+            known = None if self._latest is None else self._latest.checkpoint
+            found = checkpoints.newest(self.folder, known, self._damaged)
+            if found is not None and found is not known:
+                self._latest = self._of(found)
+                logger.info("Restored model from %s", found.path)
             if self._latest is None:
                 raise CheckpointError(
                     f"there is no checkpoint in {self.folder} yet; call fit first, which writes "
                     "one after its first step"
                 )
+            if found is None and not self._is_gone:
+                logger.warning(
+                    "There is no checkpoint in %s any more; the weights of step %d, which are in "
+                    "memory, are used", self.folder, self._latest.step,
+                )
+            self._is_gone = found is None
             return self._latest
 
     def chosen(self, path: Path) -> Model:
@@ -273,9 +269,9 @@ class Models:
             known = None if self._latest is None else self._latest.checkpoint
             saved = run.checkpoint
             if saved is not None and (known != saved or saved.identity is None):
-                self._latest = run.copy(self._lock)
+                arrays = {PARAMETERS + n: value.copy() for n, value in run.weights().items()}
+                self._latest = self._of(saved._replace(arrays=arrays))
                 self._is_gone = saved.identity is None  # it is on the disk of another process
-            self._seen = None
 
     def _start(self, seed: int | None) -> tuple[Checkpoint | None, int]:
         """Return the checkpoint to continue from, and the seed of the run."""
@@ -291,38 +287,6 @@ class Models:
 
     def _of(self, checkpoint: Checkpoint) -> Model:
         return Model(self._model_fn, self._options, self._lock, checkpoint)
-
-    def _look(self) -> tuple[Any, ...]:
-        """Return what changes when another checkpoint becomes the newest."""
-        at = None if self._latest is None else self._latest.checkpoint
-        index = self.folder / checkpoints.INDEX
-        paths = self.folder, index, self.folder if at is None else at.path
-        return tuple(map(checkpoints.identity, paths))
-
-    def _update(self) -> None:
-        """Find the newest checkpoint, and read it if it is not in memory."""
-        now = time.time_ns()
-        before = self._look()[:2]
-        self._seen = None
-        known = None if self._latest is None else self._latest.checkpoint
-        found = checkpoints.newest(self.folder, known, self._damaged)
-        if found is None:
-            if self._latest is not None and not self._is_gone:
-                logger.warning(
-                    "There is no checkpoint in %s any more; the weights of step %d, which are in "
-                    "memory, are used", self.folder, self._latest.step,
-                )
-                self._is_gone = True
-            return
-        self._is_gone = False
-        if found is not known:
-            self._latest = self._of(found)
-            logger.info("Restored model from %s", found.path)
-        seen = (*before, found.identity)
-        # A second change within a tick of the file system's clock would not be seen.
-        is_settled = all(each is None or now - each[2] > _SETTLED for each in seen)
-        if is_settled and not self._damaged:
-            self._seen = seen
 
 
 class InPlace(Models):
