@@ -593,7 +593,7 @@ INTERNAL = {
     r"Layer\.build": "the layers' own, which are called here",
     r"(Context|Workspace)\.\w+": "a layer",
     r"(\w+Hook|ValidationMonitor|Timer)\.\w+": "a run, with its own context and values",
-    r"(SGD|Adam|Optimizer)\.update": "`step`",
+    r"(SGD|Adam|RMSprop|Optimizer)\.update": "`step`",
     r"TrainOp\.\w+": "a run",
     r"MetricSpec\.compute": "an evaluation",
     r"(DataParallel|Processes|History)\.\w+": "a run",
