@@ -1,34 +1,82 @@
-"""Compile the kernels of a training step in advance."""
+"""Compile kernels in advance."""
 
 import time
+from typing import Any
 
 import numpy as np
 
+from minicnn.core import checks
 from minicnn.core.context import Context
+from minicnn.estimator import Estimator
 from minicnn.layers import Conv2D, Dense, Dropout, Flatten, MaxPooling2D
 from minicnn.layers.chain import Chain
 from minicnn.losses import softmax_cross_entropy_with_grad
 from minicnn.optimizers import SGD
+from minicnn.sequential import Sequential
 
 
-def warmup() -> float:
-    """Compile the float32 kernels of a training step and return the time this took.
+def warmup(model: Any = None, x: Any = None) -> float:
+    """Compile the kernels that a model predicts with and return the time this took.
+
+    These are the kernels of its `predict` and of its `for_inference`. Without a model, the float32
+    kernels of a training step are compiled: convolution, pooling, dense, dropout, SGD.
 
     The compiled kernels are stored on disk, so only the first call on a machine takes several
     seconds. Without `warmup`, each kernel is compiled at its first use.
+
+    Parameters
+    ----------
+    model : Sequential or Estimator, optional
+        A built Sequential, or an Estimator with a checkpoint.
+    x : ndarray or dict of str to ndarray, optional
+        Required for an Estimator, and only allowed there: rows as for `predict`; one is enough.
 
     Returns
     -------
     float
         Elapsed time in seconds.
 
+    Raises
+    ------
+    RuntimeError
+        If a Sequential was not built.
+    CheckpointError
+        If there is no checkpoint of an Estimator.
+
     Examples
     --------
     >>> import minicnn as mc
-    >>> mc.warmup() >= 0
+    >>> model = mc.Sequential([mc.layers.Dense(2)])
+    >>> model.build((None, 3), rng=0)
+    (None, 2)
+    >>> mc.warmup(model) >= 0
     True
     """
     start = time.perf_counter()
+    if model is not None:
+        checks.instance(model, Sequential | Estimator, "model", "a Sequential or an Estimator")
+    if isinstance(model, Estimator):
+        if x is None:
+            raise ValueError("`x` is missing; an Estimator needs rows as for predict: x[:1]")
+        model.predict(x, as_iterable=False)
+        model.for_inference(x).predict(x)
+    elif x is not None:
+        raise ValueError(f"`x` is for an Estimator, got {checks.describe(x)}; leave it out")
+    elif model is None:
+        _train_one_step()
+    else:
+        _predict_one_row(model)
+    return time.perf_counter() - start
+
+
+def _predict_one_row(model: Any) -> None:
+    fast = model.for_inference()  # raises if the model was not built
+    row = np.zeros((1, *model.input_shape[1:]), model.dtype)
+    model.predict(row)
+    fast.predict(row)
+
+
+def _train_one_step() -> None:
     model = Chain(
         [
             Conv2D(16, 5, padding="same", activation="relu"),
@@ -47,4 +95,3 @@ def warmup() -> float:
     _, gradient = softmax_cross_entropy_with_grad(np.array([0, 1]), logits)
     model.backward(gradient, ctx, need_dx=False)
     SGD(0.1).step(model.parameters)
-    return time.perf_counter() - start

@@ -290,7 +290,7 @@ CALLS = {
     "minicnn.sigmoid": lambda: {"inputs": LOGITS.copy(), "name": "first"},
     "minicnn.softmax": lambda: {"logits": LOGITS.copy(), "axis": 1, "name": "first"},
     "minicnn.tanh": lambda: {"inputs": LOGITS.copy(), "name": "first"},
-    "minicnn.warmup": dict,
+    "minicnn.warmup": lambda: {"model": built(sequential()), "x": None},
     "minicnn.layers.Activation": lambda: {"activation": "relu", "name": "first"},
     "minicnn.layers.AveragePooling2D": lambda: {"pool_size": 2, **_SLIDING},
     "minicnn.layers.BatchNormalization": lambda: {**_NORM},
@@ -720,7 +720,8 @@ ARGUMENTS = {
     "minicnn.Context.workspace": "workspace",
     "minicnn.Estimator.warm_start_from": "folder",
     "minicnn.Estimator.vars_to_warm_start": "expressions", "Estimator.predict.outputs": "fetches",
-    "Estimator.for_inference.x": "rows", "Estimator.for_inference.outputs": "fetches",
+    "Estimator.for_inference.x": "rows", "minicnn.warmup.x": "no rows",
+    "Estimator.for_inference.outputs": "fetches",
     "only": "patterns", "skip": "patterns", "strict": "flag",
     "minicnn.Estimator.model_dir": "folder", "minicnn.Estimator.config": "config",
     "minicnn.Graph.parameters": "parameters by name",
@@ -890,6 +891,7 @@ ACCEPTED = {
     ],
     **{f"Estimator.{name}.x": [([images(3, 6, 6, 2)], "there are no labels that it must fit")]
        for name in ("for_inference", "predict")},
+    "minicnn.warmup.model": [([None], "the kernels of a training step")],
     **{f"minicnn.losses.{name}.weights": [([[-1.0, 1.0]], "a reward may have either sign")]
        for name in ("SoftmaxCrossEntropy", *_LOSSES, *(f"{loss}_with_grad" for loss in _LOSSES))},
     "minicnn.datasets.Dataset.seed": [([None], "a new one is drawn")],

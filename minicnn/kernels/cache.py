@@ -28,6 +28,7 @@ import numba
 from numba.core import config, types
 from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
+from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 from numba.misc.appdirs import AppDirs
 
@@ -65,7 +66,7 @@ class DiskCache(NullCache):
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return the compiled function for a signature, or None if no valid file exists."""
-        target_context.refresh()
+        rtsys.initialize(target_context)  # a compilation loads the rest of Numba, loading does not
         name = self._file(sig, target_context.codegen())
         for folder in folders().read:
             with contextlib.suppress(Exception):  # no file, or any error from a damaged one

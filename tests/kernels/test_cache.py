@@ -26,9 +26,6 @@ class Codegen:
 
 
 class TargetContext:
-    def refresh(self):
-        pass
-
     def codegen(self):
         return Codegen()
 
@@ -55,6 +52,7 @@ def places(tmp_path, monkeypatch):
     monkeypatch.setattr(cache.config, "CACHE_DIR", str(tmp_path / "set"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(cache.rtsys, "initialize", lambda context: None)
     monkeypatch.setattr(cache.CompileResult, "_rebuild", lambda context, *payload: payload[0])
     functions = (cache.folders, cache._say_once_that_nothing_is_kept,
                  cache._say_once_that_kernels_are_compiled)
