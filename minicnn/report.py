@@ -1,10 +1,8 @@
 """A page about a trained model: how it learnt, and what it gets right and wrong."""
 
 import base64
-import contextlib
 import html
 import io
-import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +14,7 @@ import numpy as np
 from minicnn import plots
 from minicnn.core import checks
 from minicnn.core.extras import require
-from minicnn.core.files import open_regular, replacing
+from minicnn.core.files import JsonLines, replacing
 from minicnn.core.weights import PARAMETERS
 from minicnn.estimator import CheckpointError, Estimator, checkpoints
 from minicnn.metrics import confusion_matrix
@@ -174,7 +172,9 @@ def _history(folder: Path) -> list[Section]:
         "decided nothing, such as a test set.</p>"
     )
     rows = []
-    for name, record in _last_evaluations(folder).items():
+    records = JsonLines(folder / "evaluations.jsonl").read()
+    latest = {str(record.get("name", "evaluation")): record for record in records}
+    for name, record in latest.items():
         numbers = [f"{k} {v:.4g}" for k, v in record.items() if k not in _KEYS and v is not None]
         step, count = record["global_step"], record.get("rows", "")
         rows.append((name, f"{count}", f"{step}", ", ".join(numbers)))
@@ -182,18 +182,6 @@ def _history(folder: Path) -> list[Section]:
         text += "<p>The last recorded evaluation of each data set:</p>"
         text += _table(("data", "rows", "step", "results"), rows)
     return [("How it learnt", text, lambda: plots.learning_curve(folder))]
-
-
-def _last_evaluations(folder: Path) -> dict[str, Mapping[str, Any]]:
-    """Return the last recorded evaluation of each data set by its name."""
-    latest = {}
-    with contextlib.suppress(OSError, ValueError):  # there is no file, or half a line at its end
-        with open_regular(folder / "evaluations.jsonl") as file:
-            lines = file.read().splitlines()
-        for line in lines:
-            record = json.loads(line)
-            latest[str(record.get("name", "evaluation"))] = record
-    return latest
 
 
 def _predictions(

@@ -10,6 +10,7 @@ import numpy as np
 from minicnn.core import checks
 from minicnn.core.checks import describe
 from minicnn.core.context import Context
+from minicnn.core.files import JsonLines
 from minicnn.core.hints import hinted
 from minicnn.core.op import Op, named_parameters
 from minicnn.core.parameter import fingerprint
@@ -243,7 +244,7 @@ class Sequential(Chain):
                 rng = Stream.INIT.generator(config.seed)
                 self.build((None, *np.shape(feed.peek()[0])[1:]), rng)
             self._loss = loss
-            record = evaluation.JsonLines(store.folder and store.folder / "evaluations.jsonl")
+            record = JsonLines(store.folder and store.folder / "evaluations.jsonl")
             self._train(store, history, feed, config, record, run_hooks)
         return history
 
@@ -347,7 +348,7 @@ class Sequential(Chain):
         model = Model.of(model_fn, named_parameters(self))
         feed = feeding.feed(*supervised.data(x, y).unweighted(), batch_size)
         results = evaluation.evaluate(
-            model, feed, self._config(None, verbose), evaluation.JsonLines(None),
+            model, feed, self._config(None, verbose), JsonLines(None),
             metrics=model_fn.metrics(metrics),
         )
         del results["global_step"]

@@ -6,15 +6,22 @@ prepared: such a file may be a link to another one, or a pipe that nobody writes
 
 import contextlib
 import errno
+import functools
+import json
+import logging
+import math
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+logger = logging.getLogger("minicnn")
 
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # Windows has neither
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # opening a pipe would wait for its other end
+_MOST_BYTES = 1 << 26  # of lines of JSON that are read
 _KINDS = {
     stat.S_IFLNK: "a symbolic link",
     stat.S_IFDIR: "a folder",
@@ -131,3 +138,57 @@ def _sync_folder(path: Path) -> None:
             raise
     finally:
         os.close(folder)
+
+
+class JsonLines:
+    """A file with an object of JSON on each line.
+
+    Parameters
+    ----------
+    path : Path, optional
+        None writes and reads nothing.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self._fails = False
+
+    def add(self, values: Mapping[str, Any]) -> None:
+        """Add a line; if that fails, warn, but only once until it works again."""
+        self._write([values], functools.partial(open_regular, mode="a+b"))
+
+    def replace(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Replace all lines; if that fails, warn as `add` does."""
+        self._write(rows, replacing)
+
+    def read(self) -> list[Any]:
+        """Return the values of the lines, up to the first that is damaged or half-written."""
+        values: list[Any] = []
+        if self.path is not None:
+            with contextlib.suppress(OSError, ValueError, RecursionError):
+                with open_regular(self.path) as file:
+                    lines = file.read(_MOST_BYTES).splitlines()
+                for line in lines:
+                    values.append(json.loads(line))
+        return values
+
+    def _write(self, rows: Iterable[Mapping[str, Any]], opened: Callable[[Path], Any]) -> None:
+        if self.path is None:
+            return
+        lines = [json.dumps(finite(row)).encode() + b"\n" for row in rows]
+        try:
+            with opened(self.path) as file:
+                file.seek(max(0, file.tell() - 1))
+                is_half = file.read(1) not in (b"", b"\n")  # a full disk has cut off the last line
+                file.write(b"\n" * is_half + b"".join(lines))
+            self._fails = False
+        except OSError as error:
+            if not self._fails:
+                logger.warning("%s cannot be written (%s)", self.path, error)
+            self._fails = True
+
+
+def finite(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values that JSON can hold: None for NaN and infinity."""
+    is_bad = {name for name, v in row.items() if isinstance(v, float) and not math.isfinite(v)}
+    return {name: None if name in is_bad else value for name, value in row.items()}

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from minicnn.core import checks
+from minicnn.core.files import JsonLines
 from minicnn.core.hints import Hinting, hinted
 from minicnn.core.parameter import Parameter
 from minicnn.estimator import evaluation, feeding, training
@@ -138,7 +139,7 @@ class Estimator(Hinting):
         self._warm_start_from = None if start is None else start.absolute()
         self._patterns = expressions(vars_to_warm_start, "vars_to_warm_start")
         self._models = Models(folder, function, {"params": params, "config": self.config})
-        self._record = evaluation.JsonLines(folder / "evaluations.jsonl")
+        self._record = JsonLines(folder / "evaluations.jsonl")
 
     @property
     def model_dir(self) -> Path:

@@ -1,19 +1,17 @@
 """Evaluating and predicting with the weights of a model, and the file of evaluations."""
 
 import copy
-import json
 import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from minicnn.core import checks
 from minicnn.core.context import Context
-from minicnn.core.files import open_regular
+from minicnn.core.files import JsonLines
 from minicnn.core.op import Tensor
 from minicnn.estimator.config import MetricSpec, ModeKeys, RunConfig, checked_metrics
 from minicnn.estimator.feeding import Feed, concatenate, rows_of
@@ -22,41 +20,6 @@ from minicnn.estimator.progress import Display, displayed
 from minicnn.estimator.tracing import Trace
 
 logger = logging.getLogger("minicnn")
-
-
-class JsonLines:
-    """A file to which lines of JSON are added.
-
-    Parameters
-    ----------
-    path : Path, optional
-        None writes nothing.
-    """
-
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
-        self._fails = False
-
-    def add(self, values: Mapping[str, Any]) -> None:
-        """Add a line; if that fails, warn, but only once until it works again."""
-        if self.path is None:
-            return
-        line = json.dumps({name: _plain(value) for name, value in values.items()})
-        try:
-            with open_regular(self.path, "a+b") as file:
-                file.seek(max(0, file.tell() - 1))
-                is_half = file.read(1) not in (b"", b"\n")  # a full disk has cut off the last line
-                file.write(b"\n" * is_half + line.encode() + b"\n")
-            self._fails = False
-        except OSError as error:
-            if not self._fails:
-                logger.warning("%s cannot be written (%s)", self.path, error)
-            self._fails = True
-
-
-def _plain(value: Any) -> Any:
-    """Return a value that JSON can hold: None for NaN and infinity."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def evaluate(

@@ -1,20 +1,13 @@
 """The curve of a training run: in memory, and as lines of JSON in the model's folder."""
 
-import contextlib
-import json
-import math
 import time
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from minicnn.core import checks
-from minicnn.core.files import open_regular, replacing
+from minicnn.core.files import JsonLines, finite
 from minicnn.core.hints import Hinting
-from minicnn.estimator.evaluation import JsonLines
 from minicnn.hooks import SessionRunContext, SessionRunHook, SessionRunValues
-
-_MOST_BYTES = 1 << 26  # of a history that is read
 
 
 class History(Hinting):
@@ -46,9 +39,8 @@ class History(Hinting):
     """
 
     def __init__(self, path: Any = None, rows: Iterable[Mapping[str, Any]] = ()) -> None:
-        self._path = checks.optional(checks.path, path, "path")
-        self._lines = JsonLines(self._path)
-        given = rows if self._path is None else _read(self._path)
+        self._file = JsonLines(checks.optional(checks.path, path, "path"))
+        given = rows if path is None else self._file.read()
         self.rows = [dict(row) for row in given if _is_row(row)]
         self._is_in_file = False  # whether the file holds these rows and no others
 
@@ -73,18 +65,16 @@ class History(Hinting):
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Add a row, or complete the last one if it is of the same step; save it."""
-        row = {name: value if math.isfinite(value) else None for name, value in row.items()}
+        row = finite(row)
         if self.rows and self.rows[-1]["step"] == row["step"]:
             row = self.rows.pop() | row
             self._is_in_file = False
         self.rows.append(row)
-        if self._is_in_file or self._path is None:
-            self._lines.add(row)
-            return
-        with contextlib.suppress(OSError), replacing(self._path) as file:
-            file.writelines(json.dumps(row).encode() + b"\n" for row in self.rows[:-1])
+        if self._is_in_file:
+            self._file.add(row)
+        else:
+            self._file.replace(self.rows)
             self._is_in_file = True
-        self._lines.add(row)  # it warns if the file cannot be written
 
     def cut(self, step: int) -> None:
         """Forget the rows of later steps: of a run that was killed before it had saved them."""
@@ -93,15 +83,6 @@ class History(Hinting):
 
     def __repr__(self) -> str:
         return f"History({len(self.rows)} rows, last {self.last})"
-
-
-def _read(path: Path) -> list[Any]:
-    """Return the lines of a history, up to one that is damaged; none if there is no file."""
-    rows = []
-    with contextlib.suppress(OSError, ValueError, RecursionError), open_regular(path) as file:
-        for line in file.read(_MOST_BYTES).splitlines():
-            rows.append(json.loads(line))
-    return rows
 
 
 def _is_row(row: Any) -> bool:

@@ -15,13 +15,13 @@ import numpy as np
 
 from minicnn.core.checks import describe, instance, optimizer_fault
 from minicnn.core.context import Context, Workspace
+from minicnn.core.files import JsonLines
 from minicnn.core.op import Tensor, parts
 from minicnn.core.parameter import Parameter
 from minicnn.core.weights import PARAMETERS
 from minicnn.estimator import evaluation, feeding
 from minicnn.estimator.checkpoints import RunFiles
 from minicnn.estimator.config import MetricSpec, RunConfig
-from minicnn.estimator.evaluation import JsonLines
 from minicnn.estimator.feeding import Batch, Feed
 from minicnn.estimator.graph import Plan
 from minicnn.estimator.model import Model

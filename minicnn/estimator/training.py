@@ -7,10 +7,10 @@ from typing import Any
 
 from minicnn.core import checks
 from minicnn.core.checks import describe
+from minicnn.core.files import JsonLines
 from minicnn.core.parameter import Parameter
 from minicnn.estimator import checkpoints
 from minicnn.estimator.config import ModeKeys, RunConfig
-from minicnn.estimator.evaluation import JsonLines
 from minicnn.estimator.feeding import ArrayFeed, Feed
 from minicnn.estimator.history import History, HistoryHook
 from minicnn.estimator.model import Model, Models
