@@ -19,20 +19,31 @@ _SQRT_2_PI = math.sqrt(2 / math.pi)
 CUBIC = 0.044715  # of the approximation of GELU
 
 
-class Relu(Op):
+class _Activation(Op):
+    """The base of functions whose output has the shape and the type of the input.
+
+    `forward` saves a tuple: an array of that shape, and what else `gradient` needs.
+    """
+
+    # (dy, ctx, *saved): return the gradient of the input
+    gradient: Callable[..., np.ndarray]
+
+    def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
+        saved = ctx[self]
+        checks.gradient(dy, saved[0].shape, saved[0].dtype, self.label)
+        return self.gradient(dy, ctx, *saved) if need_dx else None
+
+
+class Relu(_Activation):
     """y = max(x, 0);  dx = dy where x > 0."""
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
         y = ctx.empty(self, "y", x.shape, x.dtype)
         elementwise.relu(x, y)
-        ctx[self] = y
+        ctx[self] = (y,)
         return y
 
-    def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
-        y = ctx[self]
-        checks.gradient(dy, y.shape, y.dtype, self.label)
-        if not need_dx:
-            return None
+    def gradient(self, dy: np.ndarray, ctx: Context, y: np.ndarray) -> np.ndarray:
         dx = ctx.empty(self, "dx", y.shape, y.dtype)
         elementwise.relu_gradient(dy, y, dx)
         return dx
@@ -60,7 +71,7 @@ def relu(inputs: Any, name: str | None = None) -> Any:
     return apply(Relu(name), _floats(inputs, "relu"))
 
 
-class LeakyRelu(Op):
+class LeakyRelu(_Activation):
     """y = x where x > 0, else alpha x;  dx = dy where x > 0, else alpha dy."""
 
     def __init__(self, alpha: float = 0.2, name: str | None = None) -> None:
@@ -68,13 +79,11 @@ class LeakyRelu(Op):
         self.alpha = checks.number(alpha, "alpha")
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
-        ctx[self] = x
+        ctx[self] = (x,)
         return np.where(x > 0, x, self.alpha * x)
 
-    def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
-        x = ctx[self]
-        checks.gradient(dy, x.shape, x.dtype, self.label)
-        return np.where(x > 0, dy, self.alpha * dy) if need_dx else None
+    def gradient(self, dy: np.ndarray, ctx: Context, x: np.ndarray) -> np.ndarray:
+        return np.where(x > 0, dy, self.alpha * dy)
 
 
 def leaky_relu(inputs: Any, alpha: float = 0.2, name: str | None = None) -> Any:
@@ -106,7 +115,7 @@ def leaky_relu(inputs: Any, alpha: float = 0.2, name: str | None = None) -> Any:
     return apply(LeakyRelu(alpha, name), _floats(inputs, "leaky_relu"))
 
 
-class Gelu(Op):
+class Gelu(_Activation):
     """y = x P(x), P the standard normal distribution function;  dx = dy (P(x) + x P'(x)).
 
     With `approximate`, P(x) is (1 + tanh(u)) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3).
@@ -125,14 +134,14 @@ class Gelu(Op):
         ctx[self] = x, p
         return x * p
 
-    def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
-        x, p = ctx[self]
-        checks.gradient(dy, x.shape, x.dtype, self.label)
+    def gradient(
+        self, dy: np.ndarray, ctx: Context, x: np.ndarray, p: np.ndarray
+    ) -> np.ndarray:
         if self.approximate:
             slope = 2 * p * (1 - p) * (_SQRT_2_PI * (1 + 3 * CUBIC * x * x))
         else:
             slope = _SQRT_2_PI / 2 * np.exp(-x * x / 2)
-        return dy * (p + x * slope) if need_dx else None
+        return dy * (p + x * slope)
 
 
 def gelu(inputs: Any, approximate: bool = False, name: str | None = None) -> Any:
@@ -165,19 +174,18 @@ def gelu(inputs: Any, approximate: bool = False, name: str | None = None) -> Any
     return apply(Gelu(approximate, name), _floats(inputs, "gelu"))
 
 
-class Sigmoid(Op):
+class Sigmoid(_Activation):
     """y = 1 / (1 + exp(-x));  dx = dy y (1 - y)."""
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
         one = x.dtype.type(1)
         e = np.exp(-np.abs(x))  # exp(-x) would overflow
-        ctx[self] = y = np.where(x < 0, e, one) / (one + e)
+        y = np.where(x < 0, e, one) / (one + e)
+        ctx[self] = (y,)
         return y
 
-    def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
-        y = ctx[self]
-        checks.gradient(dy, y.shape, y.dtype, self.label)
-        return dy * y * (1 - y) if need_dx else None
+    def gradient(self, dy: np.ndarray, ctx: Context, y: np.ndarray) -> np.ndarray:
+        return dy * y * (1 - y)
 
 
 def sigmoid(inputs: Any, name: str | None = None) -> Any:
@@ -201,17 +209,16 @@ def sigmoid(inputs: Any, name: str | None = None) -> Any:
     return apply(Sigmoid(name), _floats(inputs, "sigmoid"))
 
 
-class Tanh(Op):
+class Tanh(_Activation):
     """y = tanh(x);  dx = dy (1 - y^2)."""
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
-        ctx[self] = y = np.tanh(x)
+        y = np.tanh(x)
+        ctx[self] = (y,)
         return y
 
-    def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
-        y = ctx[self]
-        checks.gradient(dy, y.shape, y.dtype, self.label)
-        return dy * (1 - y * y) if need_dx else None
+    def gradient(self, dy: np.ndarray, ctx: Context, y: np.ndarray) -> np.ndarray:
+        return dy * (1 - y * y)
 
 
 def tanh(inputs: Any, name: str | None = None) -> Any:
@@ -235,17 +242,15 @@ def tanh(inputs: Any, name: str | None = None) -> Any:
     return apply(Tanh(name), _floats(inputs, "tanh"))
 
 
-class Identity(Op):
+class Identity(_Activation):
     """y = x."""
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
-        ctx[self] = x.shape, x.dtype
+        ctx[self] = (x,)
         return x
 
-    def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
-        shape, dtype = ctx[self]
-        checks.gradient(dy, shape, dtype, self.label)
-        return dy if need_dx else None
+    def gradient(self, dy: np.ndarray, ctx: Context, x: np.ndarray) -> np.ndarray:
+        return dy
 
 
 def identity(inputs: Any, name: str | None = None) -> Any:
@@ -269,7 +274,7 @@ def identity(inputs: Any, name: str | None = None) -> Any:
     return apply(Identity(name), _floats(inputs, "identity"))
 
 
-class Softmax(Op):
+class Softmax(_Activation):
     """y = exp(x) / sum exp(x) along an axis;  dx = y (dy - sum(dy y))."""
 
     def __init__(self, axis: int = -1, name: str | None = None) -> None:
@@ -283,13 +288,11 @@ class Softmax(Op):
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
         y = np.exp(x - x.max(axis=self.axis, keepdims=True))
         y /= y.sum(axis=self.axis, keepdims=True)
-        ctx[self] = y
+        ctx[self] = (y,)
         return y
 
-    def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
-        y = ctx[self]
-        checks.gradient(dy, y.shape, y.dtype, self.label)
-        return y * (dy - (dy * y).sum(axis=self.axis, keepdims=True)) if need_dx else None
+    def gradient(self, dy: np.ndarray, ctx: Context, y: np.ndarray) -> np.ndarray:
+        return y * (dy - (dy * y).sum(axis=self.axis, keepdims=True))
 
 
 def softmax(logits: Any, axis: int = -1, name: str | None = None) -> Any:
@@ -323,13 +326,11 @@ class LogSoftmax(Softmax):
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
         shifted = x - x.max(axis=self.axis, keepdims=True)
         y = shifted - np.log(np.exp(shifted).sum(axis=self.axis, keepdims=True))
-        ctx[self] = y
+        ctx[self] = (y,)
         return y
 
-    def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
-        y = ctx[self]
-        checks.gradient(dy, y.shape, y.dtype, self.label)
-        return dy - np.exp(y) * dy.sum(axis=self.axis, keepdims=True) if need_dx else None
+    def gradient(self, dy: np.ndarray, ctx: Context, y: np.ndarray) -> np.ndarray:
+        return dy - np.exp(y) * dy.sum(axis=self.axis, keepdims=True)
 
 
 def log_softmax(logits: Any, axis: int = -1, name: str | None = None) -> Any:
