@@ -77,7 +77,7 @@ def test_training_of_the_layer_overrides_the_context():
 
 def test_training_without_a_generator_says_what_to_give():
     layer = built((5,), 0.4, name="drop")
-    with pytest.raises(ValueError, match=r"drop: .*Context\(training=True, rng=numpy\.random"):
+    with pytest.raises(ValueError, match=r"drop: .*Context\(training=True, rng=seed\)"):
         layer.forward(numbers((2, 5)), mc.Context(training=True))
 
 
