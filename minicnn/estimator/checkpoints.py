@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import re
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -155,14 +156,6 @@ class MemoryFiles(RunFiles):
 
 
 @contextlib.contextmanager
-def run_files(folder: Path, keep: int, is_chief: bool) -> Iterator[RunFiles]:
-    """Lock the folder of a run if this process is its chief, and return what writes its files."""
-    lock = locked(folder) if is_chief else contextlib.nullcontext(lambda: True)
-    with lock as is_held:
-        yield RunFiles(folder, keep, is_held, is_chief)
-
-
-@contextlib.contextmanager
 def locked(folder: Path) -> Iterator[Callable[[], bool]]:
     """Make a folder, lock it against other fits, and remove half-written files of a killed one.
 
@@ -182,7 +175,8 @@ def locked(folder: Path) -> Iterator[Callable[[], bool]]:
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = open_regular(folder / _LOCK, "a+b", buffering=0)
-    with lock, _closed_in_children(lock):
+    _locks.add(lock)
+    with lock:
         if not _take(lock, folder):
             yield lambda: True
         elif (state := os.fstat(lock.fileno())).st_nlink == 0:  # its last holder has removed it
@@ -436,22 +430,14 @@ def _take(lock: Any, folder: Path) -> bool:
     return True
 
 
-@contextlib.contextmanager
-def _closed_in_children(lock: Any) -> Iterator[None]:
-    """Close a lock's file in forked children, which would hold the lock after a kill of the fit."""
-    _locks.append(lock)
-    try:
-        yield
-    finally:
-        _locks.remove(lock)
-
-
 def _close_locks() -> None:
+    """Close the files of locks in a forked child."""
     for lock in _locks:
         lock.close()
 
 
-_locks: list[Any] = []  # files of the locks of this process
+# The files of locks: in a forked child, an open one would hold the lock after a kill of the fit.
+_locks: weakref.WeakSet[Any] = weakref.WeakSet()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_close_locks)
 

@@ -1,6 +1,7 @@
 """The Estimator: trains, evaluates and predicts with a model_fn; checkpoints are in a folder."""
 
 import copy
+import functools
 import logging
 import os
 import shutil
@@ -15,11 +16,10 @@ import numpy as np
 from minicnn.core import checks
 from minicnn.core.files import JsonLines
 from minicnn.core.hints import Hinting, hinted
-from minicnn.core.parameter import Parameter
 from minicnn.estimator import evaluation, feeding, training
 from minicnn.estimator.config import MetricSpec, ModeKeys, RunConfig
 from minicnn.estimator.history import History
-from minicnn.estimator.model import Model, Models
+from minicnn.estimator.model import Models
 from minicnn.estimator.starting import expressions, warm_start
 from minicnn.estimator.supervised import ModelFn
 from minicnn.hooks import SessionRunHook
@@ -208,18 +208,18 @@ class Estimator(Hinting):
         KeyboardInterrupt
             After Ctrl-C, once the step is done and a checkpoint is written.
         """
+        start = None
+        if self._warm_start_from is not None:
+            start = functools.partial(
+                warm_start, path=self._warm_start_from, patterns=self._patterns
+            )
         with self.config.distribute.run():
             feed = feeding.augmented(feeding.feed(x, y, input_fn, batch_size), augment)
             hooks = training.run_hooks(
                 self.config, feed, steps, max_steps, monitors, self.history
             )
-            training.train(self._models, feed, self.config, self._record, hooks, self._start)
+            training.train(self._models, feed, self.config, self._record, hooks, start)
         return self
-
-    def _start(self, parameters: dict[str, Parameter]) -> None:
-        """Set the parameters that a new run begins with."""
-        if self._warm_start_from is not None:
-            warm_start(parameters, self._warm_start_from, self._patterns)
 
     @hinted
     def evaluate(
@@ -268,7 +268,7 @@ class Estimator(Hinting):
             If nothing has been trained yet, or the checkpoint is of another model; the error names
             the folder.
         """
-        model = self._model(checkpoint_path)
+        model = self._models.chosen(checkpoint_path)
         logger.info(
             "Eval steps [0,%s) for training step %d.", "inf" if steps is None else steps, model.step
         )
@@ -316,7 +316,7 @@ class Estimator(Hinting):
             If nothing has been trained yet, or the checkpoint is of another model; the error names
             the folder.
         """
-        model = self._model(checkpoint_path)
+        model = self._models.chosen(checkpoint_path)
         feed = feeding.feed(x, None, input_fn, batch_size)
         trace = model.trace(ModeKeys.INFER, (feed.peek()[0], None))
         tensors = trace.row_tensors(outputs)
@@ -356,7 +356,7 @@ class Estimator(Hinting):
         CheckpointError
             If nothing has been trained yet, or the checkpoint is of another model.
         """
-        model = self._model(checkpoint_path)
+        model = self._models.chosen(checkpoint_path)
         trace = model.trace(ModeKeys.INFER, (feeding.feed(x, None, None, None).peek()[0], None))
         tensors = trace.row_tensors(outputs)
         plan = trace.graph.plan(tensors.values(), self.config.fuse)
@@ -387,12 +387,6 @@ class Estimator(Hinting):
                 f"no variable has the `name` {name!r}; there are {', '.join(sorted(weights))}"
             )
         return weights[name].copy()
-
-    def _model(self, checkpoint_path: Any) -> Model:
-        """Return the model of a file, or of the newest checkpoint."""
-        if checkpoint_path is None:
-            return self._models.latest()
-        return self._models.chosen(checks.path(checkpoint_path, "checkpoint_path"))
 
 
 def _options(params: Any) -> dict[str, Any]:

@@ -4,13 +4,14 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from minicnn.core import checks
 from minicnn.core.parameter import Parameter
 from minicnn.core.weights import PARAMETERS
 from minicnn.estimator import checkpoints
@@ -183,11 +184,13 @@ class Models:
         self._damaged: dict[Path, Any] = {}
         self._is_gone = False
 
-    def files(self, config: RunConfig) -> AbstractContextManager[RunFiles]:
-        """Return the context of a run, in which the folder is locked: it gives the run's files."""
-        return checkpoints.run_files(
-            self.folder, config.keep_checkpoint_max, config.distribute.is_chief
-        )
+    @contextmanager
+    def files(self, config: RunConfig) -> Iterator[RunFiles]:
+        """Lock the folder for a run, in its chief process, and return what writes its files."""
+        is_chief = config.distribute.is_chief
+        lock = checkpoints.locked(self.folder) if is_chief else nullcontext(lambda: True)
+        with lock as is_held:
+            yield RunFiles(self.folder, config.keep_checkpoint_max, is_held, is_chief)
 
     def newest(self) -> Checkpoint | None:
         """Return the checkpoint that the next run continues, if any."""
@@ -206,8 +209,17 @@ class Models:
         processes : Processes
             All of them start from what their chief has read.
         """
-        start = self._start(seed) if processes.is_chief else None
-        found, seed = processes.from_chief(start)
+        found = None
+        if processes.is_chief:
+            with self._lock():
+                found = self.newest()
+            if found is not None:
+                logger.info("Restored model from %s", found.path)
+                seed = found.meta["seed"] if seed is None else seed
+            if seed is None:
+                seed = secrets.randbits(32)
+                logger.info("The seed of this run is %d.", seed)
+        found, seed = processes.from_chief((found, seed))
         model = Model(self._model_fn, self._options, Lock(), found, seed)
         model._optimizer = None if found is None else found.part("optimizer/")
         return model
@@ -239,15 +251,17 @@ class Models:
             self._is_gone = found is None
             return self._latest
 
-    def chosen(self, path: Path) -> Model:
-        """Return the model of a file.
+    def chosen(self, path: Any) -> Model:
+        """Return the model of a file; None is the newest checkpoint.
 
         Raises
         ------
         CheckpointError
-            If the file is missing or damaged.
+            If the file is missing or damaged, or there is no checkpoint.
         """
-        path = path.absolute()
+        if path is None:
+            return self.latest()
+        path = checks.path(path, "checkpoint_path").absolute()
         with self._lock():
             if not path.is_file():
                 there = ", ".join(sorted(p.name for p in self.folder.glob("*.npz"))) or "none"
@@ -273,18 +287,6 @@ class Models:
                 self._latest = self._of(saved._replace(arrays=arrays))
                 self._is_gone = saved.identity is None  # it is on the disk of another process
 
-    def _start(self, seed: int | None) -> tuple[Checkpoint | None, int]:
-        """Return the checkpoint to continue from, and the seed of the run."""
-        with self._lock():
-            found = self.newest()
-        if found is not None:
-            logger.info("Restored model from %s", found.path)
-            seed = found.meta["seed"] if seed is None else seed
-        if seed is None:
-            seed = secrets.randbits(32)
-            logger.info("The seed of this run is %d.", seed)
-        return found, seed
-
     def _of(self, checkpoint: Checkpoint) -> Model:
         return Model(self._model_fn, self._options, self._lock, checkpoint)
 
@@ -306,7 +308,7 @@ class InPlace(Models):
         super().__init__(folder, model_fn, {})
         self.left = left
 
-    def files(self, config: RunConfig) -> AbstractContextManager[RunFiles]:
+    def files(self, config: RunConfig) -> Any:
         return nullcontext(MemoryFiles()) if self.folder is None else super().files(config)
 
     def newest(self) -> Checkpoint | None:

@@ -125,7 +125,7 @@ def _trace_estimator(
     if x is None:
         raise ValueError("`x` is missing; an Estimator needs rows as for predict, such as x[:1]")
     batch = feed(x, None, None, None).peek()[0], None
-    trace = model._model(checkpoint_path).trace(ModeKeys.INFER, batch)
+    trace = model._models.chosen(checkpoint_path).trace(ModeKeys.INFER, batch)
     return trace.graph, trace.ops.predictions
 
 

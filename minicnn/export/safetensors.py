@@ -75,7 +75,7 @@ def save_safetensors(model: Any, path: str | Path) -> None:
     """
     path = checks.path(path, "path")
     if isinstance(model, Estimator):
-        arrays = model._model(None).weights()  # all of the same checkpoint
+        arrays = model._models.chosen(None).weights()  # all of the same checkpoint
     else:
         arrays = {name: parameter.value for name, parameter in parameters_of(model).items()}
     metadata = {"format": "minicnn", "minicnn_version": VERSION, "layout": _LAYOUT}

@@ -128,7 +128,7 @@ def test_a_train_op_of_another_loss(tmp_path):
     [(total, data)] = seen
     assert total > data
     assert not np.allclose(weights(estimator)["two/bias"], 0, atol=1e-3)
-    graph = estimator._model(None).trace(mc.ModeKeys.EVAL, (X, Y)).graph
+    graph = estimator._models.latest().trace(mc.ModeKeys.EVAL, (X, Y)).graph
     assert [name for name in graph.tensors if "total_loss" in name] == ["total_loss"]
 
 
@@ -136,7 +136,7 @@ def test_without_regularizers_the_graph_is_as_before(tmp_path):
     estimator, seen = trained(tmp_path, None, steps=1)
     [(total, data)] = seen
     assert total == data
-    graph = estimator._model(None).trace(mc.ModeKeys.EVAL, (X, Y)).graph
+    graph = estimator._models.latest().trace(mc.ModeKeys.EVAL, (X, Y)).graph
     assert "total_loss" not in graph.tensors
 
 
