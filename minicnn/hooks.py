@@ -310,21 +310,16 @@ class StopAtStepHook(SessionRunHook):
             )
         self.num_steps = checks.optional(checks.integer, num_steps, "num_steps")
         self.last_step = checks.optional(checks.integer, last_step, "last_step")
-        self._done = 0
-
-    def begin(self) -> None:
-        self._done = 0
 
     def end_from(self, step: int) -> int:
         """Return the global step at which a run that begins at `step` ends."""
         return self.last_step or step + (self.num_steps or 0)
 
+    def resume(self, run_context: SessionRunContext, name: str, state: dict[str, Any]) -> None:
+        self._end = self.end_from(run_context.session.global_step)
+
     def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
-        self._done += 1
-        reached = run_context.session.global_step
-        if self._done == self.num_steps or (
-            self.last_step is not None and reached >= self.last_step
-        ):
+        if run_context.session.global_step >= self._end:
             run_context.request_stop()
 
 

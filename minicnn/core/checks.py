@@ -290,10 +290,10 @@ def regularizer(value: Any, name: str) -> Any:
     )
 
 
-def unique(name: str, taken: Iterable[str]) -> str:
-    """Return `name`, or the first of name_1, name_2, ... that is not taken."""
+def unique(name: str, taken: Iterable[str], first: int = 1) -> str:
+    """Return `name`, or the first of name_1, name_2, ... (from `first`) that is not taken."""
     taken = set(taken)
-    numbered = (f"{name}_{number}" for number in itertools.count(1))
+    numbered = (f"{name}_{number}" for number in itertools.count(first))
     return next(each for each in itertools.chain([name], numbered) if each not in taken)
 
 

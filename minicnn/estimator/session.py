@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from minicnn.core.checks import describe, instance, optimizer_fault
+from minicnn.core.checks import describe, instance, optimizer_fault, unique
 from minicnn.core.context import Context, Workspace
 from minicnn.core.files import JsonLines
 from minicnn.core.op import Tensor, parts
 from minicnn.core.parameter import Parameter
-from minicnn.core.weights import PARAMETERS
+from minicnn.core.weights import PARAMETERS, fill, fitting
 from minicnn.estimator import evaluation, feeding
 from minicnn.estimator.checkpoints import RunFiles
 from minicnn.estimator.config import MetricSpec, RunConfig
@@ -151,11 +151,14 @@ class TrainingSession:
         results = evaluation.evaluate(
             self._model, feed, self._config, self._record, steps, metrics, name, self._display
         )
-        for key, value in results.items():
-            if key != "global_step" and np.ndim(value) == 0:
-                self.evaluations[f"{name or 'evaluation'}_{key}"] = float(value)
+        data = name or "evaluation"
+        self.evaluations |= {
+            f"{data}_{key}": float(value)
+            for key, value in results.items()
+            if key != "global_step" and np.ndim(value) == 0
+        }
         for hook in self.hooks:
-            hook.evaluated(self, name or "evaluation", results)
+            hook.evaluated(self, data, results)
         return results
 
     def values(self) -> dict[str, float]:
@@ -292,14 +295,12 @@ class TrainingSession:
             return
         values = found.part(PARAMETERS)
         try:
-            if _forms(values) != _forms(self.parameters):
-                raise ValueError(f"{found.path} is of another model")
+            fitting(self.parameters, values, found.path, list, "")
             self.trace.load_optimizer(found.part("optimizer/"))
         except ValueError as error:
             logger.warning("%s; the values of the last step are kept", error)
             return
-        for name, parameter in self.parameters.items():
-            parameter.value[...] = values[name]
+        fill(self.parameters, values)
         self.rate = found.meta["learning_rate"]
         self.best_step = found.meta["global_step"]
         logger.info("The values of step %d are put back.", self.best_step)
@@ -365,18 +366,9 @@ def _by_name(hooks: Sequence[SessionRunHook]) -> dict[str, SessionRunHook]:
     """Return the hooks of a run by their names in checkpoints; equal names get a number."""
     named: dict[str, SessionRunHook] = {}
     for hook in hooks:
-        first = str(hook.name or type(hook).__name__)
-        name = first
-        number = 1
-        while name in named:
-            number += 1
-            name = f"{first}_{number}"
-        named[name] = hook
+        name = str(hook.name or type(hook).__name__)
+        named[unique(name, named, first=2)] = hook
     return named
-
-
-def _forms(arrays: dict[str, Any]) -> dict[str, Any]:
-    return {name: (array.shape, array.dtype) for name, array in arrays.items()}
 
 
 def _state(name: str, hook: SessionRunHook) -> dict[str, Any]:

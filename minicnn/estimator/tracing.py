@@ -190,13 +190,9 @@ class Trace:
         return dict(self.feeds((each(np.asarray, x), None)))
 
 
-def form(batch: Batch) -> tuple[Any, Any]:
+def form(batch: Batch) -> tuple[Any, ...]:
     """Return the names, row shapes and types of a batch's features and labels."""
-    return each(_row_form, batch[0]), each(_row_form, batch[1])
-
-
-def _row_form(array: np.ndarray) -> Any:
-    return array.shape[1:], str(array.dtype)
+    return tuple(each(lambda a: (a.shape[1:], str(a.dtype)), part) for part in batch)
 
 
 def _placeholders(graph: Graph, name: str, part: Any) -> Any:

@@ -81,12 +81,12 @@ def run_hooks(
     if not any(isinstance(hook, NanTensorHook) for hook in own):
         hooks.insert(0, NanTensorHook())
     if not any(isinstance(hook, CheckpointSaverHook) for hook in own):
-        seconds = config.save_checkpoints_secs
-        hooks.append(CheckpointSaverHook(seconds, config.save_checkpoints_steps))
-    if steps is not None:
-        hooks.append(StopAtStepHook(num_steps=checks.integer(steps, "steps")))
-    if max_steps is not None:
-        hooks.append(StopAtStepHook(last_step=checks.integer(max_steps, "max_steps")))
+        hooks.append(
+            CheckpointSaverHook(config.save_checkpoints_secs, config.save_checkpoints_steps)
+        )
+    if steps is not None or max_steps is not None:
+        steps = checks.optional(checks.integer, steps, "steps")
+        hooks.append(StopAtStepHook(steps, checks.optional(checks.integer, max_steps, "max_steps")))
     if not config.distribute.is_chief:  # the other processes only note the step and the place
         return [hook for hook in hooks if isinstance(hook, CheckpointSaverHook)]
     if not any(isinstance(hook, StopAtStepHook) for hook in hooks):
