@@ -25,7 +25,7 @@ from minicnn.layers import (
     Reshape,
     Residual,
 )
-from minicnn.layers.chain import Chain
+from minicnn.layers.chain import Chain, is_chain
 from minicnn.layers.fusion import Folded, Fused
 from minicnn.ops import Add, Relu
 
@@ -180,7 +180,7 @@ def program_of(model: Chain) -> Program:
     for parameter in model.parameters:
         parameter._grad = None
         parameter.value.flags.writeable = False
-    ops = model._chain if _is_chain(model) else [model]
+    ops = model._chain if is_chain(model) else [model]
     steps = [(op, (number,), number + 1) for number, op in enumerate(ops)]
     return Program(model.label, functools.partial(_feed, model), steps, {None: len(ops)}, True)
 
@@ -199,14 +199,9 @@ _REPEATABLE = (
 def _is_repeatable(op: Op) -> bool:
     """Return whether the recorded calls of kernels compute the outputs of an op for any inputs."""
     return all(
-        (type(part) in _REPEATABLE or _is_chain(part)) and _channels_are_last(part)
+        (type(part) in _REPEATABLE or is_chain(part)) and _channels_are_last(part)
         for part in parts(op)
     )
-
-
-def _is_chain(op: Op) -> bool:
-    """Return whether an op runs the ops of a chain, and nothing else."""
-    return type(op).forward is Chain.forward
 
 
 def _channels_are_last(layer: Any) -> bool:

@@ -106,7 +106,7 @@ class SummarySaverHook(SessionRunHook):
                 "the new ones; if this is not the same training, stop and use another output_dir.",
                 self.output_dir,
             )
-        monitors = [hook for hook in session.hooks if isinstance(hook, ValidationMonitor)]
+        monitors = [hook for hook in session.hooks.values() if isinstance(hook, ValidationMonitor)]
         of_validation = checked_metrics(monitors[0].data["metrics"]) if monitors else {}
         self._metrics = of_validation if self.metrics is None else self.metrics
 

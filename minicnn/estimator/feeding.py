@@ -173,7 +173,14 @@ class FunctionFeed:
         batch, self._peeked = self._peeked, None
         if batch is None:
             if self._iterator is None:
-                self._iterator = iter(_iterable(self.input_fn()))
+                iterable = self.input_fn()
+                is_array = isinstance(iterable, np.ndarray | dict | tuple)
+                if is_array or not hasattr(iterable, "__iter__"):
+                    raise TypeError(
+                        "`input_fn` must return an iterable of batches (features, labels): write "
+                        f"it with `yield`; got {describe(iterable)}"
+                    )
+                self._iterator = iter(iterable)
                 self.taken = 0
             made = next(self._iterator, _END)
             if made is _END:
@@ -298,15 +305,6 @@ def _checked(batch: Any) -> Batch:
     labels = None if labels is None else _arrays(labels, "labels", checks.labels)
     _rows(features, labels)
     return features, labels
-
-
-def _iterable(made: Any) -> Any:
-    if isinstance(made, np.ndarray | dict | tuple) or not hasattr(made, "__iter__"):
-        raise TypeError(
-            "`input_fn` must return an iterable of batches (features, labels): write it with "
-            f"`yield`; got {describe(made)}"
-        )
-    return made
 
 
 def concatenate(parts: Sequence[Any]) -> Any:

@@ -74,6 +74,8 @@ class TrainingSession:
         The step whose values were put back when the run ended.
     evaluations : dict from str to float
         The results of the evaluations at this step, such as "validation_loss".
+    hooks : dict from str to SessionRunHook
+        All hooks of the run, by their names in checkpoints.
     """
 
     def __init__(
@@ -101,7 +103,7 @@ class TrainingSession:
         self._record = record
         # States of the hooks of earlier runs, by name; older checkpoints have none.
         self._states = model.checkpoint.meta.get("hooks", {}) if model.checkpoint else {}
-        self._hooks: dict[str, SessionRunHook] = {}
+        self.hooks: dict[str, SessionRunHook] = {}
         self._saved: tuple[Any, ...] = ()
         self._display = Display()
         self._rows = 0  # of the last batch
@@ -132,7 +134,7 @@ class TrainingSession:
         return optimizer_fault(self.trace.ops.train_op.optimizer.state_dict())
 
     def _moment(self) -> tuple[Any, ...]:
-        states = {name: _state(name, hook) for name, hook in self._hooks.items()}
+        states = {name: _state(name, hook) for name, hook in self.hooks.items()}
         kept = self._states | {name: state for name, state in states.items() if state}
         return self.global_step, self.best_step, kept
 
@@ -157,7 +159,7 @@ class TrainingSession:
             for key, value in results.items()
             if key != "global_step" and np.ndim(value) == 0
         }
-        for hook in self.hooks:
+        for hook in self.hooks.values():
             hook.evaluated(self, data, results)
         return results
 
@@ -165,11 +167,6 @@ class TrainingSession:
         """Return what is known of the last step: loss, learning rate, and evaluations at it."""
         loss = math.nan if self.last_loss is None else self.last_loss
         return {"loss": loss, "learning_rate": self.rate, **self.evaluations}
-
-    @property
-    def hooks(self) -> list[SessionRunHook]:
-        """All hooks of the run."""
-        return list(self._hooks.values())
 
     def save_best(self, name: str) -> Path:
         """Write the values of this moment to the file `best_path(name)`; return its path."""
@@ -254,8 +251,8 @@ class TrainingSession:
         """
         context = SessionRunContext(self)
         self._processes.begin(tuple(self.parameters.values()))
-        self._hooks = _by_name(hooks)
-        for name, hook in self._hooks.items():
+        self.hooks = _by_name(hooks)
+        for name, hook in self.hooks.items():
             hook.begin()
             hook.resume(context, name, self._states.get(name, {}))
         with _interrupt_stops(context) as interrupted:

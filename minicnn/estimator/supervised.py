@@ -25,7 +25,7 @@ from minicnn.estimator.train_op import optimize_loss
 from minicnn.hooks import EarlyStopping, SessionRunContext, ValidationMonitor
 from minicnn.layers.activation import Activation
 from minicnn.layers.affine import Affine
-from minicnn.layers.chain import Chain
+from minicnn.layers.chain import Chain, is_chain
 
 # Losses, and the model_fn -------------------------------------------------------------------------
 
@@ -237,21 +237,16 @@ _NAMED = {
 def ends_in(op: Op, activation: Op) -> bool:
     """Return whether the last thing that a model computes is this activation."""
     last: Any = op
-    while _is_plain(last):
+    while is_chain(last):
         last = last.layers[-1]
     if isinstance(last, Affine):
         last = last.activation
     return type(last.op if type(last) is Activation else last) is type(activation)
 
 
-def _is_plain(op: Op) -> bool:
-    """Return whether an op only runs its layers one after the other."""
-    return isinstance(op, Chain) and type(op).forward is Chain.forward
-
-
 def _without_activation(op: Any, inputs: Tensor) -> Tensor:
     """Apply a model that ends in an activation to a Tensor, except for this activation."""
-    if _is_plain(op):
+    if is_chain(op):
         for layer in op.layers[:-1]:
             inputs = layer(inputs)
         return _without_activation(op.layers[-1], inputs)

@@ -179,11 +179,11 @@ class Trace:
                 "all batches must have the same names, shapes and types: expected those of the "
                 f"first, {self.form}, got {got}"
             )
-        feeds: dict[Tensor, np.ndarray] = {}
-        for holders, part in zip((self._features, self._labels), batch, strict=True):
-            arrays = by_name(part)
-            feeds |= {holder: arrays[name] for name, holder in by_name(holders).items()}
-        return feeds
+        return {
+            holder: by_name(part)[name]
+            for holders, part in zip((self._features, self._labels), batch, strict=True)
+            for name, holder in by_name(holders).items()
+        }
 
     def features(self, x: Any) -> dict[Any, np.ndarray]:
         """Return the value of each placeholder for features alone."""

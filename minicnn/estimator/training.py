@@ -49,12 +49,8 @@ def as_hooks(hooks: Any, name: str) -> list[SessionRunHook]:
     for hook in checks.sequence(hooks or (), name, "hooks, [hook]"):
         if callable(hook) and not isinstance(hook, SessionRunHook | type):
             hook = _FunctionHook(hook)
-        if not isinstance(hook, SessionRunHook):
-            raise TypeError(
-                f"`{name}` must hold SessionRunHook objects, or functions of (step, values), got "
-                f"{describe(hook)}"
-            )
-        made.append(hook)
+        what = "SessionRunHook objects, or functions of (step, values)"
+        made.append(checks.instance(hook, SessionRunHook, name, what))
     return made
 
 

@@ -181,6 +181,11 @@ class Chain(Layer):
         give_names(self.layers, prefix)
 
 
+def is_chain(op: Op) -> bool:
+    """Return whether an op runs its layers one after the other, and nothing else."""
+    return type(op).forward is Chain.forward
+
+
 def check_once(ops: list[Op]) -> None:
     """Raise if an op occurs twice."""
     if len(set(map(id, ops))) < len(ops):

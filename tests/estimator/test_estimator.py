@@ -439,10 +439,12 @@ def test_a_mode_with_other_layers_is_an_error(tmp_path):
         return network(extra=mode == EVAL)(features, labels, mode)
 
     estimator = estimator_in(tmp_path, model_fn).fit(X, Y, steps=1)
+    for each in (estimator, estimator_in(tmp_path, model_fn)):
+        with pytest.raises(mc.CheckpointError, match=r"extra/.*not in the checkpoint.*the same lay"):
+            each.evaluate(X, Y)
+    monitor = mc.hooks.ValidationMonitor(X, Y)
     with pytest.raises(ValueError, match=r"'eval' has parameters.*extra/bias, extra/kernel.*same"):
-        estimator.evaluate(X, Y)
-    with pytest.raises(mc.CheckpointError, match=r"extra/.*not in the checkpoint"):
-        estimator_in(tmp_path, model_fn).evaluate(X, Y)
+        estimator_in(tmp_path / "run", model_fn).fit(X, Y, steps=1, monitors=[monitor])
 
 
 def test_a_hook_that_fails_sets_back_to_the_last_checkpoint(tmp_path):
@@ -996,7 +998,7 @@ def test_what_an_estimator_cannot_be_made_of(tmp_path):
         mc.Estimator(None, tmp_path)
     with pytest.raises(TypeError, match="`config` must be a RunConfig"):
         mc.Estimator(network(), tmp_path, config={"seed": 1})
-    with pytest.raises(TypeError, match="`monitors` must hold SessionRunHook"):
+    with pytest.raises(TypeError, match="`monitors` must be SessionRunHook"):
         mc.Estimator(network(), tmp_path).fit(X, Y, steps=1, monitors=[3])
 
 
