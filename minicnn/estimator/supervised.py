@@ -241,7 +241,7 @@ def ends_in(op: Op, activation: Op) -> bool:
         last = last.layers[-1]
     if isinstance(last, Affine):
         last = last.activation
-    return type(last.op if type(last) is Activation else last) is type(activation)
+    return type(last.activation if type(last) is Activation else last) is type(activation)
 
 
 def _without_activation(op: Any, inputs: Tensor) -> Tensor:

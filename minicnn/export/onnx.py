@@ -201,6 +201,10 @@ class _File:
         self.constants.append(self.onnx.numpy_helper.from_array(np.asarray(array), name))
         return name
 
+    def number(self, value: float, like: str, name: str) -> str:
+        """Add a number of the type of another value; return its name."""
+        return self.node("CastLike", [self.constant(value, name), like], name)
+
     def name_of(self, x: _Value, is_nchw: bool = False) -> str:
         """Return the name of a value in minicnn's layout or in (N, C, H, W)."""
         if x.is_nchw == is_nchw:
@@ -333,31 +337,25 @@ def _dropout(file: _File, layer: Any, x: _Value, shape: Shape) -> _Value:
     return x
 
 
-def _identity(file: _File, op: Op, x: _Value, shape: Shape) -> _Value:
-    return x
-
-
-def _activation(file: _File, layer: Any, x: _Value, shape: Shape) -> _Value:
-    return file.add(layer.op, x, shape)
-
-
-def _elementwise(file: _File, op: Op, x: _Value, shape: Shape) -> _Value:
-    return x._replace(name=file.node(type(op).__name__, [x.name], op.label))
-
-
-def _leaky_relu(file: _File, op: Any, x: _Value, shape: Shape) -> _Value:
+def _elementwise(file: _File, op: Any, x: _Value, shape: Shape, *others: _Value) -> _Value:
+    """Add the node of an op that computes the same in both layouts."""
+    inputs = [x, *others]
+    is_nchw = all(value.is_nchw for value in inputs)
+    names = [file.name_of(value, is_nchw) for value in inputs]
+    kind = "Mul" if type(op) is ops.Multiply else type(op).__name__
     # The attribute is float32, also in a float64 file.
-    return x._replace(name=file.node("LeakyRelu", [x.name], op.label, alpha=op.alpha))
+    attributes = {"alpha": op.alpha} if type(op) is ops.LeakyRelu else {}
+    return _Value(file.node(kind, names, op.label, **attributes), is_nchw)
 
 
 def _gelu(file: _File, op: Any, x: _Value, shape: Shape) -> _Value:
     # x (1 + erf(x / sqrt(2))) / 2: ONNX has had its own Gelu since opset 20.
     def step(kind: str, *values: str | float) -> str:
-        names = [value if isinstance(value, str) else number(value) for value in values]
+        names = [
+            value if isinstance(value, str) else file.number(value, x.name, op.label)
+            for value in values
+        ]
         return file.node(kind, names, op.label)
-
-    def number(value: float) -> str:
-        return file.node("CastLike", [file.constant(value, op.label), x.name], op.label)
 
     if op.approximate:
         cubic = step("Mul", step("Pow", x.name, 3.0), ops.CUBIC)
@@ -367,8 +365,10 @@ def _gelu(file: _File, op: Any, x: _Value, shape: Shape) -> _Value:
     return x._replace(name=step("Mul", step("Mul", x.name, step("Add", p, 1.0)), 0.5))
 
 
-def _softmax(file: _File, op: Any, x: _Value, shape: Shape) -> _Value:
-    return _Value(file.node(type(op).__name__, [file.name_of(x)], op.label, axis=op.axis))
+def _along_axis(file: _File, op: Any, x: _Value, shape: Shape, *others: _Value) -> _Value:
+    """Add the node of an op with an `axis`, which is that of minicnn's layout."""
+    names = [file.name_of(value) for value in (x, *others)]
+    return _Value(file.node(type(op).__name__, names, op.label, axis=op.axis))
 
 
 def _reshape(file: _File, op: Op, x: _Value, shape: Shape) -> _Value:
@@ -403,9 +403,7 @@ def _scale(file: _File, op: Any, x: _Value, shape: Shape) -> _Value:
     y = x.name
     for kind, number, neutral in (("Mul", op.factor, 1), ("Add", op.offset, 0)):
         if number != neutral:
-            constant = file.constant(np.array(number, np.float64), f"{op.label}/{kind.lower()}")
-            like = file.node("CastLike", [constant, y], op.label)
-            y = file.node(kind, [y, like], op.label)
+            y = file.node(kind, [y, file.number(number, y, op.label)], op.label)
     return x._replace(name=y)
 
 
@@ -417,19 +415,6 @@ def _reduce(file: _File, op: Any, x: _Value, shape: Shape) -> _Value:
     else:
         inputs.append(file.constant(np.array(op.axes, np.int64), f"{op.label}/axes"))
     return _Value(file.node(type(op).__name__, inputs, op.label, **attributes))
-
-
-def _pair(file: _File, op: Op, x: _Value, shape: Shape, *others: _Value) -> _Value:
-    inputs = [x, *others]
-    is_nchw = all(value.is_nchw for value in inputs)
-    kind = "Add" if type(op) is ops.Add else "Mul"
-    names = [file.name_of(value, is_nchw) for value in inputs]
-    return _Value(file.node(kind, names, op.label), is_nchw)
-
-
-def _concat(file: _File, op: Any, x: _Value, shape: Shape, *others: _Value) -> _Value:
-    names = [file.name_of(value) for value in (x, *others)]
-    return _Value(file.node("Concat", names, op.label, axis=op.axis))
 
 
 _EXPORTS: dict[type[Op], Callable[..., _Value]] = {
@@ -446,23 +431,23 @@ _EXPORTS: dict[type[Op], Callable[..., _Value]] = {
     layers.Dropout: _dropout,
     layers.Flatten: _reshape,
     layers.Reshape: _reshape,
-    layers.Activation: _activation,
+    layers.Activation: lambda file, layer, x, shape: file.add(layer.activation, x, shape),
     ops.Relu: _elementwise,  # these have the same names in ONNX
     ops.Sigmoid: _elementwise,
     ops.Tanh: _elementwise,
-    ops.LeakyRelu: _leaky_relu,
+    ops.LeakyRelu: _elementwise,
     ops.Gelu: _gelu,
-    ops.Identity: _identity,
-    ops.Softmax: _softmax,
-    ops.LogSoftmax: _softmax,
+    ops.Identity: lambda file, op, x, shape: x,
+    ops.Softmax: _along_axis,
+    ops.LogSoftmax: _along_axis,
     ops.Reshape: _reshape,
     ops.Argmax: _argmax,
     ops.OneHot: _one_hot,
     ops.Cast: _cast,
     ops.Scale: _scale,
-    ops.Add: _pair,
-    ops.Multiply: _pair,
-    ops.Concat: _concat,
+    ops.Add: _elementwise,
+    ops.Multiply: _elementwise,
+    ops.Concat: _along_axis,
     ops.ReduceSum: _reduce,
     ops.ReduceMean: _reduce,
 }

@@ -36,18 +36,13 @@ class Activation(Layer):
         op = ops.activation(activation)
         if op is None:
             raise ValueError(f"`activation` must name a function, got {describe(activation)}")
-        self.op = op
-
-    @property
-    def activation(self) -> Op:
-        """The activation function as an op."""
-        return self.op
+        self.activation: Op = op
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
-        return self.build_part(self.op, super().build(input_shape, rng, dtype), rng)
+        return self.build_part(self.activation, super().build(input_shape, rng, dtype), rng)
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
-        return self.op.forward(self.check_inputs(x), ctx)
+        return self.activation.forward(self.check_inputs(x), ctx)
 
     def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
-        return self.op.backward(dy, ctx, need_dx)
+        return self.activation.backward(dy, ctx, need_dx)

@@ -132,7 +132,7 @@ def _can_fold(layer: Any, norm: Any) -> bool:
 
 
 def _is_relu(op: Any) -> bool:
-    return type(op.op if type(op) is Activation else op) is Relu
+    return type(op.activation if type(op) is Activation else op) is Relu
 
 
 def _fits(layer: Any, last: Any) -> bool:

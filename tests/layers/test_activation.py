@@ -60,7 +60,7 @@ def test_a_name_and_its_function_are_the_same(name):
     function, *_ = FUNCTIONS[name]
     x = numbers((2, 3))
     expected = forward_and_back(built(Activation(name), (3,)), x)
-    for spec in (name.upper(), function, Activation(name).op):
+    for spec in (name.upper(), function, Activation(name).activation):
         assert_same_pass(forward_and_back(built(Activation(spec), (3,)), x), expected)
 
 
