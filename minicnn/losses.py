@@ -113,8 +113,6 @@ class SoftmaxCrossEntropy(_Loss):
     array([[-0.5,  0.5]])
     """
 
-    per_row = True
-
     def check(self, labels: Shape, outputs: Shape) -> None:
         _check_shapes(self.label, labels, outputs)
 

@@ -116,9 +116,7 @@ def text(value: Any, name: str) -> str:
 
 def function(value: Any, name: str, what: str = "a function") -> Callable[..., Any]:
     """Return a callable."""
-    if not callable(value):
-        raise TypeError(f"`{name}` must be {what}, got {describe(value)}")
-    return value
+    return instance(value, Callable, name, what)
 
 
 def instance(value: Any, kind: Any, name: str, what: str = "") -> Any:

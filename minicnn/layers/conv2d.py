@@ -102,41 +102,24 @@ class Conv2D(Convolution):
         """Return the number of filters and the shape of the kernel."""
         return self.filters, {"kernel": (*self.size, channels, self.filters)}
 
-    def linear(
-        self,
-        x: np.ndarray,
-        ctx: Context,
-        relu: bool = False,
-        pool: Any = None,
+    def multiply(
+        self, x: np.ndarray, y: np.ndarray, ctx: Context, relu: bool, pool: Any = None,
         weights: tuple[np.ndarray, np.ndarray] | None = None,
-    ) -> np.ndarray:
-        """Return x * w + b; or, fused, with ReLU and the 2x2 `MaxPooling2D` after it."""
-        x = self.data_format.to_nhwc(self.check_inputs(x))
+    ) -> Any:
         # x (N, H, W, C) * w (KH, KW, C, F) + b (F,) -> y (N, OH, OW, F)
-        out = self.window if pool is None else pool.window
-        shape = (len(x), out.out_h, out.out_w, self.filters)
-        y = ctx.empty(self, "y", shape, x.dtype)
-        code = None if pool is None else ctx.empty(self, "code", shape, np.uint8)
+        code = None if pool is None else ctx.empty(self, "code", y.shape, np.uint8)
         conv.forward(x, *(weights or self.weights()), y, self.window, relu, code)
-        ctx[self] = x, y if relu else None, code, pool
-        return self.data_format.from_nhwc(y)
+        return code
 
-    def linear_backward(
-        self, dy: np.ndarray, ctx: Context, need_dx: bool = True
-    ) -> np.ndarray | None:
+    def all_gradients(
+        self, x: np.ndarray, y: Any, dy: np.ndarray, dx: Any, ctx: Context, code: Any
+    ) -> None:
         # dw = x' * dy, db = sum of dy over n, i, j, dx = dy * w'
-        x, y, code, pool = ctx[self]
-        out = self.window if pool is None else pool.window
-        shape = self.data_format.shape(len(x), out, self.filters)
-        checks.gradient(dy, shape, self.dtype, self.label)
-        dy = self.data_format.to_nhwc(dy)
         w, dw, db = self.kernel.value, self.kernel.writable("grad"), self.bias_grad()
-        dx = ctx.empty(self, "dx", x.shape, x.dtype) if need_dx else None
-        if pool is not None:  # a code is the position of a maximum, or says that it is zero
+        if code is not None:  # a code is the position of a maximum, or says that it is zero
             conv.pooled_gradients(x, dy, code, w, dw, db, dx, self.window)
         else:  # with ReLU: dz = dy where y > 0
             dz = None if y is None or dx is None else ctx.empty(self, "dz", dy.shape, dy.dtype)
             conv.kernel_gradient(x, dy, dw, db, self.window, y, dz)
             if dx is not None:
                 conv.input_gradient(dy if dz is None else dz, w, dx, self.window)
-        return None if dx is None else self.data_format.from_nhwc(dx)

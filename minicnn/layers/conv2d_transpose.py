@@ -106,7 +106,7 @@ class Conv2DTranspose(Convolution):
         """Return the number of filters and the shape of the kernel."""
         return self.filters, {"kernel": (*self.size, self.filters, channels)}
 
-    def multiply(self, x: np.ndarray, y: np.ndarray, ctx: Context, relu: bool) -> None:
+    def multiply(self, x: np.ndarray, y: np.ndarray, *_: Any) -> None:
         """Write the gradient of a convolution whose output has the gradient x, plus b."""
         conv.input_gradient(x, self.kernel.value, y, self.window, self.bias_value())
 

@@ -25,7 +25,8 @@ class Convolution(Affine):
     output: Window  # whose `out_h` and `out_w` are the size of the layer's output
     # (channels): the number of output channels, and the shapes of the kernels by name.
     kernel_shapes: Callable[..., tuple[int, dict[str, tuple[int, ...]]]]
-    # (x, y, ctx, relu): write y = x * kernel + bias, maybe with ReLU; return what to save.
+    # (x, y, ctx, relu, last, weights): write y = x * kernel + bias, maybe with ReLU; return what
+    # to save. Conv2D takes a layer `last` after ReLU, and `weights` instead of its own.
     multiply: Callable[..., Any]
     # (x, dy, dx, ctx, saved): write the gradients of the kernels, and dx unless it is None.
     write_gradients: Callable[..., None]
@@ -66,28 +67,38 @@ class Convolution(Affine):
         )
 
     def linear(
-        self, x: np.ndarray, ctx: Context, relu: bool = False, last: Any = None
+        self, x: np.ndarray, ctx: Context, relu: bool = False, last: Any = None,
+        weights: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> np.ndarray:
-        """Return x * kernel + bias; or, fused, with ReLU."""
+        """Return x * kernel + bias; or, fused, with ReLU and maybe the layer `last` after it."""
         x = self.data_format.to_nhwc(self.check_inputs(x))
-        shape = (len(x), self.output.out_h, self.output.out_w, self.outputs)
+        out = self.output if last is None else last.window
+        shape = (len(x), out.out_h, out.out_w, self.outputs)
         y = ctx.empty(self, "y", shape, x.dtype)
-        saved = self.multiply(x, y, ctx, relu)
-        ctx[self] = x, y if relu else None, saved
+        saved = self.multiply(x, y, ctx, relu, last, weights)
+        ctx[self] = x, y if relu else None, out, saved
         return self.data_format.from_nhwc(y)
 
     def linear_backward(
         self, dy: np.ndarray, ctx: Context, need_dx: bool = True
     ) -> np.ndarray | None:
-        x, y, saved = ctx[self]
-        shape = self.data_format.shape(len(x), self.output, self.outputs)
+        x, y, out, saved = ctx[self]
+        shape = self.data_format.shape(len(x), out, self.outputs)
         checks.gradient(dy, shape, self.dtype, self.label)
-        dy = self.data_format.to_nhwc(dy)
+        dx = ctx.empty(self, "dx", x.shape, x.dtype) if need_dx else None
+        self.all_gradients(x, y, self.data_format.to_nhwc(dy), dx, ctx, saved)
+        return None if dx is None else self.data_format.from_nhwc(dx)
+
+    def all_gradients(
+        self, x: np.ndarray, y: Any, dy: np.ndarray, dx: Any, ctx: Context, saved: Any
+    ) -> None:
+        """Write the gradients of the bias, the kernels and, unless it is None, dx.
+
+        y is the output if ReLU is fused, otherwise None.
+        """
         if y is not None:  # dz = dy where y > 0
             dz = ctx.empty(self, "dz", y.shape, y.dtype)
             elementwise.relu_gradient(dy, y, dz)
             dy = dz
         elementwise.sum_rows(dy.reshape(-1, self.outputs), self.bias_grad())
-        dx = ctx.empty(self, "dx", x.shape, x.dtype) if need_dx else None
         self.write_gradients(x, dy, dx, ctx, saved)
-        return None if dx is None else self.data_format.from_nhwc(dx)

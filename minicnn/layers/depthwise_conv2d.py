@@ -98,7 +98,9 @@ class DepthwiseConv2D(Convolution):
         kernel_shape = (*self.size, channels, self.depth_multiplier)
         return channels * self.depth_multiplier, {"depthwise_kernel": kernel_shape}
 
-    def multiply(self, x: np.ndarray, y: np.ndarray, ctx: Context, relu: bool) -> Any:
+    def multiply(
+        self, x: np.ndarray, y: np.ndarray, ctx: Context, relu: bool, *_: Any
+    ) -> Any:
         """Write y = x * w + b."""
         depthwise.forward(x, self.depthwise_kernel.value, self.bias_value(), y, self.window, relu)
 

@@ -1,5 +1,6 @@
 """Two-dimensional pooling: the maximum or the mean of windows, or of complete images."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,10 @@ class Pooling2D(Layer):
 
     rank = 4
     is_global = False  # whether the window is the complete image, and outputs are (N, C)
+    # (x, y, ctx): write the output y; return what `pool_gradient` needs.
+    pool: Callable[..., Any]
+    # (dy, saved, dx): write the gradient of the input.
+    pool_gradient: Callable[..., None]
 
     def __init__(
         self,
@@ -65,14 +70,6 @@ class Pooling2D(Layer):
         images = dy.reshape(self.data_format.shape(shape[0], self.window, shape[3]))
         self.pool_gradient(self.data_format.to_nhwc(images), saved, dx)
         return self.data_format.from_nhwc(dx)
-
-    def pool(self, x: np.ndarray, y: np.ndarray, ctx: Context) -> Any:
-        """Write the output y; return what `pool_gradient` needs."""
-        raise NotImplementedError
-
-    def pool_gradient(self, dy: np.ndarray, saved: Any, dx: np.ndarray) -> None:
-        """Write the gradient of the input."""
-        raise NotImplementedError
 
 
 class MaxPooling2D(Pooling2D):

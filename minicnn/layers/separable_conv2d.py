@@ -110,7 +110,9 @@ class SeparableConv2D(DepthwiseConv2D):
         kernels["pointwise_kernel"] = (1, 1, outputs, self.filters)
         return self.filters, kernels
 
-    def multiply(self, x: np.ndarray, y: np.ndarray, ctx: Context, relu: bool) -> np.ndarray:
+    def multiply(
+        self, x: np.ndarray, y: np.ndarray, ctx: Context, relu: bool, *_: Any
+    ) -> np.ndarray:
         """Write y = (x * w) * p + b; return x * w."""
         w, p = self.depthwise_kernel.value, self.pointwise_kernel.value
         z = ctx.empty(self, "z", (*y.shape[:3], p.shape[2]), x.dtype)
