@@ -202,7 +202,7 @@ MUTATIONS = [
      replace("pool.size", "pool.strides"), None, FUSION),
     # ops, losses, optimizers, graph
     ("sigmoid: half of the derivative", "ops:Sigmoid.gradient", arithmetic("*", "left"), 0, OPS),
-    ("sigmoid: the half below zero is that above", "ops:Sigmoid.forward",
+    ("sigmoid: the half below zero is that above", "ops:Sigmoid.output",
      argument("where", 1, "one"), None, NUMBERS),
     ("tanh: square left out", "ops:Tanh.gradient", replace("y * y", "y"), None, OPS),
     ("softmax: wrong axis", "ops:Softmax.gradient", argument("sum", "axis", "0"), None, OPS),

@@ -22,11 +22,18 @@ CUBIC = 0.044715  # of the approximation of GELU
 class _Activation(Op):
     """The base of functions whose output has the shape and the type of the input.
 
-    `forward` saves a tuple: an array of that shape, and what else `gradient` needs.
+    A subclass defines `output`, or `forward`, which saves a tuple: an array of that shape, and what
+    else `gradient` needs.
     """
 
-    # (dy, ctx, *saved): return the gradient of the input
+    output: Callable[..., np.ndarray]  # (x, ctx): return the output
+    # (dy, ctx, *saved): return the gradient of the input; by default the output is saved
     gradient: Callable[..., np.ndarray]
+
+    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        y = self.output(x, ctx)
+        ctx[self] = (y,)
+        return y
 
     def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
         saved = ctx[self]
@@ -37,10 +44,9 @@ class _Activation(Op):
 class Relu(_Activation):
     """y = max(x, 0);  dx = dy where x > 0."""
 
-    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+    def output(self, x: np.ndarray, ctx: Context) -> np.ndarray:
         y = ctx.empty(self, "y", x.shape, x.dtype)
         elementwise.relu(x, y)
-        ctx[self] = (y,)
         return y
 
     def gradient(self, dy: np.ndarray, ctx: Context, y: np.ndarray) -> np.ndarray:
@@ -177,12 +183,10 @@ def gelu(inputs: Any, approximate: bool = False, name: str | None = None) -> Any
 class Sigmoid(_Activation):
     """y = 1 / (1 + exp(-x));  dx = dy y (1 - y)."""
 
-    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+    def output(self, x: np.ndarray, ctx: Context) -> np.ndarray:
         one = x.dtype.type(1)
         e = np.exp(-np.abs(x))  # exp(-x) would overflow
-        y = np.where(x < 0, e, one) / (one + e)
-        ctx[self] = (y,)
-        return y
+        return np.where(x < 0, e, one) / (one + e)
 
     def gradient(self, dy: np.ndarray, ctx: Context, y: np.ndarray) -> np.ndarray:
         return dy * y * (1 - y)
@@ -212,10 +216,8 @@ def sigmoid(inputs: Any, name: str | None = None) -> Any:
 class Tanh(_Activation):
     """y = tanh(x);  dx = dy (1 - y^2)."""
 
-    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
-        y = np.tanh(x)
-        ctx[self] = (y,)
-        return y
+    def output(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        return np.tanh(x)
 
     def gradient(self, dy: np.ndarray, ctx: Context, y: np.ndarray) -> np.ndarray:
         return dy * (1 - y * y)
@@ -285,10 +287,9 @@ class Softmax(_Activation):
         _axis(self.axis, input_shape, self.label)
         return input_shape
 
-    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+    def output(self, x: np.ndarray, ctx: Context) -> np.ndarray:
         y = np.exp(x - x.max(axis=self.axis, keepdims=True))
         y /= y.sum(axis=self.axis, keepdims=True)
-        ctx[self] = (y,)
         return y
 
     def gradient(self, dy: np.ndarray, ctx: Context, y: np.ndarray) -> np.ndarray:
@@ -323,11 +324,9 @@ def softmax(logits: Any, axis: int = -1, name: str | None = None) -> Any:
 class LogSoftmax(Softmax):
     """y = x - log sum exp(x) along an axis;  dx = dy - exp(y) sum(dy)."""
 
-    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+    def output(self, x: np.ndarray, ctx: Context) -> np.ndarray:
         shifted = x - x.max(axis=self.axis, keepdims=True)
-        y = shifted - np.log(np.exp(shifted).sum(axis=self.axis, keepdims=True))
-        ctx[self] = (y,)
-        return y
+        return shifted - np.log(np.exp(shifted).sum(axis=self.axis, keepdims=True))
 
     def gradient(self, dy: np.ndarray, ctx: Context, y: np.ndarray) -> np.ndarray:
         return dy - np.exp(y) * dy.sum(axis=self.axis, keepdims=True)

@@ -167,10 +167,13 @@ def check_gradients(
     shapes = [checks.integers(each, "input_shape", 1) for each in (sizes if several else [sizes])]
     for shape in shapes:
         checks.allocatable(shape, "the array of this `input_shape`")
-    seed = checks.integer(seed, "seed", 0)
-    entries = checks.integer(entries, "entries")
-    tolerance = checks.number(tolerance, "tolerance", least=0)
-    check = _Check(copy.deepcopy(layer), seed, training, tolerance, entries)
+    check = _Check(
+        copy.deepcopy(layer),
+        checks.integer(seed, "seed", 0),
+        training,
+        checks.number(tolerance, "tolerance", least=0),
+        checks.integer(entries, "entries"),
+    )
     check.build(shapes)
     if not check.report.errors:
         check.slopes([_spaced(shape, check.rng) for shape in shapes])

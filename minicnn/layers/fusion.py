@@ -34,7 +34,7 @@ class Fused(Op):
     it pass, so that backward needs no mask.
     """
 
-    def __init__(self, layer: Any, last: Op | None) -> None:
+    def __init__(self, layer: Any, last: Any) -> None:
         super().__init__(layer.name)
         self.layer = layer
         self.last = last
@@ -46,7 +46,7 @@ class Fused(Op):
         return self.layer.linear_backward(dy, ctx, need_dx)
 
 
-class Folded(Op):
+class Folded(Fused):
     """A Conv2D or Dense layer with the BatchNormalization after it, and what `Fused` also takes.
 
     In prediction the normalization is a part of the kernel and the bias. Otherwise, and where
@@ -54,10 +54,8 @@ class Folded(Op):
     """
 
     def __init__(self, layer: Any, norm: BatchNormalization, relu: bool, last: Op | None) -> None:
-        super().__init__(layer.name)
-        self.layer = layer
+        super().__init__(layer, last)
         self.norm = norm
-        self.last = last
         self._relu = relu
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
