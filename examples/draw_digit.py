@@ -38,6 +38,7 @@ MAX_BYTES = 32 * 1024  # of a request; the longest valid one has half as many
 MOST_MAPS = 64  # of a convolution that are shown
 MAP = "map "  # before the names of the maps among the predictions
 SECONDS = 10  # that a client has to send its request
+LOCAL = ["127.0.0.1", "localhost"]
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
@@ -166,19 +167,39 @@ def encoded(maps):
     return base64.b64encode((255 * levels).astype(np.uint8).transpose(2, 0, 1).tobytes()).decode()
 
 
-def make_app(network):
-    """Return the Flask application: three files, which are read once, GET /model and POST /look."""
+def new_app(max_bytes, hosts=None):
+    """Return a Flask application that answers errors in JSON, and requests of `hosts` only."""
     flask = require("flask", "demo")
     http = require("werkzeug.exceptions", "demo")
     app = flask.Flask(__name__, static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = MAX_BYTES
-    contents = {name: (PAGE / name).read_bytes() for name in FILES}
+    app.config["MAX_CONTENT_LENGTH"] = max_bytes
 
     @app.before_request
     def refuse_other_hosts():
         # Another site may resolve its name to 127.0.0.1 (DNS rebinding); the Host header shows it.
-        if urlsplit(f"//{flask.request.host}").hostname not in ("127.0.0.1", "localhost"):
-            flask.abort(403, "open this page as http://127.0.0.1")
+        if hosts and urlsplit(f"//{flask.request.host}").hostname not in hosts:
+            flask.abort(403, f"open this page as http://{hosts[0]}")
+
+    @app.errorhandler(http.HTTPException)
+    def explain(error):
+        response = error.get_response()
+        response.data = flask.json.dumps({"error": error.description})
+        response.content_type = "application/json"
+        return response
+
+    @app.after_request
+    def protect(response):
+        response.headers.update(HEADERS)
+        return response
+
+    return app
+
+
+def make_app(network):
+    """Return the Flask application: three files, which are read once, GET /model and POST /look."""
+    flask = require("flask", "demo")
+    app = new_app(MAX_BYTES, LOCAL)
+    contents = {name: (PAGE / name).read_bytes() for name in FILES}
 
     @app.get("/", defaults={"name": "index.html"})
     @app.get("/<any('page.css', 'page.js'):name>")
@@ -197,18 +218,6 @@ def make_app(network):
             flask.abort(400, "the JSON is nested too deep")
         except ValueError as error:
             flask.abort(400, str(error))
-
-    @app.errorhandler(http.HTTPException)
-    def explain(error):
-        response = error.get_response()
-        response.data = flask.json.dumps({"error": error.description})
-        response.content_type = "application/json"
-        return response
-
-    @app.after_request
-    def protect(response):
-        response.headers.update(HEADERS)
-        return response
 
     return app
 
