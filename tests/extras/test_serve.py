@@ -5,10 +5,13 @@ import http.client
 import io
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -363,6 +366,80 @@ def test_the_program_without_a_model(serve, tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["serve.py", *map(str, arguments)])
         with pytest.raises(SystemExit, match=words):
             serve.main()
+
+
+# The container of the README ----------------------------------------------------------------------
+
+# Imported first: root's Python may be in a folder that other users cannot read.
+AS_NOBODY = """
+import os, resource, sys
+sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+import encodings.cp437, encodings.idna, PIL.Image, PIL.ImageOps, werkzeug.exceptions, werkzeug.serving
+import serve
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # no file can be written, as if it were read-only
+serve.main()
+"""
+
+
+@pytest.fixture
+def container(digit_model):
+    """A folder in place of / with what the recipe copies and installs."""
+    root = Path(tempfile.mkdtemp(dir="/tmp"))  # other users cannot read pytest's folders
+    root.chmod(0o755)
+    unwanted = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "minicnn", root / "site" / "minicnn", ignore=unwanted)
+    shutil.copytree(ROOT / "examples", root / "minicnn" / "examples", ignore=unwanted)
+    shutil.copytree(digit_model, root / "minicnn" / "mnist_cnn_model")
+    (root / "minicnn" / "mnist_cnn_model").chmod(0o755)  # pytest's folders are 0700
+    yield root
+    for path in (root, *root.rglob("*")):
+        path.chmod(path.stat().st_mode | 0o200)
+    shutil.rmtree(root)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="users of POSIX")
+def test_the_container_starts_without_compiling_for_another_user(container):
+    text = (ROOT / "README.md").read_text("utf-8")
+    [recipe] = re.findall(r"```dockerfile\n(.*?)```", text, re.DOTALL)
+    recipe = recipe.replace("\\\n", "").replace("/minicnn", f"{container}/minicnn")
+    *_, build = re.findall("^RUN (.*)", recipe, re.MULTILINE)
+    [command] = map(json.loads, re.findall("^CMD (.*)", recipe, re.MULTILINE))
+    assert "USER nobody" in recipe
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": "/nonexistent",
+        "PYTHONPATH": str(container / "site"), "PYTHONDONTWRITEBYTECODE": "1",
+        "MINICNN_NUM_THREADS": "1",
+    }
+    subprocess.run(build, shell=True, check=True, env=environment, cwd="/")
+    kernels = sorted(container.rglob("*.nbc"))
+    assert len(kernels) >= 5
+    for path in (container, *container.rglob("*")):
+        path.chmod(path.stat().st_mode & 0o555)
+
+    local = ["--host", "127.0.0.1", "--port", "0"]  # after the recipe's host, and instead of it
+    command = [sys.executable, "-c", AS_NOBODY, *command[1:], *local]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, env=environment, cwd="/", stdout=pipe, stderr=pipe, text=True
+    ) as process:
+        try:
+            line = process.stdout.readline()
+            assert line.startswith("step 120 at http://127.0.0.1:"), process.stderr.read()
+            for rows in (1, 20, 100):
+                status, _ = ask(int(line.rpartition(":")[2]), np.zeros((rows, 784)))
+                assert status == 200
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+        said = process.stderr.read().splitlines()
+    assert [line.split("  ")[1] for line in said] == ["step 120 is served"]  # nothing is compiled
+    assert sorted(container.rglob("*.nbc")) == kernels
 
 
 # The load test ------------------------------------------------------------------------------------
