@@ -89,9 +89,34 @@ def assert_near(y, expected):
     assert_close(y, expected, magnitude=max(1, np.abs(expected).max()))
 
 
+def sizes(value):
+    """Return the shape of a value: numbers, names, and "" for unknown sizes."""
+    assert value.type.tensor_type.HasField("shape"), value.name
+    return [dim.dim_value or dim.dim_param for dim in value.type.tensor_type.shape.dim]
+
+
+def assert_valid(path):
+    """Check a file with ONNX's checker, and its shapes with those that ONNX infers."""
+    file = onnx.load(path)
+    onnx.checker.check_model(file, full_check=True)
+    declared = {output.name: sizes(output) for output in file.graph.output}
+    for output in file.graph.output:
+        output.type.tensor_type.ClearField("shape")  # so that it is inferred, not only compared
+    graph = onnx.shape_inference.infer_shapes(
+        file, check_type=True, strict_mode=True, data_prop=True
+    ).graph
+    inferred = {value.name: sizes(value) for value in (*graph.value_info, *graph.output)}
+    assert inferred.keys() >= {name for node in graph.node for name in node.output}
+    for name, shape in declared.items():
+        assert len(inferred[name]) == len(shape)
+        for size, own in zip(inferred[name], shape, strict=True):
+            assert size == own or not isinstance(size, int)
+
+
 def assert_exported(model, path, x, **options):
     """Check that file and model give the same results for batches of several sizes."""
     mc.export.to_onnx(model, path, **options)
+    assert_valid(path)
     program = program_of(path, x.dtype)
     for rows in (1, len(x)):
         expected = model.forward(x[:rows], mc.Context(save=False))
@@ -287,6 +312,7 @@ LABELS = np.array([0, 1, 2, 0, 1])
 
 def assert_predictions(made, path, x, feeds):
     mc.export.to_onnx(made, path, x)
+    assert_valid(path)
     expected = made.predict(x, as_iterable=False)
     if not isinstance(expected, dict):
         expected = {"predictions": expected}

@@ -375,8 +375,8 @@ AS_NOBODY = """
 import os, resource, sys
 sys.argv = sys.argv[1:]
 sys.path.insert(0, os.path.dirname(sys.argv[0]))
-import encodings.cp437, encodings.idna, PIL.Image, PIL.ImageOps, werkzeug.exceptions, werkzeug.serving
-import serve
+import encodings.cp437, encodings.idna, PIL.Image, PIL.ImageOps
+import serve, werkzeug.exceptions, werkzeug.serving
 if os.geteuid() == 0:
     os.setgroups([])
     os.setgid(65534)
