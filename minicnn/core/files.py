@@ -147,11 +147,16 @@ class JsonLines:
     ----------
     path : Path, optional
         None writes and reads nothing.
+
+    Attributes
+    ----------
+    fails : bool
+        Whether the last write has failed.
     """
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self._fails = False
+        self.fails = False
 
     def add(self, values: Mapping[str, Any]) -> None:
         """Add a line; if that fails, warn, but only once until it works again."""
@@ -181,11 +186,11 @@ class JsonLines:
                 file.seek(max(0, file.tell() - 1))
                 is_half = file.read(1) not in (b"", b"\n")  # a full disk has cut off the last line
                 file.write(b"\n" * is_half + b"".join(lines))
-            self._fails = False
+            self.fails = False
         except OSError as error:
-            if not self._fails:
+            if not self.fails:
                 logger.warning("%s cannot be written (%s)", self.path, error)
-            self._fails = True
+            self.fails = True
 
 
 def finite(row: Mapping[str, Any]) -> dict[str, Any]:

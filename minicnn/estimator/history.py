@@ -74,7 +74,7 @@ class History(Hinting):
             self._file.add(row)
         else:
             self._file.replace(self.rows)
-            self._is_in_file = True
+        self._is_in_file = not self._file.fails
 
     def cut(self, step: int) -> None:
         """Forget the rows of later steps: of a run that was killed before it had saved them."""

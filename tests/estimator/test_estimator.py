@@ -440,7 +440,7 @@ def test_a_mode_with_other_layers_is_an_error(tmp_path):
 
     estimator = estimator_in(tmp_path, model_fn).fit(X, Y, steps=1)
     for each in (estimator, estimator_in(tmp_path, model_fn)):
-        with pytest.raises(mc.CheckpointError, match=r"extra/.*not in the checkpoint.*the same lay"):
+        with pytest.raises(mc.CheckpointError, match=r"extra/.*not in the checkpoint.*same lay"):
             each.evaluate(X, Y)
     monitor = mc.hooks.ValidationMonitor(X, Y)
     with pytest.raises(ValueError, match=r"'eval' has parameters.*extra/bias, extra/kernel.*same"):
