@@ -339,6 +339,8 @@ MUTATIONS = [
      replace("(path, now)", "(path, known.identity)"), None, WHICH_WEIGHTS),
     ("an older checkpoint replaces one that cannot be read now",
      "estimator.checkpoints:_first_good", drop("Raise"), None, CHECKPOINTS),
+    ("a run changes the weights that were kept", "estimator.model:Models.keep",
+     unwrap("copy", None), None, WHICH_WEIGHTS),
     ("a run's weights are not kept", "estimator.model:Models.keep", condition(False),
      "known != saved", WHICH_WEIGHTS),
     ("a checkpoint's weights are not used", "estimator.model:Model._restore", drop("For"), None,

@@ -89,10 +89,7 @@ class ModelFnOps(Hinting):
                 )
         for name, tensor in self.predictions.items():
             checks.text(name, "a name in predictions")
-            if not isinstance(tensor, Tensor):
-                raise TypeError(
-                    f"ModelFnOps: prediction {name!r} must be a Tensor, got {describe(tensor)}"
-                )
+            checks.instance(tensor, Tensor, f"predictions[{name!r}]")
             if tensor.shape[:1] != (None,):
                 raise ValueError(
                     f"ModelFnOps: prediction {name!r} must have a row for each of the batch, got "
@@ -265,11 +262,8 @@ def checked_metrics(metrics: Any) -> dict[str, MetricSpec]:
     for name, spec in metrics.items():
         if checks.text(name, "a name in metrics") in ("loss", "global_step", "name", "rows"):
             raise ValueError(f"`metrics` must have other names than evaluate's own, got {name!r}")
-        if not isinstance(spec, MetricSpec):
-            raise TypeError(
-                f"`metrics` must map names to MetricSpec, got {describe(spec)} for {name!r}; write "
-                "MetricSpec(metric_fn=..., prediction_key=...)"
-            )
+        what = "a MetricSpec: write MetricSpec(metric_fn=..., prediction_key=...)"
+        checks.instance(spec, MetricSpec, f"metrics[{name!r}]", what)
     return dict(metrics)
 
 

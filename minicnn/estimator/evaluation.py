@@ -90,17 +90,11 @@ def evaluate(
     results |= {"loss": total / rows, "global_step": model.step}
     shown.note(name, results, rows if record is None else None)
     if record is not None:
-        _report(results, name, rows, record)
+        numbers = {k: v for k, v in results.items() if k != "global_step" and np.ndim(v) == 0}
+        text = ", ".join(f"{key} = {value:.6g}" for key, value in sorted(numbers.items()))
+        logger.info("Saving evaluation summary for step %d: %s", model.step, text)
+        record.add({"global_step": model.step, "name": name, "rows": rows} | numbers)
     return results
-
-
-def _report(results: dict[str, Any], name: str, rows: int, record: JsonLines) -> None:
-    """Log the results of an evaluation, and add them to a file."""
-    step = results["global_step"]
-    numbers = {k: v for k, v in results.items() if k != "global_step" and np.ndim(v) == 0}
-    text = ", ".join(f"{key} = {value:.6g}" for key, value in sorted(numbers.items()))
-    logger.info("Saving evaluation summary for step %d: %s", step, text)
-    record.add({"global_step": step, "name": name, "rows": rows} | numbers)
 
 
 def predictions(

@@ -268,13 +268,10 @@ class Plan:
 
 def _needed(graph: Graph, fetches: Sequence[Tensor]) -> list[Tensor]:
     """Return the computed tensors that `fetches` depend on, in the order of the graph."""
-    needed: set[Tensor] = set()
-    waiting = list(fetches)
-    while waiting:
-        tensor = waiting.pop()
-        if tensor not in needed:
-            needed.add(tensor)
-            waiting.extend(tensor.inputs)
+    needed = set(fetches)
+    for tensor in reversed(graph.tensors.values()):
+        if tensor in needed:
+            needed.update(tensor.inputs)
     return [tensor for tensor in graph.tensors.values() if tensor in needed and tensor.op]
 
 

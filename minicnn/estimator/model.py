@@ -283,8 +283,11 @@ class Models:
             known = None if self._latest is None else self._latest.checkpoint
             saved = run.checkpoint
             if saved is not None and (known != saved or saved.identity is None):
-                arrays = {PARAMETERS + n: value.copy() for n, value in run.weights().items()}
-                self._latest = self._of(saved._replace(arrays=arrays))
+                self._latest = self._of(saved)
+                self._latest._parameters = {
+                    name: Parameter(name, p.value.copy(), p.trainable)
+                    for name, p in run._parameters.items()
+                }
                 self._is_gone = saved.identity is None  # it is on the disk of another process
 
     def _of(self, checkpoint: Checkpoint) -> Model:
