@@ -555,7 +555,7 @@ class ValidationMonitor(SessionRunHook):
         )
         if max(steps.values()) > session.global_step:
             raise ValueError(f"a step in it is later than step {session.global_step}: {steps}")
-        path = session.best_path(self._label)
+        path = session.files.best_path(self._label)
         if steps["scheduled"]:
             self.timer.mark(steps["scheduled"])
         self._measured = steps["measured"]

@@ -270,16 +270,16 @@ class Sequential(Chain):
             left, rows = None, ()
         else:
             left = left._replace(arrays=left.arrays | values)
-        history = History(rows=rows)
-        folder = None
-        if model_dir is not None:
-            folder = checks.path(model_dir, "model_dir").absolute()
-            history = History(folder / "history.jsonl")
+        folder = None if model_dir is None else checks.path(model_dir, "model_dir").absolute()
+        history = History(folder and folder / "history.jsonl", rows)
         store = InPlace(folder, model_fn, left)
         found = store.newest() if config.distribute.is_chief else None
         if folder is not None:
             store.left = found
-        if found is not None and not is_new and _differ(values, found.arrays):
+        if found is not None and not is_new and any(
+            name in found.arrays and not np.array_equal(value, found.arrays[name])
+            for name, value in values.items()
+        ):
             logger.warning(
                 "Training goes on from %s: its values replace those of the model, which was "
                 "trained or loaded. To keep these, use another model_dir", found.path,
@@ -481,10 +481,3 @@ class Sequential(Chain):
         """
         chances = self.predict_proba(x, batch_size)  # raises if the loss is not one of classes
         return head_of(self._loss).classes(chances)  # type: ignore[misc]
-
-
-def _differ(values: dict[str, np.ndarray], saved: dict[str, np.ndarray]) -> bool:
-    """Return whether a checkpoint has other values for the parameters of a model."""
-    return any(
-        name in saved and not np.array_equal(value, saved[name]) for name, value in values.items()
-    )

@@ -208,11 +208,8 @@ class Estimator(Hinting):
         KeyboardInterrupt
             After Ctrl-C, once the step is done and a checkpoint is written.
         """
-        start = None
-        if self._warm_start_from is not None:
-            start = functools.partial(
-                warm_start, path=self._warm_start_from, patterns=self._patterns
-            )
+        source = self._warm_start_from
+        start = source and functools.partial(warm_start, path=source, patterns=self._patterns)
         with self.config.distribute.run():
             feed = feeding.augmented(feeding.feed(x, y, input_fn, batch_size), augment)
             hooks = training.run_hooks(

@@ -74,6 +74,8 @@ class TrainingSession:
         The step whose values were put back when the run ended.
     evaluations : dict from str to float
         The results of the evaluations at this step, such as "validation_loss".
+    files : RunFiles
+        Where checkpoints are written.
     hooks : dict from str to SessionRunHook
         All hooks of the run, by their names in checkpoints.
     """
@@ -99,7 +101,7 @@ class TrainingSession:
         self._feed = feed
         self._config = config
         self._processes = config.distribute
-        self._files = files
+        self.files = files
         self._record = record
         # States of the hooks of earlier runs, by name; older checkpoints have none.
         self._states = model.checkpoint.meta.get("hooks", {}) if model.checkpoint else {}
@@ -119,7 +121,7 @@ class TrainingSession:
         if fault := self.fault():
             logger.warning("%s, so no checkpoint is written; lower the learning rate", fault)
         else:
-            self._model.checkpoint = self._files.save(*self.snapshot())
+            self._model.checkpoint = self.files.save(*self.snapshot())
         self._saved = self._moment()
 
     def is_saved(self) -> bool:
@@ -169,12 +171,8 @@ class TrainingSession:
         return {"loss": loss, "learning_rate": self.rate, **self.evaluations}
 
     def save_best(self, name: str) -> Path:
-        """Write the values of this moment to the file `best_path(name)`; return its path."""
-        return self._files.save_best(name, *self.snapshot())
-
-    def best_path(self, name: str) -> Path:
-        """Return where `save_best` writes."""
-        return self._files.best_path(name)
+        """Write the values of this moment to the file of a monitor; return its path."""
+        return self.files.save_best(name, *self.snapshot())
 
     def snapshot(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Return the arrays and the plain values that a checkpoint of this moment holds."""
@@ -286,7 +284,7 @@ class TrainingSession:
 
     def _put_back(self, path: Path | None) -> None:
         """Replace the values of the last step by those of the chief's file, in all processes."""
-        found = None if path is None else self._files.read_best(path)
+        found = None if path is None else self.files.read_best(path)
         found = self._processes.from_chief(found)
         if found is None:
             return
