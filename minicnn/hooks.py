@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minicnn.core import checks
-from minicnn.core.checks import describe
 from minicnn.core.op import Tensor
 
 logger = logging.getLogger("minicnn")
@@ -306,7 +305,7 @@ class StopAtStepHook(SessionRunHook):
         if (num_steps is None) == (last_step is None):
             raise ValueError(
                 "give exactly one of `num_steps` and `last_step`, got "
-                f"{describe(num_steps)} and {describe(last_step)}"
+                f"{checks.describe(num_steps)} and {checks.describe(last_step)}"
             )
         self.num_steps = checks.optional(checks.integer, num_steps, "num_steps")
         self.last_step = checks.optional(checks.integer, last_step, "last_step")
@@ -511,7 +510,7 @@ class ValidationMonitor(SessionRunHook):
         if not re.fullmatch(r"[A-Za-z0-9_. -]{1,100}", self.name):
             raise ValueError(
                 "`name` must be at most 100 letters, digits, '_', '.', '-' and spaces, because a "
-                f"file is named after it, got {describe(name)}"
+                f"file is named after it, got {checks.describe(name)}"
             )
         self.restores = checks.boolean(restore_best_weights, "restore_best_weights")
         self.keeps = checks.boolean(keep_best, "keep_best") or (
@@ -690,4 +689,5 @@ def _text(value: Any) -> str:
     """Return a value as it is shown in a log line."""
     if isinstance(value, float | np.floating):
         return f"{value:.6g}"
-    return str(value) if np.ndim(value) or isinstance(value, int | np.integer) else describe(value)
+    is_plain = np.ndim(value) or isinstance(value, int | np.integer)
+    return str(value) if is_plain else checks.describe(value)

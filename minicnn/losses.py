@@ -1,6 +1,5 @@
 """Losses: labels first, logits second."""
 
-import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,11 +10,10 @@ from minicnn.core import checks
 from minicnn.core.checks import describe
 from minicnn.core.context import Context
 from minicnn.core.hints import hinted
+from minicnn.core.log import logger
 from minicnn.core.op import Op, Shape, Tensor, apply
 from minicnn.core.weights import parameters_of
 from minicnn.ops import OneHot, Sigmoid, Softmax, check_labels, one_hot
-
-logger = logging.getLogger("minicnn")
 
 _SUM_TOLERANCE = 1e-3  # of the sum of a row of labels
 _LABELS_FIRST = "the labels come first"

@@ -1,17 +1,16 @@
 """The Sequential model: layers in a row, and what a user does with them."""
 
 import copy
-import logging
 import secrets
 from typing import Any
 
 import numpy as np
 
 from minicnn.core import checks
-from minicnn.core.checks import describe
 from minicnn.core.context import Context
 from minicnn.core.files import JsonLines
 from minicnn.core.hints import hinted
+from minicnn.core.log import logger
 from minicnn.core.op import Op, named_parameters
 from minicnn.core.parameter import fingerprint
 from minicnn.core.weights import PARAMETERS
@@ -25,8 +24,6 @@ from minicnn.hooks import NanLossError
 from minicnn.inference import InferenceModel, program_of
 from minicnn.layers.chain import LAYERS, Chain, check_once
 from minicnn.ops import activation
-
-logger = logging.getLogger("minicnn")
 
 
 class Sequential(Chain):
@@ -224,7 +221,8 @@ class Sequential(Chain):
                 if validation_data is not None:
                     raise ValueError(
                         "give `validation_data` or `validation_split`, not both, got "
-                        f"{describe(validation_data)} and {describe(validation_split)}"
+                        f"{checks.describe(validation_data)} and "
+                        f"{checks.describe(validation_split)}"
                     )
                 given, sample_weight, validation_data = supervised.split(
                     given, validation_split, config.seed, sample_weight

@@ -1,6 +1,5 @@
 """Write training runs for TensorBoard, with tensorboardX (extra `tensorboard`)."""
 
-import logging
 import math
 import re
 import time
@@ -12,6 +11,7 @@ import numpy as np
 
 from minicnn.core import checks
 from minicnn.core.extras import require
+from minicnn.core.log import logger
 from minicnn.core.op import Tensor
 from minicnn.core.parameter import Parameter, sum_of_squares
 from minicnn.estimator import MetricSpec
@@ -27,8 +27,6 @@ from minicnn.hooks import (
 )
 from minicnn.layers import Conv2D
 from minicnn.plots import filter_grid
-
-logger = logging.getLogger("minicnn")
 
 _FLUSH = 2.0  # seconds after which a write is on disk
 

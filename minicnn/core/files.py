@@ -8,7 +8,6 @@ import contextlib
 import errno
 import functools
 import json
-import logging
 import math
 import os
 import secrets
@@ -17,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-logger = logging.getLogger("minicnn")
+from minicnn.core.log import logger
 
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # Windows has neither
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # opening a pipe would wait for its other end

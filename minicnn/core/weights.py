@@ -1,6 +1,5 @@
 """Weights in files: saved as .npz with a checksum, and read into parameters that are selected."""
 
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from minicnn.core import checks
-from minicnn.core.checks import describe
+from minicnn.core.log import logger
 from minicnn.core.npz import read_npz, write_npz
 from minicnn.core.op import Op, named_parameters
 from minicnn.core.parameter import Parameter
@@ -17,8 +16,6 @@ from minicnn.core.parameter import Parameter
 SKIP_THEM = "skip={0}, or with strict=False"  # the remedy of `fitting`
 
 Select = Callable[[Sequence[str]], list[str]]
-
-logger = logging.getLogger("minicnn")
 
 META = "meta.json"  # in every checkpoint, and in no file of weights
 PARAMETERS = "parameters/"  # prefix of the weights' names in a checkpoint
@@ -183,5 +180,5 @@ def parameters_of(model: Any) -> dict[str, Parameter]:
     if not parameters:
         is_layer = hasattr(model, "build")
         remedy = "call build first" if is_layer else "give a layer, such as a Sequential"
-        raise ValueError(f"the model has no parameters, got {describe(model)}; {remedy}")
+        raise ValueError(f"the model has no parameters, got {checks.describe(model)}; {remedy}")
     return parameters

@@ -1,6 +1,5 @@
 """Data sets of picture files: a folder for each class (extra `image`)."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,8 @@ import numpy as np
 from minicnn import images
 from minicnn.core import checks
 from minicnn.core.extras import require
+from minicnn.core.log import logger
 from minicnn.datasets.dataset import Dataset
-
-logger = logging.getLogger("minicnn")
 
 _MOST_NAMED = 10  # files in a warning
 

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import functools
 import json
-import logging
 import math
 import os
 import re
@@ -23,6 +22,7 @@ import numpy as np
 
 from minicnn.core import checks
 from minicnn.core.files import StrangeFileError, open_regular, replacing
+from minicnn.core.log import logger
 from minicnn.core.npz import read_npz, write_npz
 from minicnn.core.weights import META, PARAMETERS, part
 
@@ -30,8 +30,6 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
-
-logger = logging.getLogger("minicnn")
 
 INDEX = "checkpoint.json"  # names the current checkpoint of a folder
 _LOCK = ".lock"  # exists while fit runs; holds the number of its process

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from minicnn.core import checks
-from minicnn.core.checks import describe
 from minicnn.core.hints import Hinting
 from minicnn.core.op import Tensor
 from minicnn.estimator.processes import Processes
@@ -71,7 +70,7 @@ class ModelFnOps(Hinting):
         train_op: TrainOp | None = None,
     ) -> None:
         if not isinstance(mode, str) or mode not in _NEEDED:
-            raise ValueError(f"`mode` must be one of ModeKeys, got {describe(mode)}")
+            raise ValueError(f"`mode` must be one of ModeKeys, got {checks.describe(mode)}")
         self.mode = mode
         self.loss: Any = loss
         self.train_op: Any = train_op
@@ -96,7 +95,9 @@ class ModelFnOps(Hinting):
                     f"the shape {tensor.shape}; fetch it by a hook"
                 )
         if loss is not None and (not isinstance(loss, Tensor) or loss.shape != ()):
-            raise TypeError(f"ModelFnOps: `loss` must be a scalar Tensor, got {describe(loss)}")
+            raise TypeError(
+                f"ModelFnOps: `loss` must be a scalar Tensor, got {checks.describe(loss)}"
+            )
         checks.instance(train_op, TrainOp | None, "train_op", "what optimize_loss returns")
 
 
@@ -153,7 +154,8 @@ class RunConfig(Hinting):
         elif save_checkpoints_secs is not None and save_checkpoints_steps is not None:
             raise ValueError(
                 "give `save_checkpoints_secs` or `save_checkpoints_steps`, not both, got "
-                f"{describe(save_checkpoints_secs)} and {describe(save_checkpoints_steps)}"
+                f"{checks.describe(save_checkpoints_secs)} and "
+                f"{checks.describe(save_checkpoints_steps)}"
             )
         self.save_checkpoints_secs = checks.optional(
             checks.number, save_checkpoints_secs, "save_checkpoints_secs", 0.0
@@ -285,7 +287,7 @@ def call_model_fn(model_fn: Callable[..., Any], **arguments: Any) -> ModelFnOps:
     if not isinstance(result, ModelFnOps):
         raise TypeError(
             "model_fn must return ModelFnOps(mode, predictions, loss, train_op), got "
-            f"{describe(result)}"
+            f"{checks.describe(result)}"
         )
     if result.mode != arguments["mode"]:
         raise ValueError(

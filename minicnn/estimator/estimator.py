@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import logging
 import os
 import shutil
 import tempfile
@@ -16,6 +15,7 @@ import numpy as np
 from minicnn.core import checks
 from minicnn.core.files import JsonLines
 from minicnn.core.hints import Hinting, hinted
+from minicnn.core.log import logger
 from minicnn.estimator import evaluation, feeding, training
 from minicnn.estimator.config import MetricSpec, ModeKeys, RunConfig
 from minicnn.estimator.history import History
@@ -25,8 +25,6 @@ from minicnn.estimator.supervised import ModelFn
 from minicnn.hooks import SessionRunHook
 from minicnn.inference import InferenceModel, Program
 from minicnn.layers.chain import Chain
-
-logger = logging.getLogger("minicnn")
 
 
 class Estimator(Hinting):

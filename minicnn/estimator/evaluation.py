@@ -1,7 +1,6 @@
 """Evaluating and predicting with the weights of a model, and the file of evaluations."""
 
 import copy
-import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
@@ -12,14 +11,13 @@ import numpy as np
 from minicnn.core import checks
 from minicnn.core.context import Context
 from minicnn.core.files import JsonLines
+from minicnn.core.log import logger
 from minicnn.core.op import Tensor
 from minicnn.estimator.config import MetricSpec, ModeKeys, RunConfig, checked_metrics
 from minicnn.estimator.feeding import Feed, concatenate, rows_of
 from minicnn.estimator.model import Model
 from minicnn.estimator.progress import Display, displayed
 from minicnn.estimator.tracing import Trace
-
-logger = logging.getLogger("minicnn")
 
 
 def evaluate(

@@ -1,6 +1,5 @@
 """Batches from arrays or from an input_fn, and how to resume in the middle of them."""
 
-import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -9,10 +8,8 @@ from typing import Any
 import numpy as np
 
 from minicnn.core import checks
-from minicnn.core.checks import describe
+from minicnn.core.log import logger
 from minicnn.estimator.streams import Stream
-
-logger = logging.getLogger("minicnn")
 
 BATCH_SIZE = 100
 _PATIENCE = 10.0  # seconds of skipping batches before a warning reports the progress
@@ -178,7 +175,7 @@ class FunctionFeed:
                 if is_array or not hasattr(iterable, "__iter__"):
                     raise TypeError(
                         "`input_fn` must return an iterable of batches (features, labels): write "
-                        f"it with `yield`; got {describe(iterable)}"
+                        f"it with `yield`; got {checks.describe(iterable)}"
                     )
                 self._iterator = iter(iterable)
                 self.taken = 0
@@ -202,7 +199,7 @@ def feed(x: Any, y: Any, input_fn: Any, batch_size: int | None) -> Feed:
         if x is not None or y is not None or batch_size is not None:
             raise ValueError(
                 "give either `input_fn`, which makes its own batches, or `x`, `y` and "
-                f"`batch_size`, got the `input_fn` {describe(input_fn)} and one of these"
+                f"`batch_size`, got the `input_fn` {checks.describe(input_fn)} and one of these"
             )
         return function_feed
     if x is None:
@@ -216,8 +213,8 @@ def augmented(feed: Feed, augment: Any) -> Feed:
         function = checks.function(augment, "augment", "a function of (images, rng)")
         if not isinstance(feed, ArrayFeed):
             raise ValueError(
-                f"`augment` is for arrays, got {describe(augment)}; call it where the batches are "
-                "made, with a generator of their own"
+                f"`augment` is for arrays, got {checks.describe(augment)}; call it where the "
+                "batches are made, with a generator of their own"
             )
         function(feed.peek()[0], np.random.default_rng(0))  # raises before the first step
         feed.augment = function
@@ -270,8 +267,8 @@ def _arrays(value: Any, name: str, check: Callable[[Any, str], np.ndarray]) -> A
     array = check(value, name)
     if array.ndim == 0:
         raise TypeError(
-            f"`{name}` must be an array of rows, got {describe(value)}; a single row needs a batch "
-            f"axis, np.asarray({name})[None]"
+            f"`{name}` must be an array of rows, got {checks.describe(value)}; a single row needs "
+            f"a batch axis, np.asarray({name})[None]"
         )
     return array.astype(np.float32, copy=False) if array.dtype.kind == "f" else array
 
@@ -298,7 +295,7 @@ def _checked(batch: Any) -> Batch:
     if is_list or (isinstance(batch, tuple) and len(batch) != 2):
         raise TypeError(
             "`input_fn` must yield tuples (features, labels), or features alone, got "
-            f"{describe(batch)}"
+            f"{checks.describe(batch)}"
         )
     features, labels = batch if isinstance(batch, tuple) else (batch, None)
     features = _arrays(features, "features", checks.array)

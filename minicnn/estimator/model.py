@@ -1,6 +1,5 @@
 """Weights and the graphs that compute with them; and which checkpoint they come from."""
 
-import logging
 import os
 import secrets
 import threading
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from minicnn.core import checks
+from minicnn.core.log import logger
 from minicnn.core.parameter import Parameter
 from minicnn.core.weights import PARAMETERS
 from minicnn.estimator import checkpoints
@@ -21,8 +21,6 @@ from minicnn.estimator.feeding import Batch
 from minicnn.estimator.processes import Processes
 from minicnn.estimator.streams import Stream
 from minicnn.estimator.tracing import Trace, form
-
-logger = logging.getLogger("minicnn")
 
 
 class Lock:

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import json
-import logging
 import math
 import signal
 import threading
@@ -16,6 +15,7 @@ import numpy as np
 from minicnn.core.checks import describe, instance, optimizer_fault, unique
 from minicnn.core.context import Context, Workspace
 from minicnn.core.files import JsonLines
+from minicnn.core.log import logger
 from minicnn.core.op import Tensor, parts
 from minicnn.core.parameter import Parameter
 from minicnn.core.weights import PARAMETERS, fill, fitting
@@ -36,8 +36,6 @@ from minicnn.hooks import (
     ValidationMonitor,
 )
 from minicnn.kernels import threads
-
-logger = logging.getLogger("minicnn")
 
 _FEW = 500  # validation rows that a first accuracy is of, at most
 

@@ -1,17 +1,15 @@
 """Start from weights that exist: `load_weights`, and the warm start of an Estimator."""
 
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from minicnn.core import checks
+from minicnn.core.log import logger
 from minicnn.core.parameter import Parameter
 from minicnn.core.weights import SKIP_THEM, by_patterns, load_into, names_in, parameters_of
 from minicnn.estimator.checkpoints import CheckpointError, newest
-
-logger = logging.getLogger("minicnn")
 
 
 def load_weights(

@@ -15,7 +15,6 @@ import numpy as np
 
 from minicnn import losses, metrics, ops
 from minicnn.core import checks
-from minicnn.core.checks import describe
 from minicnn.core.op import Op, Tensor
 from minicnn.estimator import feeding
 from minicnn.estimator.config import MetricSpec, ModeKeys, ModelFnOps, checked_metrics
@@ -285,7 +284,7 @@ def data(x: Any, y: Any = None) -> Data:
     if is_array or not (callable(x) or isinstance(x, Iterable)):
         return Data(x, y)
     if y is not None:
-        raise ValueError(f"`y` must be None if `x` makes batches (x, y), got {describe(y)}")
+        raise ValueError(f"`y` must be None if `x` makes batches (x, y), got {checks.describe(y)}")
     if callable(x):
         return Data(None, None, x)
     batches = len(x) if hasattr(x, "__len__") else math.inf
@@ -336,7 +335,7 @@ def _with_weights(y: Any, by_class: dict[int, float] | None, own: Any = None) ->
         if not fits or not (np.isfinite(array) & (array >= 0)).all():
             raise ValueError(
                 f"`sample_weight` must have a weight for each of the {len(y)} rows of `y`, "
-                f"finite and not negative, got {describe(own)}"
+                f"finite and not negative, got {checks.describe(own)}"
             )
         weights *= array.reshape(-1)
     return {"labels": y, "weights": weights}
@@ -346,7 +345,9 @@ def _parts(batches: Iterable[Any]) -> Iterator[Any]:
     """Yield batches (x, y) or (x, y, weights)."""
     for batch in batches:
         if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
-            raise TypeError(f"a batch must be (x, y), or (x, y, weights), got {describe(batch)}")
+            raise TypeError(
+                f"a batch must be (x, y), or (x, y, weights), got {checks.describe(batch)}"
+            )
         yield batch
 
 
@@ -453,7 +454,7 @@ def monitors(
     if validation.is_once:
         raise ValueError(
             "`validation_data` must be arrays or a function, since it is used several times, got "
-            f"{describe(given)}"
+            f"{checks.describe(given)}"
         )
     x, y, input_fn = validation.unweighted()
     model_fn.check(feed, x, y)
@@ -463,7 +464,7 @@ def monitors(
     if stop is not None and every is None and feed.batches == math.inf:
         raise ValueError(
             "`early_stopping` needs `validation_steps` with a function, whose batches are not "
-            f"counted, got {describe(stop)}; give both, or arrays"
+            f"counted, got {checks.describe(stop)}; give both, or arrays"
         )
     if not isinstance(stop, EarlyStopping | None):
         stop = EarlyStopping(checks.integer(stop, "early_stopping"))

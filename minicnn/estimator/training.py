@@ -1,13 +1,12 @@
 """Training: from the newest checkpoint in a folder to the end of a run."""
 
-import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from minicnn.core import checks
-from minicnn.core.checks import describe
 from minicnn.core.files import JsonLines
+from minicnn.core.log import logger
 from minicnn.core.parameter import Parameter
 from minicnn.estimator import checkpoints
 from minicnn.estimator.config import ModeKeys, RunConfig
@@ -28,8 +27,6 @@ from minicnn.hooks import (
     StopAtStepHook,
     step_logger,
 )
-
-logger = logging.getLogger("minicnn")
 
 
 class _FunctionHook(SessionRunHook):
@@ -66,7 +63,7 @@ def run_hooks(
     if steps is not None and max_steps is not None:
         raise ValueError(
             "give `steps` (from here) or `max_steps` (in total), not both, got "
-            f"{describe(steps)} and {describe(max_steps)}"
+            f"{checks.describe(steps)} and {checks.describe(max_steps)}"
         )
     own = as_hooks(monitors, "monitors")
     every = config.log_step_count_steps

@@ -2,7 +2,6 @@
 
 import contextlib
 import html
-import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,12 +9,11 @@ import numpy as np
 
 from minicnn.core import checks
 from minicnn.core.context import Context
+from minicnn.core.log import logger
 from minicnn.core.op import Op, Shape, Tensor, give_names, named_parameters, parts
 from minicnn.core.parameter import count_parameters, fingerprint, parameter_table
 from minicnn.layers.fusion import fuse, fusing
 from minicnn.layers.layer import Layer, build_once
-
-logger = logging.getLogger("minicnn")
 
 LAYERS = "layers such as Dense(10) or Activation('relu')"  # for errors
 
