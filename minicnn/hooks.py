@@ -202,6 +202,12 @@ class Timer:
         self.last_step = step
         self.last_time = time.monotonic()
 
+    def rate(self, step: int) -> float | None:
+        """Return the steps per second since the last time, if there was one; note this time."""
+        before, since = self.last_step, self.last_time
+        self.mark(step)
+        return None if before is None else (step - before) / max(self.last_time - since, 1e-9)
+
 
 class _TimedHook(SessionRunHook):
     """A hook with a timer that starts again with each run."""
@@ -377,12 +383,7 @@ class StepCounterHook(_TimedHook):
 
     def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
         step = run_context.session.global_step
-        if not self.timer.due(step):
-            return
-        before, since = self.timer.last_step, self.timer.last_time
-        self.timer.mark(step)
-        if before is not None:
-            rate = (step - before) / max(self.timer.last_time - since, 1e-9)
+        if self.timer.due(step) and (rate := self.timer.rate(step)) is not None:
             step_logger.info("global_step/sec: %.6g", rate)
 
 
@@ -680,9 +681,8 @@ def _timer(steps: Any, steps_name: str, secs: Any, secs_name: str) -> Timer:
         raise ValueError(
             f"give exactly one of `{steps_name}` and `{secs_name}`, got {steps} and {secs}"
         )
-    if steps is not None:
-        return Timer(every_steps=checks.integer(steps, steps_name))
-    return Timer(every_secs=checks.number(secs, secs_name, least=0.0))
+    steps = checks.optional(checks.integer, steps, steps_name)
+    return Timer(steps, checks.optional(checks.number, secs, secs_name, 0.0))
 
 
 def _text(value: Any) -> str:

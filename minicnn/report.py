@@ -243,8 +243,7 @@ def _filters(weights: Mapping[str, np.ndarray]) -> list[Section]:
 
 def _table(head: Any, rows: Any) -> str:
     lines = [f"<tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr>"]
-    for row in rows:
-        lines.append(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>")
+    lines += [f"<tr>{''.join(f'<td>{html.escape(c)}</td>' for c in row)}</tr>" for row in rows]
     return f"<table>{''.join(lines)}</table>"
 
 

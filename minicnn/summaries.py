@@ -172,10 +172,8 @@ class SummarySaverHook(SessionRunHook):
         for name, spec in self._metrics.items():
             fed = fetched["fed"]
             scalars[name] = spec.compute(fetched["predictions"], fed.get("labels", fed), fed)
-        step, before, since = session.global_step, self.timer.last_step, self.timer.last_time
-        self.timer.mark(step)
-        if before is not None:
-            scalars["global_step/sec"] = (step - before) / max(self.timer.last_time - since, 1e-9)
+        if (rate := self.timer.rate(session.global_step)) is not None:
+            scalars["global_step/sec"] = rate
         norms = {
             f"gradient_norm/{name}": math.sqrt(sum_of_squares(parameter.grad))
             for name, parameter in session.parameters.items()

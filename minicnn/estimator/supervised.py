@@ -314,8 +314,6 @@ def weighted(given: Data, class_weight: Any, sample_weight: Any) -> Data:
                 (x, _with_weights(y, class_weight, *own)) for x, y, *own in _parts(made())
             )
         )
-    if given.y is None:
-        raise ValueError("there are no labels: give `y` beside `x`")
     return given._replace(y=_with_weights(given.y, class_weight, sample_weight))
 
 
