@@ -112,7 +112,11 @@ class SoftmaxCrossEntropy(_Loss):
     """
 
     def check(self, labels: Shape, outputs: Shape) -> None:
-        _check_shapes(self.label, labels, outputs)
+        if len(outputs) != 2 or not _alike(labels, outputs):
+            raise ValueError(
+                f"{self.label}: `labels` and `logits` must have the same shape (N, classes), got "
+                f"labels {labels} and logits {outputs}; {_shape_remedy(labels, outputs)}"
+            )
 
     def terms(
         self, labels: np.ndarray, outputs: np.ndarray, need_gradient: bool
@@ -195,17 +199,24 @@ class _AbsoluteDifference(_Loss):
         return np.abs(error), np.sign(error)
 
 
-def _applied(op: _Loss, labels: Any, outputs: Any, weights: Any, *more: Any) -> Any:
+def _applied(
+    kind: type[_Loss], labels: Any, outputs: Any, weights: Any, smoothing: float, name: str | None,
+    reduction: str, numbers: tuple[Tensor, ...] = (),
+) -> Any:
     """Apply a loss to arrays or Tensors."""
+    op = kind(weights, smoothing, name, reduction)
     if isinstance(labels, Tensor) and isinstance(outputs, Tensor):
         op.check(labels.shape, outputs.shape)
         _check_tensors(op, outputs)
     fed = (weights,) if isinstance(weights, Tensor) else ()
-    return apply(op, labels, outputs, *more, *fed)
+    return apply(op, labels, outputs, *numbers, *fed)
 
 
-def _with_gradient(op: _Loss, labels: Any, outputs: Any) -> tuple[Any, np.ndarray]:
+def _with_gradient(
+    kind: type[_Loss], labels: Any, outputs: Any, *options: Any
+) -> tuple[Any, np.ndarray]:
     """Return a loss of arrays and its gradient for the outputs."""
+    op = kind(*options)
     ctx = Context()
     loss = op.forward(labels, outputs, ctx)
     return loss, op.backward(1.0, ctx)[1]
@@ -264,8 +275,9 @@ def softmax_cross_entropy(
     kind, numbers = SoftmaxCrossEntropy, ()
     if isinstance(getattr(onehot_labels, "op", None), OneHot) and isinstance(logits, Tensor):
         kind, numbers = _OfClassNumbers, onehot_labels.inputs
-    op = kind(weights, label_smoothing, name, reduction)
-    return _applied(op, onehot_labels, logits, weights, *numbers)
+    return _applied(
+        kind, onehot_labels, logits, weights, label_smoothing, name, reduction, numbers
+    )
 
 
 def _check_tensors(op: _Loss, outputs: Tensor) -> None:
@@ -396,8 +408,9 @@ def sigmoid_cross_entropy(
     >>> round(mc.losses.sigmoid_cross_entropy(labels, np.zeros((1, 3))), 4)  # log 2
     0.6931
     """
-    op = _SigmoidCrossEntropy(weights, label_smoothing, name, reduction)
-    return _applied(op, multi_class_labels, logits, weights)
+    return _applied(
+        _SigmoidCrossEntropy, multi_class_labels, logits, weights, label_smoothing, name, reduction
+    )
 
 
 @hinted
@@ -425,8 +438,9 @@ def sigmoid_cross_entropy_with_grad(
     >>> mc.losses.sigmoid_cross_entropy_with_grad(np.array([1.0, 0.0]), np.zeros(2))[1]
     array([-0.25,  0.25])
     """
-    op = _SigmoidCrossEntropy(weights, label_smoothing, None, reduction)
-    return _with_gradient(op, labels, logits)
+    return _with_gradient(
+        _SigmoidCrossEntropy, labels, logits, weights, label_smoothing, None, reduction
+    )
 
 
 @hinted
@@ -462,8 +476,7 @@ def mean_squared_error(
     >>> mc.losses.mean_squared_error(np.array([1.0, 2.0]), np.array([1.0, 5.0]))
     4.5
     """
-    op = _MeanSquaredError(weights, 0.0, name, reduction)
-    return _applied(op, labels, predictions, weights)
+    return _applied(_MeanSquaredError, labels, predictions, weights, 0.0, name, reduction)
 
 
 @hinted
@@ -490,7 +503,9 @@ def mean_squared_error_with_grad(
     >>> mc.losses.mean_squared_error_with_grad(np.array([1.0, 2.0]), np.array([1.0, 5.0]))
     (4.5, array([0., 3.]))
     """
-    return _with_gradient(_MeanSquaredError(weights, 0.0, None, reduction), labels, predictions)
+    return _with_gradient(
+        _MeanSquaredError, labels, predictions, weights, 0.0, None, reduction
+    )
 
 
 @hinted
@@ -524,8 +539,7 @@ def absolute_difference(
     >>> mc.losses.absolute_difference(np.array([1.0, 2.0]), np.array([1.0, 5.0]))
     1.5
     """
-    op = _AbsoluteDifference(weights, 0.0, name, reduction)
-    return _applied(op, labels, predictions, weights)
+    return _applied(_AbsoluteDifference, labels, predictions, weights, 0.0, name, reduction)
 
 
 @hinted
@@ -552,7 +566,9 @@ def absolute_difference_with_grad(
     >>> mc.losses.absolute_difference_with_grad(np.array([1.0, 2.0]), np.array([1.0, 5.0]))
     (1.5, array([0. , 0.5]))
     """
-    return _with_gradient(_AbsoluteDifference(weights, 0.0, None, reduction), labels, predictions)
+    return _with_gradient(
+        _AbsoluteDifference, labels, predictions, weights, 0.0, None, reduction
+    )
 
 
 @hinted
@@ -591,14 +607,14 @@ def softmax_cross_entropy_with_grad(
     >>> dlogits
     array([[ 0.5, -0.5]], dtype=float32)
     """
-    op = SoftmaxCrossEntropy(
-        weights, label_smoothing, "softmax_cross_entropy_with_grad", reduction
-    )
+    name = "softmax_cross_entropy_with_grad"
     labels = checks.labels(labels, "labels")
     logits = checks.array(logits, "logits")
     if labels.ndim == 1 and logits.ndim == 2:
-        labels = _rows_of(labels, logits, op.label)
-    return _with_gradient(op, labels, logits)
+        labels = _rows_of(labels, logits, name)
+    return _with_gradient(
+        SoftmaxCrossEntropy, labels, logits, weights, label_smoothing, name, reduction
+    )
 
 
 def regularization(model: Op) -> float:
@@ -664,14 +680,6 @@ def _check_numbers(label: str, labels: Shape, logits: Shape) -> None:
 def _alike(first: Shape, second: Shape) -> bool:
     """Return whether two shapes are the same, where None may be any number of rows."""
     return first[1:] == second[1:] and len({*first[:1], *second[:1]} - {None}) < 2
-
-
-def _check_shapes(label: str, labels: Shape, logits: Shape) -> None:
-    if len(logits) != 2 or not _alike(labels, logits):
-        raise ValueError(
-            f"{label}: `labels` and `logits` must have the same shape (N, classes), got labels "
-            f"{labels} and logits {logits}; {_shape_remedy(labels, logits)}"
-        )
 
 
 def _shape_remedy(labels: Shape, logits: Shape) -> str:

@@ -104,14 +104,13 @@ class BatchNormalization(Layer):
         self.epsilon = checks.number(epsilon, "epsilon", 0.0)
         self.center = checks.boolean(center, "center")
         self.scale = checks.boolean(scale, "scale")
-        self.beta_initializer = initializers.get(beta_initializer, "zeros", "beta_initializer")
-        self.gamma_initializer = initializers.get(gamma_initializer, "ones", "gamma_initializer")
-        self.moving_mean_initializer = initializers.get(
-            moving_mean_initializer, "zeros", "moving_mean_initializer"
-        )
-        self.moving_variance_initializer = initializers.get(
-            moving_variance_initializer, "ones", "moving_variance_initializer"
-        )
+        for key, initializer, default in (
+            ("beta_initializer", beta_initializer, "zeros"),
+            ("gamma_initializer", gamma_initializer, "ones"),
+            ("moving_mean_initializer", moving_mean_initializer, "zeros"),
+            ("moving_variance_initializer", moving_variance_initializer, "ones"),
+        ):
+            setattr(self, key, initializers.get(initializer, default, key))
         self._trainable = checks.boolean(trainable, "trainable")
         self.training = checks.optional(checks.boolean, training, "training")
 

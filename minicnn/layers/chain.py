@@ -165,7 +165,8 @@ class Chain(Layer):
         if is_known or type(self).build is not Chain.build:
             return  # built already; or a subclass, whose `build` may need `rng`
         first = self.layers[0]._built
-        if first is not None and _ready(self.layers):
+        is_ready = (op._built is not None or type(op).build is Op.build for op in self.layers)
+        if first is not None and all(is_ready):  # an op without `build` needs none
             self.build(first.input_shape, None, first.dtype)
 
     def _name_layers(self) -> None:
@@ -188,8 +189,3 @@ def check_once(ops: list[Op]) -> None:
     """Raise if an op occurs twice."""
     if len(set(map(id, ops))) < len(ops):
         raise ValueError("`layers` holds the same layer twice; make a second one")
-
-
-def _ready(ops: list[Op]) -> bool:
-    """Return whether every op was built or needs no build."""
-    return all(op._built is not None or type(op).build is Op.build for op in ops)
