@@ -138,7 +138,7 @@ def array(
     name: str,
     kinds: str = "fiub",
     what: str = "an array of numbers",
-    remedy: Callable[[np.ndarray, str], str] | None = None,
+    of_labels: bool = False,
 ) -> np.ndarray:
     """Convert to an array with dtype.kind in `kinds`; refuse ragged lists and masked arrays."""
     try:
@@ -148,20 +148,20 @@ def array(
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"`{name}` must not be masked: fill it first (array.filled(0))")
     if result.dtype.kind not in kinds:
-        advice = (remedy or _as_floats)(result, name)
+        advice = _advice(result, name, of_labels)
         raise TypeError(f"`{name}` must be {what}, got {describe(value)}{advice}")
     return result
 
 
 def labels(value: Any, name: str) -> np.ndarray:
     """Convert labels to an array; the error for class names says how to number them."""
-    return array(value, name, remedy=_numbering)
+    return array(value, name, of_labels=True)
 
 
 def _converted(values: np.ndarray, dtype: Any) -> np.ndarray | None:
     """Return an array of text or objects as numbers, or None if that is not possible."""
-    is_nested = values.ndim and values.dtype.kind in "OSU"
-    if not is_nested or any(item is None for item in values.flat):  # None would become NaN
+    # None would become NaN.
+    if values.dtype.kind not in "OSU" or any(item is None for item in values.flat):
         return None
     try:
         return values.astype(dtype)
@@ -176,26 +176,19 @@ def part_of(value: Any) -> str:
     return "; take its array, `.value`" if hasattr(value, "value") else ""
 
 
-def _as_floats(values: np.ndarray, name: str) -> str:
-    """Return how to convert an array of text or objects to floats; "" if that is not possible."""
+def _advice(values: np.ndarray, name: str, of_labels: bool) -> str:
+    """Return how to convert an array of text or objects to numbers; "" if that is not possible."""
     if not values.ndim:
         return part_of(values.item())
-    is_numeric = _converted(values, np.float64) is not None
-    return f"; convert it: np.asarray({name}, np.float32)" if is_numeric else ""
-
-
-def _numbering(values: np.ndarray, name: str) -> str:
-    """Return how to convert labels that are text or objects to numbers."""
-    if _converted(values, np.int64) is not None:
-        return f"; convert it: np.asarray({name}).astype(int)"
-    if not values.ndim:
-        return part_of(values.item())
-    if not all(isinstance(item, str | bytes) for item in values.flat):
-        return ""
-    return (
-        f"; number the classes: classes, {name} = np.unique({name}, return_inverse=True); other "
-        "data of the same classes: np.searchsorted(classes, names)"
-    )
+    if _converted(values, np.int64 if of_labels else np.float64) is not None:
+        code = f"np.asarray({name}).astype(int)" if of_labels else f"np.asarray({name}, np.float32)"
+        return f"; convert it: {code}"
+    if of_labels and all(isinstance(item, str | bytes) for item in values.flat):
+        return (
+            f"; number the classes: classes, {name} = np.unique({name}, return_inverse=True); "
+            "other data of the same classes: np.searchsorted(classes, names)"
+        )
+    return ""
 
 
 def class_numbers(name: str, shape: tuple[int | None, ...], dtype: Any) -> str:
