@@ -50,9 +50,7 @@ class Relu(_Activation):
         return y
 
     def gradient(self, dy: np.ndarray, ctx: Context, y: np.ndarray) -> np.ndarray:
-        dx = ctx.empty(self, "dx", y.shape, y.dtype)
-        elementwise.relu_gradient(dy, y, dx)
-        return dx
+        return relu_gradient(dy, y, ctx, self)
 
 
 def relu(inputs: Any, name: str | None = None) -> Any:
@@ -667,9 +665,7 @@ class Add(Op):
         if isinstance(y, np.ndarray):
             checks.gradient(dy, y.shape, y.dtype, self.label)
         if relu:
-            dx = ctx.empty(self, "dx", y.shape, y.dtype)
-            elementwise.relu_gradient(dy, y, dx)
-            dy = dx
+            dy = relu_gradient(dy, y, ctx, self)
         return dy, dy
 
     linear = forward
@@ -683,6 +679,15 @@ def total(a: Any, b: Any, ctx: Context, owner: Any, relu: bool = False) -> Any:
     y = ctx.empty(owner, "sum", a.shape, a.dtype)
     elementwise.add(a, b, y, relu)
     return y
+
+
+def relu_gradient(
+    dy: np.ndarray, y: np.ndarray, ctx: Context, owner: Any, scale: float = 1.0
+) -> np.ndarray:
+    """Return scale * dy where the output y of ReLU is positive, else 0, in a buffer of `owner`."""
+    dz = ctx.empty(owner, "dz", y.shape, y.dtype)
+    elementwise.relu_gradient(dy, y, dz, scale)
+    return dz
 
 
 class Multiply(Op):

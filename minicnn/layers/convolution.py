@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from minicnn import ops
 from minicnn.core import checks
 from minicnn.core.context import Context
 from minicnn.core.op import Shape
@@ -97,8 +98,6 @@ class Convolution(Affine):
         y is the output if ReLU is fused, otherwise None.
         """
         if y is not None:  # dz = dy where y > 0
-            dz = ctx.empty(self, "dz", y.shape, y.dtype)
-            elementwise.relu_gradient(dy, y, dz)
-            dy = dz
+            dy = ops.relu_gradient(dy, y, ctx, self)
         elementwise.sum_rows(dy.reshape(-1, self.outputs), self.bias_grad())
         self.write_gradients(x, dy, dx, ctx, saved)

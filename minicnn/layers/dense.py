@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from minicnn import ops
 from minicnn.core import checks
 from minicnn.core.context import Context
 from minicnn.core.op import Shape
@@ -117,9 +118,7 @@ class Dense(Affine):
         x, y, scale = ctx[self]
         checks.gradient(dy, (*x.shape[:-1], self.units), self.dtype, self.label)
         if y is not None:  # positive where ReLU and dropout let the gradient pass
-            dz = ctx.empty(self, "dz", y.shape, y.dtype)
-            elementwise.relu_gradient(dy, y, dz, scale)
-            dy = dz
+            dy = ops.relu_gradient(dy, y, ctx, self, scale)
         if self.bias is not None:
             elementwise.sum_rows(_rows(dy), self.bias.writable("grad"))
         dx = ctx.empty(self, "dx", x.shape, x.dtype) if need_dx else None
