@@ -77,13 +77,14 @@ class Convolution(Affine):
         shape = (len(x), out.out_h, out.out_w, self.outputs)
         y = ctx.empty(self, "y", shape, x.dtype)
         saved = self.multiply(x, y, ctx, relu, last, weights)
-        ctx[self] = x, y if relu else None, out, saved
+        ctx[self] = x, y if relu else None, last, saved
         return self.data_format.from_nhwc(y)
 
     def linear_backward(
         self, dy: np.ndarray, ctx: Context, need_dx: bool = True
     ) -> np.ndarray | None:
-        x, y, out, saved = ctx[self]
+        x, y, last, saved = ctx[self]
+        out = self.output if last is None else last.window  # maybe built again since
         shape = self.data_format.shape(len(x), out, self.outputs)
         checks.gradient(dy, shape, self.dtype, self.label)
         dx = ctx.empty(self, "dx", x.shape, x.dtype) if need_dx else None
