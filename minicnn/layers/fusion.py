@@ -120,9 +120,8 @@ def _first(chain: Sequence[Op]) -> tuple[Op, int]:
 
 def _can_fold(layer: Any, norm: Any) -> bool:
     """Return whether a layer can do what the batch normalization after it does in prediction."""
-    if type(norm) is not BatchNormalization or type(layer) not in (Conv2D, Dense):
-        return False
-    if layer.activation is not None:
+    is_pair = type(norm) is BatchNormalization and type(layer) in (Conv2D, Dense)
+    if not is_pair or layer.activation is not None:
         return False
     rank = len(norm.input_shape or ())
     is_first = isinstance(layer, Conv2D) and layer.data_format == DataFormat.FIRST
