@@ -503,12 +503,14 @@ MUTATIONS = [
      replace("pointer(x, p)", "pointer(x, 0)"), None, GEMM),
     ("inference: a user's op runs once", "inference:_is_repeatable", returns("True"), None,
      f"{INFERENCE} -k those_of_predict"),
-    ("inference: images are turned once", "inference:_channels_are_last", returns("True"), None,
+    ("inference: images are turned once", "inference:_uses_kernels_alone", returns("True"), None,
      f"{INFERENCE} -k those_of_predict"),
-    ("inference: outputs are written again", "inference:_Run.__call__",
+    ("inference: outputs are written again", "inference:_Run.outputs",
      replace("output.copy()", "output"), None, f"{INFERENCE} -k of_their_own"),
     ("inference: weights of the model itself", "inference:program_of",
      replace("copy.deepcopy(model)", "model"), None, f"{INFERENCE} -k snapshot"),
+    ("inference: filters are packed for each number of rows", "core.context:Context.pack",
+     replace("layer not in self.packed", "True"), None, f"{INFERENCE} -k packed_once"),
     ("inference: filters are packed at every call", "inference:_Run.__init__",
      unwrap("any"), None, f"{INFERENCE} -k depends_on_the_inputs"),
     ("dense: ReLU loses NaN", "kernels.dense.dense:_forward",
@@ -627,7 +629,7 @@ def measure(mutations, threads):
     results = []
     with tempfile.TemporaryDirectory() as root:
         copy, cache = Path(root) / "copy", Path(root) / "compiled"
-        for part in ("minicnn", "tests", "examples", "pyproject.toml"):
+        for part in ("minicnn", "tests", "examples", "benchmarks", "pyproject.toml"):
             place = ROOT / part
             (shutil.copytree if place.is_dir() else shutil.copy)(
                 place, copy / part if place.is_dir() else copy)

@@ -16,7 +16,9 @@ from minicnn.layers import (
     AveragePooling2D,
     BatchNormalization,
     Conv2D,
+    Conv2DTranspose,
     Dense,
+    DepthwiseConv2D,
     Dropout,
     Flatten,
     GlobalAveragePooling2D,
@@ -24,6 +26,7 @@ from minicnn.layers import (
     MaxPooling2D,
     Reshape,
     Residual,
+    SeparableConv2D,
 )
 from minicnn.layers.chain import Chain, is_chain
 from minicnn.layers.fusion import Folded, Fused
@@ -70,7 +73,7 @@ class InferenceModel:
 
     def __init__(self, program: Program) -> None:
         self._program = checks.instance(program, Program, "program", "made by for_inference()")
-        self._packed: dict[Op, np.ndarray] = {}  # kernels, shared by all runs
+        self._packed: dict[Op, Any] = {}  # kernels, shared by all runs
         self._runs: dict[int, list[_Run]] = {}  # by number of rows: those that no thread uses now
 
     def predict(self, x: Any, batch_size: int = 100) -> Any:
@@ -115,7 +118,9 @@ class InferenceModel:
             run = runs.pop()
         except IndexError:
             run = _Run(self._program, self._packed, feeds)
-        outputs = run(feeds)
+        else:
+            run.repeat(feeds)
+        outputs = run.outputs()
         runs.append(run)
         for rows in list(self._runs)[:-_SIZES]:  # a list: other threads may change it meanwhile
             self._runs.pop(rows, None)
@@ -125,12 +130,12 @@ class InferenceModel:
 class _Run:
     """The calls that compute the outputs for one number of rows, and their buffers.
 
-    Kernels that read only weights, such as those that transform filters, run once, when the calls
-    are recorded.
+    Recording them computes the outputs for the first rows. Kernels that read only weights run
+    only then.
     """
 
     def __init__(
-        self, program: Program, packed: dict[Op, np.ndarray], feeds: dict[Any, np.ndarray]
+        self, program: Program, packed: dict[Op, Any], feeds: dict[Any, np.ndarray]
     ) -> None:
         ctx = Context(save=False, workspace=Workspace())
         ctx.packed = packed
@@ -156,11 +161,13 @@ class _Run:
             values[key] = output
         self._outputs = {name: values[key] for name, key in program.fetches.items()}
 
-    def __call__(self, feeds: dict[Any, np.ndarray]) -> dict[Any, np.ndarray]:
+    def repeat(self, feeds: dict[Any, np.ndarray]) -> None:
         for key, rows in feeds.items():
             self._inputs[key][...] = rows
         for call in self._calls:
             call()
+
+    def outputs(self) -> dict[Any, np.ndarray]:
         return {name: output.copy() for name, output in self._outputs.items()}
 
 
@@ -191,21 +198,25 @@ def _feed(model: Chain, x: Any) -> dict[Any, np.ndarray]:
 
 # Layers whose forward pass consists of calls of kernels and of views.
 _REPEATABLE = (
-    Activation, Add, AveragePooling2D, BatchNormalization, Conv2D, Dense, Dropout, Flatten, Folded,
-    Fused, GlobalAveragePooling2D, GlobalMaxPooling2D, MaxPooling2D, Relu, Reshape, Residual,
+    Activation, Add, AveragePooling2D, BatchNormalization, Conv2D, Conv2DTranspose, Dense,
+    DepthwiseConv2D, Dropout, Flatten, Folded, Fused, GlobalAveragePooling2D, GlobalMaxPooling2D,
+    MaxPooling2D, Relu, Reshape, Residual, SeparableConv2D,
 )
 
 
 def _is_repeatable(op: Op) -> bool:
     """Return whether the recorded calls of kernels compute the outputs of an op for any inputs."""
     return all(
-        (type(part) in _REPEATABLE or is_chain(part)) and _channels_are_last(part)
+        (type(part) in _REPEATABLE or is_chain(part)) and _uses_kernels_alone(part)
         for part in parts(op)
     )
 
 
-def _channels_are_last(layer: Any) -> bool:
-    """Return whether a layer needs no copy with its axes in another order."""
+def _uses_kernels_alone(layer: Any) -> bool:
+    """Return whether a layer copies no arrays in another order and uses no batch statistics."""
     rank = len(getattr(layer, "input_shape", None) or ())
     is_last = getattr(layer, "data_format", "channels_last") == "channels_last"
-    return is_last and getattr(layer, "axis", -1) in (-1, rank - 1)
+    is_repeated = getattr(layer, "depth_multiplier", 1) > 1  # each channel is copied
+    of_batch = getattr(layer, "training", None)
+    is_last = is_last and getattr(layer, "axis", -1) in (-1, rank - 1)
+    return is_last and not is_repeated and not of_batch

@@ -1,14 +1,18 @@
 """Tests of models for inference."""
 
 import pickle
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
+from layers.test_conformance import every_layer
 from tolerances import assert_same_bits
 
 import minicnn as mc
-from minicnn.inference import InferenceModel
+from minicnn.estimator import evaluation
+from minicnn.inference import InferenceModel, _Run
 from minicnn.kernels import threads
 from minicnn.layers import (
     Activation,
@@ -16,13 +20,18 @@ from minicnn.layers import (
     BatchNormalization,
     Conv2D,
     Dense,
+    DepthwiseConv2D,
     Dropout,
     Flatten,
     GlobalAveragePooling2D,
     MaxPooling2D,
     Reshape,
     Residual,
+    SeparableConv2D,
 )  # fmt: skip
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+import networks
 
 
 class Halve(mc.Op):
@@ -76,6 +85,10 @@ CHAINS = {
     "a user's op": lambda: [Halve(), Conv2D(4, 3, activation="relu"), Halve(), Flatten(), Dense(2)],
     "dropout first": lambda: [Dropout(0.5), Flatten(), Dense(2)],
     "a user's chain": lambda: [Doubled([Conv2D(4, 3), Dense(3)]), Flatten(), Dense(2)],
+    "depthwise": lambda: [
+        DepthwiseConv2D(3, use_bias=False), BatchNormalization(), Activation("relu"),
+        SeparableConv2D(5, 3), BatchNormalization(), Flatten(), Dense(2),
+    ],
     "a chain in a chain": lambda: [mc.Sequential([Conv2D(4, 3), BatchNormalization()]), Flatten()],
 }  # fmt: skip
 by_chain = pytest.mark.parametrize("name", CHAINS)
@@ -132,6 +145,51 @@ def test_threads_change_no_bit(name, monkeypatch):
         threads.set_num_threads(before)
     for output in outputs[1:]:
         assert_same_bits(output, outputs[0])
+
+
+def same_for_threads(model, x, monkeypatch):
+    """Check a model for inference with all rows of x and with fewer, with one and two threads."""
+    monkeypatch.setattr(threads, "_LEAST_WORK", 0)
+    before, outputs = threads.get_num_threads(), {}
+    try:
+        for count in (1, 2):
+            threads.set_num_threads(count)
+            fast = model.for_inference()
+            for rows in (x, x[::-1], x[:1]):
+                close(model, fast, rows, x.dtype)
+            outputs[count] = fast(x)
+    finally:
+        threads.set_num_threads(before)
+    assert_same_bits(outputs[1], outputs[2])
+
+
+@every_layer
+def test_every_layer(make, shape, monkeypatch):
+    model = mc.Sequential([make()])
+    model.build((None, *shape), 0)
+    rng = np.random.default_rng(1)
+    for parameter in model.parameters:
+        parameter.value[...] += rng.uniform(0.1, 0.2, parameter.shape)
+    same_for_threads(model, draw(0, 3, *shape), monkeypatch)
+
+
+@pytest.mark.parametrize("name", networks.NETWORKS)
+def test_networks_of_the_benchmarks(name, monkeypatch):
+    network = networks.NETWORKS[name]
+    model = networks.make("minicnn", network, networks.start_values(network)).model
+    same_for_threads(model, draw(0, 3, *network.image), monkeypatch)
+
+
+def test_kernels_are_packed_once():
+    packed = []
+    for name in ("pooled convolutions", "depthwise", "normalized"):
+        fast = built(name).for_inference()
+        fast(draw(0, 2, 8, 8, 1))
+        packed.append(dict(fast._packed))
+        fast(draw(0, 3, 8, 8, 1))
+        assert fast._packed.keys() == packed[-1].keys()
+        assert all(fast._packed[layer] is array for layer, array in packed[-1].items())
+    assert [len(arrays) for arrays in packed] == [4, 2, 3]
 
 
 def test_ten_threads_use_one_model():
@@ -316,3 +374,47 @@ def test_other_outputs_of_an_estimator(trained):
 def test_an_estimator_that_was_not_trained(tmp_path):
     with pytest.raises(mc.CheckpointError, match="call fit first"):
         mc.Estimator(model_fn, model_dir=tmp_path).for_inference(rows(0, 1))
+
+
+def test_an_estimator_predicts_with_it(trained, monkeypatch):
+    estimator, is_dict = trained
+    x = rows(0, 3, is_dict)
+    first = estimator.predict(x, as_iterable=False)
+    assert_same_bits(first["probabilities"], estimator.for_inference(x)(x)["probabilities"])
+    assert next(estimator.predict(x)).keys() == first.keys()
+    calls = []
+    monkeypatch.setattr(_Run, "repeat", lambda run, feeds: calls.append(run))
+    estimator.predict(x, as_iterable=False)
+    assert calls
+    monkeypatch.setattr(evaluation, "_MOST_KEPT", 0)  # without it
+    calls.clear()
+    other = estimator.predict(x, as_iterable=False)
+    assert not calls
+    np.testing.assert_allclose(other["probabilities"], first["probabilities"], rtol=1e-5)
+
+
+def test_an_estimator_renews_it_after_more_training(trained):
+    estimator, is_dict = trained
+    x = rows(0, 2, is_dict)
+    before = estimator.predict(x, as_iterable=False)["probabilities"]
+    other = mc.Estimator(model_fn, model_dir=estimator.model_dir)
+    other.fit(rows(0, 20, is_dict), np.arange(20) % 3, steps=2, batch_size=10)
+    after = estimator.predict(x, as_iterable=False)["probabilities"]
+    assert not np.array_equal(after, before)
+    assert_same_bits(after, other.predict(x, as_iterable=False)["probabilities"])
+
+
+def test_statistics_of_the_batch(tmp_path):
+    """A model_fn that forgets the mode: each prediction uses the statistics of its rows."""
+    def model_fn(features, labels, mode):
+        x = mc.layers.batch_normalization(features, training=True)
+        loss = mc.losses.mean_squared_error(labels, x) if labels is not None else None
+        train_op = mc.optimize_loss(loss, learning_rate=0.1) if mode == "train" else None
+        return mc.ModelFnOps(mode, {"x": x}, loss, train_op)
+
+    x = draw(0, 40, 3)
+    estimator = mc.Estimator(model_fn, model_dir=tmp_path).fit(x, x, steps=1)
+    fast = estimator.for_inference(x)
+    for scale in (1, 5):
+        for outputs in (fast(scale * x), estimator.predict(scale * x, as_iterable=False)):
+            np.testing.assert_allclose(outputs["x"].std(axis=0), 1, atol=0.1)

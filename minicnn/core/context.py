@@ -68,7 +68,7 @@ class Context:
         self._slots: dict[Any, Any] = {}
         self._key: int | None = None
         self._drawn: Counter[str] = Counter()
-        self.packed: dict[Any, np.ndarray] | None = None  # by layer, if no kernel ever changes
+        self.packed: dict[Any, Any] | None = None  # by layer, if no kernel ever changes
 
     def __setitem__(self, layer: Any, saved: Any) -> None:
         if self.save:
@@ -110,6 +110,14 @@ class Context:
         if self.workspace is None:
             return np.empty(shape, dtype)
         return self.workspace.empty(layer, role, shape, dtype)
+
+    def pack(self, layer: Any, make: Callable[..., Any], *arguments: Any) -> Any:
+        """Return a layer's kernel as `make` packs it, once; None if kernels may change."""
+        if self.packed is None:
+            return None
+        if layer not in self.packed:
+            self.packed[layer] = make(*arguments)
+        return self.packed[layer]
 
 
 class Workspace:

@@ -23,7 +23,7 @@ from minicnn.estimator.model import Models
 from minicnn.estimator.starting import expressions, warm_start
 from minicnn.estimator.supervised import ModelFn
 from minicnn.hooks import SessionRunHook
-from minicnn.inference import InferenceModel, Program
+from minicnn.inference import InferenceModel
 from minicnn.layers.chain import Chain
 
 
@@ -355,9 +355,7 @@ class Estimator(Hinting):
         trace = model.trace(ModeKeys.INFER, (feeding.feed(x, None, None, None).peek()[0], None))
         tensors = trace.row_tensors(outputs)
         plan = trace.graph.plan(tensors.values(), self.config.fuse)
-        steps = [(step.op, step.inputs, step.output) for step in plan.steps]
-        is_single = trace.ops.single and outputs is None
-        return InferenceModel(Program("estimator", trace.features, steps, tensors, is_single))
+        return trace.inference(plan, tensors, trace.ops.single and outputs is None)
 
     def get_variable_names(self) -> list[str]:
         """Return the names of the parameters in the newest checkpoint, sorted."""

@@ -15,7 +15,8 @@ from minicnn.core.op import Op, Tensor, parts
 from minicnn.core.parameter import Parameter
 from minicnn.estimator.config import ModeKeys, ModelFnOps, call_model_fn
 from minicnn.estimator.feeding import Batch, by_name, each
-from minicnn.estimator.graph import Graph
+from minicnn.estimator.graph import Graph, Plan
+from minicnn.inference import InferenceModel, Program
 from minicnn.losses import SoftmaxCrossEntropy
 from minicnn.ops import Cast, OneHot, Reshape, check_labels
 
@@ -87,6 +88,7 @@ class Trace:
         options: dict[str, Any],
     ) -> None:
         self.form = form(batch)
+        self._fast: dict[Any, InferenceModel] = {}
         kind = Graph if mode == ModeKeys.TRAIN else _Copies
         self.graph = kind(rng, parameters)
         self._features, self._labels = (
@@ -154,6 +156,15 @@ class Trace:
             if tensor.shape[:1] != (None,):
                 raise ValueError(f"`outputs` must have a row for each of the batch, got {tensor!r}")
         return found
+
+    def inference(self, plan: Plan, tensors: dict[str, Tensor], single: bool) -> InferenceModel:
+        """Return what computes tensors faster, if no weight changes any more; made once."""
+        key = *tensors.items(), single
+        if key not in self._fast:
+            steps = [(step.op, step.inputs, step.output) for step in plan.steps]
+            program = Program("estimator", self.features, steps, tensors, single)
+            self._fast[key] = InferenceModel(program)
+        return self._fast[key]
 
     def load_optimizer(self, state: Mapping[str, np.ndarray]) -> None:
         """Continue the optimizer from its state in a checkpoint.

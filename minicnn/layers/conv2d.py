@@ -108,7 +108,9 @@ class Conv2D(Convolution):
     ) -> Any:
         # x (N, H, W, C) * w (KH, KW, C, F) + b (F,) -> y (N, OH, OW, F)
         code = None if pool is None else ctx.empty(self, "code", y.shape, np.uint8)
-        conv.forward(x, *(weights or self.weights()), y, self.window, relu, code)
+        w, b = weights or self.weights()
+        packed = ctx.pack(self, conv.packed_filters, w, self.window)
+        conv.forward(x, w, b, y, self.window, relu, code, packed)
         return code
 
     def all_gradients(

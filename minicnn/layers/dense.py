@@ -102,11 +102,7 @@ class Dense(Affine):
             mask = key, dropout.rate, ctx.first_row, math.prod(x.shape[1:-1])
             scale = 1.0 / (1.0 - dropout.rate)
         w, b = weights or self.weights()
-        packed = None
-        if ctx.packed is not None:
-            if self not in ctx.packed:
-                ctx.packed[self] = kernels.packed_kernel(w)
-            packed = ctx.packed[self]
+        packed = ctx.pack(self, kernels.packed_kernel, w)
         kernels.forward(_rows(x), w, b, _rows(y), relu, mask, packed)
         ctx[self] = x, y if relu else None, scale
         return y

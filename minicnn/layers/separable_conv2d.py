@@ -117,7 +117,8 @@ class SeparableConv2D(DepthwiseConv2D):
         w, p = self.depthwise_kernel.value, self.pointwise_kernel.value
         z = ctx.empty(self, "z", (*y.shape[:3], p.shape[2]), x.dtype)
         depthwise.forward(x, w, np.zeros(p.shape[2], x.dtype), z, self.window)
-        conv.forward(z, p, self.bias_value(), y, _pixels(z), relu)
+        packed = ctx.pack(self, conv.packed_filters, p, _pixels(z))
+        conv.forward(z, p, self.bias_value(), y, _pixels(z), relu, packed=packed)
         return z
 
     def write_gradients(

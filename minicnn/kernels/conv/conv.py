@@ -24,18 +24,20 @@ _NO_CODE = np.empty((0, 0, 0, 0), np.uint8)
 
 def forward(
     x: np.ndarray, w: np.ndarray, b: np.ndarray, y: np.ndarray, window: Window,
-    relu: bool = False, code: np.ndarray | None = None,
+    relu: bool = False, code: np.ndarray | None = None, packed: np.ndarray | None = None,
 ) -> None:
     """Write y = x * w + b, with ReLU if `relu`; with ReLU and 2x2 max pooling if `code` is given.
 
     With `code`, y and code have the shape (N, OH // 2, OW // 2, F). The code is the index of the
     maximum of the four elements, or `ZEROED` if ReLU is zero; `pooled_gradients` needs it.
+
+    `packed` is the result of `packed_filters`, if w never changes.
     """
     _check(x, w, b, y, window, code)
-    path, pool = _fast_path(x, window, b.size), code is not None
+    path, pool = _fast_path(w.dtype, window, *w.shape[2:]), code is not None
     if path is not None:
         path.forward(x, w, b, y, _NO_CODE if code is None else code, window, relu or pool, pool,
-                     _CHUNKS)
+                     _CHUNKS, packed=packed)
     elif code is None:
         im2col.forward(x, w, b, y, window, relu)
     else:
@@ -43,6 +45,12 @@ def forward(
         im2col.forward(x, w, b, whole, window, True)
         pooling.forward(whole, y, code, _pool_window(window))
         code[y <= 0] = ZEROED
+
+
+def packed_filters(w: np.ndarray, window: Window) -> np.ndarray | None:
+    """Return w in the layout that the algorithm for the window reads; None if it reads w itself."""
+    path = _fast_path(w.dtype, window, *w.shape[2:])
+    return None if path is None else path.pack(w)
 
 
 def input_gradient(
@@ -61,7 +69,7 @@ def input_gradient(
         top=window.kernel_h - 1 - window.top, left=window.kernel_w - 1 - window.left,
     )
     strided = window.stride_h > 1 or window.stride_w > 1
-    path = None if strided else _fast_path(dy, back, dx.shape[3])
+    path = None if strided else _fast_path(dy.dtype, back, dy.shape[3], dx.shape[3])
     c = np.zeros(dx.shape[3], dx.dtype) if c is None else c
     check(dx=(dx, dx.shape), c=(c, dx.shape[3:]))
     if path is not None:
@@ -131,11 +139,11 @@ def _check(
         check(code=(code, shape))
 
 
-def _fast_path(x: np.ndarray, window: Window, filters: int) -> Any:
+def _fast_path(dtype: Any, window: Window, channels: int, filters: int) -> Any:
     """Return the module with the fastest `forward` for a convolution, or None."""
-    if not FAST_PATHS or x.dtype != np.float32:
+    if not FAST_PATHS or dtype != np.float32:
         return None
-    if winograd.fits(window, x.shape[3], filters):
+    if winograd.fits(window, channels, filters):
         return winograd
     return implicit if implicit.fits(window) else None
 

@@ -67,15 +67,22 @@ def fits(window: Window) -> bool:
     return window.dilation_h == window.dilation_w == 1
 
 
-def forward(
-    x: np.ndarray, w: np.ndarray, b: np.ndarray, y: np.ndarray, code: np.ndarray, window: Window,
-    relu: bool, pool: bool, chunks: int, turned: bool = False,
-) -> None:
-    """Write the same outputs as `winograd.forward`."""
-    channels, filters = x.shape[3], b.size
+def pack(w: np.ndarray, turned: bool = False) -> np.ndarray:
+    """Return the filters in panels."""
+    filters = w.shape[2 if turned else 3]
     panels = packed_shape(w.size // filters, filters, np.float32)
     packed = aligned(panels, np.float32)
     parallel_for(_pack, panels[0], (w,), (packed,), turned)
+    return packed
+
+
+def forward(
+    x: np.ndarray, w: np.ndarray, b: np.ndarray, y: np.ndarray, code: np.ndarray, window: Window,
+    relu: bool, pool: bool, chunks: int, turned: bool = False, packed: np.ndarray | None = None,
+) -> None:
+    """Write the same outputs as `winograd.forward`."""
+    channels, filters = x.shape[3], b.size
+    packed = pack(w, turned) if packed is None else packed
     bands = _bands(window, pool)
     work = len(x) * window.out_h * window.out_w * w.size
     length = share(len(x) * bands.per_image, chunks, work)

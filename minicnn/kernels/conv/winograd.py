@@ -124,19 +124,12 @@ def fits(window: Window, channels: int, filters: int) -> bool:
     return least is not None and work >= least and window[4:8] == (1, 1, 1, 1)
 
 
-def forward(
-    x: np.ndarray, w: np.ndarray, b: np.ndarray, y: np.ndarray, code: np.ndarray, window: Window,
-    relu: bool, pool: bool, chunks: int, turned: bool = False,
-) -> None:
-    """Write y = x * w + b, with ReLU if `relu`; with `pool`, write its 2x2 maxima and their codes.
-
-    x (N, H, W, C)   w (K, K, C, F), or (K, K, F, C) if `turned`   b (F,)
-    y (N, OH, OW, F), or y and code (N, OH // 2, OW // 2, F) with `pool`
-    """
-    size, channels, filters = len(w), x.shape[3], b.size
-    side = size + _OUT - 1
-    points, depth, panels = side * side, round_up(channels, LANES), -(-filters // PANEL)
-    transformed = aligned((panels, points, depth, PANEL), np.float32)
+def pack(w: np.ndarray, turned: bool = False) -> np.ndarray:
+    """Return the transformed filters U."""
+    size, _, *sizes = w.shape
+    channels, filters = reversed(sizes) if turned else sizes
+    side, panels = size + _OUT - 1, -(-filters // PANEL)
+    transformed = aligned((panels, side * side, round_up(channels, LANES), PANEL), np.float32)
     parallel_for(
         _transform_filters, panels, (w, _FILTERS[size]), (transformed,),
         channels, turned,
@@ -145,6 +138,24 @@ def forward(
             "half": ((side, size, PANEL), np.float32),  # G g
         },
     )
+    return transformed
+
+
+def forward(
+    x: np.ndarray, w: np.ndarray, b: np.ndarray, y: np.ndarray, code: np.ndarray, window: Window,
+    relu: bool, pool: bool, chunks: int, turned: bool = False, packed: np.ndarray | None = None,
+) -> None:
+    """Write y = x * w + b, with ReLU if `relu`; with `pool`, write its 2x2 maxima and their codes.
+
+    x (N, H, W, C)   w (K, K, C, F), or (K, K, F, C) if `turned`   b (F,)
+    y (N, OH, OW, F), or y and code (N, OH // 2, OW // 2, F) with `pool`
+
+    `packed` is the result of `pack`, if it is known.
+    """
+    size = len(w)
+    side = size + _OUT - 1
+    transformed = pack(w, turned) if packed is None else packed
+    panels, points, depth, _ = transformed.shape
     images = share(len(x), chunks)
     tiles = -(-window.out_h // _OUT), -(-window.out_w // _OUT), size, side  # rows and columns
     most = max(ROWS, _MOST_TILES // ROWS * ROWS)
