@@ -125,13 +125,13 @@ def block(call, seconds):
     return statistics.median(times)
 
 
-def alternate(contenders, rounds, **arguments):
+def alternate(contenders, rounds, method="block", **arguments):
     """Return for each contender the times of its blocks, one per round."""
     times = {contender.name: [] for contender in contenders}
     for i in range(rounds):
         turn = i % len(contenders)
         for contender in contenders[turn:] + contenders[:turn]:
-            times[contender.name].append(contender.ask("block", **arguments))
+            times[contender.name].append(contender.ask(method, **arguments))
     return times
 
 

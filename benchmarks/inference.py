@@ -2,17 +2,28 @@
 
     python benchmarks/inference.py                  the documented network
     python benchmarks/inference.py --network vgg    another one of benchmarks/networks.py
+    python benchmarks/inference.py --clients 8      requests a second of eight threads
 
 The model of `Sequential.for_inference` against `Sequential.predict`, PyTorch (eager,
 `inference_mode`, two memory layouts) and ONNX Runtime with the same weights. Inputs are arrays
 (N, H, W, C), outputs are arrays. A thousand images are predicted in one call and in calls of a
 hundred, as neither is faster for all. The logits are compared before the timing.
+
+After the tables, two quantiles of the latency of `--calls` calls with one image, beside ONNX
+Runtime's. A dense layer with a kernel of several megabytes takes as long as reading it: the last
+table compares that layer alone with a jitted sum over the same kernel, both with one thread.
+
+With `--clients`, threads share one model, or one session of ONNX Runtime, and each of them asks
+for one image at a time.
 """
 
 import itertools
 import math
 import os
+import statistics
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import harness
@@ -25,7 +36,9 @@ CALLS = {  # images, images per call
 }  # fmt: skip
 RUNTIME = "ONNX Runtime"
 PREDICT = "minicnn predict"
+PAIR = "minicnn", RUNTIME  # whose latencies and requests are compared
 LIMIT = 1e-4
+LARGE = 4e6  # bytes of a kernel whose reading takes most of the time
 
 
 class Inference:
@@ -53,6 +66,61 @@ class Inference:
 
     def block(self, count, size, seconds):
         return harness.block(lambda: self.predict(count, size), seconds)
+
+    def latencies(self, calls):
+        """Return the seconds of each call with one image."""
+        seconds = []
+        for number in range(-3, calls):  # another contender has just used the caches
+            image = self.images[[number % len(self.images)]]
+            start = time.perf_counter()
+            self.logits(image)
+            seconds.append(time.perf_counter() - start)
+        return seconds[3:]
+
+    def request(self, clients, seconds):
+        """Return the seconds per request of threads that ask for one image at a time."""
+
+        def ask(number, least, end):
+            count, image = 0, self.images[[number]]
+            while count < least or time.perf_counter() < end:
+                self.logits(image)
+                count += 1
+            return count
+
+        with ThreadPoolExecutor(clients) as pool:
+            list(pool.map(ask, range(clients), [3] * clients, [0.0] * clients))  # not timed
+            start = time.perf_counter()
+            counts = pool.map(ask, range(clients), [3] * clients, [start + seconds] * clients)
+            return 1 / sum(counts) * (time.perf_counter() - start)
+
+    def bandwidth(self, seconds, shape):
+        """Return the seconds to add up a kernel, and to multiply a row with it, in one thread."""
+        import numba
+
+        import minicnn as mc
+
+        @numba.njit(fastmath=True)  # so that sums are vectorized
+        def total(quarters):
+            a = b = c = d = np.float32(0)
+            for i in range(quarters.shape[1]):
+                a += quarters[0, i]
+                b += quarters[1, i]
+                c += quarters[2, i]
+                d += quarters[3, i]
+            return a + b + c + d
+
+        before = mc.get_num_threads()
+        mc.set_num_threads(1)
+        model = mc.Sequential([mc.layers.Dense(shape[1])])
+        model.build((None, shape[0]), rng=0)
+        kernel, row = model.parameters[0].value.reshape(4, -1), np.ones((1, shape[0]), np.float32)
+        fast = model.for_inference()
+        result = {
+            "jitted sum": harness.block(lambda: total(kernel), seconds),
+            "dense layer": harness.block(lambda: fast(row), seconds),
+        }
+        mc.set_num_threads(before)
+        return result
 
 
 def pytorch(runner):
@@ -145,11 +213,76 @@ def check(contenders, folder):
             raise SystemExit("the logits differ too much")
 
 
+def tables(contenders, args):
+    """Print a table for each number of images, and return the results."""
+    results = {}
+    for title, (count, size) in CALLS.items():
+        if args.smoke and count > 100:
+            continue
+        call = {"count": count, "size": size, "seconds": args.seconds}
+        results[title] = harness.compare(harness.alternate(contenders, args.rounds, **call))
+        print(f"\n{title}\n")
+        harness.ratio_table(results[title])
+    return results
+
+
+def latency(contenders, args):
+    """Print the latency of single images, and return it."""
+    calls = math.ceil(args.calls / args.rounds)
+    blocks = harness.alternate(contenders, args.rounds, "latencies", calls=calls)
+    results = {}
+    for name, seconds in blocks.items():
+        quantiles = np.quantile(np.concatenate(seconds), [0.5, 0.99])
+        results[name] = dict(zip(("p50", "p99"), quantiles.tolist(), strict=True))
+    print(f"\nOne image, {calls * args.rounds:,} calls\n")
+    ours, rows = results["minicnn"], []
+    for name, times in results.items():
+        rows.append([name, *(f"{value * 1e6:.0f}" for value in times.values()),
+                     *(f"{value / ours[key]:.2f}" for key, value in times.items())])
+    harness.table(["contender", "p50, us", "p99, us", "times minicnn's p50", "p99"], rows)
+    return results
+
+
+def requests(contenders, clients, args):
+    """Print the requests a second of several clients, and return the seconds per request."""
+    call = {"clients": clients, "seconds": args.seconds}
+    result = harness.compare(harness.alternate(contenders, args.rounds, "request", **call))
+    print(f"\n{clients} clients, one image each\n")
+    rows = []
+    for name, each in result.items():
+        rows.append([name, f"{1 / each['seconds']:,.0f}", f"{1 / each['ratio']:.2f}"])
+    harness.table(["contender", "requests a second", "times minicnn's"], rows)
+    return result
+
+
+def bandwidth(contender, network, args):
+    """Print the share of the bandwidth that the largest dense layer reaches, if it is large."""
+    shapes = [kernel for kind, _, _, kernel, _ in network.walk() if kind == "dense"]
+    shape = max(shapes, key=math.prod)
+    size = 4 * math.prod(shape)
+    if size < LARGE:
+        return None
+    call = {"shape": shape, "seconds": args.seconds}
+    blocks = harness.alternate([contender], args.rounds, "bandwidth", **call)[contender.name]
+    result = {name: size / statistics.median(block[name] for block in blocks) / 1e9
+              for name in blocks[0]}
+    print(f"\nA kernel of {size / 1e6:.1f} MB, one thread\n")
+    rows = [[name, f"{rate:.1f}", f"{rate / result['jitted sum']:.2f}"]
+            for name, rate in result.items()]
+    harness.table(["read by", "GB/s", "share"], rows)
+    return result
+
+
 def main():
     harness.serve(Inference)
     parser = harness.parser(__doc__, rounds=7, seconds=1.0)
     parser.add_argument("--network", choices=networks.NETWORKS, default="documented")
+    parser.add_argument(
+        "--calls", type=int, default=10_000, help="whose latency is measured (default: %(default)s)"
+    )
+    parser.add_argument("--clients", type=int, help="measure this instead: so many threads")
     args = harness.parse(parser)
+    args.calls = 20 if args.smoke else args.calls
     peers = list(networks.PYTORCH) if harness.installed("torch") else []
     if all([harness.installed("onnxruntime"), harness.installed("onnx")]):
         peers.append(RUNTIME)
@@ -159,17 +292,17 @@ def main():
         np.save(Path(folder) / "images.npy", np.concatenate([x for x, _ in batches]))
         np.savez(Path(folder) / "weights.npz", *networks.start_values(network))
         names = ["minicnn", PREDICT, *peers]
+        if args.clients is not None:
+            names = [name for name in names if name in PAIR]
         with harness.contenders(names, args.threads, network=network, folder=folder) as contenders:
             check(contenders, folder)
-            for title, (count, size) in CALLS.items():
-                if args.smoke and count > 100:
-                    continue
-                call = {"count": count, "size": size, "seconds": args.seconds}
-                results[title] = harness.compare(
-                    harness.alternate(contenders, args.rounds, **call)
-                )
-                print(f"\n{title}\n")
-                harness.ratio_table(results[title])
+            pair = [contender for contender in contenders if contender.name in PAIR]
+            if args.clients is None:
+                results |= tables(contenders, args)
+                results["latency"] = latency(pair, args)
+                results["bandwidth"] = bandwidth(pair[0], network, args)
+            if args.clients is not None or args.smoke:
+                results["clients"] = requests(pair, args.clients or 2, args)
     harness.report(args, results)
 
 
