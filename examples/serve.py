@@ -157,6 +157,8 @@ class Service:
             if math.prod(picture.size) > MAX_PIXELS:
                 raise ValueError(f"it has more than {MAX_PIXELS:,} pixels")
             picture = picture.convert("RGBA")
+        except image_module.UnidentifiedImageError as error:
+            raise ValueError("the PNG cannot be read: it is none") from error
         except (OSError, SyntaxError, ValueError, image_module.DecompressionBombError) as error:
             raise ValueError(f"the PNG cannot be read: {error}") from error
         paper = image_module.new("RGBA", picture.size, "white")

@@ -38,6 +38,8 @@ def warmup(model: Any = None, x: Any = None) -> float:
 
     Raises
     ------
+    ValueError
+        If an Estimator is given without `x`, or anything else with it.
     RuntimeError
         If a Sequential was not built.
     CheckpointError
@@ -53,27 +55,23 @@ def warmup(model: Any = None, x: Any = None) -> float:
     True
     """
     start = time.perf_counter()
-    if model is not None:
-        checks.instance(model, Sequential | Estimator, "model", "a Sequential or an Estimator")
-    if isinstance(model, Estimator):
-        if x is None:
-            raise ValueError("`x` is missing; an Estimator needs rows as for predict: x[:1]")
+    if isinstance(model, Estimator) == (x is None):
+        raise ValueError(
+            "`x` must be rows as for predict for an Estimator, such as x[:1], and is left out "
+            f"otherwise, got {checks.describe(x)}"
+        )
+    if model is None:
+        _train_one_step()
+    elif isinstance(model, Estimator):
         model.predict(x, as_iterable=False)
         model.for_inference(x).predict(x)
-    elif x is not None:
-        raise ValueError(f"`x` is for an Estimator, got {checks.describe(x)}; leave it out")
-    elif model is None:
-        _train_one_step()
     else:
-        _predict_one_row(model)
+        checks.instance(model, Sequential, "model", "a Sequential or an Estimator")
+        fast = model.for_inference()  # raises if the model was not built
+        row = np.zeros((1, *model.input_shape[1:]), model.dtype)
+        model.predict(row)
+        fast.predict(row)
     return time.perf_counter() - start
-
-
-def _predict_one_row(model: Any) -> None:
-    fast = model.for_inference()  # raises if the model was not built
-    row = np.zeros((1, *model.input_shape[1:]), model.dtype)
-    model.predict(row)
-    fast.predict(row)
 
 
 def _train_one_step() -> None:

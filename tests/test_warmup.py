@@ -134,7 +134,7 @@ def test_warmup_of_an_estimator(tmp_path, monkeypatch):
     with pytest.raises(mc.CheckpointError, match="call fit first"):
         mc.warmup(estimator, x)
     estimator.fit(x, [0, 1, 0, 1], steps=1)
-    with pytest.raises(ValueError, match="`x` is missing; an Estimator needs rows"):
+    with pytest.raises(ValueError, match=r"`x` must be rows as for predict.*got None"):
         mc.warmup(estimator)
     seen = []
     monkeypatch.setattr(mc.InferenceModel, "predict", lambda self, x: seen.append(x))
@@ -147,7 +147,7 @@ def test_warmup_of_what_is_no_model():
     with pytest.raises(RuntimeError, match=r"call build\(input_shape, rng\) before"):
         mc.warmup(model)
     model.build((None, 3), rng=0)
-    with pytest.raises(ValueError, match="`x` is for an Estimator"):
+    with pytest.raises(ValueError, match=r"`x` must be rows.*is left out otherwise, got an array"):
         mc.warmup(model, np.ones((1, 3), np.float32))
     with pytest.raises(TypeError, match="`model` must be a Sequential or an Estimator, got Dense"):
         mc.warmup(mc.layers.Dense(2))
