@@ -63,14 +63,11 @@ def warmup(model: Any = None, x: Any = None) -> float:
     if model is None:
         _train_one_step()
     elif isinstance(model, Estimator):
-        model.predict(x, as_iterable=False)
-        model.for_inference(x).predict(x)
+        model.for_inference(x).predict(x)  # with all kernels of `predict`
     else:
         checks.instance(model, Sequential, "model", "a Sequential or an Estimator")
         fast = model.for_inference()  # raises if the model was not built
-        row = np.zeros((1, *model.input_shape[1:]), model.dtype)
-        model.predict(row)
-        fast.predict(row)
+        fast.predict(np.zeros((1, *model.input_shape[1:]), model.dtype))
     return time.perf_counter() - start
 
 

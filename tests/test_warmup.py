@@ -126,7 +126,6 @@ def test_a_compilation_after_compiled_kernels_were_loaded(kernels, tmp_path):
     assert is_compiler_loaded
 
 
-
 def test_warmup_of_an_estimator(tmp_path, monkeypatch):
     model = mc.Sequential([mc.layers.Dense(2)])
     x = np.ones((4, 3), np.float32)
