@@ -175,16 +175,13 @@ def _check_end(feed: Feed, has_monitors: bool) -> None:
 
 def _compare(checkpoint: checkpoints.Checkpoint, seed: int | None, feed: Feed) -> None:
     """Warn if a run continues from a checkpoint with another seed or other data."""
-    before: dict[str, Any] = checkpoint.meta["place"]
-    now = feed.place()
     differences = []
     if seed not in (None, checkpoint.meta["seed"]):
         differences.append(f"the seed {checkpoint.meta['seed']}, now {seed}")
-    if ("batches" in before) != ("batches" in now):
-        kinds = ("an `input_fn`", "arrays") if "batches" in before else ("arrays", "an `input_fn`")
-        differences.append("{}, now {}".format(*kinds))
-    elif before.get("rows") != now.get("rows"):
-        differences.append(f"{before['rows']} rows, now {now['rows']}")
+    places = checkpoint.meta["place"], feed.place()
+    sources = [f"{p['rows']} rows" if "rows" in p else "an `input_fn`" for p in places]
+    if sources[0] != sources[1]:
+        differences.append(", now ".join(sources))
     if differences:
         logger.warning(
             "Training continues from %s, which was written with %s; so it does not continue as an "
