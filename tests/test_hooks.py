@@ -486,6 +486,14 @@ def test_validation_does_not_disturb_training(tmp_path):
         assert_same_bits(first.get_variable_value(name), second.get_variable_value(name))
 
 
+def test_the_rate_of_a_timer(monkeypatch):
+    timer = hooks.Timer(every_steps=5)
+    for now, step, rate in ((10.0, 3, None), (12.0, 13, 5.0), (12.5, 14, 2.0)):
+        monkeypatch.setattr(hooks.time, "monotonic", lambda now=now: now)
+        assert timer.rate(step) == rate
+    assert timer.last_step == 14
+
+
 def test_early_stopping(run, lines):
     monitor = hooks.ValidationMonitor(X, Y, every_n_steps=2, early_stopping_rounds=4)
     estimator = run(monitor, steps=50, model_fn=network(rate=0.0))  # it never improves

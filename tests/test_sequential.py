@@ -824,6 +824,17 @@ def test_a_history_that_cannot_be_written_does_not_stop_the_run(tmp_path, caplog
     assert caplog.text.count("history.jsonl cannot be written") == 1
 
 
+def test_a_row_that_could_not_be_written_is_written_with_the_next(tmp_path):
+    path = tmp_path / "history.jsonl"
+    path.mkdir()
+    history = mc.History(path)
+    history.add({"step": 1, "loss": 2.0})
+    path.rmdir()
+    history.add({"step": 2, "loss": 1.0})
+    assert mc.History(path).rows == history.rows
+    assert len(history.rows) == 2
+
+
 # The Estimator's door -----------------------------------------------------------------------------
 
 
