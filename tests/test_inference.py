@@ -386,11 +386,23 @@ def test_an_estimator_predicts_with_it(trained, monkeypatch):
     monkeypatch.setattr(_Run, "repeat", lambda run, feeds: calls.append(run))
     estimator.predict(x, as_iterable=False)
     assert calls
-    monkeypatch.setattr(evaluation, "_MOST_KEPT", 0)  # without it
-    calls.clear()
-    other = estimator.predict(x, as_iterable=False)
-    assert not calls
-    np.testing.assert_allclose(other["probabilities"], first["probabilities"], rtol=1e-5)
+
+
+def test_large_batches_are_split(trained, monkeypatch):
+    estimator, is_dict = trained
+    x = rows(0, 3, is_dict)
+    expected = estimator.predict(x, as_iterable=False)["probabilities"]
+    repeat, runs = _Run.repeat, []
+
+    def repeated(run, feeds):
+        runs.append(run)
+        repeat(run, feeds)
+
+    monkeypatch.setattr(evaluation, "_MOST_KEPT", 0)
+    monkeypatch.setattr(_Run, "repeat", repeated)
+    got = estimator.predict(x, as_iterable=False)["probabilities"]
+    assert len(runs) == 2  # the first row was recorded
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_an_estimator_renews_it_after_more_training(trained):

@@ -354,8 +354,8 @@ class Estimator(Hinting):
         model = self._models.chosen(checkpoint_path)
         trace = model.trace(ModeKeys.INFER, (feeding.feed(x, None, None, None).peek()[0], None))
         tensors = trace.row_tensors(outputs)
-        plan = trace.graph.plan(tensors.values(), self.config.fuse)
-        return trace.inference(plan, tensors, trace.ops.single and outputs is None)
+        is_single = trace.ops.single and outputs is None
+        return trace.inference(tensors, is_single, self.config.fuse)
 
     def get_variable_names(self) -> list[str]:
         """Return the names of the parameters in the newest checkpoint, sorted."""

@@ -19,9 +19,8 @@ from minicnn.estimator.model import Model
 from minicnn.estimator.progress import Display, displayed
 from minicnn.estimator.tracing import Trace
 
-# Numbers in the outputs of all layers. For more, `predict` uses no InferenceModel: it keeps them,
-# and saves little time.
-_MOST_KEPT = 1 << 24
+# Numbers in the outputs of all layers, which an InferenceModel keeps: larger batches are split.
+_MOST_KEPT = 1 << 25
 
 
 def evaluate(
@@ -103,15 +102,11 @@ def predictions(
     trace: Trace, tensors: dict[str, Tensor], feed: Feed, fuse: bool
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield the values of tensors for each batch by name; the weights must not change."""
-    plan = trace.graph.plan(tensors.values(), fuse)
-    fast = trace.inference(plan, tensors, False)
-    row = sum(math.prod(size or 1 for size in step.output.shape) for step in plan.steps)
+    fast = trace.inference(tensors, False, fuse)
+    shapes = [tensor.shape for tensor in trace.graph.tensors.values()]
+    row = sum(math.prod(size or 1 for size in shape) for shape in shapes)
     for features, _ in feed:
-        if row * rows_of(features) <= _MOST_KEPT:
-            yield fast.predict(features, rows_of(features))
-        else:
-            values = plan.forward(trace.feeds((features, None)), Context(save=False))
-            yield {name: values[tensor] for name, tensor in tensors.items()}
+        yield fast.predict(features, max(1, _MOST_KEPT // row))
 
 
 def shown(batches: Iterator[Any], feed: Feed, wanted: bool) -> list[Any]:

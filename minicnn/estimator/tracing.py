@@ -15,7 +15,7 @@ from minicnn.core.op import Op, Tensor, parts
 from minicnn.core.parameter import Parameter
 from minicnn.estimator.config import ModeKeys, ModelFnOps, call_model_fn
 from minicnn.estimator.feeding import Batch, by_name, each
-from minicnn.estimator.graph import Graph, Plan
+from minicnn.estimator.graph import Graph
 from minicnn.inference import InferenceModel, Program
 from minicnn.losses import SoftmaxCrossEntropy
 from minicnn.ops import Cast, OneHot, Reshape, check_labels
@@ -157,10 +157,11 @@ class Trace:
                 raise ValueError(f"`outputs` must have a row for each of the batch, got {tensor!r}")
         return found
 
-    def inference(self, plan: Plan, tensors: dict[str, Tensor], single: bool) -> InferenceModel:
+    def inference(self, tensors: dict[str, Tensor], single: bool, fuse: bool) -> InferenceModel:
         """Return what computes tensors faster, if no weight changes any more; made once."""
         key = *tensors.items(), single
         if key not in self._fast:
+            plan = self.graph.plan(tensors.values(), fuse)
             steps = [(step.op, step.inputs, step.output) for step in plan.steps]
             program = Program("estimator", self.features, steps, tensors, single)
             self._fast[key] = InferenceModel(program)
