@@ -165,7 +165,8 @@ def test_the_gradient_of_a_kernel_before_relu(case, dtype, wanted):
 @pytest.mark.parametrize("name", CASES)
 def test_each_case_takes_the_path_that_it_names(name):
     x, _, b, *_, window = draw(CASES[name])
-    assert conv._fast_path(x.dtype, window, x.shape[3], b.size) is PATHS[name.split(",")[0].split()[0]]
+    path = PATHS[name.split(",")[0].split()[0]]
+    assert conv._fast_path(x.dtype, window, x.shape[3], b.size) is path
 
 
 @settings(max_examples=30)
