@@ -575,15 +575,14 @@ class Spy(mc.hooks.SessionRunHook):
 
     def __init__(self, monkeypatch):
         self.called = set()
-        work = threads._Job.work
+        run = threads.run
 
-        def noted(job):
-            if given := job.arguments:  # a worker that wakes up late finds none
-                arguments = (0, threads._scratch(job.scratch), *given)
-                self.called.add((job.kernel, tuple(map(job.kernel.typeof_pyval, arguments))))
-            work(job)
+        def noted(kernel, chunks, arguments, scratch, work):
+            given = (0, threads._scratch(scratch), *arguments)
+            self.called.add((kernel, tuple(map(kernel.typeof_pyval, given))))
+            run(kernel, chunks, arguments, scratch, work)
 
-        monkeypatch.setattr(threads._Job, "work", noted)
+        monkeypatch.setattr(threads, "run", noted)
 
     def before_run(self, run_context):
         self.called.clear()
