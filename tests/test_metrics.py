@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import minicnn as mc
 from minicnn.metrics import (
     accuracy,
     confusion_matrix,
@@ -161,19 +160,3 @@ def test_top_k_accuracy():
 def test_scores_of_another_shape(labels, scores, words):
     with pytest.raises(ValueError, match=words):
         top_k_accuracy(labels, scores)
-
-
-def test_scikit_learn_agrees_and_works_as_a_metric():
-    metrics = pytest.importorskip("sklearn.metrics", reason='pip install -e ".[test-all]"')
-    rng = np.random.default_rng(0)
-    labels, predictions = rng.integers(2, size=(2, 40))
-    scores = rng.random((40, 4))
-    assert precision(labels, predictions) == pytest.approx(
-        metrics.precision_score(labels, predictions))
-    assert recall(labels, predictions) == pytest.approx(metrics.recall_score(labels, predictions))
-    classes = np.arange(40) % 4
-    assert top_k_accuracy(classes, scores, k=2) == pytest.approx(
-        metrics.top_k_accuracy_score(classes, scores, k=2))
-    spec = mc.MetricSpec(metrics.f1_score, "classes")
-    assert spec.compute({"classes": predictions}, labels, None) == pytest.approx(
-        metrics.f1_score(labels, predictions))

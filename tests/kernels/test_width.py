@@ -69,8 +69,8 @@ def depthwise_convolutions(channels, more, strides=(1, 1)):
 
 def kernel_gradients(channels, filters):
     """Yield the outputs of the gradient of a kernel by Winograd."""
-    window, dw = slide((9, 11), (3, 3), (1, 1), "same"), np.empty((3, 3, channels, filters))
-    dw, db = dw.astype(np.float32), np.empty(filters, np.float32)
+    window = slide((9, 11), (3, 3), (1, 1), "same")
+    dw, db = np.empty((3, 3, channels, filters), np.float32), np.empty(filters, np.float32)
     x, dy = numbers(1, 20, 9, 11, channels), numbers(2, 20, 9, 11, filters)
     winograd.kernel_gradient(x, dy, dw, db, window, 16)
     yield from (dw, db)
