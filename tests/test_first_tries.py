@@ -180,7 +180,11 @@ def test_a_layer_or_optimizer_shows_how_it_is_made(text):
 
 
 def test_a_name_that_a_model_gives_is_shown():
-    assert repr(model().layers[0]) == "Conv2D(2, 3, activation='relu', name='conv2d')"
+    made = model()
+    text = "Conv2D(2, 3, activation='relu', name='conv2d')"
+    assert repr(made[0]) == text
+    made.fit(np.zeros((3, 6, 6, 1), np.float32), [0, 1, 2], verbose=0)  # names the activation, too
+    assert repr(made[0]) == text
 
 
 # Sequential ---------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import re
 import types
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -181,6 +182,6 @@ def _shown(value: Any) -> str:
     if isinstance(value, tuple) and len(value) == 2 and value[0] == value[1]:
         value = value[0]
     name = getattr(value, "__name__", None)
-    if repr(value) == f"{type(value).__name__}()":  # an op without arguments, such as an activation
+    if re.fullmatch(r"\w+\((name='[^']*')?\)", repr(value)):  # an op such as an activation
         name = getattr(value, "kind", None)
     return repr(str(name or value)) if name or isinstance(value, str) else repr(value)
