@@ -375,7 +375,7 @@ AS_NOBODY = """
 import os, resource, sys
 sys.argv = sys.argv[1:]
 sys.path.insert(0, os.path.dirname(sys.argv[0]))
-import encodings.cp437, encodings.idna, PIL.Image, PIL.ImageOps
+import encodings.cp437, encodings.idna, numpy.ma, PIL.Image, PIL.ImageOps
 import serve, werkzeug.exceptions, werkzeug.serving
 if os.geteuid() == 0:
     os.setgroups([])
