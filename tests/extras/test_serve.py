@@ -375,8 +375,11 @@ AS_NOBODY = """
 import os, resource, sys
 sys.argv = sys.argv[1:]
 sys.path.insert(0, os.path.dirname(sys.argv[0]))
-import encodings.cp437, encodings.idna, numpy.ma, PIL.Image, PIL.ImageOps
+import encodings.cp437, encodings.idna, flask, numpy.ma, PIL.Image, PIL.ImageOps
 import serve, werkzeug.exceptions, werkzeug.serving
+import importlib.metadata
+versions = {name: importlib.metadata.version(name) for name in ("flask", "werkzeug")}
+importlib.metadata.version = versions.__getitem__  # read from files at the first request
 if os.geteuid() == 0:
     os.setgroups([])
     os.setgid(65534)
