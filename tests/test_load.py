@@ -159,11 +159,14 @@ def objects():
 
 
 def growth(run, count):
-    """Return how many objects remain after more rounds."""
+    """Return how many objects remain after more rounds; of two counts, as caches grow at times."""
     run(count // 4)
-    before = objects()
-    run(count)
-    return objects() - before
+    grown = []
+    for _ in range(2):
+        before = objects()
+        run(count)
+        grown.append(objects() - before)
+    return min(grown)
 
 
 @pytest.mark.parametrize("optimizer", [mc.optimizers.SGD(0.1, momentum=0.9), mc.optimizers.Adam()])
