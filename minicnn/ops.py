@@ -650,7 +650,7 @@ def cast(x: Any, dtype: Any, name: str | None = None) -> Any:
 class Add(Op):
     """y = a + b;  da = db = dy."""
 
-    sums = True  # fusion: `linear` can add a ReLU
+    takes_relu = True  # fusion: `linear` can add a ReLU
 
     def forward(  # type: ignore[override]  # two inputs
         self, a: Any, b: Any, ctx: Context, relu: bool = False, last: None = None

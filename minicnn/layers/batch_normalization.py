@@ -81,7 +81,7 @@ class BatchNormalization(Layer):
     array([2.], dtype=float32)
     """
 
-    sums = True  # `linear` can add a ReLU
+    takes_relu = True  # fusion: `linear` can add a ReLU
 
     def __init__(
         self,

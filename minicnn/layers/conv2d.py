@@ -72,6 +72,8 @@ class Conv2D(Convolution):
     (2, 28, 28, 32)
     """
 
+    takes_relu = True  # fusion: `linear` can add a ReLU
+
     def __init__(
         self,
         filters: int,

@@ -54,6 +54,8 @@ class Dense(Affine):
     Parameter('dense/kernel', shape=(1024, 10), dtype=float32)
     """
 
+    takes_relu = True  # fusion: `linear` can add a ReLU
+
     def __init__(
         self,
         units: int,

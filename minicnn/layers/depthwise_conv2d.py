@@ -65,6 +65,7 @@ class DepthwiseConv2D(Convolution):
     (3, 3, 16, 1)
     """
 
+    takes_relu = True  # fusion: `linear` can add a ReLU
     depthwise_kernel: Parameter
 
     def __init__(

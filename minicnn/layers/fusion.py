@@ -17,10 +17,8 @@ from minicnn.layers.activation import Activation
 from minicnn.layers.batch_normalization import BatchNormalization
 from minicnn.layers.conv2d import Conv2D
 from minicnn.layers.dense import Dense
-from minicnn.layers.depthwise_conv2d import DepthwiseConv2D
 from minicnn.layers.dropout import Dropout
 from minicnn.layers.pooling2d import MaxPooling2D
-from minicnn.layers.separable_conv2d import SeparableConv2D
 from minicnn.layers.sliding import DataFormat
 from minicnn.ops import Relu
 
@@ -98,15 +96,13 @@ def fuse(chain: Sequence[Op]) -> list[tuple[Op, int]]:
 def _first(chain: Sequence[Op]) -> tuple[Op, int]:
     """Return the op for the first layers of the chain, and the number of these layers.
 
-    Only the classes themselves are fused: a subclass may compute something else.
+    Only classes with an own `takes_relu` are fused: a subclass may compute something else.
     """
     layer: Any = chain[0]
-    if "sums" in vars(type(layer)) and len(chain) > 1 and _is_relu(chain[1]):
-        return Fused(layer, None), 2
-    if type(layer) not in (Conv2D, Dense, DepthwiseConv2D, SeparableConv2D):
+    if "takes_relu" not in vars(type(layer)):
         return layer, 1
     norm: Any = chain[1] if len(chain) > 1 and _can_fold(layer, chain[1]) else None
-    activation = layer.activation
+    activation = getattr(layer, "activation", None)
     length = 1 if norm is None else 2
     if activation is None and len(chain) > length:
         activation = chain[length]

@@ -53,7 +53,7 @@ class Residual(Layer):
     'residual/block/conv2d/kernel'
     """
 
-    sums = True  # fusion: `linear` can add a ReLU
+    takes_relu = True  # fusion: `linear` can add a ReLU
 
     def __init__(self, block: Any, shortcut: Any = None, name: str | None = None) -> None:
         super().__init__(name)

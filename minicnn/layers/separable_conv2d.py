@@ -71,6 +71,7 @@ class SeparableConv2D(DepthwiseConv2D):
     (1, 1, 16, 32)
     """
 
+    takes_relu = True  # fusion: `linear` can add a ReLU
     pointwise_kernel: Parameter
 
     def __init__(
