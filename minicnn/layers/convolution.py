@@ -100,5 +100,6 @@ class Convolution(Affine):
         """
         if y is not None:  # dz = dy where y > 0
             dy = ops.relu_gradient(dy, y, ctx, self)
-        elementwise.sum_rows(dy.reshape(-1, self.outputs), self.bias_grad())
+        if self.bias is not None:
+            elementwise.sum_rows(dy.reshape(-1, self.outputs), self.bias.writable("grad"))
         self.write_gradients(x, dy, dx, ctx, saved)
