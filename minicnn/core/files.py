@@ -194,5 +194,7 @@ class JsonLines:
 
 def finite(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return values that JSON can hold: None for NaN and infinity."""
-    is_bad = {name for name, v in row.items() if isinstance(v, float) and not math.isfinite(v)}
-    return {name: None if name in is_bad else value for name, value in row.items()}
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row.items()
+    }
