@@ -286,7 +286,7 @@ def test_a_pipe_without_a_reader_does_not_stop_the_training(tmp_path):
 
 def test_a_notebook_shows_the_line_in_the_output_of_its_cell(tmp_path, monkeypatch):
     nbclient = pytest.importorskip("nbclient", reason='pip install -e ".[notebook]"')
-    nbformat = pytest.importorskip("nbformat")
+    nbformat = pytest.importorskip("nbformat", reason='pip install -e ".[notebook]"')
     paths = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "numba"))
