@@ -240,18 +240,25 @@ class Request(io.RawIOBase):
         return self.connection.recv_into(buffer)
 
 
-def make_server(network, port):
-    """Return a server for many browsers at a time, on this computer only."""
-    serving = require("werkzeug.serving", "demo")
+def new_handler():
+    """Return a class that handles requests as Werkzeug's does, but reads each as a `Request`."""
 
-    class Handler(serving.WSGIRequestHandler):
+    class Handler(require("werkzeug.serving", "demo").WSGIRequestHandler):
         def setup(self):
             super().setup()
             self.rfile.close()
             self.rfile = io.BufferedReader(Request(self.connection))
 
+    return Handler
+
+
+def make_server(network, port):
+    """Return a server for many browsers at a time, on this computer only."""
+    serving = require("werkzeug.serving", "demo")
     app = make_app(network)
-    return serving.make_server("127.0.0.1", port, app, threaded=True, request_handler=Handler)
+    return serving.make_server(
+        "127.0.0.1", port, app, threaded=True, request_handler=new_handler()
+    )
 
 
 def show(model, classes=None, model_dir=None, port=8000):

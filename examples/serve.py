@@ -33,7 +33,7 @@ import threading
 from pathlib import Path
 
 import numpy as np
-from draw_digit import LOCAL, SECONDS, Request, named, new_app
+from draw_digit import LOCAL, SECONDS, named, new_app, new_handler
 from mnist_cnn import cnn_model_fn
 
 import minicnn as mc
@@ -214,12 +214,6 @@ def make_server(service, host="127.0.0.1", port=8000):
     serving = require("werkzeug.serving", "demo")
     places = threading.BoundedSemaphore(MAX_CONNECTIONS)
 
-    class Handler(serving.WSGIRequestHandler):
-        def setup(self):
-            super().setup()
-            self.rfile.close()
-            self.rfile = io.BufferedReader(Request(self.connection))
-
     class Server(serving.ThreadedWSGIServer):
         daemon_threads = False  # so that server_close waits for them
 
@@ -238,7 +232,7 @@ def make_server(service, host="127.0.0.1", port=8000):
                 places.release()
 
     app = make_app(service, LOCAL if host in LOCAL else None)
-    return Server(host, port, app, Handler)
+    return Server(host, port, app, new_handler())
 
 
 def run(server, service):
