@@ -11,8 +11,10 @@
 `window`        the geometry of a sliding window: sizes, strides, padding
 `conv`          convolution: forward, gradients of the input and the kernel
 `dense`         the three matrix products of a dense layer
-`pooling`       max pooling
-`elementwise`   bias sums, ReLU, dropout
+`pooling`       pooling: the largest element or the mean of each window
+`normalize`     batch normalization: statistics, scaling, gradients
+`elementwise`   sums, activations and their gradients, dropout
 `update`        the update steps of the optimizers
+`warp`          affine maps of images, for augmentation
 ==============  ==========================================================================
 """
