@@ -26,9 +26,8 @@ from minicnn.kernels.simd import (
     store_some,
     where_positive,
 )
-from minicnn.kernels.threads import check, parallel_for, share
+from minicnn.kernels.threads import CHUNKS, check, parallel_for, share
 
-_CHUNKS = 16  # at most
 _TILE = 1 << 12  # elements that are scaled at a time: they stay in the first-level cache
 
 
@@ -60,7 +59,7 @@ def input_gradient(
 def _sums_of(x, dy, factors, relu, back):
     """Run the kernel `_sums`; a chunk is some blocks of rows."""
     check(x=(x, dy.shape), dy=(dy, dy.shape), factors=(factors, (3, x.shape[1])))
-    length = share(blocks_of(len(x)), _CHUNKS) * BLOCK
+    length = share(blocks_of(len(x)), CHUNKS) * BLOCK
     sums = np.empty((-(-len(x) // length), 2, x.shape[1]))
     parallel_for(_sums, len(sums), (x, dy, factors), (sums,), length, relu, back,
                  scratch={"local": (factors.shape, x.dtype), "sums": ((2, x.shape[1]), x.dtype)})
@@ -71,7 +70,7 @@ def _scale_to(x, dy, factors, y, relu, back):
     """Run the kernel `_scale`."""
     shape = (5 if back else 3, x.shape[1])
     check(x=(x, y.shape), dy=(dy, y.shape), y=(y, y.shape), factors=(factors, shape))
-    length = share(len(x), _CHUNKS)
+    length = share(len(x), CHUNKS)
     parallel_for(_scale, -(-len(x) // length), (x, dy, factors), (y,), length, relu, back)
 
 

@@ -12,10 +12,8 @@ import numpy as np
 from minicnn.kernels.gemm import clear
 from minicnn.kernels.jit import helper, kernel
 from minicnn.kernels.simd import pointer
-from minicnn.kernels.threads import check, parallel_for, share
+from minicnn.kernels.threads import CHUNKS, check, parallel_for, share
 from minicnn.kernels.window import Window
-
-_CHUNKS = 16  # at most
 
 
 def winner_type(window: Window) -> type[np.unsignedinteger]:
@@ -26,21 +24,21 @@ def winner_type(window: Window) -> type[np.unsignedinteger]:
 def forward(x: np.ndarray, y: np.ndarray, winner: np.ndarray, window: Window) -> None:
     """Write the largest elements and their indices in the windows."""
     _check(x, y, winner, window)
-    images = share(len(x), _CHUNKS)
+    images = share(len(x), CHUNKS)
     parallel_for(_forward, -(-len(x) // images), (x,), (y, winner), tuple(window), images)
 
 
 def backward(dy: np.ndarray, winner: np.ndarray, dx: np.ndarray, window: Window) -> None:
     """Write dx: each dy is added at the largest element of its window."""
     _check(dx, dy, winner, window)
-    images = share(len(dx), _CHUNKS)
+    images = share(len(dx), CHUNKS)
     parallel_for(_backward, -(-len(dx) // images), (dy, winner), (dx,), tuple(window), images)
 
 
 def mean(x: np.ndarray, y: np.ndarray, window: Window) -> None:
     """Write the means of the windows."""
     _check(x, y, y, window)
-    images = share(len(x), _CHUNKS)
+    images = share(len(x), CHUNKS)
     parallel_for(_mean, -(-len(x) // images), (x,), (y,), tuple(window), images,
                  scratch={"sums": (x.shape[3:], x.dtype)})
 
@@ -48,7 +46,7 @@ def mean(x: np.ndarray, y: np.ndarray, window: Window) -> None:
 def mean_gradient(dy: np.ndarray, dx: np.ndarray, window: Window) -> None:
     """Write dx: each dy is spread evenly over its window."""
     _check(dx, dy, dy, window)
-    images = share(len(dx), _CHUNKS)
+    images = share(len(dx), CHUNKS)
     parallel_for(_mean_gradient, -(-len(dx) // images), (dy,), (dx,), tuple(window), images,
                  scratch={"parts": (dx.shape[3:], dx.dtype)})
 

@@ -29,6 +29,7 @@ logger = logging.getLogger("minicnn")
 
 _CACHE_LINE = 64
 _MOST_THREADS = 1024
+CHUNKS = 16  # of most kernels, at most; enough to balance the load of a few threads
 _LEAST_WORK = 1 << 22  # multiply-adds that take longer than to wake a thread, about 50 us
 
 

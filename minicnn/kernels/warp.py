@@ -9,16 +9,14 @@ import numpy as np
 
 from minicnn.kernels.jit import kernel
 from minicnn.kernels.simd import pointer
-from minicnn.kernels.threads import check, parallel_for, share
-
-_CHUNKS = 16  # at most
+from minicnn.kernels.threads import CHUNKS, check, parallel_for, share
 
 
 def warp(x: np.ndarray, maps: np.ndarray, y: np.ndarray) -> None:
     """Write y (N, OH, OW, C) from x (N, H, W, C) and maps (N, 2, 3), which are float64."""
     check(maps=(maps, (len(x), 2, 3)))
     check(x=(x, x.shape), y=(y, (len(x), *y.shape[1:3], x.shape[3])))
-    images = share(len(x), _CHUNKS)
+    images = share(len(x), CHUNKS)
     parallel_for(_warp, -(-len(x) // images), (x, maps), (y,), images)
 
 

@@ -13,12 +13,11 @@ import numpy as np
 from minicnn.kernels import elementwise, pooling
 from minicnn.kernels.conv import im2col, implicit, pooled, winograd
 from minicnn.kernels.simd import ZEROED
-from minicnn.kernels.threads import check
+from minicnn.kernels.threads import CHUNKS, check
 from minicnn.kernels.window import Window, slide
 
 FAST_PATHS = True  # False: always use the general algorithm, as a reference in tests
 
-_CHUNKS = 16  # at most; enough to balance the load of a few threads
 _NO_CODE = np.empty((0, 0, 0, 0), np.uint8)
 
 
@@ -37,7 +36,7 @@ def forward(
     path, pool = _fast_path(w.dtype, window, *w.shape[2:]), code is not None
     if path is not None:
         path.forward(x, w, b, y, _NO_CODE if code is None else code, window, relu or pool, pool,
-                     _CHUNKS, packed=packed)
+                     CHUNKS, packed=packed)
     elif code is None:
         im2col.forward(x, w, b, y, window, relu)
     else:
@@ -73,7 +72,7 @@ def input_gradient(
     c = np.zeros(dx.shape[3], dx.dtype) if c is None else c
     check(dx=(dx, dx.shape), c=(c, dx.shape[3:]))
     if path is not None:
-        path.forward(dy, w, c, dx, _NO_CODE, back, False, False, _CHUNKS, turned=True)
+        path.forward(dy, w, c, dx, _NO_CODE, back, False, False, CHUNKS, turned=True)
     else:
         im2col.input_gradient(dy, w, c, dx, window)
 
@@ -93,14 +92,14 @@ def kernel_gradient(
     is_fast = FAST_PATHS and x.dtype == np.float32
     is_winograd = is_fast and winograd.fits_gradient(window, *dw.shape[2:])
     if is_fast and implicit.fits(window) and not is_winograd:
-        implicit.kernel_gradient(x, dy, dw, db, window, y, dz, _CHUNKS)
+        implicit.kernel_gradient(x, dy, dw, db, window, y, dz, CHUNKS)
         return
     if y is not None:
         dz = np.empty_like(dy) if dz is None else dz
         elementwise.relu_gradient(dy, y, dz)
         dy = dz
     if is_winograd:
-        winograd.kernel_gradient(x, dy, dw, db, window, _CHUNKS)
+        winograd.kernel_gradient(x, dy, dw, db, window, CHUNKS)
     else:
         im2col.kernel_gradient(x, dy, dw, db, window)
 
@@ -113,7 +112,7 @@ def pooled_gradients(
     _check(x, w, db, dy, window, code)
     _check(x if dx is None else dx, dw, db, dy, window, code)
     if FAST_PATHS and x.dtype == np.float32 and pooled.fits(window):
-        pooled.gradients(x, dy, code, w, dw, db, dx, window, _CHUNKS)
+        pooled.gradients(x, dy, code, w, dw, db, dx, window, CHUNKS)
         return
     whole = np.empty((len(x), window.out_h, window.out_w, w.shape[3]), x.dtype)
     nonzero = np.where(code == ZEROED, x.dtype.type(0), dy)

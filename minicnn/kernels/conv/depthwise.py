@@ -27,10 +27,8 @@ from minicnn.kernels.simd import (
     store,
     store_some,
 )
-from minicnn.kernels.threads import check, parallel_for, share
+from minicnn.kernels.threads import CHUNKS, check, parallel_for, share
 from minicnn.kernels.window import Window
-
-_CHUNKS = 16  # at most; enough to balance the load of a few threads
 
 
 def forward(
@@ -57,7 +55,7 @@ def kernel_gradient(x: np.ndarray, dy: np.ndarray, dw: np.ndarray, window: Windo
     """Write dw, the gradient of the kernel."""
     _check(x, dw, dy, window)
     partial = np.zeros((len(x), dw.size), dw.dtype)  # the gradient of each image
-    images = share(len(x), _CHUNKS)
+    images = share(len(x), CHUNKS)
     parallel_for(_kernel_gradient, -(-len(x) // images), (_repeated(x, dw), dy), (partial,),
                  tuple(window), images, work=dy.size * window.taps)
     sum_sums(partial, dw.reshape(-1))
@@ -83,7 +81,7 @@ def _write_products(
 ) -> None:
     """Write y from x, or dx from dy."""
     n, height, width, channels = target.shape
-    rows = share(n * height, _CHUNKS)
+    rows = share(n * height, CHUNKS)
     padded = round_up(channels, VECTOR_BYTES // target.itemsize)
     parallel_for(_products, -(-n * height // rows), (source, w, b), (target,), tuple(window),
                  rows, forward, rectify, work=target.size * window.taps,

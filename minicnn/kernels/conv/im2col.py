@@ -25,10 +25,9 @@ from minicnn.kernels.elementwise import BLOCK, add_waiting, sum_rows, sum_sums, 
 from minicnn.kernels.gemm import DEPTH, block_of_rows, clear, multiply, pack, packed_shape
 from minicnn.kernels.jit import helper, kernel
 from minicnn.kernels.simd import pointer
-from minicnn.kernels.threads import parallel_for, share
+from minicnn.kernels.threads import CHUNKS, parallel_for, share
 from minicnn.kernels.window import Window
 
-_CHUNKS = 16  # at most; enough to balance the load of a few threads
 _COLUMN_BYTES = 1 << 20
 _FEW = 16  # sums of the gradient of the kernel that are added in order
 _LEAST_BLOCK = 8  # positions whose columns are computed at a time
@@ -41,7 +40,7 @@ def forward(
     """Write y = x * w + b, and max(y, 0) if `relu`."""
     depth, filters = w.size // w.shape[3], w.shape[3]
     positions = y.size // filters
-    length = max(share(positions, _CHUNKS), _LEAST_POSITIONS)
+    length = max(share(positions, CHUNKS), _LEAST_POSITIONS)
     parallel_for(
         _forward, -(-positions // length), (x, w, b), (y,), tuple(window), length, relu,
         scratch={
@@ -56,7 +55,7 @@ def input_gradient(
 ) -> None:
     """Write dx, the gradient of the input, plus c (C,)."""
     depth, filters = w.size // w.shape[3], w.shape[3]
-    images = share(dx.shape[0], _CHUNKS)
+    images = share(dx.shape[0], CHUNKS)
     panels = packed_shape(filters, depth, dx.dtype)
     parallel_for(
         _input_gradient, -(-dx.shape[0] // images), (dy, w, c), (dx,), tuple(window), images,
@@ -74,7 +73,7 @@ def kernel_gradient(
     """Write dw and db, the gradients of the kernel and the bias."""
     filters = dy.shape[3]
     depth, positions = dw.size // filters, dy.size // filters
-    length = max(share(positions, _CHUNKS), _LEAST_POSITIONS)
+    length = max(share(positions, CHUNKS), _LEAST_POSITIONS)
     chunks = -(-positions // length)
     block = min(BLOCK, length)  # positions per sum, for any size of their columns
     partial = np.empty((chunks, dw.size), dw.dtype)
