@@ -169,7 +169,7 @@ class JsonLines:
         """Return the values of the lines, up to the first that is damaged or half-written."""
         values: list[Any] = []
         if self.path is not None:
-            with contextlib.suppress(OSError, ValueError, RecursionError):
+            with contextlib.suppress(OSError, ValueError, RecursionError):  # no or damaged lines
                 with open_regular(self.path) as file:
                     lines = file.read(_MOST_BYTES).splitlines()
                 for line in lines:

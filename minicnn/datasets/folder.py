@@ -69,7 +69,7 @@ def images_from_folder(
         for file in sorted(place.glob("[!.]*")):
             try:
                 found.append((label, _pixels(file, size, mode)))
-            except (ValueError, OSError):
+            except (ValueError, OSError):  # the warning below names the file
                 bad.append(f"{place.name}/{file.name}")
     if bad:
         logger.warning(

@@ -221,7 +221,7 @@ class Display(threading.Thread):
         """Make room for a log line on the console, or leave it out if the display says the same."""
         if hasattr(record, "says_step"):
             return False
-        with _drawing, contextlib.suppress(OSError, ValueError):
+        with _drawing, contextlib.suppress(OSError, ValueError):  # as in `run`
             self.screen.close(stays=False)
         return True
 

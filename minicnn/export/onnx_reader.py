@@ -128,7 +128,7 @@ class _File:
                 _need(kind in _READERS and given,
                       f"it must be one of {', '.join(_READERS)}, of the model's input")
                 self.values[name] = _READERS[kind](self, node, attributes, *given)
-            except Exception as error:
+            except Exception as error:  # from_onnx raises it if an output needs this value
                 known = [value for value in given if isinstance(value, Exception)]
                 self.values[name] = known[0] if known else ValueError(f"{title}: {error}")
 
