@@ -15,6 +15,7 @@ from minicnn import plots
 from minicnn.core import checks
 from minicnn.core.extras import require
 from minicnn.core.files import JsonLines, replacing
+from minicnn.core.log import logger
 from minicnn.core.weights import PARAMETERS
 from minicnn.estimator import CheckpointError, Estimator, checkpoints
 from minicnn.metrics import confusion_matrix
@@ -160,7 +161,9 @@ def _history(folder: Path) -> list[Section]:
     """Return the learning curves, and the last evaluation of each data set."""
     try:
         plots.learning_curve(folder)
-    except ValueError:  # nothing is recorded
+    except ValueError as error:
+        if any((folder / name).exists() for name in ("history.jsonl", "evaluations.jsonl")):
+            logger.warning("The report has no learning curve: %s", error)
         return []
     text = (
         "<p>The loss says how wrong the model is: lower is better. The accuracy is the share of "

@@ -135,11 +135,21 @@ def test_a_page_of_a_folder_alone(tmp_path, undrawn):
     assert not (tmp_path / "report.html").exists()
 
 
-def test_a_page_of_a_folder_without_curves(tmp_path, undrawn):
+def test_a_page_of_a_folder_without_curves(tmp_path, undrawn, caplog):
     trained(tmp_path)
     (tmp_path / "history.jsonl").unlink()
     (tmp_path / "evaluations.jsonl").unlink()
     assert "How it learnt" not in Page(mc.report(tmp_path)).headings
+    assert not caplog.records
+
+
+def test_a_damaged_record_is_named_in_a_warning(tmp_path, undrawn, caplog):
+    trained(tmp_path)
+    path = tmp_path / "evaluations.jsonl"
+    path.write_text("damaged\n" + path.read_text())
+    assert "How it learnt" not in Page(mc.report(tmp_path)).headings
+    (record,) = caplog.records
+    assert f"no learning curve: {path}, line 1 is not a record" in record.getMessage()
 
 
 def test_half_a_line_at_the_end_is_left_out(tmp_path, undrawn):
