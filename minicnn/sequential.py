@@ -420,7 +420,9 @@ class Sequential(Chain):
         (1, 2)
         """
         self._use_built_layers()
-        return InferenceModel(program_of(self))
+        model = copy.copy(self)
+        model._left = type(self)._left  # the optimizer's state is not needed
+        return InferenceModel(program_of(model))
 
     def predict_proba(self, x: Any, batch_size: int = 100) -> np.ndarray:
         """Return the probability of each class for all rows of `x`.

@@ -216,6 +216,14 @@ def test_a_pickled_model_goes_on():
     assert_same_model(one, other)
 
 
+def test_a_model_for_inference_does_not_keep_the_optimizer():
+    model = built(small())
+    before = len(pickle.dumps(model.for_inference()))
+    model.fit(X, Y, steps=2, **QUIET)
+    assert len(pickle.dumps(model.for_inference())) < before + 100
+    assert model.fit(X, Y, steps=2, **QUIET).last["step"] == 4
+
+
 def test_a_run_in_a_folder_continues_with_the_same_bits(tmp_path):
     whole, first = cnn(), cnn()
     options = {"batch_size": 7, "validation_split": 0.2, **QUIET}
