@@ -270,7 +270,7 @@ class Sequential(Chain):
             left = left._replace(arrays=left.arrays | values)
         folder = None if model_dir is None else checks.path(model_dir, "model_dir").absolute()
         history = History(folder and folder / "history.jsonl", rows)
-        store = InPlace(folder, model_fn, left)
+        store = InPlace(folder, model_fn, left if folder is None else None)
         found = store.newest() if config.distribute.is_chief else None
         if folder is not None:
             store.left = found

@@ -18,7 +18,7 @@ import pytest
 from tolerances import assert_same_bits
 
 import minicnn as mc
-from minicnn.estimator import supervised
+from minicnn.estimator import checkpoints, supervised
 from minicnn.layers import (
     Activation,
     BatchNormalization,
@@ -222,6 +222,29 @@ def test_a_model_for_inference_does_not_keep_the_optimizer():
     model.fit(X, Y, steps=2, **QUIET)
     assert len(pickle.dumps(model.for_inference())) < before + 100
     assert model.fit(X, Y, steps=2, **QUIET).last["step"] == 4
+
+
+def test_a_run_that_continues_reads_its_checkpoint_once(tmp_path, monkeypatch):
+    small().fit(X, Y, steps=2, model_dir=tmp_path, **QUIET)
+    load, read = checkpoints.load, []
+    monkeypatch.setattr(checkpoints, "load", lambda *a, **k: read.append(a[0]) or load(*a, **k))
+    small().fit(X, Y, steps=2, model_dir=tmp_path, **QUIET)
+    assert [path.name for path in read] == ["model.ckpt-2.npz"]
+
+
+def test_a_run_after_nan_continues_from_the_file(tmp_path, caplog):
+    model = small()
+    model.fit(X, Y, steps=2, model_dir=tmp_path, **QUIET)
+    model.layers[0].kernel.value += 1
+    with pytest.raises(mc.NanLossError):
+        model.fit(X * np.nan, Y, steps=1, model_dir=tmp_path, **QUIET)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        model.fit(X, Y, steps=1, model_dir=tmp_path, **QUIET)
+    assert "its values replace those of the model" in caplog.text
+    other = small()
+    other.fit(X, Y, steps=3, **QUIET)
+    assert_same_model(model, other)
 
 
 def test_a_run_in_a_folder_continues_with_the_same_bits(tmp_path):

@@ -300,7 +300,8 @@ class InPlace(Models):
     folder : Path or None
     model_fn : callable
     left : Checkpoint, optional
-        What the last run has left, with the values that the model has now.
+        What the last run has left in memory, with the values that the model has now; in a folder
+        what `newest` has read before, which it does not read again.
     """
 
     def __init__(
@@ -313,7 +314,9 @@ class InPlace(Models):
         return nullcontext(MemoryFiles()) if self.folder is None else super().files(config)
 
     def newest(self) -> Checkpoint | None:
-        return self.left if self.folder is None else super().newest()
+        if self.folder is None:
+            return self.left
+        return checkpoints.newest(self.folder, self.left, self._damaged)
 
     def leave(self, session: Any) -> None:
         """Note where the next run goes on, in whatever way this one has ended."""
