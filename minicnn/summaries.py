@@ -16,6 +16,7 @@ from minicnn.core.op import Tensor
 from minicnn.core.parameter import Parameter, sum_of_squares
 from minicnn.estimator import MetricSpec
 from minicnn.estimator.config import checked_metrics
+from minicnn.estimator.evaluation import numbers
 from minicnn.estimator.graph import Graph
 from minicnn.hooks import (
     SessionRunArgs,
@@ -141,9 +142,8 @@ class SummarySaverHook(SessionRunHook):
 
     def evaluated(self, session: Any, name: str, results: Mapping[str, Any]) -> None:
         writer = self._writer(re.sub(r"^\.|[^\w. -]", "_", name))
-        for tag, value in results.items():
-            if tag != "global_step" and np.ndim(value) == 0:
-                writer.add_scalar(tag, value, session.global_step)
+        for tag, value in numbers(results).items():
+            writer.add_scalar(tag, value, session.global_step)
         if self._is_ended:
             self._close()
 

@@ -91,11 +91,16 @@ def evaluate(
     results |= {"loss": total / rows, "global_step": model.step}
     shown.note(name, results, rows if record is None else None)
     if record is not None:
-        numbers = {k: v for k, v in results.items() if k != "global_step" and np.ndim(v) == 0}
-        text = ", ".join(f"{key} = {value:.6g}" for key, value in sorted(numbers.items()))
+        noted = numbers(results)
+        text = ", ".join(f"{key} = {value:.6g}" for key, value in sorted(noted.items()))
         logger.info("Saving evaluation summary for step %d: %s", model.step, text)
-        record.add({"global_step": model.step, "name": name, "rows": rows} | numbers)
+        record.add({"global_step": model.step, "name": name, "rows": rows} | noted)
     return results
+
+
+def numbers(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the results of an evaluation that are numbers: the loss and metrics, not arrays."""
+    return {k: v for k, v in results.items() if k != "global_step" and np.ndim(v) == 0}
 
 
 def predictions(

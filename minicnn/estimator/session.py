@@ -155,9 +155,7 @@ class TrainingSession:
         )
         data = name or "evaluation"
         self.evaluations |= {
-            f"{data}_{key}": float(value)
-            for key, value in results.items()
-            if key != "global_step" and np.ndim(value) == 0
+            f"{data}_{key}": float(value) for key, value in evaluation.numbers(results).items()
         }
         for hook in self.hooks.values():
             hook.evaluated(self, data, results)

@@ -199,7 +199,7 @@ class Trace:
 
     def features(self, x: Any) -> dict[Any, np.ndarray]:
         """Return the value of each placeholder for features alone."""
-        return dict(self.feeds((each(np.asarray, x), None)))
+        return self.feeds((each(np.asarray, x), None))
 
 
 def form(batch: Batch) -> tuple[Any, ...]:
