@@ -342,7 +342,8 @@ class Sequential(Chain):
         self._use_built_layers()
         if self.input_shape is None:
             raise RuntimeError(f"{self.label}: call fit before evaluate, or build and load weights")
-        model_fn = ModelFn(self, self._loss if loss is None else loss)
+        loss = self._loss if loss is None else loss
+        model_fn = ModelFn(self, loss, in_place=True)  # its layers are copied in any case
         model = Model.of(model_fn, named_parameters(self))
         feed = feeding.feed(*supervised.data(x, y).unweighted(), batch_size)
         results = evaluation.evaluate(

@@ -1,5 +1,6 @@
 """Sequential.fit, evaluate and predict, as a user calls them; the engine's tests are elsewhere."""
 
+import copy
 import itertools
 import json
 import logging
@@ -222,6 +223,25 @@ def test_a_model_for_inference_does_not_keep_the_optimizer():
     model.fit(X, Y, steps=2, **QUIET)
     assert len(pickle.dumps(model.for_inference())) < before + 100
     assert model.fit(X, Y, steps=2, **QUIET).last["step"] == 4
+
+
+@pytest.mark.parametrize("name", [None, "net"])
+def test_evaluate_changes_nothing_and_copies_the_layers_once(name):
+    class Counted(Dense):
+        copies = 0
+
+        def __deepcopy__(self, memo):
+            Counted.copies += 1
+            return copy.copy(self)
+
+    layers = [Dense(5, activation="relu"), Dropout(0.5), Counted(3, activation="softmax")]
+    model = mc.Sequential(layers, name=name)
+    model.fit(X, Y, steps=2, **QUIET)
+    Counted.copies = 0
+    before = [vars(layer).copy() for layer in (model, *layers)]
+    model.evaluate(X, Y, verbose=False)
+    assert Counted.copies == 1
+    assert [vars(layer) for layer in (model, *layers)] == before
 
 
 def test_a_run_that_continues_reads_its_checkpoint_once(tmp_path, monkeypatch):
