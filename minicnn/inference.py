@@ -93,13 +93,13 @@ class InferenceModel:
         batch_size = checks.integer(batch_size, "batch_size")
         feeds = self._program.feeds(x)
         starts = range(0, max(_rows_of(feeds), 1), batch_size)
-        parts = [
+        pieces = [
             self._outputs({key: rows[start : start + batch_size] for key, rows in feeds.items()})
             for start in starts
         ]
-        outputs = parts[0]
-        if len(parts) > 1:
-            outputs = {name: np.concatenate([part[name] for part in parts]) for name in outputs}
+        outputs = pieces[0]
+        if len(pieces) > 1:
+            outputs = {name: np.concatenate([piece[name] for piece in pieces]) for name in outputs}
         return next(iter(outputs.values())) if self._program.is_single else outputs
 
     def __call__(self, x: Any) -> Any:
@@ -215,8 +215,8 @@ def _is_repeatable(op: Op) -> bool:
 def _uses_kernels_alone(layer: Any) -> bool:
     """Return whether a layer copies no arrays in another order and uses no batch statistics."""
     rank = len(getattr(layer, "input_shape", None) or ())
-    is_last = getattr(layer, "data_format", "channels_last") == "channels_last"
+    are_channels_last = getattr(layer, "data_format", "channels_last") == "channels_last"
+    is_last_axis = getattr(layer, "axis", -1) in (-1, rank - 1)
     is_repeated = getattr(layer, "depth_multiplier", 1) > 1  # each channel is copied
     of_batch = getattr(layer, "training", None)
-    is_last = is_last and getattr(layer, "axis", -1) in (-1, rank - 1)
-    return is_last and not is_repeated and not of_batch
+    return are_channels_last and is_last_axis and not is_repeated and not of_batch
