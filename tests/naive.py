@@ -25,6 +25,9 @@ def as_float64(*arrays):
 #   valid: out = floor((size - span) / stride) + 1, no padding
 #   same:  out = ceil(size / stride), padding = max(0, (out - 1) * stride + span - size),
 #          half of it before, rounded down, the rest after
+#   (before, after): out = floor((before + size + after - span) / stride) + 1
+#
+# Two axes have one word, or ((top, bottom), (left, right)).
 #
 # Padding is never stored: taps outside the image are left out of every sum and maximum.
 
@@ -38,6 +41,7 @@ def output_size(size, k, stride=1, dilation=1, padding="valid"):
     """Return the number of windows along one axis."""
     if padding == "same":
         return math.ceil(size / stride)
+    size += 0 if padding == "valid" else sum(padding)
     return (size - span(k, dilation)) // stride + 1
 
 
@@ -48,9 +52,15 @@ def same_padding(size, k, stride=1, dilation=1):
     return total // 2, total - total // 2
 
 
+def each_axis(padding):
+    """Return the padding of the rows and of the columns."""
+    return (padding, padding) if isinstance(padding, str) else padding
+
+
 def windows(size, k, stride=1, dilation=1, padding="valid"):
     """Return the (tap, input position) pairs inside the image for each output position."""
-    before = same_padding(size, k, stride, dilation)[0] if padding == "same" else 0
+    pads = {"same": same_padding(size, k, stride, dilation), "valid": (0, 0)}
+    before, _ = pads.get(padding, padding)
     result = []
     for o in range(output_size(size, k, stride, dilation, padding)):
         positions = [(tap, o * stride - before + tap * dilation) for tap in range(k)]
@@ -68,8 +78,9 @@ def windows(size, k, stride=1, dilation=1, padding="valid"):
 
 def conv_taps(x, w, strides, padding, dilation):
     """Yield every (oy, ox, ky, kx, iy, ix) of the sum."""
-    rows = windows(x.shape[1], w.shape[0], strides[0], dilation[0], padding)
-    columns = windows(x.shape[2], w.shape[1], strides[1], dilation[1], padding)
+    down, across = each_axis(padding)
+    rows = windows(x.shape[1], w.shape[0], strides[0], dilation[0], down)
+    columns = windows(x.shape[2], w.shape[1], strides[1], dilation[1], across)
     for oy, row in enumerate(rows):
         for ox, column in enumerate(columns):
             for (ky, iy), (kx, ix) in itertools.product(row, column):
@@ -79,8 +90,9 @@ def conv_taps(x, w, strides, padding, dilation):
 def conv2d(x, w, b=None, strides=(1, 1), padding="valid", dilation=(1, 1)):
     """Cross-correlate x (N, H, W, C), w (KH, KW, C, F), b (F,) -> y (N, OH, OW, F)."""
     x, w = as_float64(x, w)
-    out_h = output_size(x.shape[1], w.shape[0], strides[0], dilation[0], padding)
-    out_w = output_size(x.shape[2], w.shape[1], strides[1], dilation[1], padding)
+    down, across = each_axis(padding)
+    out_h = output_size(x.shape[1], w.shape[0], strides[0], dilation[0], down)
+    out_w = output_size(x.shape[2], w.shape[1], strides[1], dilation[1], across)
     y = np.zeros((x.shape[0], out_h, out_w, w.shape[3]))
     for oy, ox, ky, kx, iy, ix in conv_taps(x, w, strides, padding, dilation):
         y[:, oy, ox] += x[:, iy, ix] @ w[ky, kx]  # (N, C) @ (C, F)
@@ -103,17 +115,22 @@ def conv2d_backward(x, w, dy, strides=(1, 1), padding="valid", dilation=(1, 1)):
 #   transposed convolution adds x[i] * w[k] to that position of its own output, the image.
 #
 #   same:  image size = size * stride;  valid: (size - 1) * stride + max(k, stride)
+#   (before, after): as for valid, without `before` and `after` positions at the ends
 
 
 def transposed_size(size, k, stride, padding):
     """Return the size of the output along one axis."""
-    return size * stride if padding == "same" else (size - 1) * stride + max(k, stride)
+    if padding == "same":
+        return size * stride
+    cut = 0 if padding == "valid" else sum(padding)
+    return (size - 1) * stride + max(k, stride) - cut
 
 
 def transposed_taps(x, w, strides, padding):
     """Return the (height, width) of the output, and every (ix, iy, ky, kx, oy, ox) of the sums."""
-    height = transposed_size(x.shape[1], w.shape[0], strides[0], padding)
-    width = transposed_size(x.shape[2], w.shape[1], strides[1], padding)
+    down, across = each_axis(padding)
+    height = transposed_size(x.shape[1], w.shape[0], strides[0], down)
+    width = transposed_size(x.shape[2], w.shape[1], strides[1], across)
     output = np.empty((1, height, width, 1))
     return (height, width), list(conv_taps(output, w, strides, padding, (1, 1)))
 
@@ -189,8 +206,9 @@ def first_maximum(plane, window):
 
 def pool_winners(x, pool, strides, padding):
     """Yield (n, oy, ox, c, iy, ix): each output position and the input position of its value."""
-    rows = windows(x.shape[1], pool[0], strides[0], 1, padding)
-    columns = windows(x.shape[2], pool[1], strides[1], 1, padding)
+    down, across = each_axis(padding)
+    rows = windows(x.shape[1], pool[0], strides[0], 1, down)
+    columns = windows(x.shape[2], pool[1], strides[1], 1, across)
     for n, c in itertools.product(range(x.shape[0]), range(x.shape[3])):
         for oy, row in enumerate(rows):
             for ox, column in enumerate(columns):
@@ -201,8 +219,9 @@ def pool_winners(x, pool, strides, padding):
 def max_pool2d(x, pool, strides, padding="valid"):
     """Return the maximum of each window: x (N, H, W, C) -> y (N, OH, OW, C)."""
     x = as_float64(x)
-    out_h = output_size(x.shape[1], pool[0], strides[0], 1, padding)
-    out_w = output_size(x.shape[2], pool[1], strides[1], 1, padding)
+    down, across = each_axis(padding)
+    out_h = output_size(x.shape[1], pool[0], strides[0], 1, down)
+    out_w = output_size(x.shape[2], pool[1], strides[1], 1, across)
     y = np.zeros((x.shape[0], out_h, out_w, x.shape[3]))
     for n, oy, ox, c, iy, ix in pool_winners(x, pool, strides, padding):
         y[n, oy, ox, c] = x[n, iy, ix, c]
@@ -225,8 +244,9 @@ def max_pool2d_backward(x, dy, pool, strides, padding="valid"):
 
 def pool_windows(size, pool, strides, padding):
     """Yield (oy, ox, positions): each output position and the input positions of its window."""
-    rows = windows(size[0], pool[0], strides[0], 1, padding)
-    columns = windows(size[1], pool[1], strides[1], 1, padding)
+    down, across = each_axis(padding)
+    rows = windows(size[0], pool[0], strides[0], 1, down)
+    columns = windows(size[1], pool[1], strides[1], 1, across)
     for oy, row in enumerate(rows):
         for ox, column in enumerate(columns):
             yield oy, ox, [(iy, ix) for _, iy in row for _, ix in column]
@@ -235,8 +255,9 @@ def pool_windows(size, pool, strides, padding):
 def average_pool2d(x, pool, strides, padding="valid"):
     """Return the mean of each window: x (N, H, W, C) -> y (N, OH, OW, C)."""
     x = as_float64(x)
-    out_h = output_size(x.shape[1], pool[0], strides[0], 1, padding)
-    out_w = output_size(x.shape[2], pool[1], strides[1], 1, padding)
+    down, across = each_axis(padding)
+    out_h = output_size(x.shape[1], pool[0], strides[0], 1, down)
+    out_w = output_size(x.shape[2], pool[1], strides[1], 1, across)
     y = np.zeros((x.shape[0], out_h, out_w, x.shape[3]))
     for oy, ox, positions in pool_windows(x.shape[1:3], pool, strides, padding):
         for iy, ix in positions:

@@ -8,6 +8,27 @@ import numpy as np
 
 # Class of the layer, arguments, and shape of the inputs
 LAYERS = {
+    "padded": (
+        "Conv2D", {"filters": 3, "kernel_size": 3, "strides": 2, "padding": 1}, (2, 6, 8, 2)
+    ),
+    "padded unevenly, dilated": (
+        "Conv2D",
+        {"filters": 2, "kernel_size": (2, 3), "padding": ((0, 2), (1, 3)), "dilation_rate": (1, 2)},
+        (2, 4, 3, 3),
+    ),
+    "max pooling, padded": (
+        "MaxPooling2D", {"pool_size": 3, "strides": 2, "padding": 1}, (2, 6, 8, 3)
+    ),
+    "average pooling, padded": (
+        "AveragePooling2D", {"pool_size": (3, 2), "strides": 2, "padding": (1, 0)}, (2, 6, 8, 3)
+    ),
+    "transposed, padded": (
+        "Conv2DTranspose",
+        {"filters": 2, "kernel_size": 3, "strides": 2, "padding": ((1, 0), (1, 1))}, (2, 4, 3, 2),
+    ),
+    "depthwise, padded": (
+        "DepthwiseConv2D", {"kernel_size": 3, "strides": 2, "padding": 1}, (2, 6, 4, 3)
+    ),
     "transposed, same": (
         "Conv2DTranspose", {"filters": 3, "kernel_size": 3, "strides": 2, "padding": "same"},
         (2, 4, 5, 2),

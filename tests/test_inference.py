@@ -80,6 +80,11 @@ CHAINS = {
         Conv2D(4, 3), Residual([Conv2D(4, 3, padding="same"), BatchNormalization()]),
         Activation("relu"), AveragePooling2D(2), Flatten(), Dense(2),
     ],
+    "padded": lambda: [
+        Conv2D(16, 3, padding=((2, 1), (0, 1)), activation="relu"), MaxPooling2D(3, 2, padding=1),
+        Conv2D(32, 3, strides=2, padding=1, use_bias=False), BatchNormalization(),
+        Activation("relu"), MaxPooling2D(2, 2, ((0, 1), 1)), Flatten(), Dense(2),
+    ],
     "dilated": lambda: [Conv2D(4, 3, dilation_rate=2, activation="tanh"), Flatten(), Dense(2)],
     "channels first": images_first,
     "a user's op": lambda: [Halve(), Conv2D(4, 3, activation="relu"), Halve(), Flatten(), Dense(2)],

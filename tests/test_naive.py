@@ -14,6 +14,7 @@ WINDOWS = [  # size of window, strides, padding; strides below, at and above the
     ((3, 2), (2, 1), "same"),
     ((3, 3), (1, 1), "same"),
     ((2, 1), (3, 2), "same"),
+    ((3, 3), (2, 1), ((1, 1), (0, 2))),
 ]
 
 
@@ -71,6 +72,8 @@ def test_valid_output_size(size, k, stride, dilation, out):
         ({}, [[37, 47], [67, 77]]),  # 1*1 + 2*2 + 4*3 + 5*4 = 37: the kernel is not flipped
         ({"padding": "same"}, [[37, 47, 21], [67, 77, 33], [23, 26, 9]]),
         ({"padding": "same", "strides": (2, 2)}, [[37, 21], [23, 9]]),
+        ({"padding": ((1, 0), (0, 0))}, [[11, 18], [37, 47], [67, 77]]),
+        ({"padding": ((0, 0), (0, 2)), "strides": (1, 2)}, [[37, 21], [67, 33]]),
         ({"padding": "same", "strides": (1, 2)}, [[37, 21], [67, 33], [23, 9]]),
         ({"dilation": (2, 2)}, [[64]]),  # 1*1 + 3*2 + 7*3 + 9*4
         ({"dilation": (2, 1)}, [[1 + 4 + 21 + 32, 2 + 6 + 24 + 36]]),
@@ -121,11 +124,14 @@ def test_conv2d_transpose_by_hand():
     )
     same = naive.conv2d_transpose(x, KERNEL, padding="same")
     assert_array_equal(plane(same), [[1, 4], [6, 20]])
+    cut = naive.conv2d_transpose(x, KERNEL, padding=((1, 0), (0, 1)))
+    assert_array_equal(plane(cut), [[6, 20], [9, 24]])
 
 
 @pytest.mark.parametrize(
     ("size", "k", "stride", "padding", "out"),
-    [(4, 3, 1, "valid", 6), (4, 3, 2, "valid", 9), (4, 2, 3, "valid", 12), (4, 3, 2, "same", 8)],
+    [(4, 3, 1, "valid", 6), (4, 3, 2, "valid", 9), (4, 2, 3, "valid", 12), (4, 3, 2, "same", 8),
+     (4, 4, 2, (1, 1), 8)],
 )
 def test_transposed_output_size(size, k, stride, padding, out):
     assert naive.transposed_size(size, k, stride, padding) == out
@@ -230,8 +236,9 @@ def test_average_pool2d_by_hand():
 @pytest.mark.parametrize(("pool", "strides", "padding"), WINDOWS)
 def test_average_pool2d_gradient(pool, strides, padding):
     x, g = np.random.default_rng(0).random((2, 2, 4, 5, 2))
-    g = g[:, : naive.output_size(4, pool[0], strides[0], 1, padding)]
-    g = g[:, :, : naive.output_size(5, pool[1], strides[1], 1, padding)]
+    down, across = naive.each_axis(padding)
+    g = g[:, : naive.output_size(4, pool[0], strides[0], 1, down)]
+    g = g[:, :, : naive.output_size(5, pool[1], strides[1], 1, across)]
     dx = naive.average_pool2d_backward(x, g, pool, strides, padding)
     assert_gradient(lambda x: naive.average_pool2d(x, pool, strides, padding), x, dx, g)
 

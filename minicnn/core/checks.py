@@ -80,6 +80,21 @@ def pair(value: Any, name: str) -> tuple[int, int]:
     return integer(numbers[0], name, 1, MOST), integer(numbers[1], name, 1, MOST)
 
 
+def padding(value: Any) -> Any:
+    """Return "valid", "same" or ((top, bottom), (left, right)), in which one integer means two."""
+    if isinstance(value, str) and value.lower() in PADDINGS:
+        return value.lower()
+    axes = value if isinstance(value, Iterable) else (value, value)
+    pads = [tuple(axis) if isinstance(axis, Iterable) else (axis, axis) for axis in axes]
+    is_other = value is None or isinstance(value, _NO_SEQUENCE)
+    if is_other or [len(axis) for axis in pads] != [2, 2]:
+        raise ValueError(
+            "`padding` must be 'valid', 'same', an integer or ((top, bottom), (left, right)), got "
+            f"{describe(value)}"
+        )
+    return tuple(tuple(integer(pad, "padding", 0, MOST) for pad in axis) for axis in pads)
+
+
 def sequence(value: Any, name: str, what: str = "integers") -> tuple[Any, ...]:
     """Return an ordered iterable (not str, dict or set) as a tuple."""
     if isinstance(value, _NO_SEQUENCE) or not isinstance(value, Iterable):

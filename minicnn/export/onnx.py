@@ -277,7 +277,7 @@ def _slide(
     images = file.name_of(x, is_nchw)
     y = file.node(
         kind, [images, *weights], layer.label, kernel_shape=layer.size, strides=layer.strides,
-        pads=_pads(layer.window), **attributes,
+        pads=_pads(layer), **attributes,
     )
     return _Value(y, is_nchw)
 
@@ -312,8 +312,12 @@ def _batch_normalization(file: _File, layer: Any, x: _Value, shape: Shape) -> _V
     return _Value(y, is_nchw)
 
 
-def _pads(w: Window) -> list[int]:
+def _pads(layer: Any) -> list[int]:
     """Return the padding: rows above, columns left, rows below, columns right."""
+    if not isinstance(layer.padding, str):
+        (top, bottom), (left, right) = layer.padding
+        return [top, left, bottom, right]
+    w: Window = layer.window
     rows = (w.out_h - 1) * w.stride_h + (w.kernel_h - 1) * w.dilation_h + 1 - w.height
     columns = (w.out_w - 1) * w.stride_w + (w.kernel_w - 1) * w.dilation_w + 1 - w.width
     return [w.top, w.left, max(0, rows - w.top), max(0, columns - w.left)]

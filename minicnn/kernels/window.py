@@ -1,6 +1,6 @@
 """Geometry of a sliding window: sizes, strides and padding of a convolution or pooling."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Window(NamedTuple):
@@ -29,23 +29,27 @@ def slide(
     size: tuple[int, int],
     kernel: tuple[int, int],
     strides: tuple[int, int],
-    padding: str,
+    padding: Any,
     dilation: tuple[int, int] = (1, 1),
 ) -> Window:
-    """Return the window that slides over an image of `size` with "same" or "valid" padding."""
-    (top, out_h), (left, out_w) = (
-        _slide_axis(*axis, padding) for axis in zip(size, kernel, strides, dilation, strict=True)
-    )
+    """Return the window that slides over an image of `size`.
+
+    The padding is "same", "valid" or ((top, bottom), (left, right)).
+    """
+    pads = (padding, padding) if isinstance(padding, str) else padding
+    axes = zip(size, kernel, strides, dilation, pads, strict=True)
+    (top, out_h), (left, out_w) = (_slide_axis(*axis) for axis in axes)
     return Window(*size, *kernel, *strides, *dilation, top, left, out_h, out_w)
 
 
 def _slide_axis(
-    size: int, kernel: int, stride: int, dilation: int, padding: str
+    size: int, kernel: int, stride: int, dilation: int, padding: Any
 ) -> tuple[int, int]:
     """Return (padding before, output size) along one axis."""
     extent = (kernel - 1) * dilation + 1
-    if padding == "valid":
-        return 0, (size - extent) // stride + 1
-    out = -(-size // stride)
-    total = max(0, (out - 1) * stride + extent - size)
-    return total // 2, out
+    if padding == "same":
+        out = -(-size // stride)
+        total = max(0, (out - 1) * stride + extent - size)
+        return total // 2, out
+    before, after = (0, 0) if padding == "valid" else padding
+    return before, (before + size + after - extent) // stride + 1

@@ -25,10 +25,11 @@ class Conv2D(Convolution):
         Height and width of a filter.
     strides : int or (int, int)
         The steps of the filter, down and to the right.
-    padding : {"valid", "same"}
+    padding : {"valid", "same"}, int or ((int, int), (int, int))
         "same" pads with zeros, the larger half below and on the right, so that the output size is
-        ceil(size / stride); "valid" pads nothing: (size - extent) // stride + 1, with
-        extent = d (kernel_size - 1) + 1.
+        ceil(size / stride). ((top, bottom), (left, right)) are the numbers of zeros on each side;
+        one integer is the same on all sides, as in PyTorch, and "valid" is 0. Then the output size
+        is (top + size + bottom - extent) // stride + 1, with extent = d (kernel_size - 1) + 1.
     data_format : {"channels_last", "channels_first"}
         (N, H, W, C), or (N, C, H, W).
     dilation_rate : int or (int, int)
@@ -80,7 +81,7 @@ class Conv2D(Convolution):
         kernel_size: Any,
         *,
         strides: Any = 1,
-        padding: str = "valid",
+        padding: Any = "valid",
         data_format: str = "channels_last",
         dilation_rate: Any = 1,
         activation: Any = None,

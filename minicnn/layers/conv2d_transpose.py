@@ -29,9 +29,11 @@ class Conv2DTranspose(Convolution):
         Height and width of a filter.
     strides : int or (int, int)
         How far apart inputs are in the output.
-    padding : {"valid", "same"}
+    padding : {"valid", "same"}, int or ((int, int), (int, int))
         The output size is size * stride for "same", and (size - 1) * stride +
-        max(kernel_size, stride) for "valid", as in TensorFlow.
+        max(kernel_size, stride) for "valid", as in TensorFlow. ((top, bottom), (left, right)) are
+        the rows and columns that are cut off the output for "valid"; one integer is the same on
+        all sides.
     data_format : {"channels_last", "channels_first"}
         (N, H, W, C), or (N, C, H, W).
     activation : str, function, Op or None
@@ -75,7 +77,7 @@ class Conv2DTranspose(Convolution):
         kernel_size: Any,
         *,
         strides: Any = 1,
-        padding: str = "valid",
+        padding: Any = "valid",
         data_format: str = "channels_last",
         activation: Any = None,
         use_bias: bool = True,
@@ -98,7 +100,14 @@ class Conv2DTranspose(Convolution):
         more = [max(k - s, 0) for k, s in zip(self.size, self.strides, strict=True)]
         if self.padding == "same":
             more = [0, 0]
+        elif self.padding != "valid":
+            more = [m - sum(pads) for m, pads in zip(more, self.padding, strict=True)]
         size = height * self.strides[0] + more[0], width * self.strides[1] + more[1]
+        if min(size) < 1:
+            raise ValueError(
+                f"{self.label}: `padding` must leave at least one row and column of the output, "
+                f"got {self.padding} for images of {(height, width)}"
+            )
         self.window = slide(size, self.size, self.strides, self.padding)
         self.output = self.window._replace(out_h=size[0], out_w=size[1])
 

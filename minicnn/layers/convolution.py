@@ -36,7 +36,7 @@ class Convolution(Affine):
         self,
         kernel_size: Any,
         strides: Any,
-        padding: str,
+        padding: Any,
         data_format: str,
         dilation_rate: Any,
         *rest: Any,
@@ -45,7 +45,7 @@ class Convolution(Affine):
         super().__init__(*rest, **weights)
         self.kernel_size = self.size = window_size(kernel_size, "kernel_size")
         self.strides = checks.pair(strides, "strides")
-        self.padding = checks.choice(padding, "padding", checks.PADDINGS)
+        self.padding = checks.padding(padding)
         self.data_format = DataFormat(
             checks.choice(data_format, "data_format", checks.DATA_FORMATS)
         )
@@ -56,7 +56,7 @@ class Convolution(Affine):
         shape = super().build(input_shape, rng, dtype)
         height, width, channels = self.data_format.sizes(shape)
         self.slide(height, width)
-        check_fits(self.window, shape, self.data_format, self.label)
+        check_fits(self.window, self.padding, shape, self.data_format, self.label)
         outputs, kernels = self.kernel_shapes(channels)
         output_shape = self.data_format.shape(None, self.output, outputs)
         return self.build_weights(outputs, output_shape, rng, **kernels)

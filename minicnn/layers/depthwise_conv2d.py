@@ -24,7 +24,7 @@ class DepthwiseConv2D(Convolution):
         Height and width of a filter.
     strides : int or (int, int)
         The steps of the filter, down and to the right.
-    padding : {"valid", "same"}
+    padding : {"valid", "same"}, int or ((int, int), (int, int))
         As for `Conv2D`.
     depth_multiplier : int
         The number M of filters for each channel.
@@ -73,7 +73,7 @@ class DepthwiseConv2D(Convolution):
         kernel_size: Any,
         *,
         strides: Any = 1,
-        padding: str = "valid",
+        padding: Any = "valid",
         depth_multiplier: int = 1,
         data_format: str = "channels_last",
         dilation_rate: Any = 1,

@@ -31,14 +31,20 @@ class Pooling2D(Layer):
         self,
         pool_size: Any,
         strides: Any = None,
-        padding: str = "valid",
+        padding: Any = "valid",
         data_format: str = "channels_last",
         name: str | None = None,
     ) -> None:
         super().__init__(name)
         self.pool_size = self.size = window_size(pool_size, "pool_size")
         self.strides = self.size if strides is None else checks.pair(strides, "strides")
-        self.padding = checks.choice(padding, "padding", checks.PADDINGS)
+        self.padding = checks.padding(padding)
+        pads = ((0, 0), (0, 0)) if isinstance(self.padding, str) else self.padding
+        if any(max(axis) >= size for axis, size in zip(pads, self.size, strict=True)):
+            raise ValueError(
+                f"`padding` must be smaller than `pool_size`, {self.size}, got {self.padding}: a "
+                "window in the padding alone has no elements"
+            )
         self.data_format = DataFormat(
             checks.choice(data_format, "data_format", checks.DATA_FORMATS)
         )
@@ -49,7 +55,7 @@ class Pooling2D(Layer):
         height, width, channels = self.data_format.sizes(shape)
         size = (height, width) if self.is_global else self.size
         self.window = slide((height, width), size, self.strides, self.padding)
-        check_fits(self.window, shape, self.data_format, self.label)
+        check_fits(self.window, self.padding, shape, self.data_format, self.label)
         images = self.data_format.shape(None, self.window, channels)
         self._row = (channels,) if self.is_global else images[1:]
         return (None, *self._row)
@@ -84,7 +90,8 @@ class MaxPooling2D(Pooling2D):
         Height and width of the window.
     strides : int or (int, int), optional
         Default: `pool_size`, so that windows do not overlap.
-    padding : {"valid", "same"}
+    padding : {"valid", "same"}, int or ((int, int), (int, int))
+        As for `Conv2D`; smaller than the window.
     data_format : {"channels_last", "channels_first"}
     name : str, optional
 
@@ -118,7 +125,8 @@ class AveragePooling2D(Pooling2D):
         Height and width of the window.
     strides : int or (int, int), optional
         Default: `pool_size`, so that windows do not overlap.
-    padding : {"valid", "same"}
+    padding : {"valid", "same"}, int or ((int, int), (int, int))
+        As for `Conv2D`; smaller than the window.
     data_format : {"channels_last", "channels_first"}
     name : str, optional
 

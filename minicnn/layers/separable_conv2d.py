@@ -29,7 +29,7 @@ class SeparableConv2D(DepthwiseConv2D):
         Height and width of the depthwise filters.
     strides : int or (int, int)
         The steps of the depthwise filters, down and to the right.
-    padding : {"valid", "same"}
+    padding : {"valid", "same"}, int or ((int, int), (int, int))
         As for `Conv2D`.
     data_format : {"channels_last", "channels_first"}
         (N, H, W, C), or (N, C, H, W).
@@ -80,7 +80,7 @@ class SeparableConv2D(DepthwiseConv2D):
         kernel_size: Any,
         *,
         strides: Any = 1,
-        padding: str = "valid",
+        padding: Any = "valid",
         data_format: str = "channels_last",
         dilation_rate: Any = 1,
         depth_multiplier: int = 1,

@@ -51,14 +51,16 @@ def window_size(value: Any, name: str) -> tuple[int, int]:
     return size
 
 
-def check_fits(window: Window, shape: Shape, images: DataFormat, label: str) -> None:
-    """Raise if the window is larger than images of this shape."""
+def check_fits(
+    window: Window, padding: Any, shape: Shape, images: DataFormat, label: str
+) -> None:
+    """Raise if the window is larger than padded images of this shape."""
     if window.out_h < 1 or window.out_w < 1:
         raise ValueError(
             f"{label}: a window of {(window.kernel_h, window.kernel_w)} (dilated "
             f"{(window.dilation_h, window.dilation_w)}) does not fit into images of "
-            f"{(window.height, window.width)} with padding 'valid'; {_swapped_axes(shape, images)}"
-            "use padding='same', a smaller window or larger images"
+            f"{(window.height, window.width)} with padding {padding!r}; "
+            f"{_swapped_axes(shape, images)}use padding='same', a smaller window or larger images"
         )
 
 

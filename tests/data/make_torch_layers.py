@@ -20,8 +20,13 @@ def pair(value):
     return value if isinstance(value, tuple) else (value, value)
 
 
-def padded(x, size, strides, dilation):
-    """Pad x (N, C, H, W) as TensorFlow's "same": the larger half below and on the right."""
+def padded(x, padding, size, strides, dilation):
+    """Pad x (N, C, H, W); "same" is TensorFlow's: the larger half below and on the right."""
+    if padding == "valid":
+        return x
+    if padding != "same":
+        (top, bottom), (left, right) = map(pair, pair(padding))
+        return functional.pad(x, (left, right, top, bottom))
     pads = []
     for length, k, s, d in zip(x.shape[2:], size, strides, dilation, strict=True):
         total = max(0, (math.ceil(length / s) - 1) * s + (k - 1) * d + 1 - length)
@@ -33,6 +38,9 @@ def transposed(x, w, b, size, strides, padding):
     """x (N, C, H, W), w (KH, KW, F, C)."""
     more = [max(0, s - k) for k, s in zip(size, strides, strict=True)]
     y = functional.conv_transpose2d(x, w.permute(3, 2, 0, 1), b, strides, output_padding=more)
+    if not isinstance(padding, str):
+        for axis, (before, after) in enumerate(padding, 2):
+            y = y.narrow(axis, before, y.shape[axis] - before - after)
     if padding == "same":
         for axis, k, s in zip((2, 3), size, strides, strict=True):
             cut = max(0, k - s)
@@ -44,15 +52,27 @@ def depthwise(x, w, b, size, strides, padding, dilation):
     """x (N, C, H, W), w (KH, KW, C, M)."""
     channels = x.shape[1]
     kernel = w.reshape(*size, 1, -1).permute(3, 2, 0, 1)
-    x = padded(x, size, strides, dilation) if padding == "same" else x
+    x = padded(x, padding, size, strides, dilation)
     return functional.conv2d(x, kernel, b, strides, 0, dilation, channels)
 
 
+def pool(kind, options, x):
+    size, strides, padding = (options[name] for name in ("pool_size", "strides", "padding"))
+    if kind == "MaxPooling2D":
+        return functional.max_pool2d(x, size, strides, padding)
+    return functional.avg_pool2d(x, size, strides, padding, count_include_pad=False)
+
+
 def forward(kind, options, x, *parameters):
+    if not parameters:
+        return pool(kind, options, x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
     size, strides = pair(options["kernel_size"]), pair(options.get("strides", 1))
     padding, dilation = options.get("padding", "valid"), pair(options.get("dilation_rate", 1))
     x, (*kernels, bias) = x.permute(0, 3, 1, 2), parameters
-    if kind == "Conv2DTranspose":
+    if kind == "Conv2D":
+        x = padded(x, padding, size, strides, dilation)
+        y = functional.conv2d(x, kernels[0].permute(3, 2, 0, 1), bias, strides, 0, dilation)
+    elif kind == "Conv2DTranspose":
         y = transposed(x, *kernels, bias, size, strides, padding)
     elif kind == "DepthwiseConv2D":
         y = depthwise(x, *kernels, bias, size, strides, padding, dilation)
@@ -63,8 +83,12 @@ def forward(kind, options, x, *parameters):
 
 
 def shapes_of(kind, options, channels):
+    if kind.endswith("Pooling2D"):
+        return ()
     size, more = pair(options["kernel_size"]), options.get("depth_multiplier", 1)
     filters = options.get("filters", channels * more)
+    if kind == "Conv2D":
+        return (*size, channels, options["filters"]), (options["filters"],)
     if kind == "Conv2DTranspose":
         return (*size, filters, channels), (filters,)
     kernels = [(*size, channels, more)]

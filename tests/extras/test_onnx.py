@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layers.passes import built, numbers
+from layers.passes import built, least_sizes, numbers, paddings
 from layers.test_conformance import TABLE
 from tolerances import assert_close
 
@@ -161,7 +161,7 @@ PAIRS = st.tuples(st.integers(1, 4), st.integers(1, 4))
 def sliding_layers(draw):
     """Draw a convolution or a pooling, and a valid (height, width) of images for it."""
     size, strides, dilation = draw(PAIRS), draw(PAIRS), (1, 1)
-    padding = draw(st.sampled_from(["valid", "same"]))
+    padding = draw(paddings(min(size) - 1))
     data_format = draw(st.sampled_from(["channels_last", "channels_first"]))
     kind = draw(st.sampled_from([Conv2D, MaxPooling2D, AveragePooling2D]))
     if kind is not Conv2D:
@@ -174,7 +174,7 @@ def sliding_layers(draw):
             use_bias=draw(st.booleans()),
         )
     extents = [(k - 1) * d + 1 for k, d in zip(size, dilation, strict=True)]
-    least = [1, 1] if padding == "same" else extents
+    least = least_sizes(extents, padding)
     return layer, tuple(draw(st.integers(low, low + 6)) for low in least)
 
 
@@ -247,6 +247,16 @@ def test_a_chain_of_convolutions_is_transposed_once_in_and_once_out(path):
         "Transpose", "Conv", "Relu", "MaxPool", "Conv", "Tanh", "Transpose", "Reshape", "MatMul",
         "Add", "Identity",
     ]
+
+
+def test_explicit_padding_is_in_the_file_as_given(path):
+    model, _ = built(lambda: Sequential([
+        Conv2D(4, 3, strides=2, padding=1), MaxPooling2D(2, 1, ((0, 1), (1, 0))),
+    ]), (8, 6, 2))
+    mc.export.to_onnx(model, path)
+    pads = [list(a.ints) for node in onnx.load(path).graph.node for a in node.attribute
+            if a.name == "pads"]
+    assert pads == [[1, 1, 1, 1], [0, 1, 1, 0]]
 
 
 def test_batch_normalization_is_a_node_between_convolutions(path):

@@ -66,6 +66,8 @@ TABLE = {
     "dilated in one direction, wider than the image": Case(
         2, 3, 8, (4, 5), (3, 3), padding="same", dilation=(1, 7)
     ),
+    "padded unevenly": Case(2, 3, 4, (6, 8), (3, 4), (2, 1), ((1, 1), (0, 3))),
+    "padded beyond the window": Case(2, 3, 4, (3, 2), (2, 1), (1, 2), ((2, 0), (3, 1))),
     "window as large as the image": Case(5, 7, 9, (6, 5), (6, 5)),
     "window larger than the image": Case(2, 3, 4, (2, 3), (5, 7), padding="same"),
     "one pixel": Case(1, 1, 1, (1, 1), (1, 1)),

@@ -21,6 +21,8 @@ TABLE = {
     "dilated": (2, (7, 9), (3, 2), (1, 1), "same", (2, 3), 4, 1),
     "dilated, strides": (2, (9, 7), (2, 3), (2, 2), "valid", (3, 2), 4, 1),
     "several filters": (2, (5, 4), (3, 3), (1, 2), "same", (1, 1), 3, 4),
+    "padded unevenly": (2, (6, 8), (3, 4), (2, 1), ((1, 1), (0, 3)), (1, 1), 3, 1),
+    "padded beyond the window": (2, (3, 2), (2, 1), (1, 2), ((2, 0), (3, 1)), (1, 1), 3, 2),
     "window larger than the image": (2, (2, 3), (5, 7), (1, 1), "same", (1, 1), 2, 1),
     "the whole image": (2, (4, 5), (4, 5), (1, 1), "valid", (1, 1), 2, 3),
     "more images than chunks": (19, (3, 3), (2, 2), (1, 1), "valid", (1, 1), 2, 1),

@@ -30,6 +30,20 @@ CASES = {
     "implicit, read in place": ((3, 20, 40), (9, 12), (2, 3), (1, 1), "valid"),
     "implicit, padded below alone": ((3, 9, 5), (10, 8), (3, 1), (2, 1), "same"),
     "implicit, padded on the right alone": ((3, 9, 5), (8, 10), (1, 3), (1, 2), "same"),
+    "implicit, padded beyond the window": ((2, 9, 5), (4, 5), (3, 3), (1, 2), ((4, 0), (1, 5))),
+    "winograd 3x3, padded unevenly": ((2, 17, 9), (7, 6), (3, 3), (1, 1), ((2, 0), (0, 1))),
+    "winograd 3x3, padded beyond the window above": (
+        (2, 17, 9), (8, 8), (3, 3), (1, 1), ((4, 0), (0, 0))
+    ),
+    "winograd 3x3, padded beyond the window on the left": (
+        (2, 17, 9), (8, 8), (3, 3), (1, 1), ((0, 0), (4, 0))
+    ),
+    "winograd 5x5, padded beyond the window on the right": (
+        (2, 9, 21), (6, 8), (5, 5), (1, 1), ((0, 0), (1, 6))
+    ),
+    "winograd 3x3, padded beyond the window below": (
+        (2, 17, 9), (8, 8), (3, 3), (1, 1), ((0, 4), (0, 0))
+    ),
     "implicit 1x1": ((3, 16, 37), (6, 8), (1, 1), (1, 1), "same"),
     "implicit 1x1, strides": ((3, 9, 70), (7, 9), (1, 1), (2, 3), "valid"),
     "implicit 7x7": ((2, 8, 9), (12, 9), (7, 7), (3, 1), "same"),

@@ -41,6 +41,7 @@ TABLE = {
     "stride above the window, same": Case(2, 3, (8, 9), (1, 2), (3, 4), "same"),
     "the whole image": Case(2, 3, (5, 6), (5, 6), (5, 6)),
     "window larger than the image": Case(2, 3, (2, 3), (5, 4), (1, 1), "same"),
+    "padded unevenly": Case(2, 3, (6, 8), (3, 4), (2, 3), ((1, 2), (0, 3))),
     "256 taps": Case(1, 2, (18, 17), (16, 16), (1, 1)),
     "289 taps": Case(1, 2, (18, 18), (17, 17), (1, 1)),
     "300 taps, same": Case(1, 2, (4, 20), (3, 100), (2, 50), "same"),

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+from hypothesis import strategies as st
 from tolerances import assert_same_bits
 
 import minicnn as mc
@@ -31,6 +32,20 @@ def numbers(shape, dtype=np.float32, seed=2):
     size = int(np.prod(shape))
     spaced = (np.random.default_rng(seed).permutation(size) + 0.25) * 2 / size - 1
     return spaced.reshape(shape).astype(dtype)
+
+
+def paddings(most):
+    """Return a strategy for paddings with at most `most` zeros on each side."""
+    pads = st.tuples(st.integers(0, most), st.integers(0, most))
+    return st.sampled_from(["valid", "same"]) | st.tuples(pads, pads)
+
+
+def least_sizes(spans, padding):
+    """Return the height and width of the smallest images into which a window fits."""
+    if padding == "same":
+        return 1, 1
+    pads = ((0, 0), (0, 0)) if padding == "valid" else padding
+    return tuple(max(1, span - sum(axis)) for span, axis in zip(spans, pads, strict=True))
 
 
 def context(**options):

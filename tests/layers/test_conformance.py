@@ -56,6 +56,10 @@ TABLE = [
     ("conv2d stride > window", lambda: Conv2D(3, (2, 1), strides=(3, 2)), (7, 8, 3)),
     ("conv2d even", lambda: Conv2D(3, (2, 4), padding="same"), (5, 6, 2)),
     ("conv2d even, strides", lambda: Conv2D(2, 4, strides=(1, 2), padding="same"), (5, 6, 3)),
+    ("conv2d padded", lambda: Conv2D(3, 3, strides=2, padding=1), (6, 8, 3)),
+    ("conv2d padded unevenly", lambda: Conv2D(3, 3, padding=((0, 2), (3, 1))), (4, 5, 2)),
+    ("conv2d padded beyond the window", lambda: Conv2D(9, 3, padding=((3, 0), (0, 4))), (4, 5, 70)),
+    ("conv2d padded, channels first", lambda: Conv2D(3, 3, padding=1, **FIRST), (2, 6, 8)),
     ("conv2d 1x1", lambda: Conv2D(5, 1), (4, 5, 3)),
     ("conv2d 1x1, strides", lambda: Conv2D(5, 1, strides=(2, 3)), (4, 7, 3)),
     ("conv2d one channel, one filter", lambda: Conv2D(1, 3), (5, 5, 1)),
@@ -95,6 +99,11 @@ TABLE = [
         (3, 4, 2),
     ),
     (
+        "conv2d_transpose padded",
+        lambda: Conv2DTranspose(3, 3, strides=2, padding=((1, 0), (1, 0))),
+        (4, 3, 2),
+    ),
+    (
         "conv2d_transpose channels first",
         lambda: Conv2DTranspose(3, (3, 4), strides=(2, 1), use_bias=False, **FIRST),
         (2, 4, 3),
@@ -110,6 +119,7 @@ TABLE = [
         lambda: DepthwiseConv2D((3, 2), strides=(2, 3), padding="same", activation="relu"),
         (7, 8, 3),
     ),
+    ("depthwise_conv2d padded", lambda: DepthwiseConv2D(3, strides=2, padding=1), (6, 8, 5)),
     (
         "depthwise_conv2d multiplier, dilated",
         lambda: DepthwiseConv2D(3, depth_multiplier=3, dilation_rate=(1, 2), use_bias=False),
@@ -127,6 +137,7 @@ TABLE = [
         lambda: SeparableConv2D(3, 3, strides=2, padding="same", activation="relu"),
         (7, 6, 3),
     ),
+    ("separable_conv2d padded", lambda: SeparableConv2D(4, 3, padding=((2, 0), 1)), (4, 5, 3)),
     (
         "separable_conv2d multiplier, dilated",
         lambda: SeparableConv2D(3, 2, depth_multiplier=3, dilation_rate=2, use_bias=False),
@@ -141,6 +152,8 @@ TABLE = [
     ("max_pooling2d rectangular", lambda: MaxPooling2D((2, 3), strides=(1, 2)), (5, 6, 2)),
     ("max_pooling2d stride > window", lambda: MaxPooling2D(2, 3, padding="same"), (7, 8, 2)),
     ("max_pooling2d over the image", lambda: MaxPooling2D(17, padding="same"), (3, 4, 2)),
+    ("max_pooling2d padded", lambda: MaxPooling2D(3, 2, padding=1), (6, 8, 3)),
+    ("max_pooling2d padded below", lambda: MaxPooling2D(2, 2, ((0, 1), (0, 0))), (5, 6, 2)),
     ("max_pooling2d channels first", lambda: MaxPooling2D(2, **FIRST), (3, 6, 8)),
     (
         "max_pooling2d channels first, overlapping, same",
@@ -150,6 +163,7 @@ TABLE = [
     ("average_pooling2d", lambda: AveragePooling2D(2), (6, 8, 3)),
     ("average_pooling2d odd size, same", lambda: AveragePooling2D(2, padding="same"), (7, 5, 3)),
     ("average_pooling2d overlapping, same", lambda: AveragePooling2D(3, 1, "same"), (5, 6, 2)),
+    ("average_pooling2d padded", lambda: AveragePooling2D(3, 2, padding=1), (6, 8, 3)),
     ("average_pooling2d stride > window", lambda: AveragePooling2D(2, 3, "same"), (7, 8, 2)),
     ("average_pooling2d over the image", lambda: AveragePooling2D(17, padding="same"), (3, 4, 2)),
     (
@@ -272,6 +286,20 @@ TABLE = [
             [Conv2D(8, 5, padding="same", activation="relu", **FIRST), MaxPooling2D(2, **FIRST)]
         ),
         (9, 6, 8),
+    ),
+    (
+        "fused conv2d 3x3, padded unevenly, relu, pooling",
+        lambda: Sequential(
+            [Conv2D(17, 3, padding=((2, 0), (0, 1)), activation="relu"), MaxPooling2D(2)]
+        ),
+        (6, 7, 33),
+    ),
+    (
+        "fused conv2d, few channels, padded beyond the window, relu, pooling",
+        lambda: Sequential(
+            [Conv2D(8, 2, padding=((3, 2), (0, 4)), activation="relu"), MaxPooling2D(2)]
+        ),
+        (5, 4, 3),
     ),
     (
         "fused conv2d dilated",

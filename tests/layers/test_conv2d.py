@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from layers.passes import assert_same_pass, forward_and_back
+from layers.passes import assert_same_pass, forward_and_back, least_sizes, paddings
 from numpy.testing import assert_array_equal
 from tolerances import assert_close
 
@@ -24,12 +24,12 @@ def configurations(draw):
         "kernel_size": (draw(st.integers(1, 4)), draw(st.integers(1, 4))),
         "strides": (draw(small), draw(small)),
         "dilation_rate": (draw(small), draw(small)),
-        "padding": draw(st.sampled_from(["valid", "same"])),
+        "padding": draw(paddings(3)),
         "data_format": draw(st.sampled_from(["channels_last", "channels_first"])),
         "use_bias": draw(st.booleans()),
     }
     spans = map(naive.span, options["kernel_size"], options["dilation_rate"])
-    least = [span if options["padding"] == "valid" else 1 for span in spans]
+    least = least_sizes(spans, options["padding"])
     height, width = (size + draw(st.integers(0, 4)) for size in least)
     return (draw(small), height, width, draw(small)), options
 
@@ -205,6 +205,27 @@ def test_sizes_are_one_integer_or_two(size):
     assert layer.kernel.shape == (3, 3, 1, 2)
 
 
+@pytest.mark.parametrize(("padding", "pads"), [
+    (2, ((2, 2), (2, 2))), ((0, 3), ((0, 0), (3, 3))), ([[0, 1], (2, 3)], ((0, 1), (2, 3))),
+    (np.array([[0, 1], [2, 3]]), ((0, 1), (2, 3))), ((1, [0, 2]), ((1, 1), (0, 2))),
+])
+def test_padding_by_numbers_of_pixels(padding, pads):
+    layer = Conv2D(2, 3, padding=padding)
+    assert layer.padding == pads
+    size = (9 - 2 + sum(pads[0]), 8 - 2 + sum(pads[1]))
+    assert layer.build((None, 9, 8, 1), rng=0) == (None, *size, 2)
+    assert eval(repr(layer), {"Conv2D": Conv2D}).padding == pads
+
+
+def test_padding_of_zeros_is_that_of_an_image_with_zeros_around_it():
+    x = drawn((2, 5, 6, 3), np.float64, np.random.default_rng(0))
+    padded, plain = Conv2D(2, 3, strides=2, padding=((1, 2), (3, 0))), Conv2D(2, 3, strides=2)
+    padded.build((None, 5, 6, 3), rng=0, dtype=np.float64)
+    plain.build((None, 8, 9, 3), rng=0, dtype=np.float64)
+    y = plain(np.pad(x, ((0, 0), (1, 2), (3, 0), (0, 0))))
+    np.testing.assert_allclose(padded(x), y, rtol=1e-12)
+
+
 def test_sizes_are_height_and_width():
     assert Conv2D(1, (1, 3)).build((None, 5, 5, 1), rng=0) == (None, 5, 3, 1)
     assert Conv2D(1, 1, strides=(1, 3)).build((None, 5, 5, 1), rng=0) == (None, 5, 2, 1)
@@ -217,6 +238,9 @@ def test_words_ignore_case(padding, data_format):
     assert layer.build((None, 1, 5, 6), rng=0) == (None, 2, 5, 6)
 
 
+PADDINGS = (
+    "`padding` must be 'valid', 'same', an integer or ((top, bottom), (left, right))"
+)
 WRONG = [
     ({"kernel_size": (1, 2, 3)}, ValueError, "`kernel_size` must be one integer or", "(1, 2, 3)"),
     ({"kernel_size": 3.0}, TypeError, "`kernel_size` must be an integer", "3.0"),
@@ -229,8 +253,18 @@ WRONG = [
     ({"dilation_rate": 1.5}, TypeError, "`dilation_rate` must be an integer", "1.5"),
     ({"filters": 0}, ValueError, "`filters` must be at least 1", "0"),
     ({"filters": "many"}, TypeError, "`filters` must be an integer", "'many'"),
-    ({"padding": "full"}, ValueError, "`padding` must be 'valid' or 'same'", "'full'"),
-    ({"padding": None}, ValueError, "`padding` must be 'valid' or 'same'", "None"),
+    ({"padding": "full"}, ValueError, PADDINGS, "'full'"),
+    ({"padding": None}, ValueError, PADDINGS, "None"),
+    ({"padding": -1}, ValueError, "`padding` must be at least 0", "-1"),
+    ({"padding": ((1, 1), (1, -1))}, ValueError, "`padding` must be at least 0", "-1"),
+    ({"padding": 0.5}, TypeError, "`padding` must be an integer", "0.5"),
+    ({"padding": [1]}, ValueError, PADDINGS, "[1]"),
+    ({"padding": (1, 1, 1, 1)}, ValueError, PADDINGS, "(1, 1, 1, 1)"),
+    (  # of TensorFlow
+        {"padding": [[0, 0], [1, 1], [1, 1], [0, 0]]}, ValueError, PADDINGS,
+        "[[0, 0], [1, 1], [1, 1], [0, 0]]",
+    ),
+    ({"padding": {1: 1, 2: 2}}, ValueError, PADDINGS, "{1: 1, 2: 2}"),
     (
         {"data_format": "NHWC"},
         ValueError,
@@ -273,6 +307,9 @@ def test_a_window_that_does_not_fit_says_what_to_do():
     with pytest.raises(ValueError, match=r"\(3, 3\) \(dilated \(1, 2\)\) does not\s+fit into"):
         Conv2D(2, 3, dilation_rate=(1, 2)).build((None, 4, 4, 1), rng=0)
     assert Conv2D(2, 5, padding="same").build((None, 1, 1, 1), rng=0) == (None, 1, 1, 2)
+    with pytest.raises(ValueError, match=r"\(2, 9\) with padding \(\(1, 1\), \(0, 0\)\); use padd"):
+        Conv2D(2, 5, padding=(1, 0)).build((None, 2, 9, 1), rng=0)
+    assert Conv2D(2, 5, padding=(2, 0)).build((None, 2, 9, 1), rng=0) == (None, 2, 5, 2)
 
 
 def test_the_function_passes_every_option_on():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from layers.passes import forward_and_back, numbers
+from layers.passes import forward_and_back, least_sizes, numbers, paddings
 from numpy.testing import assert_array_equal
 from tolerances import assert_close, assert_same_bits
 
@@ -21,10 +21,10 @@ def configurations(draw):
     options = {
         "pool_size": (draw(st.integers(1, 4)), draw(st.integers(1, 4))),
         "strides": (draw(small), draw(small)),
-        "padding": draw(st.sampled_from(["valid", "same"])),
         "data_format": draw(st.sampled_from(["channels_last", "channels_first"])),
     }
-    least = options["pool_size"] if options["padding"] == "valid" else (1, 1)
+    options["padding"] = draw(paddings(min(options["pool_size"]) - 1))
+    least = least_sizes(options["pool_size"], options["padding"])
     height, width = (size + draw(st.integers(0, 5)) for size in least)
     return (draw(small), height, width, draw(small)), options
 
@@ -163,7 +163,12 @@ WRONG = [
     ({"pool_size": 2.5}, TypeError, "`pool_size` must be an integer", "2.5"),
     ({"strides": "2"}, ValueError, "`strides` must be one integer or two", "'2'"),
     ({"strides": False}, TypeError, "`strides` must be an integer", "False"),
-    ({"padding": "causal"}, ValueError, "`padding` must be 'valid' or 'same'", "'causal'"),
+    ({"padding": "causal"}, ValueError, "`padding` must be 'valid', 'same', an", "'causal'"),
+    ({"padding": 2}, ValueError, "`padding` must be smaller than `pool_size`", "((2, 2), (2, 2))"),
+    (
+        {"pool_size": (3, 2), "padding": ((2, 2), (0, 2))}, ValueError,
+        "must be smaller than `pool_size`, (3, 2), got", "((2, 2), (0, 2)): a window in the",
+    ),
     ({"data_format": 1}, ValueError, "`data_format` must be 'channels_last' or", "1"),
 ]
 

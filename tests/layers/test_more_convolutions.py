@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from layers.passes import forward_and_back
+from layers.passes import forward_and_back, least_sizes, paddings
 from numpy.testing import assert_array_equal
 from tolerances import assert_close
 
@@ -39,7 +39,7 @@ def options_of(draw, dilation):
     options = {
         "kernel_size": (draw(st.integers(1, 4)), draw(st.integers(1, 4))),
         "strides": (draw(small), draw(small)),
-        "padding": draw(st.sampled_from(["valid", "same"])),
+        "padding": draw(paddings(3)),
         "data_format": draw(st.sampled_from(["channels_last", "channels_first"])),
         "use_bias": draw(st.booleans()),
     }
@@ -47,7 +47,9 @@ def options_of(draw, dilation):
     if dilation:
         options["dilation_rate"] = (draw(small), draw(small))
         spans = map(naive.span, spans, options["dilation_rate"])
-    least = [span if dilation and options["padding"] == "valid" else 1 for span in spans]
+        least = least_sizes(spans, options["padding"])
+    else:  # of a transposed convolution any size, with an output that is not cut off
+        least = [1, 1] if isinstance(options["padding"], str) else [7, 7]
     height, width = (size + draw(st.integers(0, 4)) for size in least)
     return options, (draw(small), height, width)
 
@@ -127,7 +129,8 @@ def test_separable_convolutions_are_those_of_the_definition(drawn_, channels, mo
 
 @pytest.mark.parametrize(("size", "k", "stride", "padding", "out"), [
     (7, 3, 2, "same", 14), (7, 3, 2, "valid", 15), (7, 2, 3, "valid", 21), (7, 5, 1, "valid", 11),
-    (7, 2, 3, "same", 21), (1, 4, 4, "valid", 4),
+    (7, 2, 3, "same", 21), (1, 4, 4, "valid", 4), (7, 3, 2, ((1, 0), 0), 14),
+    (7, 4, 2, (1, 0), 14), (7, 2, 3, ((0, 1), 0), 20),
 ])
 def test_the_output_of_a_transposed_convolution_has_tensorflows_size(size, k, stride, padding, out):
     layer = Conv2DTranspose(2, (k, 1), strides=(stride, 1), padding=padding)
@@ -135,12 +138,12 @@ def test_the_output_of_a_transposed_convolution_has_tensorflows_size(size, k, st
     assert layer.kernel.shape == (k, 1, 2, 4)
 
 
-@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("padding", ["same", "valid", ((1, 0), (0, 1))])
 def test_a_transposed_convolution_is_the_adjoint_of_the_convolution(padding):
     """<conv(x), y> = <x, transposed(y)> if both have the same kernel and no bias."""
     forward = Conv2D(4, 3, strides=2, padding=padding, use_bias=False)
     back = Conv2DTranspose(3, 3, strides=2, padding=padding, use_bias=False)
-    size = 8 if padding == "same" else 7
+    size = 7 if padding == "valid" else 8
     (_, *out) = forward.build((None, size, size, 3), rng=0, dtype=np.float64)
     assert back.build((None, *out), rng=0, dtype=np.float64) == (None, size, size, 3)
     back.kernel.value[...] = forward.kernel.value
@@ -195,7 +198,11 @@ def test_an_initializer_is_named_as_the_argument():
     (lambda: Conv2DTranspose(0, 3), "`filters` must be at least 1, got 0"),
     (lambda: DepthwiseConv2D(3, depth_multiplier=0), "`depth_multiplier` must be at least 1"),
     (lambda: SeparableConv2D(2, 3, depth_multiplier=-1), "`depth_multiplier` must be at least 1"),
-    (lambda: DepthwiseConv2D(3, padding="full"), "`padding` must be 'valid' or 'same'"),
+    (lambda: DepthwiseConv2D(3, padding="full"), "`padding` must be 'valid', 'same', an integer"),
+    (lambda: Conv2DTranspose(2, 3, padding=-1), "`padding` must be at least 0, got -1"),
+    (lambda: Conv2DTranspose(2, 3, padding=((1, 2), 0), name="up").build((None, 1, 5, 1), rng=0),
+     r"up: `padding` must leave at least one row .*, got \(\(1, 2\), \(0, 0\)\) for .* \(1, 5\)"),
+
 ])
 def test_wrong_arguments_are_quoted(make, message):
     with pytest.raises(ValueError, match=message):

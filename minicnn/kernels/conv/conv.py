@@ -67,8 +67,13 @@ def input_gradient(
         height=window.out_h, width=window.out_w, out_h=window.height, out_w=window.width,
         top=window.kernel_h - 1 - window.top, left=window.kernel_w - 1 - window.left,
     )
+    is_padded = (  # by less than the kernel size, so that dy is a part of the padded dy
+        0 <= back.top <= back.out_h - back.height + window.kernel_h - 1
+        and 0 <= back.left <= back.out_w - back.width + window.kernel_w - 1
+    )
     strided = window.stride_h > 1 or window.stride_w > 1
-    path = None if strided else _fast_path(dy.dtype, back, dy.shape[3], dx.shape[3])
+    is_general = strided or not is_padded
+    path = None if is_general else _fast_path(dy.dtype, back, dy.shape[3], dx.shape[3])
     c = np.zeros(dx.shape[3], dx.dtype) if c is None else c
     check(dx=(dx, dx.shape), c=(c, dx.shape[3:]))
     if path is not None:
