@@ -5,9 +5,8 @@ no window and nothing to close. ``figure.savefig("picture.png")`` writes it. The
 distinguished by colour-blind readers.
 """
 
-import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ from numpy.typing import ArrayLike
 
 from minicnn.core import checks
 from minicnn.core.extras import require
-from minicnn.core.files import open_regular
+from minicnn.core.files import JsonLines
+from minicnn.estimator.history import History
 from minicnn.metrics import confusion_matrix as count_confusions
 from minicnn.ops import check_labels
 
@@ -24,7 +24,6 @@ from minicnn.ops import check_labels
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#808080")
 _MOST_CURVES = 16  # panels, and lines in a panel: more are slow to draw and unreadable
 _MOST_MARKERS = 60  # points of a line that are marked
-_MOST_BYTES = 1 << 23  # of a file: about 80,000 evaluations
 _UNITS = {"loss": "loss (mean over the rows)", "accuracy": "accuracy (share of the rows)"}
 
 
@@ -41,8 +40,8 @@ def learning_curve(source: Any) -> Any:
         * A list of records: a "global_step", numbers, and the "name" of the data (default
           "evaluation"); or of rows of a History.
 
-        Values that are None, not finite or beyond 1e100 are ignored, and so is an incomplete last
-        line, which a killed run may leave.
+        Values that are None, not finite or beyond 1e100 are ignored. A file is read up to its
+        first line that is damaged or incomplete, such as the last one of a killed run.
 
     Returns
     -------
@@ -53,9 +52,9 @@ def learning_curve(source: Any) -> Any:
     Raises
     ------
     ValueError
-        If there are no numbers, more than can be shown, or a line of a file is invalid.
-    OSError
-        If a file is not a regular file.
+        If there are no numbers, or more than can be shown.
+    TypeError
+        If a record does not consist of numbers by name.
 
     Examples
     --------
@@ -63,24 +62,19 @@ def learning_curve(source: Any) -> Any:
     >>> records = [{"global_step": 100, "loss": 2.1}, {"global_step": 200, "loss": 1.4}]
     >>> mc.plots.learning_curve(records).savefig("learning_curve.png")
     """
-    points: Iterable[tuple[str, str, float, float]]
     if isinstance(source, str | Path):
-        points = _points_of_folder(checks.path(source, "source"))
+        records = _records_of_folder(checks.path(source, "source"))
     else:
-        source = getattr(source, "rows", source)  # of a History
-        if isinstance(source, Mapping):
-            columns = [checks.sequence(column, "source", "lists") for column in source.values()]
-            source = [dict(zip(source, row, strict=True)) for row in zip(*columns, strict=True)]
-        points = (
-            point
-            for record in checks.sequence(source, "source", "records")
-            for point in _points("source", record)
-        )
+        records = getattr(source, "rows", source)  # of a History
+        if isinstance(records, Mapping):
+            columns = [checks.sequence(column, "source", "lists") for column in records.values()]
+            records = [dict(zip(records, row, strict=True)) for row in zip(*columns, strict=True)]
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
     colours: dict[str, int] = {}  # by name, in the order in which they appear
-    for number, name, step, value in points:
-        panels.setdefault(number, {}).setdefault(name, []).append((step, value))
-        colours.setdefault(name, len(colours))
+    for record in checks.sequence(records, "source", "records"):
+        for number, name, step, value in _points(record):
+            panels.setdefault(number, {}).setdefault(name, []).append((step, value))
+            colours.setdefault(name, len(colours))
     if not panels:
         raise ValueError(
             "`source` must contain at least one evaluation, got none in "
@@ -127,50 +121,27 @@ def _draw_curves(
     axes.grid(color="0.5", alpha=0.25)
 
 
-def _points(place: str, record: Any) -> Iterator[tuple[str, str, float, float]]:
+def _points(record: Any) -> Iterator[tuple[str, str, float, float]]:
     """Yield (number, name of the data, step, value) for each number of an evaluation or a row."""
-    checks.instance(record, Mapping, place, "numbers by name")
+    checks.instance(record, Mapping, "source", "records of numbers by name")
     is_row = "step" in record and "global_step" not in record  # of a History
     key = "step" if is_row else "global_step"
-    step = checks.number(record.get(key), f"{place}: {key}", 0, 2**53)
-    name = "training" if is_row else checks.text(record.get("name", "evaluation"), f"{place}: name")
+    step = checks.number(record.get(key), f"source: {key}", 0, 2**53)
+    name = "training" if is_row else checks.text(record.get("name", "evaluation"), "source: name")
     left_out = ("step", "learning_rate", "seconds") if is_row else ("global_step", "name", "rows")
     for number in [key for key in record if key not in left_out]:
-        checks.text(number, f"{place}: the name of a number")
-        value = checks.instance(record[number], int | float | None, place, "numbers by name")
+        checks.text(number, "source: the name of a number")
+        value = checks.instance(record[number], int | float | None, "source", "numbers by name")
         if value is not None and abs(value) <= 1e100:
             of, _, what = number.partition("_") if is_row else ("", "", "")
             yield what or number, of if what else name, step, float(value)
 
 
-def _points_of_folder(folder: Path) -> Iterator[tuple[str, str, float, float]]:
-    """Yield the points of a model_dir: the loss of the training, and all evaluations."""
-    for point in _points_of_file(folder / "history.jsonl"):
-        if point[1] == "training":  # evaluations.jsonl has the others
-            yield point
-    yield from _points_of_file(folder / "evaluations.jsonl")
-
-
-def _points_of_file(path: Path) -> Iterator[tuple[str, str, float, float]]:
-    """Yield the points of a file; its last line may be incomplete."""
-    if not path.exists():
-        return
-    with open_regular(path) as file:
-        data = file.read(_MOST_BYTES + 1)
-    if len(data) > _MOST_BYTES:
-        raise ValueError(
-            f"{path} has more than {_MOST_BYTES:,} bytes; give a list of the records to draw"
-        )
-    lines = data.split(b"\n")
-    for n, line in enumerate(lines, 1):
-        try:
-            yield from _points("record", json.loads(line))
-        except (TypeError, ValueError, RecursionError) as error:
-            if n == len(lines):
-                return
-            raise ValueError(
-                f"{path}, line {n} is not a record ({error}); delete {checks.describe(line)}"
-            ) from error
+def _records_of_folder(folder: Path) -> list[Any]:
+    """Return the training loss and the evaluations in a model_dir."""
+    rows = History(folder / "history.jsonl").rows
+    training = [{"step": row["step"], "loss": row.get("loss")} for row in rows]
+    return training + JsonLines(folder / "evaluations.jsonl").read()
 
 
 def _shortened(name: str) -> str:

@@ -1,6 +1,5 @@
 """A page about a trained model: how it learnt, and what it gets right and wrong."""
 
-import base64
 import html
 import io
 import math
@@ -15,9 +14,9 @@ from minicnn import plots
 from minicnn.core import checks
 from minicnn.core.extras import require
 from minicnn.core.files import JsonLines, replacing
-from minicnn.core.log import logger
 from minicnn.core.weights import PARAMETERS
 from minicnn.estimator import CheckpointError, Estimator, checkpoints
+from minicnn.estimator.history import History
 from minicnn.metrics import confusion_matrix
 from minicnn.ops import check_labels, softmax
 from minicnn.sequential import Sequential
@@ -47,7 +46,7 @@ table { border-collapse: collapse; margin: 1rem 0; }
 th, td { padding: 0.25rem 0.9rem 0.25rem 0; border-bottom: 1px solid var(--line);
          text-align: right; font-variant-numeric: tabular-nums; }
 th:first-child, td:first-child { text-align: left; }
-img { max-width: 100%; height: auto; }
+svg { max-width: 100%; height: auto; }
 pre { overflow-x: auto; padding: 0.8rem; background: var(--block); }
 </style>
 </head>
@@ -58,12 +57,9 @@ $sections
 </body>
 </html>
 """)
-_FIGURE = Template("""<picture>
-<source media="(prefers-color-scheme: dark)" srcset="data:image/png;base64,$dark">
-<img alt="$alt" src="data:image/png;base64,$light">
-</picture>""")
 _KEYS = ("name", "rows", "global_step")  # of a record, beside its numbers
-_INK = {"light": "#222222", "dark": "#e4e4e4"}
+_INK = "#222222"  # of the letters and axes of a figure, replaced by the colour of the page's text
+_INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
 
 
 def report(
@@ -159,11 +155,8 @@ Section = tuple[str, str, Callable[[], Any] | None]  # title, text as HTML, and 
 
 def _history(folder: Path) -> list[Section]:
     """Return the learning curves, and the last evaluation of each data set."""
-    try:
-        plots.learning_curve(folder)
-    except ValueError as error:
-        if any((folder / name).exists() for name in ("history.jsonl", "evaluations.jsonl")):
-            logger.warning("The report has no learning curve: %s", error)
+    records = JsonLines(folder / "evaluations.jsonl").read()
+    if not records and not History(folder / "history.jsonl").rows:
         return []
     text = (
         "<p>The loss says how wrong the model is: lower is better. The accuracy is the share of "
@@ -175,7 +168,6 @@ def _history(folder: Path) -> list[Section]:
         "decided nothing, such as a test set.</p>"
     )
     rows = []
-    records = JsonLines(folder / "evaluations.jsonl").read()
     latest = {str(record.get("name", "evaluation")): record for record in records}
     for name, record in latest.items():
         numbers = [f"{k} {v:.4g}" for k, v in record.items() if k not in _KEYS and v is not None]
@@ -251,18 +243,15 @@ def _table(head: Any, rows: Any) -> str:
 
 
 def _figure(title: str, draw: Callable[[], Any] | None) -> str:
-    """Return a figure as HTML, drawn once for light and once for dark pages."""
+    """Return a figure as SVG, whose letters and axes have the colour of the page's text."""
     if draw is None:
         return ""
-    names = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-    pictures = {}
-    for mode, ink in _INK.items():
-        file = io.BytesIO()
-        style = dict.fromkeys(names, ink) | {"legend.framealpha": 0}
-        with require("matplotlib", "plot").rc_context(style):
-            draw().savefig(file, dpi=120, transparent=True)
-        pictures[mode] = base64.b64encode(file.getvalue()).decode()
-    return _FIGURE.substitute(pictures, alt=title)
+    file = io.StringIO()
+    style = dict.fromkeys(_INKED, _INK) | {"legend.framealpha": 0}
+    with require("matplotlib", "plot").rc_context(style):
+        draw().savefig(file, format="svg", transparent=True, metadata={"Title": title})
+    svg = file.getvalue()
+    return svg[svg.index("<svg"):].replace(_INK, "currentColor")
 
 
 def _as_images(x: np.ndarray) -> np.ndarray | None:

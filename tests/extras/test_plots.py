@@ -91,21 +91,20 @@ def test_learning_curve_passes_over_a_last_line_that_is_half_written(tmp_path):
         assert loss.lines[0].get_xdata().tolist() == steps
 
 
-@pytest.mark.parametrize(
-    "line", [b'{"global_step": 1, "lo{}', b"", b"\xff{}", b"[" * 9999],
-    ids=["half", "blank", "not UTF-8", "too deep"],
-)
-def test_learning_curve_names_a_line_that_is_no_json(tmp_path, line):
-    (tmp_path / "evaluations.jsonl").write_bytes(b'{"global_step": 1}\n' + line + b"\n")
-    with pytest.raises(ValueError, match=r"jsonl, line 2 is not a record .*; delete b"):
-        plots.learning_curve(tmp_path)
+@pytest.mark.parametrize("line", [b'{"global_step": 9, "lo', b"", b"\xff{}", b"[" * 9999],
+                         ids=["half", "blank", "not UTF-8", "too deep"])
+def test_learning_curve_reads_a_file_up_to_a_damaged_line(tmp_path, line):
+    lines = [json.dumps(RECORDS[1]).encode(), line, json.dumps(RECORDS[2]).encode()]
+    (tmp_path / "evaluations.jsonl").write_bytes(b"\n".join(lines))
+    _, loss = plots.learning_curve(tmp_path).axes
+    assert loss.lines[0].get_xdata().tolist() == [100]
 
 
 @pytest.mark.parametrize("line", ["[1]", '{"loss": 1}', '{"global_step": 1, "loss": "1"}',
                                   '{"global_step": NaN, "loss": 1}'])
-def test_learning_curve_names_a_line_that_is_no_evaluation(tmp_path, line):
+def test_learning_curve_refuses_a_record_that_is_no_evaluation(tmp_path, line):
     (tmp_path / "evaluations.jsonl").write_text(line + "\n")
-    with pytest.raises((TypeError, ValueError), match=r"evaluations\.jsonl, line 1.* must be"):
+    with pytest.raises((TypeError, ValueError), match=r"`source.*` must be"):
         plots.learning_curve(tmp_path)
 
 
@@ -130,7 +129,7 @@ def test_learning_curve_reads_regular_files_only(tmp_path, kind):
     make = {"a named pipe": os.mkfifo, "a folder": os.mkdir,
             "a symbolic link": lambda path: os.symlink("other", path)}
     make[kind](path)
-    with pytest.raises(OSError, match=rf"evaluations\.jsonl is {kind}, not a regular file; remove"):
+    with pytest.raises(ValueError, match="at least one evaluation"):
         plots.learning_curve(tmp_path)
 
 
@@ -173,17 +172,14 @@ HOSTILE = {
 
 @pytest.mark.parametrize("record", HOSTILE.values(), ids=HOSTILE)
 def test_learning_curve_refuses_what_no_evaluation_writes(tmp_path, record):
-    write_lines(tmp_path, RECORDS[0], record)
-    with pytest.raises(ValueError, match=r"line 2|at most 16 numbers"):
+    write_lines(tmp_path, record)
+    with pytest.raises((TypeError, ValueError), match="`source"):
         plots.learning_curve(tmp_path)
 
 
-def test_learning_curve_refuses_more_than_a_picture_can_show(tmp_path, monkeypatch):
+def test_learning_curve_refuses_more_than_a_picture_can_show(tmp_path):
     write_lines(tmp_path, *({"global_step": 1, "loss": 1, "name": f"n{i}"} for i in range(17)))
     with pytest.raises(ValueError, match="at most 16 names, got 1 and 17; give a list of the rec"):
-        plots.learning_curve(tmp_path)
-    monkeypatch.setattr(plots, "_MOST_BYTES", 99)
-    with pytest.raises(ValueError, match=r"more than 99 bytes; give a list of the records"):
         plots.learning_curve(tmp_path)
 
 
