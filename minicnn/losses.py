@@ -13,7 +13,7 @@ from minicnn.core.hints import hinted
 from minicnn.core.log import logger
 from minicnn.core.op import Op, Shape, Tensor, apply
 from minicnn.core.weights import parameters_of
-from minicnn.ops import OneHot, Sigmoid, Softmax, check_labels, one_hot
+from minicnn.ops import OneHot, Sigmoid, Softmax, check_labels
 
 _SUM_TOLERANCE = 1e-3  # of the sum of a row of labels
 _LABELS_FIRST = "the labels come first"
@@ -35,8 +35,8 @@ class _Loss(Op):
     """The base of the losses: a weighted mean of terms, and its gradient for the outputs."""
 
     outputs = "logits"  # the name of the argument
-    # (labels, outputs, need_gradient): the terms, and the derivatives of their sum or None
-    terms: Callable[[np.ndarray, np.ndarray, bool], tuple[np.ndarray, Any]]
+    # (labels, outputs): the terms, and the derivatives of their sum
+    terms: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
     def __init__(
         self, weights: Any = 1.0, label_smoothing: float = 0.0, name: Any = None,
@@ -73,7 +73,7 @@ class _Loss(Op):
                 f"{self.label}: `{self.outputs}` must be float32 or float64, got "
                 f"{describe(outputs)}"
             )
-        terms, slopes = self.terms(labels, outputs, ctx.save)
+        terms, slopes = self.terms(labels, outputs)
         w = _weights(self.label, others[-1] if self.is_fed else self.weights, terms.shape)
         divisor = _DIVISORS[self.reduction](w)
         if self.is_fed:  # other processes have rows of other weights, and as many as these count
@@ -118,10 +118,8 @@ class SoftmaxCrossEntropy(_Loss):
                 f"labels {labels} and logits {outputs}; {_shape_remedy(labels, outputs)}"
             )
 
-    def terms(
-        self, labels: np.ndarray, outputs: np.ndarray, need_gradient: bool
-    ) -> tuple[np.ndarray, Any]:
-        _check_rows(self.label, labels, outputs)
+    def terms(self, labels: np.ndarray, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        _check_rows(self.label, labels)
         labels = labels.astype(outputs.dtype, copy=False)
         if self.label_smoothing:
             smoothing = self.label_smoothing
@@ -132,24 +130,33 @@ class SoftmaxCrossEntropy(_Loss):
         # -sum(labels * log softmax), with log softmax = shifted - log(total)
         terms = np.zeros_like(labels)
         np.multiply(labels, np.log(total) - shifted, out=terms, where=labels > 0)  # 0 inf is 0
-        slopes = None
-        if need_gradient:
-            sums = labels.sum(axis=1, keepdims=True)  # 1, except for rounding errors
-            slopes = exp / total * sums - labels
-        return terms.sum(axis=1, dtype=np.float64), slopes
+        sums = labels.sum(axis=1, keepdims=True)  # 1, except for rounding errors
+        return terms.sum(axis=1, dtype=np.float64), exp / total * sums - labels
 
 
-class _OfClassNumbers(SoftmaxCrossEntropy):
-    """The loss of rows that `one_hot` made of class numbers; these are the third input.
-
-    A class number that `one_hot` does not reach gives a row of zeros: the error names the number.
-    """
+class _SparseSoftmaxCrossEntropy(SoftmaxCrossEntropy):
+    """The loss `SoftmaxCrossEntropy` of class numbers (N,)."""
 
     kind = SoftmaxCrossEntropy.kind
 
-    def forward(self, labels: Any, outputs: Any, *others_and_ctx: Any) -> Any:
-        check_labels(others_and_ctx[0], labels.shape[1], self.label)
-        return super().forward(labels, outputs, *others_and_ctx)
+    def check(self, labels: Shape, outputs: Shape) -> None:
+        if len(labels) != 1 or len(outputs) != 2 or not _alike(labels, outputs[:1]):
+            remedy = checks.class_numbers("labels", labels, np.int64)
+            raise ValueError(
+                f"{self.label}: `labels` must be class numbers (N,) and `logits` (N, classes), of "
+                f"a layer after layers.Flatten, got labels {labels} and logits {outputs}; class "
+                f"numbers of the same rows are {remedy}"
+            )
+
+    def terms(self, labels: np.ndarray, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if labels.dtype.kind not in "iu":
+            raise TypeError(
+                f"{self.label}: class numbers must be integers, got {describe(labels)}; convert "
+                f"them: {checks.class_numbers('labels', labels.shape, labels.dtype)}"
+            )
+        classes = outputs.shape[1]
+        check_labels(labels, classes, self.label)
+        return super().terms(labels[:, None] == np.arange(classes), outputs)
 
 
 class _SigmoidCrossEntropy(_Loss):
@@ -157,9 +164,7 @@ class _SigmoidCrossEntropy(_Loss):
 
     kind = "sigmoid_cross_entropy"
 
-    def terms(
-        self, labels: np.ndarray, outputs: np.ndarray, need_gradient: bool
-    ) -> tuple[np.ndarray, Any]:
+    def terms(self, labels: np.ndarray, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         outside = labels[~((labels >= 0) & (labels <= 1))]
         if outside.size:
             raise ValueError(
@@ -179,9 +184,7 @@ class _MeanSquaredError(_Loss):
     kind = "mean_squared_error"
     outputs = "predictions"
 
-    def terms(
-        self, labels: np.ndarray, outputs: np.ndarray, need_gradient: bool
-    ) -> tuple[np.ndarray, Any]:
+    def terms(self, labels: np.ndarray, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         error = outputs - labels.astype(outputs.dtype, copy=False)
         return error * error, 2 * error
 
@@ -192,16 +195,14 @@ class _AbsoluteDifference(_Loss):
     kind = "absolute_difference"
     outputs = "predictions"
 
-    def terms(
-        self, labels: np.ndarray, outputs: np.ndarray, need_gradient: bool
-    ) -> tuple[np.ndarray, Any]:
+    def terms(self, labels: np.ndarray, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         error = outputs - labels.astype(outputs.dtype, copy=False)
         return np.abs(error), np.sign(error)
 
 
 def _applied(
     kind: type[_Loss], labels: Any, outputs: Any, weights: Any, smoothing: float, name: str | None,
-    reduction: str, numbers: tuple[Tensor, ...] = (),
+    reduction: str,
 ) -> Any:
     """Apply a loss to arrays or Tensors."""
     op = kind(weights, smoothing, name, reduction)
@@ -209,7 +210,7 @@ def _applied(
         op.check(labels.shape, outputs.shape)
         _check_tensors(op, outputs)
     fed = (weights,) if isinstance(weights, Tensor) else ()
-    return apply(op, labels, outputs, *numbers, *fed)
+    return apply(op, labels, outputs, *fed)
 
 
 def _with_gradient(
@@ -272,21 +273,18 @@ def softmax_cross_entropy(
     >>> round(loss, 4)  # log 2
     0.6931
     """
-    kind, numbers = SoftmaxCrossEntropy, ()
-    if isinstance(getattr(onehot_labels, "op", None), OneHot) and isinstance(logits, Tensor):
-        kind, numbers = _OfClassNumbers, onehot_labels.inputs
-    return _applied(
-        kind, onehot_labels, logits, weights, label_smoothing, name, reduction, numbers
-    )
+    kind: type[_Loss] = SoftmaxCrossEntropy
+    if isinstance(onehot_labels, Tensor) and isinstance(logits, Tensor):
+        op = onehot_labels.op
+        is_plain = isinstance(op, OneHot) and (op.on_value, op.off_value) == (1, 0)
+        if is_plain and _alike(onehot_labels.shape, logits.shape):
+            kind = _SparseSoftmaxCrossEntropy  # its error names a label that is no class
+            onehot_labels = onehot_labels.inputs[0]
+    return _applied(kind, onehot_labels, logits, weights, label_smoothing, name, reduction)
 
 
 def _check_tensors(op: _Loss, outputs: Tensor) -> None:
-    """Check the outputs when a graph is built."""
-    if isinstance(outputs.op, OneHot):
-        raise ValueError(
-            f"{op.label}: `{op.outputs}` must be the outputs of the model, got {outputs!r}; "
-            f"{_LABELS_FIRST}"
-        )
+    """Warn if the logits are probabilities already."""
     activation: Any = Sigmoid if isinstance(op, _SigmoidCrossEntropy) else Softmax
     is_last = type(getattr(outputs.op, "activation", outputs.op)) is activation
     if op.outputs == "logits" and is_last:
@@ -330,11 +328,7 @@ def sparse_softmax_cross_entropy(
     >>> round(mc.losses.sparse_softmax_cross_entropy(np.array([0, 1]), np.zeros((2, 4))), 4)
     1.3863
     """
-    labels = labels if isinstance(labels, Tensor) else checks.labels(labels, "labels")
-    logits = logits if isinstance(logits, Tensor) else checks.array(logits, "logits")
-    _check_numbers("sparse_softmax_cross_entropy", labels.shape, logits.shape)
-    rows = one_hot(labels, depth=logits.shape[1])
-    return softmax_cross_entropy(rows, logits, weights, 0.0, name, reduction)
+    return _applied(_SparseSoftmaxCrossEntropy, labels, logits, weights, 0.0, name, reduction)
 
 
 @hinted
@@ -360,10 +354,9 @@ def sparse_softmax_cross_entropy_with_grad(
     >>> mc.losses.sparse_softmax_cross_entropy_with_grad(np.array([1]), logits)[1]
     array([[ 0.5, -0.5]], dtype=float32)
     """
-    labels = checks.labels(labels, "labels")
-    logits = checks.array(logits, "logits")
-    _check_numbers("sparse_softmax_cross_entropy_with_grad", labels.shape, logits.shape)
-    return softmax_cross_entropy_with_grad(labels, logits, weights, 0.0, reduction)
+    return _with_gradient(
+        _SparseSoftmaxCrossEntropy, labels, logits, weights, 0.0, None, reduction
+    )
 
 
 @hinted
@@ -607,14 +600,9 @@ def softmax_cross_entropy_with_grad(
     >>> dlogits
     array([[ 0.5, -0.5]], dtype=float32)
     """
-    name = "softmax_cross_entropy_with_grad"
     labels = checks.labels(labels, "labels")
-    logits = checks.array(logits, "logits")
-    if labels.ndim == 1 and logits.ndim == 2:
-        labels = _rows_of(labels, logits, name)
-    return _with_gradient(
-        SoftmaxCrossEntropy, labels, logits, weights, label_smoothing, name, reduction
-    )
+    kind = _SparseSoftmaxCrossEntropy if labels.ndim == 1 else SoftmaxCrossEntropy
+    return _with_gradient(kind, labels, logits, weights, label_smoothing, None, reduction)
 
 
 def regularization(model: Op) -> float:
@@ -656,27 +644,6 @@ def regularization(model: Op) -> float:
     return sum(parameter.penalty() for parameter in parameters)
 
 
-def _rows_of(labels: np.ndarray, logits: np.ndarray, label: str) -> np.ndarray:
-    """Return the one-hot rows of class numbers (N,)."""
-    if labels.dtype.kind not in "iu":
-        raise TypeError(
-            f"{label}: class numbers must be integers, got {describe(labels)}; convert them: "
-            f"{checks.class_numbers('labels', labels.shape, labels.dtype)}"
-        )
-    check_labels(labels, logits.shape[1], label)
-    return (labels[:, None] == np.arange(logits.shape[1])).astype(logits.dtype)
-
-
-def _check_numbers(label: str, labels: Shape, logits: Shape) -> None:
-    """Raise unless labels (N,) and logits (N, classes) fit together."""
-    if len(labels) != 1 or len(logits) != 2 or not _alike(labels, logits[:1]):
-        remedy = checks.class_numbers("labels", labels, np.int64)
-        raise ValueError(
-            f"{label}: `labels` must be class numbers (N,) and `logits` (N, classes), got labels "
-            f"{labels} and logits {logits}; class numbers of the same rows are {remedy}"
-        )
-
-
 def _alike(first: Shape, second: Shape) -> bool:
     """Return whether two shapes are the same, where None may be any number of rows."""
     return first[1:] == second[1:] and len({*first[:1], *second[:1]} - {None}) < 2
@@ -684,41 +651,26 @@ def _alike(first: Shape, second: Shape) -> bool:
 
 def _shape_remedy(labels: Shape, logits: Shape) -> str:
     """Return how to correct labels and logits of different shapes."""
-    if len(logits) > 2:
-        return "flatten the features before the last layer (layers.Flatten)"
-    if len(logits) < 2 or not labels:
-        swapped = len(labels) == 2
-        return _LABELS_FIRST if swapped else "both need a row for each row of the data"
+    if len(logits) != 2:
+        return f"{_LABELS_FIRST}, and logits are of a layer after layers.Flatten"
     if logits[1] == 1 and len(labels) <= 2:
         return _TWO_UNITS
-    if len(labels) == 1:
-        return f"make the labels with one_hot(labels, depth={logits[1]})"
-    if labels[1] == 1 or len(labels) > 2:  # a column of class numbers, or one_hot twice
-        return f"give class numbers: {checks.class_numbers('y', labels[:2], np.int64)}"
-    if labels[1] != logits[1]:
-        return f"give the last layer {labels[1]} units, or make the labels with depth={logits[1]}"
-    return "take both from the same rows"
+    if len(labels) != 2 or labels[1] == 1:
+        numbers = checks.class_numbers("y", labels[:2], np.int64)
+        return f"make the labels with one_hot(n, depth={logits[1]}) of the numbers n = {numbers}"
+    return f"take both from the same rows, and give the last layer {labels[1]} units"
 
 
-def _check_rows(label: str, labels: np.ndarray, logits: np.ndarray) -> None:
+def _check_rows(label: str, labels: np.ndarray) -> None:
     """Raise if a row of labels is not a distribution over the classes."""
-    good = _distributions(labels)
+    good = (labels >= 0).all(axis=1) & (np.abs(labels.sum(axis=1) - 1.0) < _SUM_TOLERANCE)
     if not good.all():
-        row = int(np.flatnonzero(~good)[0])
-        remedy = "a row of zeros comes from a class number that one_hot does not reach"
-        if labels.shape[1] == 1:
-            remedy = _TWO_UNITS
-        elif _distributions(logits).all():
-            remedy = _LABELS_FIRST
+        row = int(np.argmin(good))
         raise ValueError(
             f"{label}: row {row} of the labels is {labels[row].tolist()}; its entries must not be "
-            f"negative and must sum to 1 ({remedy})"
+            f"negative and must sum to 1 ({_LABELS_FIRST}; a row of zeros comes from a class "
+            f"number that one_hot does not reach; {_TWO_UNITS})"
         )
-
-
-def _distributions(rows: np.ndarray) -> np.ndarray:
-    """Return whether each row is a distribution over the classes."""
-    return (rows >= 0).all(axis=1) & (np.abs(rows.sum(axis=1) - 1.0) < _SUM_TOLERANCE)
 
 
 def _weights(label: str, weights: Any, shape: tuple[int, ...]) -> np.ndarray:

@@ -18,7 +18,7 @@ from minicnn.estimator.feeding import Batch, by_name, each
 from minicnn.estimator.graph import Graph
 from minicnn.inference import InferenceModel, Program
 from minicnn.losses import SoftmaxCrossEntropy
-from minicnn.ops import Cast, OneHot, Reshape, check_labels
+from minicnn.ops import Cast, Reshape, check_labels
 
 
 class _Copies(Graph):
@@ -136,11 +136,10 @@ class Trace:
         if labels is None:
             return
         for tensor in self.graph.tensors.values():
-            onehot = tensor.inputs[0] if isinstance(tensor.op, SoftmaxCrossEntropy) else tensor
-            if tensor is onehot or not isinstance(onehot.op, OneHot):
-                continue  # no loss, or one of labels that `one_hot` did not make
-            classes: Any = onehot.shape[1]  # always known
-            source = onehot.inputs[0]
+            if not isinstance(tensor.op, SoftmaxCrossEntropy) or len(tensor.inputs[0].shape) != 1:
+                continue  # no loss, or one of rows
+            source, logits = tensor.inputs[:2]
+            classes: Any = logits.shape[1]  # always known
             while isinstance(source.op, Cast | Reshape):
                 source = source.inputs[0]
             for name, holder in by_name(self._labels).items():
