@@ -5,7 +5,12 @@ x (N, H, W, C) -> y (N, OH, OW, C), winner (N, OH, OW, C)
 `winner` is the index of the largest element in its window, in row-major order; of equal elements
 the first. Only this element gets the gradient of y. Padding is never the largest element. NaN is
 always the largest, so that it propagates. A mean is over the elements inside the image.
+
+The kernels combine a row of outputs with one tap of its windows at a time (`window.overlap`).
 """
+
+import functools
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +18,9 @@ from minicnn.kernels.gemm import clear
 from minicnn.kernels.jit import helper, kernel
 from minicnn.kernels.simd import pointer
 from minicnn.kernels.threads import CHUNKS, check, parallel_for, share
-from minicnn.kernels.window import Window
+from minicnn.kernels.window import Window, overlap
+
+_NONE = np.empty((0, 0, 0, 0), np.uint8)  # in place of winners: each element gets the gradient
 
 
 def winner_type(window: Window) -> type[np.unsignedinteger]:
@@ -23,133 +30,125 @@ def winner_type(window: Window) -> type[np.unsignedinteger]:
 
 def forward(x: np.ndarray, y: np.ndarray, winner: np.ndarray, window: Window) -> None:
     """Write the largest elements and their indices in the windows."""
-    _check(x, y, winner, window)
-    images = share(len(x), CHUNKS)
-    parallel_for(_forward, -(-len(x) // images), (x,), (y, winner), tuple(window), images)
+    chunks, images = _check(x, y, winner, window)
+    parallel_for(_forward, chunks, (x,), (y, winner), tuple(window), images)
 
 
 def backward(dy: np.ndarray, winner: np.ndarray, dx: np.ndarray, window: Window) -> None:
     """Write dx: each dy is added at the largest element of its window."""
-    _check(dx, dy, winner, window)
-    images = share(len(dx), CHUNKS)
-    parallel_for(_backward, -(-len(dx) // images), (dy, winner), (dx,), tuple(window), images)
+    chunks, images = _check(dx, dy, winner, window)
+    parallel_for(_backward, chunks, (dy, winner), (dx,), tuple(window), images, False)
 
 
 def mean(x: np.ndarray, y: np.ndarray, window: Window) -> None:
     """Write the means of the windows."""
-    _check(x, y, y, window)
-    images = share(len(x), CHUNKS)
-    parallel_for(_mean, -(-len(x) // images), (x,), (y,), tuple(window), images,
-                 scratch={"sums": (x.shape[3:], x.dtype)})
+    chunks, images = _check(x, y, y, window)
+    numbers = _numbers(window, x.shape[3], x.dtype)
+    parallel_for(_mean, chunks, (x, numbers), (y,), tuple(window), images,
+                 scratch={"sums": (y.shape[2:], y.dtype)})
 
 
 def mean_gradient(dy: np.ndarray, dx: np.ndarray, window: Window) -> None:
     """Write dx: each dy is spread evenly over its window."""
-    _check(dx, dy, dy, window)
-    images = share(len(dx), CHUNKS)
-    parallel_for(_mean_gradient, -(-len(dx) // images), (dy,), (dx,), tuple(window), images,
-                 scratch={"parts": (dx.shape[3:], dx.dtype)})
+    chunks, images = _check(dx, dy, dy, window)
+    parts = dy / _numbers(window, dx.shape[3], dx.dtype)
+    parallel_for(_backward, chunks, (parts, _NONE), (dx,), tuple(window), images, True)
 
 
-def _check(x: np.ndarray, y: np.ndarray, winner: np.ndarray, window: Window) -> None:
+def _check(x: np.ndarray, y: np.ndarray, winner: np.ndarray, window: Window) -> tuple[int, int]:
+    """Check the shapes, and return the number of chunks and of the images of a chunk."""
     n, channels = len(x), x.shape[3]
     shape = (n, window.out_h, window.out_w, channels)
     check(x=(x, (n, window.height, window.width, channels)), y=(y, shape))
     check(winner=(winner, shape))
+    images = share(n, CHUNKS)
+    return -(-n // images), images
+
+
+@functools.cache
+def _numbers(window: Window, channels: int, dtype: Any) -> np.ndarray:
+    """Return the number of elements in the windows of an image of y (OH, OW, C)."""
+    rows, columns = (
+        np.minimum(first + taps, size) - np.maximum(first, 0)
+        for first, taps, size in (
+            (np.arange(window.out_h) * window.stride_h - window.top, *window[2::-2]),
+            (np.arange(window.out_w) * window.stride_w - window.left, *window[3::-2]),
+        )
+    )
+    return np.repeat(np.outer(rows, columns).astype(dtype)[..., None], channels, axis=2)
 
 
 @kernel
 def _forward(chunk, scratch, x, y, winner, window, images):
-    height, width, kh, kw, sh, sw, _, _, top, left, oh, ow = window
-    channels = x.shape[3]
+    """Compare the taps from the last to the first, so that of equal elements the first remains."""
+    rows, channels = y.shape[1], y.shape[3]
     for n in range(chunk * images, min(x.shape[0], (chunk + 1) * images)):
-        for p in range(n * oh * ow, (n + 1) * oh * ow):
-            row, column = p // ow % oh * sh - top, p % ow * sw - left
-            fresh = True
-            for iy in range(max(row, 0), min(row + kh, height)):
-                for ix in range(max(column, 0), min(column + kw, width)):
-                    value = pointer(x, ((n * height + iy) * width + ix) * channels)
-                    _take_larger(value, pointer(y, p * channels), pointer(winner, p * channels),
-                                 (iy - row) * kw + ix - column, channels, fresh)
-                    fresh = False
+        y[n] = -np.inf
+        for row in range(rows):
+            for ky in range(window[2] - 1, -1, -1):
+                for kx in range(window[3] - 1, -1, -1):
+                    inside, out, count = overlap(window, ky, kx, row, True)
+                    at = n * y[0].size + out * channels
+                    _take_larger(pointer(x, n * x[0].size + inside * channels),
+                                 window[5] * channels, pointer(y, at), pointer(winner, at),
+                                 ky * window[3] + kx, count, channels)
 
 
 @helper
-def _take_larger(value, best, tap, number, channels, fresh):
-    for c in range(channels):
-        larger = fresh or value[c] > best[c] or (value[c] != value[c] and best[c] == best[c])
-        best[c] = value[c] if larger else best[c]
-        tap[c] = number if larger else tap[c]
+def _take_larger(x, step, y, winner, tap, count, channels):
+    for i in range(count):
+        for c in range(channels):
+            value, at = x[i * step + c], i * channels + c
+            larger = value >= y[at] or value != value
+            y[at] = value if larger else y[at]
+            winner[at] = tap if larger else winner[at]
 
 
 @kernel
-def _backward(chunk, scratch, dy, winner, dx, window, images):
-    height, width, kh, kw, sh, sw, _, _, top, left, oh, ow = window
-    channels = dx.shape[3]
-    for n in range(chunk * images, min(dx.shape[0], (chunk + 1) * images)):
-        dx[n] = 0
-        for p in range(n * oh * ow, (n + 1) * oh * ow):
-            row, column = p // ow % oh * sh - top, p % ow * sw - left
-            for iy in range(max(row, 0), min(row + kh, height)):
-                for ix in range(max(column, 0), min(column + kw, width)):
-                    target = pointer(dx, ((n * height + iy) * width + ix) * channels)
-                    _add_where(pointer(dy, p * channels), pointer(winner, p * channels),
-                               (iy - row) * kw + ix - column, target, channels)
-
-
-@helper
-def _add_where(gradient, tap, number, target, channels):
-    for c in range(channels):
-        target[c] += gradient[c] if tap[c] == number else 0
-
-
-@kernel
-def _mean(chunk, scratch, x, y, window, images):
+def _mean(chunk, scratch, x, numbers, y, window, images):
     """Add the sums of the rows of a window, so that a large window loses little precision."""
     (sums,) = scratch
-    height, width, kh, kw, sh, sw, _, _, top, left, oh, ow = window
-    line = pointer(sums, 0)
-    channels = x.shape[3]
+    rows, columns, channels = y.shape[1:]
     for n in range(chunk * images, min(x.shape[0], (chunk + 1) * images)):
-        for p in range(n * oh * ow, (n + 1) * oh * ow):
-            row, column = p // ow % oh * sh - top, p % ow * sw - left
-            total = pointer(y, p * channels)
-            clear(total, channels)
-            for iy in range(max(row, 0), min(row + kh, height)):
-                clear(line, channels)
-                for ix in range(max(column, 0), min(column + kw, width)):
-                    _add(pointer(x, ((n * height + iy) * width + ix) * channels), line, channels)
-                _add(line, total, channels)
-            count = _inside(row, kh, height) * _inside(column, kw, width)
-            for c in range(channels):
-                total[c] /= count
+        y[n] = 0
+        for row in range(rows):
+            for ky in range(window[2]):
+                clear(pointer(sums, 0), sums.size)
+                for kx in range(window[3]):
+                    inside, out, count = overlap(window, ky, kx, row, True)
+                    _add(pointer(x, n * x[0].size + inside * channels), window[5] * channels,
+                         pointer(sums, out % columns * channels), channels, count, channels)
+                at = (n * rows + row) * columns * channels
+                _add(pointer(sums, 0), channels, pointer(y, at), channels, columns, channels)
+        for e in range(numbers.size):
+            pointer(y, n * numbers.size)[e] /= pointer(numbers, 0)[e]
+
+
+@helper
+def _add(source, source_step, target, target_step, count, channels):
+    for i in range(count):
+        for c in range(channels):
+            target[i * target_step + c] += source[i * source_step + c]
 
 
 @kernel
-def _mean_gradient(chunk, scratch, dy, dx, window, images):
-    (parts,) = scratch
-    height, width, kh, kw, sh, sw, _, _, top, left, oh, ow = window
-    channels = dx.shape[3]
+def _backward(chunk, scratch, dy, winner, dx, window, images, to_all):
+    rows, channels = dy.shape[1], dy.shape[3]
     for n in range(chunk * images, min(dx.shape[0], (chunk + 1) * images)):
         dx[n] = 0
-        for p in range(n * oh * ow, (n + 1) * oh * ow):
-            row, column = p // ow % oh * sh - top, p % ow * sw - left
-            count = _inside(row, kh, height) * _inside(column, kw, width)
-            for c in range(channels):
-                parts[c] = pointer(dy, p * channels)[c] / count
-            for iy in range(max(row, 0), min(row + kh, height)):
-                for ix in range(max(column, 0), min(column + kw, width)):
-                    target = pointer(dx, ((n * height + iy) * width + ix) * channels)
-                    _add(pointer(parts, 0), target, channels)
+        for row in range(rows):
+            for ky in range(window[2]):
+                for kx in range(window[3]):
+                    inside, out, count = overlap(window, ky, kx, row, True)
+                    at = n * dy[0].size + out * channels
+                    _add_where(pointer(dy, at), pointer(winner, at), ky * window[3] + kx, to_all,
+                               pointer(dx, n * dx[0].size + inside * channels),
+                               window[5] * channels, count, channels)
 
 
 @helper
-def _inside(first, taps, size):
-    """Return the number of taps that are inside the image."""
-    return min(first + taps, size) - max(first, 0)
-
-
-@helper
-def _add(source, target, channels):
-    for c in range(channels):
-        target[c] += source[c]
+def _add_where(dy, winner, tap, to_all, dx, step, count, channels):
+    for i in range(count):
+        for c in range(channels):
+            at = i * channels + c
+            dx[i * step + c] += dy[at] if to_all or winner[at] == tap else 0

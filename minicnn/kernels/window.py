@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+from minicnn.kernels.jit import helper
+
 
 class Window(NamedTuple):
     """The geometry of a sliding window, as a tuple of integers that kernels can unpack."""
@@ -53,3 +55,20 @@ def _slide_axis(
         return total // 2, out
     before, after = (0, 0) if padding == "valid" else padding
     return before, (before + size + after - extent) // stride + 1
+
+
+@helper
+def overlap(window, ky, kx, row, forward):
+    """Return the first pixels of x and of y that a tap connects in a row, and their number.
+
+    The row is one of y, or of x if not `forward`. Pixels are numbered in their image.
+    """
+    height, width, _, _, sh, sw, dh, dw, top, left, oh, ow = window
+    down, right = ky * dh - top, kx * dw - left
+    oy = row if forward else (row - down) // sh
+    iy = oy * sh + down
+    first = max(0, (sw - 1 - right) // sw)
+    count = min(ow, (width - 1 - right) // sw + 1) - first
+    if iy < 0 or iy >= height or oy < 0 or oy >= oh or not (forward or iy == row):
+        count = 0
+    return iy * width + first * sw + right, oy * ow + first, count

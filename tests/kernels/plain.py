@@ -14,12 +14,12 @@ import numpy as np
 
 import minicnn
 from minicnn.kernels import simd as compiled_simd
-from minicnn.kernels import threads, window
+from minicnn.kernels import threads
 
 NAMES = (
     "conv.conv", "conv.depthwise", "conv.im2col", "conv.implicit", "conv.pooled", "conv.shared",
     "conv.winograd", "dense.dense", "dense.lists", "elementwise", "gather", "gemm", "normalize",
-    "pooling", "update", "warp",
+    "pooling", "update", "warp", "window",
 )
 CONSTANTS = ("VECTOR_BYTES", "REGISTERS", "LANES", "VECTORS", "PANEL", "ROWS", "FEW_ROWS",
              "SOME_ROWS", "ZEROED")
@@ -32,7 +32,7 @@ def kernels():
     fresh = {name: module for name, module in sys.modules.items()
              if not name.startswith("minicnn.kernels")}
     fresh |= {"minicnn.kernels.jit": jit, "minicnn.kernels.simd": simd(),
-              "minicnn.kernels.threads": threads, "minicnn.kernels.window": window}
+              "minicnn.kernels.threads": threads}
     with (
         mock.patch.dict(sys.modules, fresh, clear=True),
         mock.patch.object(minicnn, "kernels", None),

@@ -28,7 +28,7 @@ from minicnn.kernels.simd import (
     store_some,
 )
 from minicnn.kernels.threads import CHUNKS, check, parallel_for, share
-from minicnn.kernels.window import Window
+from minicnn.kernels.window import Window, overlap
 
 
 def forward(
@@ -98,7 +98,7 @@ def _products(chunk, scratch, source, w, b, target, window, rows, forward, recti
         image = pointer(source, r // height * source.shape[1] * source.shape[2] * channels)
         clear(pointer(sums, 0), sums.size)
         for tap in range(window[2] * window[3]):
-            x, y, count = _overlap(window, tap, r % height, forward)
+            x, y, count = overlap(window, tap // window[3], tap % window[3], r % height, forward)
             factor = pointer(w, tap * channels)
             if forward:
                 _add_products(pointer(sums, y % width * padded), padded,
@@ -120,26 +120,9 @@ def _kernel_gradient(chunk, scratch, x, dy, partial, window, images):
         dw = pointer(partial, n * partial.shape[1])
         for row in range(rows):
             for tap in range(window[2] * window[3]):
-                x_, y_, count = _overlap(window, tap, row, True)
+                x_, y_, count = overlap(window, tap // window[3], tap % window[3], row, True)
                 _add_sums(pointer(dw, tap * channels), pointer(image, x_ * channels),
                           window[5] * channels, pointer(gradient, y_ * channels), count, channels)
-
-
-@helper
-def _overlap(window, tap, row, forward):
-    """Return the first pixels of x and of y that a tap connects in a row, and their number.
-
-    The row is one of y, or of x if not `forward`. Pixels are numbered in their image.
-    """
-    height, width, _, kw, sh, sw, dh, dw, top, left, oh, ow = window
-    down, right = tap // kw * dh - top, tap % kw * dw - left
-    oy = row if forward else (row - down) // sh
-    iy = oy * sh + down
-    first = max(0, (sw - 1 - right) // sw)
-    count = min(ow, (width - 1 - right) // sw + 1) - first
-    if iy < 0 or iy >= height or oy < 0 or oy >= oh or not (forward or iy == row):
-        count = 0
-    return iy * width + first * sw + right, oy * ow + first, count
 
 
 @helper
