@@ -389,29 +389,16 @@ class Reshape(Op):
 
     def __init__(self, shape: Any, name: str | None = None) -> None:
         super().__init__(name)
-        try:
-            self.shape = checks.integers(shape, "shape", least=-1)
-        except TypeError:
-            raise TypeError(
-                f"`shape` must be a list of integers such as [-1, 28, 28, 1], got {describe(shape)}"
-            ) from None
-        if not self.shape or self.shape.count(-1) > 1:
-            raise ValueError(
-                f"`shape` may hold one -1 and must not be empty, got {list(self.shape)}"
-            )
+        self.shape = checks.integers(shape, "shape", least=-1)
+        if self.shape.count(-1) > 1:
+            raise ValueError(f"`shape` may hold one -1, got {list(self.shape)}")
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
         return (None, *row_shape(input_shape, self.shape[1:], self.label))
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
         ctx[self] = x.shape
-        try:
-            return x.reshape(self.shape)
-        except ValueError:
-            raise ValueError(
-                f"{self.label}: {describe(x)} does not fit `shape` {list(self.shape)}; "
-                "the first size is the batch: write -1"
-            ) from None
+        return x.reshape(self.shape)
 
     def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
         return dy.reshape(ctx[self]) if need_dx else None
@@ -472,7 +459,7 @@ class Argmax(Op):
         self.axis = axis
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
-        axis = _row_axis(self.axis, input_shape, self.label)
+        axis = _axis(self.axis, input_shape, self.label, 1)
         return input_shape[:axis] + input_shape[axis + 1 :]
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
@@ -526,12 +513,7 @@ class OneHot(Op):
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
         _check_indices(self.label, input_shape, dtype)
-        rank = len(input_shape) + 1
-        axis = self.axis + rank if self.axis < 0 else self.axis
-        if not 0 < axis < rank:
-            raise ValueError(
-                f"{self.label}: `axis` must be -1 or from 1 to {rank - 1}, got {self.axis}"
-            )
+        axis = _axis(self.axis, (*input_shape, self.depth), self.label, 1)
         return (*input_shape[:axis], self.depth, *input_shape[axis:])
 
     def forward(self, x: Any, ctx: Context) -> np.ndarray:
@@ -600,11 +582,9 @@ def check_labels(labels: np.ndarray, classes: int, label: str) -> None:
 
 def _check_indices(label: str, shape: Shape, dtype: Any) -> None:
     """Raise unless the indices are integers."""
-    kind = np.dtype(dtype).kind
-    if kind not in "iu":
-        given = {"f": "floating-point numbers", "b": "booleans"}.get(kind, f"type {dtype}")
+    if np.dtype(dtype).kind not in "iu":
         raise TypeError(
-            f"{label}: the indices must be integers, got {given} of shape {shape}; give class "
+            f"{label}: the indices must be integers, got {dtype} of shape {shape}; give class "
             f"numbers: {checks.class_numbers('y', shape, dtype)}"
         )
 
@@ -805,7 +785,7 @@ class Concat(Op):
 
     def build(self, input_shape: Any, rng: Any, dtype: Any = np.float32) -> Shape:
         shapes = input_shape if isinstance(input_shape[0], tuple) else (input_shape,)
-        axis = _row_axis(self.axis, shapes[0], self.label)
+        axis = _axis(self.axis, shapes[0], f"{self.label}, `values`", 1)
         if len({(*shape[:axis], *shape[axis + 1 :]) for shape in shapes}) > 1:
             raise ValueError(
                 f"{self.label}: `values` must have the same sizes except along `axis` "
@@ -856,18 +836,18 @@ def concat(values: Any, axis: int, name: str | None = None) -> Any:
     values = [_array(value, "values") for value in checks.sequence(values, "values", "Tensors")]
     if not values:
         raise ValueError("`values` must hold at least one Tensor or array, got none")
-    op = Concat(_axis(axis, values[0].shape, "concat, `values`"), name)
+    op = Concat(axis, name)
     if len({value.dtype for value in values}) > 1:
         raise TypeError(f"{op.label}: `values` must have one type, got {values}; use mc.cast")
-    if not any(isinstance(value, Tensor) for value in values):
-        op.build(tuple(value.shape for value in values), None)
+    if not isinstance(values[0], Tensor):
+        op.build(tuple(np.shape(value) for value in values), None)
     return apply(op, *values)
 
 
 class ReduceSum(Op):
     """The sum along some axes, or of all elements; each element gets the gradient of its sum."""
 
-    mean = False
+    reduction: Any = staticmethod(np.sum)
 
     def __init__(self, axes: tuple[int, ...], keepdims: bool, name: str | None = None) -> None:
         super().__init__(name)
@@ -880,31 +860,32 @@ class ReduceSum(Op):
                 f"{self.label}: `axis` 0 of {input_shape} is the batch, which can be reduced only "
                 "together with all other axes (axis=None)"
             )
-        return self._reduced(input_shape, self.keepdims)
+        ones = self._with_ones(input_shape)
+        return tuple(n for i, n in enumerate(ones) if self.keepdims or i not in self.axes)
 
-    def _reduced(self, shape: Any, keepdims: bool) -> Any:
-        sizes = (1 if axis in self.axes else size for axis, size in enumerate(shape))
-        return tuple(n for axis, n in enumerate(sizes) if keepdims or axis not in self.axes)
-
-    def _count(self, shape: Any) -> int:
-        return max(1, math.prod(shape[axis] for axis in self.axes)) if self.mean else 1
+    def _with_ones(self, shape: Any) -> Any:
+        """Return the shape of the result with keepdims."""
+        return tuple(1 if axis in self.axes else size for axis, size in enumerate(shape))
 
     def forward(self, x: Any, ctx: Context) -> Any:
+        y = self.reduction(x, axis=self.axes, dtype=np.float64, keepdims=self.keepdims)
         ctx[self] = x.shape, x.dtype
-        y = x.sum(axis=self.axes, dtype=np.float64, keepdims=self.keepdims)
-        return (y / self._count(x.shape)).astype(x.dtype)
+        return y.astype(x.dtype)
 
     def backward(self, dy: Any, ctx: Context, need_dx: bool = True) -> Any:
         shape, dtype = ctx[self]
-        dy = np.asarray(dy, dtype).reshape(self._reduced(shape, True))  # of a loss a number
-        dx = np.ascontiguousarray(np.broadcast_to(dy / self._count(shape), shape))
-        return dx if need_dx else None
+        dy = np.asarray(dy, dtype).reshape(self._with_ones(shape))  # of a loss a number
+        return np.ascontiguousarray(np.broadcast_to(dy, shape)) if need_dx else None
 
 
 class ReduceMean(ReduceSum):
-    """The mean along some axes, or of all elements."""
+    """The mean along some axes, or of all elements; each has an equal part of its gradient."""
 
-    mean = True
+    reduction = staticmethod(np.mean)
+
+    def backward(self, dy: Any, ctx: Context, need_dx: bool = True) -> Any:
+        dx = super().backward(dy, ctx, need_dx)
+        return None if dx is None else dx / (dx.size // np.size(dy))
 
 
 def reduce_sum(
@@ -989,24 +970,13 @@ def _floats(value: Any, name: str, argument: str = "inputs") -> Any:
     return result
 
 
-def _row_axis(axis: int, shape: Shape, label: str) -> int:
-    """Return an axis after the batch, counted from the front; raise if there is no such axis."""
-    row_axis = axis + len(shape) if axis < 0 else axis
-    if not 0 < row_axis < len(shape):
-        raise ValueError(
-            f"{label}: `axis` {axis} is not one of the axes after the batch of an input of shape "
-            f"{shape}"
-        )
-    return row_axis
-
-
-def _axis(axis: Any, shape: Shape, label: str) -> int:
-    """Return an axis of an array of this shape; raise if there is no such axis."""
+def _axis(axis: Any, shape: Shape, label: str, least: int = 0) -> int:
+    """Return an axis of at least `least`, counted from the front; raise if there is none."""
     axis = integer(axis, "axis", least=-checks.MOST)
     rank = len(shape)
-    if not -rank <= axis < rank:
+    if not (-rank <= axis < rank and axis % rank >= least):
+        after = " after the batch" if least else ""
         raise ValueError(
-            f"{label}: no `axis` {axis} in an input of shape {shape}; give one from {-rank} to "
-            f"{rank - 1}"
+            f"{label}: no `axis` {axis}{after} in an input of shape {shape}; give another one"
         )
-    return axis
+    return axis % rank

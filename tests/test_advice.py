@@ -99,7 +99,7 @@ def test_labels_in_another_form_are_told_what_makes_class_numbers(form, function
         make(function, tmp_path).fit(X, y, steps=1)
         return
     message = refused(make(function, tmp_path).fit, X, y, steps=1)
-    assert "float32" not in message and "cast first" not in message
+    assert "np.float32" not in message and "cast first" not in message
     numbers = followed(message, "y", y)
     assert numbers.tolist() == (NUMBERS > 0 if form == "booleans" else NUMBERS).tolist()
     estimator = make(function, tmp_path).fit(X, numbers, steps=1)

@@ -414,7 +414,7 @@ def _scale(file: _File, op: Any, x: _Value, shape: Shape) -> _Value:
 def _reduce(file: _File, op: Any, x: _Value, shape: Shape) -> _Value:
     inputs = [file.name_of(x)]
     attributes: dict[str, Any] = {"keepdims": int(op.keepdims)}
-    if op.mean:
+    if isinstance(op, ops.ReduceMean):
         attributes["axes"] = op.axes  # an input only since opset 18
     else:
         inputs.append(file.constant(np.array(op.axes, np.int64), f"{op.label}/axes"))
