@@ -2,6 +2,7 @@
 
 import functools
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
@@ -17,10 +18,11 @@ from minicnn.core.checks import (
     optimizer_fault,
     sequence,
 )
-from minicnn.core.hints import Hinting, call_of
+from minicnn.core.hints import Hinting
 from minicnn.core.parameter import Parameter, sum_of_squares
 from minicnn.kernels import update as kernels
 
+_TINY = sys.float_info.min  # what is above 0 is at least this
 Schedule = Callable[[int], float]
 Rate = float | Schedule
 
@@ -66,9 +68,6 @@ class Optimizer(Hinting):
         self.learning_rate = learning_rate
         self.iterations = 0
         self._state: dict[str, np.ndarray] = {}  # by name: "conv2d/kernel/momentum"
-
-    def __repr__(self) -> str:
-        return call_of(self)
 
     def update(self, w: np.ndarray, g: np.ndarray, state: list[np.ndarray], rate: float) -> None:
         """Update one parameter in place.
@@ -306,7 +305,7 @@ class Adam(Optimizer):
         super().__init__(learning_rate)
         self.beta1 = number(beta1, "beta1", least=0, below=1)
         self.beta2 = number(beta2, "beta2", least=0, below=1)
-        self.epsilon = _positive(epsilon, "epsilon")
+        self.epsilon = number(epsilon, "epsilon", least=_TINY)
         self.weight_decay = number(weight_decay, "weight_decay", least=0)
 
     def update(self, w: np.ndarray, g: np.ndarray, state: list[np.ndarray], rate: float) -> None:
@@ -394,7 +393,7 @@ class RMSprop(Optimizer):
         super().__init__(learning_rate)
         self.decay = number(decay, "decay", least=0, below=1)
         self.momentum = number(momentum, "momentum", least=0, below=1)
-        self.epsilon = _positive(epsilon, "epsilon")
+        self.epsilon = number(epsilon, "epsilon", least=_TINY)
 
     def update(self, w: np.ndarray, g: np.ndarray, state: list[np.ndarray], rate: float) -> None:
         """Update one parameter in place."""
@@ -404,15 +403,7 @@ class RMSprop(Optimizer):
         kernels.rmsprop(w, g, s, v, rate, self.decay, self.momentum, self.epsilon + start)
 
 
-class _Schedule:
-    """Base class of schedules: callables step -> rate that can be pickled."""
-
-    def __repr__(self) -> str:
-        arguments = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
-        return f"{type(self).__name__}({arguments})"
-
-
-class constant(_Schedule):  # noqa: N801
+class constant(Hinting):  # noqa: N801
     """A constant learning rate.
 
     Parameters
@@ -434,7 +425,7 @@ class constant(_Schedule):  # noqa: N801
         return self.rate
 
 
-class step_decay(_Schedule):  # noqa: N801
+class step_decay(Hinting):  # noqa: N801
     """Multiply the rate by a factor at regular intervals: rate factor^floor(step / every).
 
     Parameters
@@ -463,7 +454,7 @@ class step_decay(_Schedule):  # noqa: N801
         return self.rate * self.factor ** (step // self.every)
 
 
-class exponential_decay(_Schedule):  # noqa: N801
+class exponential_decay(Hinting):  # noqa: N801
     """Decay the rate exponentially: rate decay_rate^(step / decay_steps).
 
     Parameters
@@ -498,7 +489,7 @@ class exponential_decay(_Schedule):  # noqa: N801
         return self.rate * self.decay_rate ** (step // steps if self.staircase else step / steps)
 
 
-class cosine_decay(_Schedule):  # noqa: N801
+class cosine_decay(Hinting):  # noqa: N801
     """Decay the rate along a cosine: end + (rate - end) (1 + cos(pi step / decay_steps)) / 2.
 
     Parameters
@@ -570,7 +561,7 @@ def clip_by_global_norm(parameters: Iterable[Parameter], max_norm: float) -> flo
     >>> p.grad
     array([1.5, 2. ], dtype=float32)
     """
-    max_norm = _positive(max_norm, "max_norm")
+    max_norm = number(max_norm, "max_norm", least=_TINY)
     gradients = [parameter.writable("grad") for parameter in _trained(_checked(parameters))]
     norm = math.sqrt(sum(map(sum_of_squares, gradients)))
     if max_norm < norm < math.inf:
@@ -618,12 +609,11 @@ def get(
         raise ValueError(f"`learning_rate` must be given with {describe(optimizer)}, got None")
     if isinstance(optimizer, str):
         optimizer = _BY_NAME[choice(optimizer, "optimizer", _BY_NAME)]
-    made = optimizer(learning_rate) if callable(optimizer) else optimizer
+    made = optimizer(learning_rate) if callable(optimizer) else None
     if not isinstance(made, Optimizer):
-        result = "" if made is optimizer else f", which returns {describe(made)}"
         raise TypeError(
             "`optimizer` must be a name, an Optimizer, or a class or function that makes one from "
-            f"the learning rate, got {describe(optimizer)}{result}"
+            f"the learning rate, got {describe(optimizer)}"
         )
     return made
 
@@ -662,10 +652,3 @@ def _check_fits(name: str, array: np.ndarray, parameter: Parameter) -> None:
             f"{name!r} must be like its parameter, {parameter.shape} {parameter.dtype}, got "
             f"{array.shape} {array.dtype}; use the model it belongs to, or a new optimizer"
         )
-
-
-def _positive(value: float, name: str) -> float:
-    result = number(value, name, least=0)
-    if not result:
-        raise ValueError(f"`{name}` must be above 0, got 0")
-    return result

@@ -171,7 +171,8 @@ def test_a_layer_of_ones_own_is_answered_too():
     "Reshape((7, 7, 64))",
     "SGD(0.1, momentum=0.9)",
     "Adam(0.001)",
-    "Adam(step_decay(rate=0.1, every=100, factor=0.5), epsilon=1e-07)",
+    "Adam(step_decay(0.1, 100, 0.5), epsilon=1e-07)",
+    "Dense(3, kernel_regularizer=l2_regularizer(0.1))",
 ])
 def test_a_layer_or_optimizer_shows_how_it_is_made(text):
     names = vars(mc.layers) | vars(mc.optimizers) | vars(mc.initializers)

@@ -477,10 +477,10 @@ def test_schedules_at_points_computed_by_hand(schedule, points):
         (lambda: SGD(0.1, weight_decay=-1), ValueError, "`weight_decay`"),
         (lambda: RMSprop(0.1, decay=1), ValueError, "`decay`"),
         (lambda: RMSprop(0.1, momentum=-0.1), ValueError, "`momentum`"),
-        (lambda: RMSprop(0.1, epsilon=0), ValueError, "`epsilon` must be above 0, got 0"),
+        (lambda: RMSprop(0.1, epsilon=0), ValueError, "`epsilon` .* at least 2.*e-308, got 0"),
         (lambda: Adam(beta1=1), ValueError, "`beta1`"),
         (lambda: Adam(beta2=-0.1), ValueError, "`beta2`"),
-        (lambda: Adam(epsilon=0), ValueError, "`epsilon` must be above 0, got 0"),
+        (lambda: Adam(epsilon=0), ValueError, "`epsilon` .* at least 2.*e-308, got 0"),
         (lambda: Adam(weight_decay=math.nan), ValueError, "`weight_decay`"),
     ],
 )
@@ -576,7 +576,7 @@ def test_get_from_classes_functions_and_instances():
         (Adam, None, ValueError, "`learning_rate` must be given with"),
         ("SGD", -1, ValueError, "`learning_rate`"),
         (3, 0.1, TypeError, "`optimizer` must be a name, .*, got 3"),
-        (lambda rate: None, 0.1, TypeError, "`optimizer` must be a name, .*, which returns None"),
+        (lambda rate: None, 0.1, TypeError, "`optimizer` must be a name, .*, got <function"),
     ],
 )
 def test_get_refuses(optimizer, rate, error, message):

@@ -75,13 +75,12 @@ def step(model, optimizer):
 
 
 @pytest.mark.parametrize(("schedule", "text"), [
-    (optimizers.constant(0.3), "constant(rate=0.3)"),
-    (optimizers.step_decay(0.8, 10, 0.5), "step_decay(rate=0.8, every=10, factor=0.5)"),
-    (optimizers.exponential_decay(0.8, 10, 0.25),
-     "exponential_decay(rate=0.8, decay_steps=10, decay_rate=0.25, staircase=False)"),
+    (optimizers.constant(0.3), "constant(0.3)"),
+    (optimizers.step_decay(0.8, 10, 0.5), "step_decay(0.8, 10, 0.5)"),
+    (optimizers.exponential_decay(0.8, 10, 0.25), "exponential_decay(0.8, 10, 0.25)"),
     (optimizers.exponential_decay(np.float32(0.5), 7, 0.3, staircase=True),
-     "exponential_decay(rate=0.5, decay_steps=7, decay_rate=0.3, staircase=True)"),
-    (optimizers.cosine_decay(0.9, 12, end=0.1), "cosine_decay(rate=0.9, decay_steps=12, end=0.1)"),
+     "exponential_decay(0.5, 7, 0.3, staircase=True)"),
+    (optimizers.cosine_decay(0.9, 12, end=0.1), "cosine_decay(0.9, 12, end=0.1)"),
 ])
 def test_schedules(schedule, text):
     steps = range(0, 40, 3)

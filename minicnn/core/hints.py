@@ -113,6 +113,9 @@ class Hinting:
         if inspect.isfunction(vars(cls).get("__init__")):
             cls.__init__ = hinted(cls.__init__)  # type: ignore[method-assign]
 
+    def __repr__(self) -> str:
+        return call_of(self)
+
     if not TYPE_CHECKING:  # to a type checker, an attribute that is not declared is an error
 
         def __getattr__(self, name: str) -> Any:

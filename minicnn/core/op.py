@@ -86,9 +86,6 @@ class Op(hints.Hinting):
         if "build" in vars(cls):
             cls.build = _recorded(cls.build)  # type: ignore[method-assign]
 
-    def __repr__(self) -> str:
-        return hints.call_of(self)
-
     @property
     def name(self) -> str | None:
         """The name in errors, summaries and checkpoints; its own parameters follow a change."""

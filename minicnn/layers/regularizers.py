@@ -3,10 +3,11 @@
 import numpy as np
 
 from minicnn.core import checks
+from minicnn.core.hints import Hinting
 from minicnn.core.parameter import sum_of_squares
 
 
-class l1_regularizer:  # noqa: N801
+class l1_regularizer(Hinting):  # noqa: N801
     """Add scale * sum(|w|) to the loss: many weights become nearly zero.
 
     The sum of all regularizers is added to the loss of training and evaluation by the Estimator
@@ -37,7 +38,7 @@ class l1_regularizer:  # noqa: N801
         return self.scale * np.sign(value)
 
 
-class l2_regularizer:  # noqa: N801
+class l2_regularizer(Hinting):  # noqa: N801
     """Add scale * sum(w^2) / 2 to the loss: weights stay small.
 
     The formula is that of ``tf.contrib.layers.l2_regularizer``; Keras' ``l2`` has no factor 1/2.
