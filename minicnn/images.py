@@ -14,7 +14,7 @@ import numpy as np
 
 from minicnn.core import checks
 from minicnn.core.extras import require
-from minicnn.core.files import StrangeFileError, open_regular
+from minicnn.core.files import open_regular
 
 _SIZE, _BOX = 28, 20  # pixels: MNIST's images, and the digits in them
 _MOST_PIXELS = 40_000_000  # to decode: a small file may declare any number
@@ -45,11 +45,11 @@ def read(path: str | Path) -> np.ndarray:
 
     Raises
     ------
-    FileNotFoundError
-        If there is no such file.
+    OSError
+        If there is no such file, or the path is not that of a regular file.
     ValueError
-        If the path is not a regular file or not a complete picture, or the picture has more than 40
-        million pixels (JPEG: 80, WebP and AVIF: 20) or a side of more than 100,000.
+        If the file is not a complete picture, or the picture has more than 40 million pixels
+        (JPEG: 80, WebP and AVIF: 20) or a side of more than 100,000.
 
     Examples
     --------
@@ -84,7 +84,7 @@ def picture(path: str | Path) -> Any:
 
     Raises
     ------
-    FileNotFoundError, ValueError
+    OSError, ValueError
         As `read`.
 
     Examples
@@ -98,33 +98,35 @@ def picture(path: str | Path) -> Any:
     (3, 2)
     """
     path = checks.path(path, "path")
+    require("PIL.Image", "image")
+    with open_regular(path, follow=True) as file:
+        try:
+            return _upright(file)
+        except Exception as error:  # a decoder may raise anything on damaged bytes
+            raise ValueError(
+                f"{path}: a complete picture was expected ({error}); open it in a picture viewer "
+                "and save it again, smaller, as PNG or JPEG"
+            ) from error
+
+
+def _upright(file: Any) -> Any:
+    """Return the picture in a file as `picture` does."""
     image_module = require("PIL.Image", "image")
-    image_ops = require("PIL.ImageOps", "image")
-    try:
-        with open_regular(path, follow=True) as file, image_module.open(file) as image:
-            stored = image.width * image.height / 2  # a progressive JPEG is loaded in full size
-            image.draft(None, (_LARGEST, _LARGEST))  # lets JPEG decode at a smaller size
-            copies = 2 if image.format in _DECODED_WITH_COPIES else 1
-            decoded = copies * image.width * image.height
-            # EPS is a program, which Pillow would run.
-            is_large = max(stored, decoded) > _MOST_PIXELS or max(image.size) > _LONGEST_SIDE
-            if image.format == "EPS" or is_large:
-                raise ValueError(f"{image.format} of {image.width} x {image.height} is not safe")
-            upright = image_ops.exif_transpose(_reduced(image))
-            if upright.mode == "F":
-                levels = 255 * _normalized(np.asarray(upright))
-                upright = image_module.fromarray(levels.astype(np.uint8)).convert("RGBA")
-            upright.thumbnail((_LARGEST, _LARGEST))
-            return upright
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: there is no such file; check the path") from None
-    except StrangeFileError as error:
-        raise ValueError(str(error)) from None
-    except Exception as error:  # a decoder may raise anything on damaged bytes
-        raise ValueError(
-            f"{path}: a complete picture was expected ({error}); open it in a picture viewer and "
-            "save it again, smaller, as PNG or JPEG"
-        ) from error
+    with image_module.open(file) as image:
+        stored = image.width * image.height / 2  # a progressive JPEG is loaded in full size
+        image.draft(None, (_LARGEST, _LARGEST))  # lets JPEG decode at a smaller size
+        copies = 2 if image.format in _DECODED_WITH_COPIES else 1
+        decoded = copies * image.width * image.height
+        # EPS is a program, which Pillow would run.
+        is_large = max(stored, decoded) > _MOST_PIXELS or max(image.size) > _LONGEST_SIDE
+        if image.format == "EPS" or is_large:
+            raise ValueError(f"{image.format} of {image.width} x {image.height} is not safe")
+        upright = require("PIL.ImageOps", "image").exif_transpose(_reduced(image))
+    if upright.mode == "F":
+        levels = 255 * _normalized(np.asarray(upright))
+        upright = image_module.fromarray(levels.astype(np.uint8)).convert("RGBA")
+    upright.thumbnail((_LARGEST, _LARGEST))
+    return upright
 
 
 def digit(pixels: Any) -> np.ndarray:
@@ -297,25 +299,12 @@ def _without_specks(parts: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def _is_printed(part: np.ndarray, rest: np.ndarray) -> bool:
-    """Return whether a part is a frame, a corner or a line, with the rest on its inner side."""
+    """Return whether a part is a frame, a corner or a line around or under a shorter rest."""
     own, other = _distances_to_sides(part, rest)
-    size, rest_size = (np.ptp(distances, axis=0)[:2] + 1 for distances in (own, other))
-    thick = 1.5 + 0.06 * size.max()
-    if (own.min(axis=1) < thick).mean() < 0.97 or rest_size.max() < 0.1 * size.max():
-        return False
-    inner = (other > 0).mean(axis=0) > 0.95
-    if size.min() < 1.5 + 0.15 * size.max():  # one line
-        first = 1 - np.argmax(size)
-        if first == 0 and inner[2]:
-            return True
-        # Above or beside the rest it may be a stroke: the bar of a 5, the stem of a 4.
-        return bool(inner[first::2].any() and size.max() > 1.5 * rest_size.max())
-    for side in range(4):
-        along = own[own[:, side] < thick, 1 - side % 2]
-        ruled = len(np.unique(along.round())) > 0.75 * size[1 - side % 2]
-        if ruled and not inner[side]:
-            return False
-    return bool((size > 0.7 * rest_size).all() and size.min() > 4 * thick)
+    length, rest_length = (np.ptp(distances, axis=0).max() + 1 for distances in (own, other))
+    is_outline = (own.min(axis=1) < 1.5 + 0.06 * length).mean() > 0.97
+    is_between = (other[:, 1::2] > 0).mean() > 0.97  # the left and the right side
+    return bool(is_outline and is_between and 0.1 * length < rest_length < 0.95 * length)
 
 
 def _distances_to_sides(part: np.ndarray, rest: np.ndarray) -> list[np.ndarray]:
