@@ -4,8 +4,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import resources
-from importlib.resources.abc import Traversable
+from pathlib import Path
 
 import numpy as np
 
@@ -19,7 +18,6 @@ _SHA256 = {  # of the raw bytes, under gzip
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
-_REINSTALL = "reinstall minicnn, which contains this data"
 
 
 def load_dataset(
@@ -78,11 +76,13 @@ def load_dataset(
     ((100, 784), (100, 10))
     """
     shipped = isinstance(name, str) and name == "mnist"
-    folder = resources.files(__package__) / "data" if shipped else checks.path(name, "name")
+    folder = Path(__file__).with_name("data") if shipped else checks.path(name, "name")
     if not folder.is_dir():
         raise ValueError(
             'load_dataset: `name` must be "mnist" (the only name) or an existing folder of IDX '
-            f"files, got {checks.describe(name)}; {_REINSTALL if shipped else _no_folder(folder)}"
+            f"files, got {checks.describe(name)}; nothing is downloaded: put the four files of "
+            f"another data set, {', '.join(_SHA256)} (with or without .gz), into a folder and give "
+            "its path"
         )
     return Datasets(
         folder,
@@ -94,16 +94,6 @@ def load_dataset(
     )
 
 
-def _no_folder(place: Traversable) -> str:
-    """Return the remedy for a path that is not a folder."""
-    if place.is_file():
-        return "give the folder that contains this file"
-    return (
-        f"nothing is downloaded: put the four files of another data set, {', '.join(_SHA256)} "
-        "(with or without .gz), into a folder and give its path"
-    )
-
-
 @dataclass(frozen=True, eq=False)
 class Datasets:
     """The three splits of a folder of IDX files, each read at first use.
@@ -112,8 +102,8 @@ class Datasets:
 
     Parameters
     ----------
-    folder : Traversable
-        The folder of the four files: a `Path`, or a folder from `importlib.resources`.
+    folder : Path
+        The folder of the four files.
     shipped : bool
         Whether to check the SHA-256 of the files that are part of minicnn.
     one_hot, reshape, validation_size, seed
@@ -135,7 +125,7 @@ class Datasets:
     Dataset(images=(10000, 28, 28, 1) float32, labels=(10000,) uint8)
     """
 
-    folder: Traversable
+    folder: Path
     shipped: bool
     one_hot: bool
     reshape: bool
@@ -195,22 +185,15 @@ class Datasets:
         return self._decode(f"{part}-labels-idx1-ubyte", LABELS_MAGIC)
 
     def _decode(self, name: str, magic: int) -> np.ndarray:
-        # as_file: an installed package may be a zip file instead of a folder.
-        with resources.as_file(self._find(name)) as path:
-            if self.shipped:
-                return decode_file(path, magic, _SHA256[name], _REINSTALL)
-            return decode_file(path, magic)
+        return decode_file(self._find(name), magic, _SHA256[name] if self.shipped else None)
 
-    def _find(self, name: str) -> Traversable:
+    def _find(self, name: str) -> Path:
         stems = (name, name.replace("-idx", ".idx"))  # the second one as in Kaggle's copies
         names = [f"{stem}{suffix}" for stem in stems for suffix in ("", ".gz")]
         plain = [self.folder / file for file in names]
         for candidate in (*plain, *(folder / file for folder in plain for file in names)):
             if candidate.is_file():
                 return candidate
-        entries = sorted(f"{e.name}/" if e.is_dir() else e.name for e in self.folder.iterdir())
-        remedy = _REINSTALL if self.shipped else "give the folder that contains the file, or add it"
         raise FileNotFoundError(
-            f"{self.folder}: expected a file {name} or {name}.gz, got "
-            f"{', '.join(entries[:8]) or 'nothing'}; {remedy}"
+            f"{self.folder} has no file {name} or {name}.gz; give the folder that contains it"
         )
