@@ -314,7 +314,7 @@ def _transpose(builder: Any, source: Any, source_row: Any, target: Any, target_r
         _store(builder, value, target, row(target_row, i))
 
 
-def linear(matrices: Mapping[int, Sequence[Sequence[float]]], before: bool, after: bool) -> Any:
+def linear(matrices: Mapping[int, Any], before: bool, after: bool) -> Any:
     """Return a function that writes a constant matrix times a column of vectors.
 
     It is called as ``function(key, source, step, target, target_step)``, with the key of the matrix

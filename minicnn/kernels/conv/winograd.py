@@ -12,18 +12,20 @@ points of a transformed tile is a separate matrix product,
 A 4x4 tile consists of four windows of a 2x2 max pooling. Bias, ReLU and pooling are therefore
 applied to the tile while it is in the cache, and the unpooled image is never stored.
 
-The matrices are the Toom-Cook matrices for the points 0, 1, -1, 2, -2, (1/2, -1/2,) infinity. For
-3x3:
+The matrices are the Toom-Cook matrices for the points 0, 1, -1, 2, -2, 1/2, -1/2, infinity (5x5),
+or for 0, a, -a, b, -b, infinity with a = 11/16 and b = 23/16 (3x3). Points p and about 1/p make the
+rounding errors of all outputs nearly equal, which makes the largest one small: with 1 and 2 for a
+and b it would be four times as large. For 3x3, with c = 2 (a^2 - b^2):
 
-         4  0 -5  0  1  0          1  1  1  1  1  0               6  0  0
-         0 -4 -4  1  1  0          0  1 -1  2 -2  0              -4 -4 -4
-    B' = 0  4 -4 -1  1  0     A' = 0  1  1  4  4  0     G = 1/24 -4  4 -4
-         0 -2 -1  2  1  0          0  1 -1  8 -8  1               1  2  4
-         0  2 -1 -2  1  0                                         1 -2  4
-         0  4  0 -5  0  1                                         0  0 24
+         aabb 0   -aa-bb 0      1 0        1  1   1   1   1   0        1/aabb  0       0
+         0   -abb -bb    a      1 0        0  a  -a   b  -b   0        1/aac   1/ac    1/c
+    B' = 0    abb -bb   -a      1 0   A' = 0  aa  aa  bb  bb  0   G =  1/aac  -1/ac    1/c
+         0   -aab -aa    b      1 0        0 aaa -aaa bbb -bbb 1      -1/bbc  -1/bc   -1/c
+         0    aab -aa   -b      1 0                                   -1/bbc   1/bc   -1/c
+         0   aabb  0    -aa-bb  0 1                                    0       0       1
 
-The rows of B' and the columns of A' for opposite points differ only in signs. Their even and odd
-parts are therefore computed once, and then added and subtracted.
+The rows of B' and G and the columns of A' for opposite points differ only in signs. Their even and
+odd parts are therefore computed once, and then added and subtracted.
 
 In float32, the result differs from the direct sum by about 2e-6 of the largest output of the tile,
 and by up to 2e-5 of it if one input is much larger than the others. Inputs above 1e36 overflow. If
@@ -36,8 +38,8 @@ The gradient of the kernel is the transposed map. With tiles dy of 4x4 gradients
     dw = G' [ sum over tiles of (A dy A') * (B' d B) ] G
 
 which is again a matrix product, M (C, F) = V' (C, tiles) D (tiles, F). A block of tiles is added at
-a time and transformed, so that sums are short. `db` is the sum of D at the point (1, 1), which is
-the sum of a tile. The error is about 4e-6 of the largest gradient, for any number of images.
+a time and transformed, so that sums are short. The error is about 1e-6 of the largest gradient, for
+any number of images.
 
 Layouts (all arrays except U are scratch): padded (HP, WP, CP), the image with channels padded to
 complete vectors; V (points, tiles, CP); U (panels, points, CP, PANEL); M (points, ROWS tiles,
@@ -57,7 +59,6 @@ from minicnn.kernels.simd import (
     PANEL,
     ROWS,
     add,
-    broadcast,
     fma,
     linear,
     load,
@@ -72,22 +73,26 @@ from minicnn.kernels.threads import aligned, parallel_for, share
 from minicnn.kernels.window import Window
 
 _OUT = 4  # rows and columns of outputs in a tile
+# The finite points, exact in float32: 0, and others with their opposites.
+_POINTS = {3: (0.0, 11 / 16, -11 / 16, 23 / 16, -23 / 16),
+           5: (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)}
 # Channels times filters; with fewer, the transforms cost more than they save.
 _LEAST_WORK = {(3, 3): 450, (5, 5): 160}
 _FEW_FILTERS = 16  # fewer take as long as so many
 _MOST_TILES = 28  # in a block, whose V stays in the second-level cache
 _V_BYTES = 1 << 20
-# Of the gradient of the kernel: channels times filters, tiles of a chunk, and those of a block.
+# Of the gradient of the kernel: channels times filters, and tiles of a chunk.
 _LEAST_GRADIENT = 1024
-_MOST_TERMS = 2048
-_LEAST_BLOCK, _MOST_BLOCK = 32, 128
+_LEAST_TERMS, _MOST_TERMS = 16, 2048
 _GROUP = 16  # channels whose M is computed at a time
-_ROOM = _GROUP + 1  # rows of M; a power of two apart, points would evict each other from the cache
+# Rows of M, and tiles of a block, whose products are one sum. Both are odd: a power of two apart,
+# points would evict each other from the cache.
+_ROOM, _BLOCK = _GROUP + 1, 49
 
 
 def matrices(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return B', A' and G for filters of `size` x `size`; the last point is infinity."""
-    points = [0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5][: size + _OUT - 2]
+    points = _POINTS[size]
     others = [[q for q in points if q != p] for p in points]
     factors = [*(np.poly(rest)[::-1] for rest in others), np.poly(points)[::-1]]
     to_points = np.array([[*row, *[0.0] * (len(factors) - len(row))] for row in factors])
@@ -99,22 +104,25 @@ def matrices(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return to_points, outputs, (powers / scales).T
 
 
-def _line_matrices(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return B' and A' for the even and odd parts of opposite points."""
-    inputs, outputs, _ = matrices(size)
-    for rows in (inputs, outputs.T):
+def _line_matrices(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return B', A' and G for the even and odd parts of opposite points."""
+    inputs, outputs, filters = matrices(size)
+    for rows in (inputs, outputs.T, filters):
         rows[1:-1:2], rows[2:-1:2] = rows[1:-1:2] + rows[2:-1:2], rows[1:-1:2] - rows[2:-1:2]
         rows[1:-1] /= 2
-    return inputs, outputs
+    return inputs, outputs, filters
 
 
-_FILTERS = {size: matrices(size)[2].astype(np.float32) for size in (3, 5)}  # G
-_LINES = {size + _OUT - 1: _line_matrices(size) for size in (3, 5)}
-# They write B' d, A' m and A y for one row or column of a tile of 6 or 8 points.
-_input_line = linear({side: inputs.tolist() for side, (inputs, _) in _LINES.items()}, False, True)
-_output_line = linear({side: lines.tolist() for side, (_, lines) in _LINES.items()}, True, False)
-
-_gradient_line = linear({6: _LINES[6][1].T.tolist()}, False, True)
+_INPUTS, _OUTPUTS, _FILTERS = (
+    {size + _OUT - 1: _line_matrices(size)[i] for size in _POINTS} for i in range(3)
+)
+# They write B' d, A' m and G g for one row or column of a tile of 6 or 8 points.
+_input_line = linear(_INPUTS, False, True)
+_output_line = linear(_OUTPUTS, True, False)
+_filter_line = linear(_FILTERS, False, True)
+# They write A y and G' m for a tile of 6 points.
+_gradient_line = linear({6: _OUTPUTS[6].T}, False, True)
+_kernel_line = linear({6: _FILTERS[6].T}, True, False)
 
 
 def fits(window: Window, channels: int, filters: int) -> bool:
@@ -129,13 +137,12 @@ def pack(w: np.ndarray, turned: bool = False) -> np.ndarray:
     size, _, *sizes = w.shape
     channels, filters = reversed(sizes) if turned else sizes
     side, panels = size + _OUT - 1, -(-filters // PANEL)
-    transformed = aligned((panels, side * side, round_up(channels, LANES), PANEL), np.float32)
+    transformed = aligned((panels, side * side, channels | 1, PANEL), np.float32)
     parallel_for(
-        _transform_filters, panels, (w, _FILTERS[size]), (transformed,),
-        channels, turned,
+        _transform_filters, panels, (w,), (transformed,), channels, turned,
         scratch={
             "packed": ((size, size, channels, PANEL), np.float32),
-            "half": ((side, size, PANEL), np.float32),  # G g
+            "half": ((side, size, LANES), np.float32),  # G g
         },
     )
     return transformed
@@ -155,7 +162,8 @@ def forward(
     size = len(w)
     side = size + _OUT - 1
     transformed = pack(w, turned) if packed is None else packed
-    panels, points, depth, _ = transformed.shape
+    panels, points, _, _ = transformed.shape
+    depth = round_up(x.shape[3], LANES)
     images = share(len(x), chunks)
     tiles = -(-window.out_h // _OUT), -(-window.out_w // _OUT), size, side  # rows and columns
     most = max(ROWS, _MOST_TILES // ROWS * ROWS)
@@ -166,12 +174,13 @@ def forward(
         tiles, relu, pool,
         scratch={
             "padded": ((rows, columns, depth), np.float32),
-            "v": ((points, block, depth), np.float32),
+            "v": ((points, block | 1, depth), np.float32),
             "m": ((points, ROWS, PANEL), np.float32),
             "line": ((2, points, LANES), np.float32),  # a tile between its two passes
             "zeros": ((PANEL,), np.float32),
             "bias": ((panels, PANEL), np.float32),
             "live": ((rows, columns), np.float32),  # 1 if this or one of the next pixels is nonzero
+            "sparse": ((1,), np.int32),  # 1 if a pixel of the image is zero
             "blanks": ((block,), np.int32),  # a bit for each output of a tile
         },
     )
@@ -193,25 +202,23 @@ def kernel_gradient(
     (size, _, channels, filters), side = dw.shape, _OUT + 2
     tiles = -(-window.out_h // _OUT), -(-window.out_w // _OUT), size, side
     per_image = tiles[0] * tiles[1]
-    images = min(share(len(x), chunks), max(1, _MOST_TERMS // per_image))
+    images = max(share(len(x), chunks), -(-_LEAST_TERMS // per_image))
+    images = min(images, max(1, _MOST_TERMS // per_image))
     chunks = -(-len(x) // images)
-    block = _V_BYTES // (side * side * 4 * (channels + filters))  # no sum depends on the width
-    block = min(max(block, _LEAST_BLOCK), _MOST_BLOCK)
-    blocks = -(-images * per_image // block)
+    blocks = -(-images * per_image // _BLOCK)
     depth, panels = round_up(channels, LANES), -(-filters // PANEL)
     high, wide = tiles[0] * _OUT, tiles[1] * _OUT
     partial = aligned((chunks, dw.size), np.float32)
     biases = np.empty((chunks * blocks, filters), np.float32)
     parallel_for(
-        _kernel_gradient, chunks, (x, dy, np.ascontiguousarray(_FILTERS[size].T)),
-        (partial, biases), tuple(window), images, tiles, blocks,
+        _kernel_gradient, chunks, (x, dy), (partial, biases), tuple(window), images, tiles, blocks,
         scratch={
             "padded": ((high + size - 1, wide + size - 1, depth), np.float32),
             "gradient": ((high, wide, panels * PANEL), np.float32),
-            "v": ((side * side, block, depth), np.float32),
-            "d": ((side * side, panels, block, PANEL), np.float32),
+            "v": ((side * side, _BLOCK, depth), np.float32),
+            "d": ((side * side, panels, _BLOCK, PANEL), np.float32),
             "m": ((side * side, _ROOM, PANEL), np.float32),
-            "line": ((side, side, PANEL), np.float32),
+            "line": ((side, side, LANES), np.float32),
             "zeros": ((PANEL,), np.float32),
         },
     )
@@ -220,10 +227,10 @@ def kernel_gradient(
 
 
 @kernel
-def _kernel_gradient(chunk, scratch, x, dy, matrix, partial, biases, window, images, tiles, blocks):
+def _kernel_gradient(chunk, scratch, x, dy, partial, biases, window, images, tiles, blocks):
     """Sum M = V' D over the tiles of a chunk of images, and write dw = G' M G."""
     padded, gradient, v, d, m, line, zeros = scratch
-    points, panels, block, _ = d.shape
+    points, panels, _, _ = d.shape
     channels, filters, depth, per_image = x.shape[3], dy.shape[3], v.shape[2], tiles[0] * tiles[1]
     clear(pointer(padded, 0), padded.size)
     clear(pointer(gradient, 0), gradient.size)
@@ -232,32 +239,34 @@ def _kernel_gradient(chunk, scratch, x, dy, matrix, partial, biases, window, ima
     partial[chunk] = 0
     begin = chunk * images * per_image
     end = min(x.shape[0] * per_image, begin + images * per_image)
-    for first in range(begin, end, block):
-        count = min(block, end - first)
-        sums = pointer(biases, (chunk * blocks + (first - begin) // block) * filters)
+    for first in range(begin, end, _BLOCK):
+        count = min(_BLOCK, end - first)
+        sums = pointer(biases, (chunk * blocks + (first - begin) // _BLOCK) * filters)
         _transform_pairs(x, dy, first, count, padded, gradient, v, d, line, sums, window, tiles)
         for f in range(0, filters, PANEL):
             for c in range(0, channels, _GROUP):
                 rows = min(_GROUP, channels - c)
                 for p in range(points):
-                    block_of_rows(pointer(v, p * block * depth + c), 1, depth, 0,
-                                  pointer(d, (p * panels + f // PANEL) * block * PANEL), PANEL,
+                    block_of_rows(pointer(v, p * _BLOCK * depth + c), 1, depth, 0,
+                                  pointer(d, (p * panels + f // PANEL) * _BLOCK * PANEL), PANEL,
                                   pointer(zeros, 0), 0, pointer(m, p * _ROOM * PANEL), PANEL,
                                   rows, min(PANEL, filters - f), count, 1, False)
                 for r in range(rows):
-                    at = chunk * partial.shape[1] + (c + r) * filters + f
-                    _add_kernel(pointer(m, r * PANEL), pointer(matrix, 0), pointer(line, 0),
-                                pointer(partial, at), channels * filters, filters - f, tiles)
+                    at = chunk * partial.shape[1] + (c + r) * filters
+                    for g in range(f, min(f + PANEL, filters), LANES):
+                        _add_kernel(pointer(m, r * PANEL + g - f), pointer(line, 0),
+                                    pointer(partial, at + g), channels * filters, filters - g,
+                                    tiles)
 
 
 @helper
 def _transform_pairs(x, dy, first, count, padded, gradient, v, d, line, sums, window, tiles):
     """Write V = B' d B and D = A dy A' for `count` tiles, and add the sums of the tiles of dy."""
-    (_, wide, depth), (_, across, _), (_, panels, block, _) = padded.shape, gradient.shape, d.shape
+    (_, wide, depth), (_, across, _), panels = padded.shape, gradient.shape, d.shape[1]
     filters, side = dy.shape[3], tiles[3]
     for i in range(count):
         n, row, column = _tile(first + i, tiles)
-        if row + column == 0 or i == 0:  # a new image
+        if row + column == 0:  # the first tile of an image
             inside = pointer(padded, (window[8] * wide + window[9]) * depth)
             copy_image(pointer(x, n * x[0].size), x.shape[1:], 0, x.shape[3], inside, wide, depth,
                        False)
@@ -266,14 +275,23 @@ def _transform_pairs(x, dy, first, count, padded, gradient, v, d, line, sums, wi
         corner = pointer(padded, (row * wide + column) * _OUT * depth)
         for c in range(0, depth, LANES):
             _input_tile(pointer(corner, c), wide * depth, depth, pointer(line, 0),
-                        pointer(v, i * depth + c), block * depth, side)
+                        pointer(v, i * depth + c), _BLOCK * depth, side)
         corner = pointer(gradient, (row * across + column) * _OUT * panels * PANEL)
         for f in range(0, filters, LANES):
-            target = pointer(d, (f // PANEL * block + i) * PANEL + f % PANEL)
+            target = pointer(d, (f // PANEL * _BLOCK + i) * PANEL + f % PANEL)
             _gradient_tile(pointer(corner, f), across * panels * PANEL, panels * PANEL,
-                           pointer(line, 0), target, panels * block * PANEL, side)
-            total = load(target, (side + 1) * panels * block * PANEL)
+                           pointer(line, 0), target, panels * _BLOCK * PANEL, side)
+            total = _sum_tile(pointer(corner, f), across * panels * PANEL, panels * PANEL)
             store_some(add(load_some(sums, f, filters - f), total), sums, f, filters - f)
+
+
+@helper
+def _sum_tile(source, row, column):
+    """Return the sum of a tile for one vector of filters."""
+    total = load(source, 0)
+    for q in range(1, _OUT * _OUT):
+        total = add(total, load(source, q // _OUT * row + q % _OUT * column))
+    return total
 
 
 @helper
@@ -288,58 +306,43 @@ def _gradient_tile(source, row, column, line, d, point, side):
 
 
 @helper
-def _add_kernel(m, matrix, line, dw, tap, some, tiles):
-    """Add G' M G to the gradients of a channel and a panel of filters."""
+def _add_kernel(m, line, dw, tap, some, tiles):
+    """Add G' M G to the gradients of a channel and a vector of filters."""
     size, side, point = tiles[2], tiles[3], _ROOM * PANEL
+    out = pointer(line, size * side * LANES)
+    for v in range(side):
+        _kernel_line(side, pointer(m, v * point), side * point, pointer(line, v * LANES),
+                     side * LANES)
     for i in range(size):
-        for u in range(side):
-            _combine(pointer(matrix, i * side), pointer(m, u * point), side * point,
-                     pointer(line, u * PANEL), side)
+        _kernel_line(side, pointer(line, i * side * LANES), LANES, out, LANES)
         for j in range(size):
-            out = pointer(line, side * PANEL)
-            _combine(pointer(matrix, j * side), line, PANEL, out, side)
-            for f in range(0, min(PANEL, some), LANES):
-                at = (i * size + j) * tap + f
-                store_some(add(load(out, f), load_some(dw, at, some - f)), dw, at, some - f)
+            at = (i * size + j) * tap
+            store_some(add(load(out, j * LANES), load_some(dw, at, some)), dw, at, some)
 
 
 @kernel
-def _transform_filters(panel, scratch, w, matrix, transformed, channels, turned):
-    """Write U = G g G' for the filters of a panel, one channel at a time."""
+def _transform_filters(panel, scratch, w, transformed, channels, turned):
+    """Write U = G g G' for the filters of a panel, one channel and one vector at a time."""
     packed, half = scratch
-    side, size = matrix.shape
-    depth = transformed.shape[2]
+    side, size = half.shape[0], half.shape[1]
+    rows = transformed.shape[2]
     pack_filters(w, panel * PANEL, turned, pointer(packed, 0))
-    if channels < depth:  # clear the padding of the channels
-        transformed[panel] = 0
-    target = pointer(transformed, panel * side * side * depth * PANEL)
-    g = pointer(matrix, 0)
-    for c in range(channels):
+    for first in range(0, channels * PANEL, LANES):
+        source, line = pointer(packed, first), pointer(half, 0)
+        target = pointer(transformed, panel * side * side * rows * PANEL + first)
+        for j in range(size):
+            _filter_line(side, pointer(source, j * channels * PANEL), size * channels * PANEL,
+                         pointer(line, j * LANES), size * LANES)
         for t in range(side):
-            for j in range(size):
-                _combine(pointer(g, t * size), pointer(packed, (j * channels + c) * PANEL),
-                         size * channels * PANEL, pointer(half, (t * size + j) * PANEL), size)
-        for t in range(side):
-            for u in range(side):
-                _combine(pointer(g, u * size), pointer(half, t * size * PANEL), PANEL,
-                         pointer(target, ((t * side + u) * depth + c) * PANEL), size)
-
-
-@helper
-def _combine(factors, source, step, target, count):
-    """Write the sum over i of factors[i] * (panel of filters at source + i * step)."""
-    for lane in range(0, PANEL, LANES):
-        total = splat(np.float32(0))
-        for i in range(count):
-            total = fma(broadcast(factors, i), load(source, i * step + lane), total)
-        store(total, target, lane)
+            _filter_line(side, pointer(line, t * size * LANES), LANES,
+                         pointer(target, t * side * rows * PANEL), rows * PANEL)
 
 
 @kernel
 def _forward(chunk, scratch, x, u, b, y, code, window, images, tiles, relu, pool):
     """Compute images in blocks of tiles: first V, then M and Y for each panel of filters."""
-    padded, v, m, line, zeros, bias, live, blanks = scratch
-    block, filters, per_image = v.shape[1], b.size, tiles[0] * tiles[1]
+    padded, v, m, line, zeros, bias, live, sparse, blanks = scratch
+    block, filters, per_image = blanks.size, b.size, tiles[0] * tiles[1]
     (_, height, width, _), side = y.shape, _OUT >> pool
     clear(pointer(padded, 0), padded.size)
     clear(pointer(zeros, 0), PANEL)
@@ -349,7 +352,7 @@ def _forward(chunk, scratch, x, u, b, y, code, window, images, tiles, relu, pool
     begin, end = chunk * images * per_image, min(x.shape[0], (chunk + 1) * images) * per_image
     for first in range(begin, end, block):
         count = min(block, end - first)
-        _transform_inputs(x, first, count, padded, v, line, live, blanks, window, tiles)
+        _transform_inputs(x, first, count, padded, v, line, live, sparse, blanks, window, tiles)
         for f in range(0, filters, PANEL):
             for i in range(0, count, ROWS):
                 rows = min(ROWS, count - i)
@@ -372,7 +375,7 @@ def _forward(chunk, scratch, x, u, b, y, code, window, images, tiles, relu, pool
 
 
 @helper
-def _transform_inputs(x, first, count, padded, v, line, live, blanks, window, tiles):
+def _transform_inputs(x, first, count, padded, v, line, live, sparse, blanks, window, tiles):
     """Write V = B' d B for `count` tiles, and mark the outputs whose inputs are all zero."""
     (_, wide, depth), block, size, side = padded.shape, v.shape[1], tiles[2], tiles[3]
     for i in range(count):
@@ -381,8 +384,11 @@ def _transform_inputs(x, first, count, padded, v, line, live, blanks, window, ti
             inside = pointer(padded, (window[8] * wide + window[9]) * depth)
             copy_image(pointer(x, n * x[0].size), x.shape[1:], 0, x.shape[3], inside, wide, depth,
                        False)
-            _find_live(pointer(padded, 0), pointer(live, 0), padded.shape, size)
-        blanks[i] = _blank_outputs(pointer(live, (row * wide + column) * _OUT), wide, size)
+            sparse[0] = _find_live(pointer(padded, 0), pointer(live, 0), padded.shape, size,
+                                   x.shape[1] * x.shape[2])
+        blanks[i] = 0
+        if sparse[0]:
+            blanks[i] = _blank_outputs(pointer(live, (row * wide + column) * _OUT), wide, size)
         corner = pointer(padded, (row * wide + column) * _OUT * depth)
         for c in range(0, depth, LANES):
             _input_tile(pointer(corner, c), wide * depth, depth, pointer(line, 0),
@@ -395,7 +401,8 @@ def _multiply(v, u, m, zeros, first, rows, panel, channels):
     points, block, depth = v.shape
     for p in range(points):
         block_of_rows(pointer(v, (p * block + first) * depth), depth, 1, 0,
-                      pointer(u, (panel * points + p) * depth * PANEL), PANEL, pointer(zeros, 0), 0,
+                      pointer(u, (panel * points + p) * u.shape[2] * PANEL), PANEL,
+                      pointer(zeros, 0), 0,
                       pointer(m, p * ROWS * PANEL), PANEL, rows, PANEL, channels, 1,
                       False)
 
@@ -408,17 +415,24 @@ def _tile(number, tiles):
 
 
 @helper
-def _find_live(padded, live, shape, size):
-    """Mark each pixel that is nonzero, or one of whose size - 1 right neighbours is nonzero."""
+def _find_live(padded, live, shape, size, inside):
+    """Mark each pixel that is nonzero, or one of whose size - 1 right neighbours is nonzero.
+
+    Return whether one of the `inside` pixels of the image is zero; only then neighbours count.
+    """
     rows, columns, depth = shape
+    alive = 0
     for pixel in range(rows * columns):
-        values, any_ = pointer(padded, pixel * depth), False
-        for c in range(depth):
+        values = pointer(padded, pixel * depth)
+        any_ = values[0] != 0
+        for c in range(0 if any_ else depth):
             any_ |= values[c] != 0
         live[pixel] = any_
-    for pixel in range(rows * columns - size + 1):
+        alive += any_
+    for pixel in range(rows * columns - size + 1 if alive < inside else 0):
         for j in range(1, size):
             live[pixel] = max(live[pixel], live[pixel + j])
+    return alive < inside
 
 
 @helper
