@@ -30,7 +30,7 @@ from minicnn.layers import (
 )
 from minicnn.layers.chain import Chain, is_chain
 from minicnn.layers.fusion import Folded, Fused
-from minicnn.ops import Add, Relu
+from minicnn.ops import Add, Gelu, LeakyRelu, Relu, Sigmoid, Tanh
 
 _SIZES = 4  # numbers of rows whose buffers are kept
 
@@ -199,8 +199,9 @@ def _feed(model: Chain, x: Any) -> dict[Any, np.ndarray]:
 # Layers whose forward pass consists of calls of kernels and of views.
 _REPEATABLE = (
     Activation, Add, AveragePooling2D, BatchNormalization, Conv2D, Conv2DTranspose, Dense,
-    DepthwiseConv2D, Dropout, Flatten, Folded, Fused, GlobalAveragePooling2D, GlobalMaxPooling2D,
-    MaxPooling2D, Relu, Reshape, Residual, SeparableConv2D,
+    DepthwiseConv2D, Dropout, Flatten, Folded, Fused, Gelu, GlobalAveragePooling2D,
+    GlobalMaxPooling2D, LeakyRelu, MaxPooling2D, Relu, Reshape, Residual, SeparableConv2D, Sigmoid,
+    Tanh,
 )
 
 
@@ -219,4 +220,5 @@ def _uses_kernels_alone(layer: Any) -> bool:
     is_last_axis = getattr(layer, "axis", -1) in (-1, rank - 1)
     is_repeated = getattr(layer, "depth_multiplier", 1) > 1  # each channel is copied
     of_batch = getattr(layer, "training", None)
-    return are_channels_last and is_last_axis and not is_repeated and not of_batch
+    is_numpy = getattr(layer, "approximate", False)  # of Gelu
+    return are_channels_last and is_last_axis and not (is_repeated or of_batch or is_numpy)

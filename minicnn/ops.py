@@ -83,11 +83,15 @@ class LeakyRelu(_Activation):
         self.alpha = checks.number(alpha, "alpha")
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        y = ctx.empty(self, "y", x.shape, x.dtype)
+        elementwise.relu(x, y, self.alpha)
         ctx[self] = (x,)
-        return np.where(x > 0, x, self.alpha * x)
+        return y
 
     def gradient(self, dy: np.ndarray, ctx: Context, x: np.ndarray) -> np.ndarray:
-        return np.where(x > 0, dy, self.alpha * dy)
+        dx = ctx.empty(self, "dx", x.shape, x.dtype)
+        elementwise.relu_gradient(dy, x, dx, slope=self.alpha)
+        return dx
 
 
 def leaky_relu(inputs: Any, alpha: float = 0.2, name: str | None = None) -> Any:
@@ -119,7 +123,28 @@ def leaky_relu(inputs: Any, alpha: float = 0.2, name: str | None = None) -> Any:
     return apply(LeakyRelu(alpha, name), _floats(inputs, "leaky_relu"))
 
 
-class Gelu(_Activation):
+class _Smooth(_Activation):
+    """The base of functions that save their derivative.
+
+    A subclass defines `write`, for the output and the derivative.
+    """
+
+    write: Callable[..., None]  # (x, y, slope)
+
+    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        y = ctx.empty(self, "y", x.shape, x.dtype)
+        slope = ctx.empty(self, "slope", x.shape, x.dtype)
+        self.write(x, y, slope)
+        ctx[self] = (slope,)
+        return y
+
+    def gradient(self, dy: np.ndarray, ctx: Context, slope: np.ndarray) -> np.ndarray:
+        dx = ctx.empty(self, "dx", slope.shape, slope.dtype)
+        elementwise.product(dy, slope, dx)
+        return dx
+
+
+class Gelu(_Smooth):
     """y = x P(x), P the standard normal distribution function;  dx = dy (P(x) + x P'(x)).
 
     With `approximate`, P(x) is (1 + tanh(u)) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3).
@@ -129,23 +154,13 @@ class Gelu(_Activation):
         super().__init__(name)
         self.approximate = checks.boolean(approximate, "approximate")
 
-    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
-        if self.approximate:
-            p = (1 + np.tanh(_SQRT_2_PI * x * (1 + CUBIC * x * x))) / 2
-        else:
-            p = np.empty(x.shape, x.dtype)
-            elementwise.normal_cdf(x, p)
-        ctx[self] = x, p
-        return x * p
-
-    def gradient(
-        self, dy: np.ndarray, ctx: Context, x: np.ndarray, p: np.ndarray
-    ) -> np.ndarray:
-        if self.approximate:
-            slope = 2 * p * (1 - p) * (_SQRT_2_PI * (1 + 3 * CUBIC * x * x))
-        else:
-            slope = _SQRT_2_PI / 2 * np.exp(-x * x / 2)
-        return dy * (p + x * slope)
+    def write(self, x: np.ndarray, y: np.ndarray, slope: np.ndarray) -> None:
+        if not self.approximate:
+            elementwise.gelu(x, y, slope)
+            return
+        p = (1 + np.tanh(_SQRT_2_PI * x * (1 + CUBIC * x * x))) / 2
+        np.multiply(x, p, out=y)
+        slope[...] = p + y * (2 * (1 - p) * _SQRT_2_PI * (1 + 3 * CUBIC * x * x))
 
 
 def gelu(inputs: Any, approximate: bool = False, name: str | None = None) -> Any:
@@ -178,16 +193,11 @@ def gelu(inputs: Any, approximate: bool = False, name: str | None = None) -> Any
     return apply(Gelu(approximate, name), _floats(inputs, "gelu"))
 
 
-class Sigmoid(_Activation):
+class Sigmoid(_Smooth):
     """y = 1 / (1 + exp(-x));  dx = dy y (1 - y)."""
 
-    def output(self, x: np.ndarray, ctx: Context) -> np.ndarray:
-        one = x.dtype.type(1)
-        e = np.exp(-np.abs(x))  # exp(-x) would overflow
-        return np.where(x < 0, e, one) / (one + e)
-
-    def gradient(self, dy: np.ndarray, ctx: Context, y: np.ndarray) -> np.ndarray:
-        return dy * y * (1 - y)
+    def write(self, x: np.ndarray, y: np.ndarray, slope: np.ndarray) -> None:
+        elementwise.squash(x, y, slope, is_tanh=False)
 
 
 def sigmoid(inputs: Any, name: str | None = None) -> Any:
@@ -211,14 +221,11 @@ def sigmoid(inputs: Any, name: str | None = None) -> Any:
     return apply(Sigmoid(name), _floats(inputs, "sigmoid"))
 
 
-class Tanh(_Activation):
+class Tanh(_Smooth):
     """y = tanh(x);  dx = dy (1 - y^2)."""
 
-    def output(self, x: np.ndarray, ctx: Context) -> np.ndarray:
-        return np.tanh(x)
-
-    def gradient(self, dy: np.ndarray, ctx: Context, y: np.ndarray) -> np.ndarray:
-        return dy * (1 - y * y)
+    def write(self, x: np.ndarray, y: np.ndarray, slope: np.ndarray) -> None:
+        elementwise.squash(x, y, slope, is_tanh=True)
 
 
 def tanh(inputs: Any, name: str | None = None) -> Any:

@@ -1,5 +1,6 @@
 """Elementwise kernels: sum, activations and their gradients, dropout; and sums of rows."""
 
+import functools
 import math
 from typing import Any
 
@@ -13,6 +14,14 @@ SPAN = 1 << 17  # elements per chunk, whose computation takes as long as to wake
 _COLUMNS = 1 << 13  # that one chunk sums
 BLOCK = 128  # terms per partial sum; the float32 rounding error of a longer one exceeds 2e-6
 _SQRT_HALF = math.sqrt(0.5)
+_BIAS, _ROUND = 1023, 1.5 * 2.0**52  # of float64
+_DENSITY = 1 / math.sqrt(2 * math.pi)
+# For z >= 0 and t = 1 / (1 + z / 4), erfc(z / sqrt(2)) / 2 is exp(-z^2 / 2) times a polynomial of t
+# without a constant term: a fit at Chebyshev points with a relative error of 4e-8.
+_TAIL_TERMS = (
+    0.02006712694, -0.0820437608, 0.0975669293, -0.03349240999, 0.06461994986, 0.05869830752,
+    0.08164917488, 0.09346256973, 0.09973655088, 0.09973556604,
+)
 _FEW = 16  # terms per partial sum if the terms are themselves sums of blocks
 
 
@@ -33,23 +42,50 @@ def add(a: np.ndarray, b: np.ndarray, y: np.ndarray, relu: bool = False) -> None
     parallel_for(_add, spans(y.size), (a.reshape(-1), b.reshape(-1)), (y.reshape(-1),), relu)
 
 
-def relu(x: np.ndarray, y: np.ndarray) -> None:
-    """Write y = max(x, 0). NaN stays NaN."""
-    parallel_for(_relu, spans(x.size), (x.reshape(-1),), (y.reshape(-1),))
+def relu(x: np.ndarray, y: np.ndarray, slope: float = 0.0) -> None:
+    """Write y = x where x > 0, else slope x. NaN stays NaN."""
+    parallel_for(_relu, spans(x.size), (x.reshape(-1),), (y.reshape(-1),), x.dtype.type(slope))
 
 
-def relu_gradient(dy: np.ndarray, y: np.ndarray, dx: np.ndarray, scale: float = 1.0) -> None:
-    """Write dx = scale dy where y > 0, else 0."""
+def relu_gradient(
+    dy: np.ndarray, y: np.ndarray, dx: np.ndarray, scale: float = 1.0, slope: float = 0.0
+) -> None:
+    """Write dx = scale dy where y > 0, else slope dy."""
     parallel_for(_relu_gradient, spans(y.size), (dy.reshape(-1), y.reshape(-1)),
-                 (dx.reshape(-1),), dx.dtype.type(scale))
+                 (dx.reshape(-1),), *map(dx.dtype.type, (scale, slope)))
 
 
-def normal_cdf(x: np.ndarray, p: np.ndarray) -> None:
-    """Write p = erfc(-x / sqrt(2)) / 2, the standard normal distribution function.
+def product(a: np.ndarray, b: np.ndarray, y: np.ndarray) -> None:
+    """Write y = a b."""
+    parallel_for(_product, spans(y.size), (a.reshape(-1), b.reshape(-1)), (y.reshape(-1),))
 
-    It is computed in float64. `erfc` keeps its precision for negative x, where 1 + erf cancels.
+
+def squash(x: np.ndarray, y: np.ndarray, slope: np.ndarray, is_tanh: bool) -> None:
+    """Write y = tanh(x) or y = 1 / (1 + exp(-x)), and its derivative."""
+    parallel_for(_squash, spans(x.size), (x.reshape(-1),), (y.reshape(-1), slope.reshape(-1)),
+                 *_series(x.dtype), is_tanh)
+
+
+def gelu(x: np.ndarray, y: np.ndarray, slope: np.ndarray) -> None:
+    """Write y = x P(x), and its derivative P(x) + x P'(x), computed in float64.
+
+    P(x) = erfc(-x / sqrt(2)) / 2 is the standard normal distribution function. `erfc` keeps its
+    precision for negative x, where 1 + erf cancels. For float32 it is a polynomial.
     """
-    parallel_for(_normal_cdf, spans(x.size), (x.reshape(-1),), (p.reshape(-1),))
+    parallel_for(_gelu, spans(x.size), (x.reshape(-1),), (y.reshape(-1), slope.reshape(-1)),
+                 *_series(np.float64), x.dtype == np.float64)
+
+
+@functools.cache
+def _series(dtype: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Return what `_exponential` needs for a type: constants and the terms of the series."""
+    info, log2 = np.finfo(dtype), math.log(2)
+    high = math.floor(log2 * 2.0**12) / 2.0**12  # n times this is exact
+    least = -_BIAS * log2  # exp of this and of less is 0
+    constants = least, 1 / log2, 1.5 * 2.0**info.nmant, high, log2 - high + 2.3190468138462996e-17
+    terms = (1 / math.factorial(n) for n in range(7 if info.bits == 32 else 13, 0, -1))
+    real = info.dtype.type
+    return tuple(map(real, constants)), tuple(map(real, terms))
 
 
 def dropout(x: np.ndarray, y: np.ndarray, key: int, rate: float, first_row: int) -> None:
@@ -107,27 +143,83 @@ def _add(chunk, scratch, a, b, y, relu):
 
 
 @kernel
-def _relu(chunk, scratch, x, y):
+def _relu(chunk, scratch, x, y, slope):
     first, count = span(chunk, x.size)
     source, target = pointer(x, first), pointer(y, first)
     for e in range(count):
-        target[e] = 0 if source[e] <= 0 else source[e]
+        below = slope * source[e] if slope != 0 else 0  # not 0 * infinity
+        target[e] = below if source[e] <= 0 else source[e]
 
 
 @kernel
-def _relu_gradient(chunk, scratch, dy, y, dx, scale):
+def _relu_gradient(chunk, scratch, dy, y, dx, scale, slope):
     first, count = span(chunk, y.size)
     gradient, value, target = pointer(dy, first), pointer(y, first), pointer(dx, first)
     for e in range(count):
-        target[e] = scale * gradient[e] if value[e] > 0 else 0
+        below = slope * gradient[e] if slope != 0 else 0
+        target[e] = scale * gradient[e] if value[e] > 0 else below
 
 
 @kernel
-def _normal_cdf(chunk, scratch, x, p):
-    first, count = span(chunk, x.size)
-    source, target = pointer(x, first), pointer(p, first)
+def _product(chunk, scratch, a, b, y):
+    first, count = span(chunk, y.size)
+    a_, b_, y_ = pointer(a, first), pointer(b, first), pointer(y, first)
     for e in range(count):
-        target[e] = math.erfc(source[e] * -_SQRT_HALF) / 2
+        y_[e] = a_[e] * b_[e]
+
+
+@helper
+def _exponential(x, constants, terms):
+    """Return p and a power of two s with exp(x) = s (1 + p), for x <= 0; s is float64.
+
+    With the integer n next to x / log 2 and r = x - n log 2, s = 2^n and p = r + r^2 / 2 + ...
+    Adding `rounding` moves n into the last bits.
+    """
+    least, log2_e, rounding, high, low = constants
+    x = least if x < least else x
+    n = x * log2_e + rounding - rounding
+    r = x - n * high - n * low
+    p = terms[0]
+    for term in terms[1:]:
+        p = p * r + term
+    shifted = np.float64(n) + _ROUND
+    bits = (np.float64(shifted).view(np.int64) + _BIAS) << 52
+    return np.int64(bits).view(np.float64), p * r
+
+
+@kernel
+def _squash(chunk, scratch, x, y, slope, constants, terms, is_tanh):
+    """Write y from e = exp(-|x|), or from e = exp(-2|x|) and 1 - e."""
+    first, count = span(chunk, x.size)
+    source, target, derivative = pointer(x, first), pointer(y, first), pointer(slope, first)
+    for i in range(count):
+        size = abs(source[i])
+        scale, p = _exponential(-size - size if is_tanh else -size, constants, terms)
+        e, rest = scale * p + scale, 1 - scale - scale * p
+        upper = e if source[i] < 0 else 1.0
+        value = (rest if is_tanh else upper) / (1 + e)
+        target[i] = math.copysign(value, source[i]) if is_tanh else value
+        derivative[i] = (value + 1 if is_tanh else value) * (1 - value)
+
+
+@kernel
+def _gelu(chunk, scratch, x, y, slope, constants, terms, exact):
+    first, count = span(chunk, x.size)
+    source, target, derivative = pointer(x, first), pointer(y, first), pointer(slope, first)
+    for e in range(count if exact else 0):  # a loop of its own: the other one is vectorized
+        z = source[e]
+        upper, density = math.erfc(-z * _SQRT_HALF) / 2, math.exp(-z * z / 2)
+        target[e] = z * upper
+        derivative[e] = upper + z * density * _DENSITY
+    for e in range(0 if exact else count):
+        z = np.float64(source[e])
+        scale, p = _exponential(-z * z / 2, constants, terms)
+        t, density, tail = 1 / (1 + abs(z) / 4), scale * p + scale, 0.0
+        for term in _TAIL_TERMS:
+            tail = (tail + term) * t
+        upper = tail * density if z < 0 else 1 - tail * density
+        target[e] = z * upper
+        derivative[e] = upper + z * density * _DENSITY
 
 
 @kernel

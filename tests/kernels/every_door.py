@@ -106,7 +106,10 @@ def element_by_element(n, u):
     run(elementwise.add, (x, y), (np.zeros_like(x),), True)
     run(elementwise.relu, (x,), (y,))
     run(elementwise.relu_gradient, (x, y), (np.zeros_like(x),))
-    run(elementwise.normal_cdf, (x,), (np.zeros_like(x),))
+    run(elementwise.product, (x, y), (np.zeros_like(x),))
+    for is_tanh in (False, True):
+        run(elementwise.squash, (x,), (np.zeros_like(x), np.zeros_like(x)), is_tanh)
+    run(elementwise.gelu, (x,), (np.zeros_like(x), np.zeros_like(x)))
     run(elementwise.dropout, (x,), (np.zeros_like(x),), 1234567890123456789, 0.4, 5)
     run(elementwise.sum_rows, (x,), (np.zeros(u, np.float32),))
     for step, states, *options in [

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 from kernels.arrays import DTYPES, empty, normal
@@ -135,7 +137,85 @@ def test_threads_do_not_change_bits(by_threads, dtype):
     assert_same_bits(*by_threads(lambda: relu(x)))
     assert_same_bits(*by_threads(lambda: add(x, -x * x, True)))
     assert_same_bits(*by_threads(lambda: relu_gradient(x, x)))
+    for name in smooth(x[:1]):
+        assert_same_bits(*by_threads(lambda: np.stack(smooth(x)[name])))  # noqa: B023
     assert_same_bits(*by_threads(lambda: dropout(x, 0.4)))
+
+
+@by_dtype
+@pytest.mark.parametrize("slope", [0.2, -1.0, 3.0])
+def test_a_slope_below_zero(slope, dtype):
+    rng = np.random.default_rng(0)
+    x, dy = normal(rng, 50, dtype), normal(rng, 50, dtype)
+    y, dx = empty(50, dtype), empty(50, dtype)
+    elementwise.relu(x, y, slope)
+    elementwise.relu_gradient(dy, x, dx, slope=slope)
+    assert_same_bits(y, np.where(x > 0, x, x.dtype.type(slope) * x))
+    assert_same_bits(dx, np.where(x > 0, dy, dy.dtype.type(slope) * dy))
+
+
+# Smooth activations
+
+
+def smooth(x):
+    """Return (output, derivative) of each function."""
+    results = {}
+    for name, write in {
+        "sigmoid": lambda *arrays: elementwise.squash(*arrays, is_tanh=False),
+        "tanh": lambda *arrays: elementwise.squash(*arrays, is_tanh=True),
+        "gelu": elementwise.gelu,
+    }.items():
+        results[name] = empty(x.shape, x.dtype), empty(x.shape, x.dtype)
+        write(x, *results[name])
+    return results
+
+
+def expected(x):
+    """Return what `smooth` returns, in longdouble from the definitions."""
+    x = x.astype(np.longdouble)
+    with np.errstate(over="ignore"):
+        sigmoid, tanh = 1 / (1 + np.exp(-x)), np.tanh(x)
+    p = np.array([math.erfc(-each / math.sqrt(2)) / 2 for each in x], np.longdouble)
+    density = np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+    return {
+        "sigmoid": (sigmoid, sigmoid / (1 + np.exp(np.minimum(x, 11000)))),
+        "tanh": (tanh, 1 / np.cosh(np.minimum(abs(x), 11000)) ** 2),
+        "gelu": (x * p, p + x * density),
+    }
+
+
+@by_dtype
+def test_smooth_functions_are_accurate_from_tiny_to_large_inputs(dtype):
+    size = np.logspace(-12, 1.3, 3000)
+    x = np.concatenate([size, -size, [0]]).astype(dtype)
+    limits = {"sigmoid": 2, "tanh": 3, "gelu": 3 if dtype == np.float32 else 600}
+    results = smooth(x)
+    for name, (y, slope) in expected(x).items():
+        off = np.abs(results[name][0] - y) / np.maximum(np.abs(y), np.finfo(dtype).tiny)
+        assert off.max() < limits[name] * np.finfo(dtype).eps, name
+        off = np.abs(results[name][1] - slope)
+        assert off.max() < 4 * np.finfo(dtype).eps, name
+
+
+@by_dtype
+def test_smooth_functions_at_the_special_values(dtype):
+    results = smooth(np.array([-np.inf, -1e4, -0.0, 1e4, np.inf, np.nan], dtype))
+    assert_array_equal(results["sigmoid"][0], [0, 0, 0.5, 1, 1, np.nan])
+    assert_array_equal(results["tanh"][0], [-1, -1, 0, 1, 1, np.nan])
+    assert np.signbit(results["tanh"][0][2])
+    assert_array_equal(results["gelu"][0][1:], [0, 0, 1e4, np.inf, np.nan])
+    for name in ("sigmoid", "tanh"):
+        assert_array_equal(results[name][1][[0, 1, 3, 4, 5]], [0, 0, 0, 0, np.nan])
+
+
+@by_dtype
+@by_size
+def test_smooth_functions_of_any_size(size, dtype):
+    """The last elements, after the last complete vector, have the same bits as the others."""
+    x = normal(np.random.default_rng(0), size, dtype)
+    for name, arrays in smooth(x).items():
+        for array, turned in zip(arrays, smooth(x[::-1])[name], strict=True):
+            assert_same_bits(array, turned[::-1])
 
 
 # Dropout

@@ -222,7 +222,13 @@ def test_element_by_element(both):
     x, y = normal(np.random.default_rng(0), (2, 3, 4), "float32")
     check(both, "elementwise", "relu", (x,), {"y": x.shape})
     check(both, "elementwise", "relu_gradient", (x, y), {"dx": x.shape}, 2.0)
-    check(both, "elementwise", "normal_cdf", (x,), {"p": x.shape})
+    check(both, "elementwise", "relu", (x,), {"y": x.shape}, 0.2)
+    check(both, "elementwise", "product", (x, y), {"y": x.shape})
+    for is_tanh in (False, True):
+        check(both, "elementwise", "squash", (x,), {"y": x.shape, "slope": x.shape}, is_tanh)
+    for numbers in (x, x.astype(np.float64)):
+        check(both, "elementwise", "gelu", (numbers,), {"y": x.shape, "slope": x.shape},
+              dtype=str(numbers.dtype))
     check(both, "elementwise", "dropout", (x,), {"y": x.shape}, 2**63 + 1, 0.5, 7)
     for rows in (2, 400):  # one block, and several
         check(both, "elementwise", "sum_rows", (x[:1].repeat(rows, 0),), {"db": 4})
