@@ -5,18 +5,16 @@
     x (N, H, W, C)   w (KH, KW, C, M)   b (C M)   y (N, OH, OW, C M)
 
 With M > 1 each channel of x is repeated M times, so that the kernels see M = 1: every vector of
-channels is then a sum of products of vectors. The sums of one row of y, or of dx, are in scratch,
-where channels are padded to complete vectors. The loops run over the taps of the window, the
-vectors of channels and, innermost, the columns, along which a vector of w stays in a register.
+channels is then a sum of products of vectors, which stays in a register. An element of y, or of dx,
+is a sum over some taps of the window, those that meet the image. They are listed once for each
+column and for each row: the offset of the source and the number of the tap.
 """
 
 import numpy as np
 
 from minicnn.kernels.elementwise import sum_sums
-from minicnn.kernels.gemm import clear, round_up
 from minicnn.kernels.jit import helper, kernel
 from minicnn.kernels.simd import (
-    VECTOR_BYTES,
     add,
     fma,
     lanes,
@@ -24,7 +22,6 @@ from minicnn.kernels.simd import (
     load_some,
     pointer,
     relu,
-    store,
     store_some,
 )
 from minicnn.kernels.threads import CHUNKS, check, parallel_for, share
@@ -80,34 +77,68 @@ def _write_products(
     forward: bool, rectify: bool,
 ) -> None:
     """Write y from x, or dx from dy."""
-    n, height, width, channels = target.shape
+    n, height, width, _ = target.shape
     rows = share(n * height, CHUNKS)
-    padded = round_up(channels, VECTOR_BYTES // target.itemsize)
+    lists = {"down": ((1, window.kernel_h + 1, 2), np.int64),
+             "across": ((width, window.kernel_w + 1, 2), np.int64)}
     parallel_for(_products, -(-n * height // rows), (source, w, b), (target,), tuple(window),
-                 rows, forward, rectify, work=target.size * window.taps,
-                 scratch={"sums": ((width, padded), target.dtype)})
+                 rows, forward, rectify, work=target.size * window.taps, scratch=lists)
 
 
 @kernel
 def _products(chunk, scratch, source, w, b, target, window, rows, forward, rectify):
     """Write some rows of y or dx: the sums of products of the source and w, plus b."""
-    (sums,) = scratch
-    height, width, channels = target.shape[1], target.shape[2], target.shape[3]
-    padded, step = sums.shape[1], window[5] * channels
+    down, across = scratch
+    _, _, kh, kw, sh, sw, dh, dw, top, left, _, _ = window
+    (_, high, wide, _), (_, height, width, channels) = source.shape, target.shape
+    for x in range(width):
+        _list_taps(pointer(across, x * 2 * (kw + 1)), x, kw, sw, dw, left, wide, channels, channels,
+                   forward)
     for r in range(chunk * rows, min(target.shape[0] * height, (chunk + 1) * rows)):
-        image = pointer(source, r // height * source.shape[1] * source.shape[2] * channels)
-        clear(pointer(sums, 0), sums.size)
-        for tap in range(window[2] * window[3]):
-            x, y, count = overlap(window, tap // window[3], tap % window[3], r % height, forward)
-            factor = pointer(w, tap * channels)
-            if forward:
-                _add_products(pointer(sums, y % width * padded), padded,
-                              pointer(image, x * channels), step, factor, count, channels)
-            else:
-                _add_products(pointer(sums, x % width * padded), window[5] * padded,
-                              pointer(image, y * channels), channels, factor, count, channels)
-        _write(pointer(sums, 0), padded, pointer(b, 0), pointer(target, r * width * channels),
-               width, channels, rectify)
+        image = pointer(source, r // height * source[0].size)
+        _list_taps(pointer(down, 0), r % height, kh, sh, dh, top, high, wide * channels,
+                   kw * channels, forward)
+        for x in range(width):
+            for c in range(0, channels, 2 * lanes(image)):
+                _write(pointer(image, c), pointer(w, c), pointer(b, c), pointer(down, 0),
+                       pointer(across, x * 2 * (kw + 1)),
+                       pointer(target, (r * width + x) * channels + c), channels - c, rectify)
+
+
+@helper
+def _list_taps(taps, place, count, stride, dilation, before, size, step, w_step, forward):
+    """Write the number of taps that meet the source; for each, its offsets in the source and in w.
+
+    They are the taps of one axis for row or column `place` of the target. The source has `size`
+    rows or columns, `step` elements apart; those of w are `w_step` elements apart.
+    """
+    found = 0
+    for tap in range(count):
+        at = place * stride + tap * dilation - before
+        if not forward:
+            at = place + before - tap * dilation
+            at = at // stride if at % stride == 0 else -1
+        if 0 <= at < size:
+            found += 1
+            taps[2 * found - 1], taps[2 * found] = at * step, tap * w_step
+    taps[0] = found
+
+
+@helper
+def _write(source, w, b, down, across, y, rest, rectify):
+    """Write two vectors of sums plus b, with ReLU if `rectify`; `rest` channels are left."""
+    size = lanes(source)
+    first, second = load_some(b, 0, rest), load_some(b, size, rest - size)
+    for i in range(down[0]):
+        line, factors = pointer(source, down[2 * i + 1]), pointer(w, down[2 * i + 2])
+        for j in range(across[0]):
+            x, factor = pointer(line, across[2 * j + 1]), pointer(factors, across[2 * j + 2])
+            first = fma(_load(x, 0, rest), _load(factor, 0, rest), first)
+            second = fma(_load(x, size, rest - size), _load(factor, size, rest - size), second)
+    if rectify:
+        first, second = relu(first), relu(second)
+    store_some(first, y, 0, rest)
+    store_some(second, y, size, rest - size)
 
 
 @kernel
@@ -126,37 +157,20 @@ def _kernel_gradient(chunk, scratch, x, dy, partial, window, images):
 
 
 @helper
-def _write(sums, padded, b, y, count, channels, rectify):
-    """Write the sums of `count` pixels plus b, with ReLU if `rectify`."""
-    for i in range(count):
-        for c in range(0, channels, lanes(sums)):
-            rest = channels - c
-            total = add(load(sums, i * padded + c), load_some(b, c, rest))
-            total = relu(total) if rectify else total
-            store_some(total, y, i * channels + c, rest)
-
-
-@helper
-def _add_products(sums, step, source, source_step, factor, count, channels):
-    """Add the products of `count` pixels of the source with the factor to padded sums."""
-    for c in range(0, channels, lanes(sums)):
-        rest = channels - c
-        weight = load_some(factor, c, rest)
-        for i in range(count):
-            place = i * step + c
-            values = _load(source, i * source_step + c, rest)
-            store(fma(values, weight, load(sums, place)), sums, place)
-
-
-@helper
 def _add_sums(target, x, x_step, dy, count, channels):
     """Add the sum of the products of `count` pixels of x and dy to the target."""
-    for c in range(0, channels, lanes(target)):
+    size = lanes(target)
+    for c in range(0, channels, 2 * size):  # two sums at a time, for the latency of fma
         rest = channels - c
-        total = load_some(target, c, 0)  # zeros
+        first, second = load_some(target, c, 0), load_some(target, c, 0)  # zeros
         for i in range(count):
-            total = fma(_load(x, i * x_step + c, rest), _load(dy, i * channels + c, rest), total)
-        store_some(add(load_some(target, c, rest), total), target, c, rest)
+            at, gradient = i * x_step + c, i * channels + c
+            first = fma(_load(x, at, rest), _load(dy, gradient, rest), first)
+            second = fma(_load(x, at + size, rest - size), _load(dy, gradient + size, rest - size),
+                         second)
+        store_some(add(load_some(target, c, rest), first), target, c, rest)
+        second = add(load_some(target, c + size, rest - size), second)
+        store_some(second, target, c + size, rest - size)
 
 
 @helper
