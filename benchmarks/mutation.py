@@ -370,8 +370,10 @@ MUTATIONS = [
     ("the edge is read beyond", "kernels.warp:_warp", replace("height - 1.0", "height - 0.0"), None,
      WARP),
     # files of other programs
-    ("a padding of the wrong side is taken for same", "export.onnx_reader:_padding",
-     replace("[window.top, window.left] == pads", "True"), None, ONNX_READER),
+    ("padding of the wrong sides", "export.onnx_reader:_padding",
+     replace("given[:2]", "given[2:]"), None, ONNX_READER),
+    ("rows of several images are taken for one", "export.onnx_reader:_File.row",
+     replace("(None, *self._batch)", "(batch,)"), None, ONNX_READER),
     ("(N, C, H, W) is flattened as (N, H, W, C)", "export.onnx_reader:_reshape", drop("Expr"),
      None, ONNX_READER),
     ("branches of a block are exchanged", "export.onnx_reader:_residual",

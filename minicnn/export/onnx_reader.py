@@ -7,7 +7,9 @@ part becomes layers with data_format="channels_last", without the Transposes.
 """
 
 import copy
+import math
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +21,6 @@ from minicnn.core import checks
 from minicnn.core.extras import require
 from minicnn.core.files import open_regular
 from minicnn.core.op import Op, Shape
-from minicnn.kernels.window import slide
 from minicnn.layers.sliding import DataFormat
 from minicnn.sequential import Sequential
 
@@ -70,11 +71,14 @@ def from_onnx(path: str | Path) -> Sequential:
     except Exception as error:  # damaged bytes may raise anything
         raise ValueError(f"{path} is not an ONNX file of one input ({error})") from error
     ends = [file.values.get(name) for name in file.outputs]
-    end = next((end for end in ends if isinstance(end, _Value) and not end.is_nhwc), None)
-    if end is None:
-        fault = ends[0] if isinstance(ends[0], Exception) else "its output is (N, C, H, W)"
+    good = [end for end in ends if isinstance(end, _Value) and end.layers and not end.is_nhwc]
+    if not good:
+        faults = [end for end in ends if isinstance(end, Exception)]
+        fault = faults[0] if faults else (
+            "layers must compute its output, and (N, H, W, C) if that is the input's layout"
+        )
         raise ValueError(f"{path} cannot be read as a Sequential: {fault}")
-    model = Sequential(end.layers)
+    model = Sequential(good[0].layers)
     model.build((None, *file.input_shape), None, file.dtype)
     return model
 
@@ -90,24 +94,43 @@ class _Value(NamedTuple):
     def data_format(self) -> DataFormat:
         return DataFormat.LAST if self.is_nhwc else DataFormat.FIRST
 
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """The height, the width and the channels of images."""
+        _need(len(self.shape) == 4, f"its inputs must be images, got {self.shape}")
+        return self.data_format.sizes(self.shape)
+
 
 class _File:
     """What is known about the values of a file: constants, shapes, and layers or an error."""
 
     def __init__(self, onnx: Any, model: Any) -> None:
+        del model.graph.value_info[:]  # the shapes that the file claims
         graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
         self._names: set[str] = set()
         self._to_array = onnx.numpy_helper.to_array
         self.constants = {tensor.name: tensor for tensor in graph.initializer}
         self.outputs = [value.name for value in graph.output]
-        (source,) = (value for value in graph.input if value.name not in self.constants)
-        values = (source, *graph.value_info, *graph.output)
-        self._shapes = {value.name: value.type.tensor_type.shape.dim for value in values}
-        self.input_shape = self.row(source.name)
-        _need(None not in self.input_shape,
-              f"only the batch may vary in the input, got {self.input_shape} for a row")
-        self.dtype = onnx.helper.tensor_dtype_to_np_dtype(source.type.tensor_type.elem_type)
-        self.values: dict[str, Any] = {source.name: _Value((), (None, *self.input_shape))}
+        versions = [each.version for each in model.opset_import if each.domain in ("", "ai.onnx")]
+        self.opset = max(versions, default=0)
+        _need(self.opset >= 7, f"its opset must be at least 7, got {self.opset}")
+        names = [*self.constants, *(name for node in graph.node for name in node.output if name)]
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        _need(not twice, f"it has several values of the name {twice[:1]}")
+        sources = [value for value in graph.input if value.name not in self.constants]
+        _need(len(sources) == 1, f"it has the inputs {[source.name for source in sources]}")
+        values = (*sources, *graph.value_info, *graph.output)
+        self._shapes = {
+            value.name: [size.dim_value or None for size in value.type.tensor_type.shape.dim]
+            for value in values
+        }
+        name = sources[0].name
+        self._batch = self._shapes[name][:1]
+        self.input_shape = self.row(name)
+        _need(None not in self.input_shape, "only the batch may vary in the input, got "
+              f"{self.input_shape} for a row; export it for images of one size")
+        self.dtype = onnx.helper.tensor_dtype_to_np_dtype(sources[0].type.tensor_type.elem_type)
+        self.values: dict[str, Any] = {name: _Value((), (None, *self.input_shape))}
         for number, node in enumerate(graph.node, 1):
             attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
             self._read(f"node {number}, {node.op_type} {node.name!r}", node, attributes)
@@ -116,7 +139,7 @@ class _File:
         """Note what is known about the output of a node."""
         name = node.output[0]
         if node.op_type == "Constant":
-            self.constants[name] = attributes.get("value")
+            (self.constants[name],) = attributes.values()
         elif node.op_type == "Identity" and node.input[0] in self.constants:
             self.constants[name] = self.constants[node.input[0]]
         else:
@@ -125,8 +148,9 @@ class _File:
             given = [self.values[source] for source in sources if source in self.values]
             kind = node.domain + node.op_type
             try:
-                _need(kind in _READERS and given,
-                      f"it must be one of {', '.join(_READERS)}, of the model's input")
+                _need(kind in _READERS, f"it must be one of {', '.join(_READERS)}; replace it in "
+                      "the original network, or run the file with ONNX Runtime")
+                _need(given, "its first input must be computed from the model's input")
                 self.values[name] = _READERS[kind](self, node, attributes, *given)
             except Exception as error:  # from_onnx raises it if an output needs this value
                 known = [value for value in given if isinstance(value, Exception)]
@@ -134,12 +158,16 @@ class _File:
 
     def row(self, name: str) -> tuple[int | None, ...]:
         """Return the shape of the rows of a value; None is an unknown size."""
-        return tuple(size.dim_value or None for size in self._shapes[name][1:])
+        batch, *row = self._shapes.get(name) or (-1,)
+        _need(batch != -1, "the shape of its output is not known without running the file")
+        _need(batch in (None, *self._batch), f"its rows must stay those of the batch, got {batch}")
+        return tuple(row)
 
     def array(self, name: str) -> np.ndarray:
         """Return the array of a constant."""
         _need(name in self.constants, f"its input {name!r} must be a constant")
-        return self._to_array(self.constants[name])
+        constant = self.constants[name]
+        return self._to_array(constant) if hasattr(constant, "dims") else np.asarray(constant)
 
     def then(self, x: _Value, layer: Op, **values: np.ndarray) -> _Value:
         """Return the output of a new layer, whose parameters get these values."""
@@ -165,58 +193,73 @@ def _name(node: Any) -> str | None:
 
 def _bias(file: _File, node: Any) -> dict[str, np.ndarray]:
     """Return the third input of a node, if there is one."""
-    return {"bias": file.array(node.input[2]).reshape(-1)} if len(node.input) > 2 else {}
+    names = [name for name in node.input[2:3] if name]
+    return {"bias": file.array(names[0]).reshape(-1)} if names else {}
 
 
-def _padding(file: _File, node: Any, a: dict[str, Any], x: _Value, kernel: Any) -> str:
-    """Return the name of a node's padding."""
-    strides = a.get("strides", (1, 1))
-    pads = [] if a.get("auto_pad") == b"SAME_LOWER" else a.get("pads", [0, 0])[:2]
-    height, width, _ = x.data_format.sizes(x.shape)
-    for padding in checks.PADDINGS:
-        window = slide((height, width), kernel, strides, padding, a.get("dilations", (1, 1)))
-        is_placed = [window.top, window.left] == pads or a.get("auto_pad") == b"SAME_UPPER"
-        if is_placed and (window.out_h, window.out_w) == file.row(node.output[0])[1:]:
-            return padding
-    raise ValueError(
-        f"its padding must be as 'valid' or 'same', got {a} for images of {(height, width)}"
-    )
+def _padding(node: Any, a: dict[str, Any], x: _Value, kernel: Any) -> Any:
+    """Return the padding of a layer for a node with this size of the kernel."""
+    is_turned, strides = node.op_type == "ConvTranspose", a.get("strides", (1, 1))
+    auto, given = a.get("auto_pad", b"NOTSET"), a.get("pads", (0, 0, 0, 0))
+    _need(2 * len(kernel) == len(given) == 1 + len(x.sizes),
+          f"its kernel {kernel} and its padding {given} must be those of images")
+    if auto == b"SAME_UPPER" and not is_turned:
+        return "same"
+    _need(auto == b"NOTSET" or (auto == b"VALID" and not any(given)),
+          f"its padding must be given by numbers or SAME_UPPER, got {a}")
+    after = np.array(given[2:])
+    if is_turned:  # the output ends where the last window ends, or the next one begins
+        after += np.maximum(np.subtract(strides, kernel), 0) - a.get("output_padding", (0, 0))
+    elif a.get("ceil_mode"):  # one more window that begins in the image
+        after += np.subtract(strides, 1)
+    pads = np.stack([given[:2], after], axis=1)
+    return pads.tolist() if pads.any() else "valid"
 
 
 def _conv(file: _File, node: Any, a: dict[str, Any], x: _Value) -> _Value:
-    w = file.array(node.input[1])  # (F, C / groups, KH, KW)
-    channels = x.data_format.sizes(x.shape)[2]
-    groups = a.get("group", 1)
-    _need(w.ndim == 4 and groups in (1, channels) and w.shape[1] * groups == channels,
-          f"its weights {w.shape} in {groups} groups must fit {channels} channels")
+    w, bias = file.array(node.input[1]), _bias(file, node)  # (F, C / groups, KH, KW)
+    *_, channels = x.sizes
+    groups, is_turned = a.get("group", 1), node.op_type == "ConvTranspose"  # w (C, F, KH, KW)
+    is_known = groups in (1, channels) and not (is_turned and groups > 1)
+    _need(w.ndim == 4 and is_known and w.shape[not is_turned] * groups == channels,
+          f"its weights {w.shape} in {groups} groups must fit {channels} channels, in one group or "
+          "a group for each")
     options = {
-        "strides": a.get("strides", 1), "dilation_rate": a.get("dilations", 1),
-        "padding": _padding(file, node, a, x, w.shape[2:]), "data_format": x.data_format,
-        "use_bias": len(node.input) > 2, "name": _name(node),
+        "strides": a.get("strides", 1), "padding": _padding(node, a, x, w.shape[2:]),
+        "data_format": x.data_format, "use_bias": bool(bias), "name": _name(node),
     }
+    if is_turned:
+        _need(max(a.get("dilations", (1,))) == 1 and "output_shape" not in a,
+              f"it must have no dilations and no output_shape, got {a}")
+        layer: Any = layers.Conv2DTranspose(w.shape[1], w.shape[2:], **options)
+        return file.then(x, layer, kernel=w.transpose(2, 3, 1, 0), **bias)
+    options["dilation_rate"] = a.get("dilations", 1)
     if groups == 1:
-        layer: Any = layers.Conv2D(len(w), w.shape[2:], **options)
-        return file.then(x, layer, kernel=w.transpose(2, 3, 1, 0), **_bias(file, node))
+        layer = layers.Conv2D(len(w), w.shape[2:], **options)
+        return file.then(x, layer, kernel=w.transpose(2, 3, 1, 0), **bias)
     kernel = w.reshape(channels, -1, *w.shape[2:]).transpose(2, 3, 0, 1)
     layer = layers.DepthwiseConv2D(w.shape[2:], depth_multiplier=kernel.shape[3], **options)
-    return file.then(x, layer, depthwise_kernel=kernel, **_bias(file, node))
+    return file.then(x, layer, depthwise_kernel=kernel, **bias)
 
 
 def _pool(file: _File, node: Any, a: dict[str, Any], x: _Value) -> _Value:
     _need(max(a.get("dilations", (1,))) == 1, "its dilations must be 1")
-    padding = _padding(file, node, a, x, a["kernel_shape"])
-    _need(padding == "valid" or not a.get("count_include_pad"), "padding must not count in means")
+    padding = _padding(node, a, x, a["kernel_shape"])
+    is_padded = padding == "same" or any(a.get("pads", ()))
+    _need(not (is_padded and a.get("count_include_pad")),
+          "padding must not count in means: export with count_include_pad=False")
     kind = layers.MaxPooling2D if node.op_type == "MaxPool" else layers.AveragePooling2D
     return file.then(x, kind(a["kernel_shape"], a.get("strides", 1), padding, x.data_format))
 
 
-def _mean(file: _File, node: Any, a: dict[str, Any], x: _Value) -> _Value:
-    """Read the mean of images: (N, C, 1, 1), or (N, C) as in minicnn, which comes to the same."""
-    if node.op_type == "ReduceMean":
+def _global_pool(file: _File, node: Any, a: dict[str, Any], x: _Value) -> _Value:
+    """Read a pooling of images: (N, C, 1, 1), or (N, C) as in minicnn, which comes to the same."""
+    if node.op_type.startswith("Reduce"):
         axes = a["axes"] if "axes" in a else file.array(node.input[1])
         _need(sorted(axis % 4 for axis in axes) == [2, 3], f"its axes must be 2 and 3, got {axes}")
-    layer = layers.GlobalAveragePooling2D(x.data_format)
-    return file.then(x, layer)._replace(is_nhwc=False)
+    is_max = node.op_type in ("GlobalMaxPool", "ReduceMax")
+    kind = layers.GlobalMaxPooling2D if is_max else layers.GlobalAveragePooling2D
+    return file.then(x, kind(x.data_format))._replace(is_nhwc=False)
 
 
 def _batch_normalization(file: _File, node: Any, a: dict[str, Any], x: _Value) -> _Value:
@@ -237,8 +280,9 @@ def _dense(file: _File, node: Any, a: dict[str, Any], x: _Value) -> _Value:
     is_plain = a.get("alpha", 1) == a.get("beta", 1) == 1 and not a.get("transA") and not x.is_nhwc
     _need(is_plain and kernel.ndim == 2 and len(kernel) == x.shape[-1],
           f"it must be x * w + b, with x {x.shape}, got w {kernel.shape} and {a}")
-    layer = layers.Dense(kernel.shape[1], use_bias=len(node.input) > 2, name=_name(node))
-    return file.then(x, layer, kernel=kernel, **_bias(file, node))
+    bias = _bias(file, node)
+    layer = layers.Dense(kernel.shape[1], use_bias=bool(bias), name=_name(node))
+    return file.then(x, layer, kernel=kernel, **bias)
 
 
 def _add(file: _File, node: Any, a: dict[str, Any], *values: _Value) -> _Value:
@@ -282,7 +326,8 @@ def _reshape(file: _File, node: Any, a: dict[str, Any], x: _Value) -> _Value:
     if row in (x.shape[1:], (*x.shape[1:], 1, 1)):
         return x
     known = [-1 if size is None else size for size in row]
-    return file.then(x, layers.Flatten() if len(row) == 1 else layers.Reshape(known))
+    is_flat = row in ((None,), (math.prod(size or 1 for size in x.shape),))
+    return file.then(x, layers.Flatten() if is_flat else layers.Reshape(known))
 
 
 def _dropout(file: _File, node: Any, a: dict[str, Any], x: _Value) -> _Value:
@@ -294,25 +339,34 @@ def _activation(file: _File, node: Any, a: dict[str, Any], x: _Value) -> _Value:
     options = {}
     if node.op_type == "LeakyRelu":
         options["alpha"] = a.get("alpha", 0.01)
+    elif node.op_type == "Gelu":
+        options["approximate"] = a.get("approximate") == b"tanh"
     elif node.op_type in ("Softmax", "LogSoftmax"):
-        channels = 1 if x.is_nhwc else len(x.shape) - 1
-        _need(a.get("axis", 1) % len(x.shape) == channels, "it must be over the last axis")
+        rank = 1 + len(file.row(node.input[0]))
+        axis = a.get("axis", -1 if file.opset > 12 else 1) % rank
+        is_nchw = x.is_nhwc or rank > len(x.shape)  # in the file, but not here
+        _need(axis == (1 if is_nchw else rank - 1) and not (is_nchw and file.opset < 13),
+              f"it must be over the last axis of a row, got axis {axis} of {rank}")
     return file.then(x, layers.Activation(getattr(ops, node.op_type)(**options)))
 
 
 _READERS: dict[str, Callable[..., _Value]] = {
     "Conv": _conv,
+    "ConvTranspose": _conv,
     "BatchNormalization": _batch_normalization,
     "Relu": _activation,
     "Sigmoid": _activation,
     "Tanh": _activation,
     "LeakyRelu": _activation,
+    "Gelu": _activation,
     "Softmax": _activation,
     "LogSoftmax": _activation,
     "MaxPool": _pool,
     "AveragePool": _pool,
-    "GlobalAveragePool": _mean,
-    "ReduceMean": _mean,
+    "GlobalMaxPool": _global_pool,
+    "GlobalAveragePool": _global_pool,
+    "ReduceMax": _global_pool,
+    "ReduceMean": _global_pool,
     "Flatten": _reshape,
     "Reshape": _reshape,
     "Squeeze": _reshape,
