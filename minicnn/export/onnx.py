@@ -6,6 +6,7 @@ expect (N, C, H, W), so a chain of them has a Transpose before it and one after 
 """
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -22,7 +23,6 @@ from minicnn.estimator import Estimator, ModeKeys
 from minicnn.estimator.feeding import feed
 from minicnn.estimator.graph import Graph
 from minicnn.kernels.window import Window
-from minicnn.layers.chain import Chain
 
 _OPSET, _IR_VERSION = 17, 8  # of 2022; newer versions would only exclude older programs
 
@@ -58,8 +58,8 @@ def to_onnx(
     Raises
     ------
     ValueError, TypeError
-        If the model is not built, is larger than 2 GiB, or contains an op that cannot be exported;
-        the error names it.
+        If the model is not built, or contains an op that cannot be exported; the error names it.
+        By ONNX, if the model is larger than 2 GiB.
 
     Notes
     -----
@@ -81,12 +81,6 @@ def to_onnx(
     onnx = require("onnx", "onnx")
     trace = _trace_estimator if isinstance(model, Estimator) else _trace_layer
     graph, outputs = trace(model, x, softmax, checkpoint_path)
-    size = sum(parameter.value.nbytes for parameter in graph.parameters.values())
-    if size > onnx.checker.MAXIMUM_PROTOBUF - 2**20:  # for everything else
-        raise ValueError(
-            f"`model` has {size:,} bytes of weights, but an ONNX file has at most 2 GiB; write "
-            "them with save_safetensors or save_weights"
-        )
     file = _File(onnx, outputs)
     inputs = [tensor for tensor in graph.tensors.values() if tensor.op is None]
     values = {tensor: _Value(file.unique(tensor.name)) for tensor in inputs}
@@ -133,23 +127,17 @@ def _trace_layer(
     model: Any, x: Any, softmax: bool, checkpoint_path: Any
 ) -> tuple[Graph, dict[str, Tensor]]:
     """Return the graph of a layer or a Sequential, and its output."""
-    if x is not None:
-        raise ValueError(
-            f"`x` is for an Estimator, got {checks.describe(x)}; leave it out for a layer"
-        )
-    if checkpoint_path is not None:
-        raise ValueError(
-            f"`checkpoint_path` is for an Estimator, got {checks.describe(checkpoint_path)}; load "
-            "weights into a layer with load_weights"
-        )
+    for name, value in (("x", x), ("checkpoint_path", checkpoint_path)):
+        if value is not None:
+            raise ValueError(
+                f"`{name}` is for an Estimator, got {checks.describe(value)}; leave it out for a "
+                "layer, into which load_weights reads weights"
+            )
     if getattr(model, "input_shape", None) is None:
         raise ValueError(
             "`model` must be a layer that is built, or an Estimator, got "
             f"{checks.describe(model)}; call build(input_shape, rng) first"
         )
-    for part in parts(model):  # the graph will contain only the layers of a Sequential
-        if isinstance(part, Chain) and type(part).forward is not Chain.forward:
-            raise ValueError(_refusal(part))
     graph = Graph()
     name = checks.unique("inputs", [part.label for part in parts(model)])  # no layer's
     inputs = graph.placeholder(name, model.input_shape, model.dtype)
@@ -369,19 +357,19 @@ def _gelu(file: _File, op: Any, x: _Value, shape: Shape) -> _Value:
     return x._replace(name=step("Mul", step("Mul", x.name, step("Add", p, 1.0)), 0.5))
 
 
-def _along_axis(file: _File, op: Any, x: _Value, shape: Shape, *others: _Value) -> _Value:
+def _along_axis(
+    file: _File, op: Any, x: _Value, shape: Shape, *others: _Value, kind: str = "",
+    **attributes: Any,
+) -> _Value:
     """Add the node of an op with an `axis`, which is that of minicnn's layout."""
     names = [file.name_of(value) for value in (x, *others)]
-    return _Value(file.node(type(op).__name__, names, op.label, axis=op.axis))
+    kind = kind or type(op).__name__
+    return _Value(file.node(kind, names, op.label, axis=op.axis, **attributes))
 
 
 def _reshape(file: _File, op: Op, x: _Value, shape: Shape) -> _Value:
     row = file.constant(np.array([0, *shape[1:]], np.int64), f"{op.label}/shape")  # 0: unchanged
     return _Value(file.node("Reshape", [file.name_of(x), row], op.label))
-
-
-def _argmax(file: _File, op: Any, x: _Value, shape: Shape) -> _Value:
-    return _Value(file.node("ArgMax", [file.name_of(x)], op.label, axis=op.axis, keepdims=0))
 
 
 def _one_hot(file: _File, op: Any, x: _Value, shape: Shape) -> _Value:
@@ -445,7 +433,7 @@ _EXPORTS: dict[type[Op], Callable[..., _Value]] = {
     ops.Softmax: _along_axis,
     ops.LogSoftmax: _along_axis,
     ops.Reshape: _reshape,
-    ops.Argmax: _argmax,
+    ops.Argmax: functools.partial(_along_axis, kind="ArgMax", keepdims=0),
     ops.OneHot: _one_hot,
     ops.Cast: _cast,
     ops.Scale: _scale,

@@ -4,6 +4,7 @@ The arrays have the same names and layouts as in minicnn.
 """
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -120,34 +121,22 @@ def load_safetensors(
     path = checks.path(path, "path")
     parameters = parameters_of(model)
     select = by_patterns(only, skip)
-    arrays = _open(path)
-    names = fitting(parameters, arrays, path, select, SKIP_THEM, checks.boolean(strict, "strict"))
-    fill(parameters, {name: arrays[name] for name in names})
-
-
-class _Array:
-    """An array of a file whose data are read when NumPy converts it."""
-
-    def __init__(self, file: Any, name: str) -> None:
-        header = file.get_slice(name)
-        code = header.get_dtype()  # such as F32
-        self.shape = tuple(header.get_shape())
-        self.dtype = np.dtype("?" if code == "BOOL" else f"{code[0].lower()}{int(code[1:]) // 8}")
-        self._file = file
-        self._name = name
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.asarray(self._file.get_tensor(self._name), dtype)
-
-
-def _open(path: Path) -> dict[str, Any]:
-    """Return the arrays of a file by name."""
+    strict = checks.boolean(strict, "strict")
     safe_open = require("safetensors", "safetensors").safe_open
     open_regular(path, follow=True).close()  # raises Python's errors if it cannot be read
     try:
         file = safe_open(path, "numpy")  # maps it into memory
-        return {name: _Array(file, name) for name in sorted(file.keys())}
+        forms = {name: _form(file.get_slice(name)) for name in sorted(file.keys())}
     except Exception as error:  # a damaged header may raise anything
         raise ValueError(
             f"{path} is not a safetensors file of NumPy's types ({error}); save it again"
         ) from error
+    names = fitting(parameters, forms, path, select, SKIP_THEM, strict)
+    fill(parameters, {name: file.get_tensor(name) for name in names})
+
+
+def _form(array: Any) -> SimpleNamespace:
+    """Return the shape and the type of an array that is not read."""
+    code = array.get_dtype()  # such as F32
+    dtype = np.dtype("?" if code == "BOOL" else f"{code[0].lower()}{int(code[1:]) // 8}")
+    return SimpleNamespace(shape=tuple(array.get_shape()), dtype=dtype)

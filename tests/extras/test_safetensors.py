@@ -189,13 +189,6 @@ def test_arrays_that_the_model_has_no_room_for_are_not_read(path):
     assert peak_of(assert_refused, path, str(path), "dense/kernel", "(8192, 8192)") < 2e6
 
 
-def test_one_array_is_read_at_a_time(path):
-    model = mc.Sequential([mc.layers.Dense(512, use_bias=False) for _ in range(8)])
-    model.build((None, 512), rng=0)
-    mc.export.save_safetensors(model, path)
-    assert peak_of(mc.export.load_safetensors, model, path) < path.stat().st_size / 2
-
-
 def test_a_model_that_is_not_built_has_no_weights(path):
     for model, remedy in ((mc.layers.Dense(3), "call build first"), (None, "give a layer")):
         with pytest.raises(ValueError, match=rf"no parameters.*{remedy}"):
