@@ -20,7 +20,7 @@ integer addresses can be miscompiled if Numba links the kernel again from its ca
 `pointer`, `lanes`                     pointers into arrays; the number of elements of a vector
 `load`, `store`, `broadcast`           load and store complete vectors; one element in all lanes
 `load_some`, `store_some`              the same for the first lanes only, at the end of a row
-`splat`, `fma`, `add`, `sub`, `relu`   arithmetic
+`splat`, `fma`, `add`, `relu`          arithmetic
 `where_positive`                       the gradient of ReLU
 `largest_of_four`                      2x2 max pooling with ReLU, and the index of the maximum
 `transpose`                            a square block of vectors
@@ -30,9 +30,10 @@ integer addresses can be miscompiled if Numba links the kernel again from its ca
 `gather`                               sums over lists of (offset, value), in registers
 =====================================  ============================================================
 
-Each operation is a function that emits LLVM code, such as `_load`, and a line at the end of this
-file that makes it callable in kernels. The code of `tile` and `gather` is generated for each of the
-sizes that they support: ``tile(6, 2, ...)`` uses twelve accumulators.
+An operation is written as a function that emits LLVM code. The decorator `operation` makes it
+callable in kernels; other operations emit the same code by ``load.emit(builder, ...)``. The code of
+`tile` and `gather` is generated for each of the sizes that they support: ``tile(6, 2, ...)`` uses
+twelve accumulators.
 """
 
 import functools
@@ -87,20 +88,25 @@ class _VectorModel(models.PrimitiveModel):
         super().__init__(manager, vector, _vector_of(element))
 
 
-def _operation(emit: Callable[..., Any], result: Any = types.void, literals: int = 0) -> Any:
-    """Return the function that kernels call, from one that emits code for an operation.
+def operation(
+    result: Any = types.void, literals: int = 0
+) -> Callable[[Callable[..., Any]], Any]:
+    """Return a decorator that makes a function that emits code callable in kernels.
+
+    The function takes a builder and the LLVM values of the arguments, and returns the value of the
+    result.
 
     Parameters
     ----------
-    emit : callable
-        It takes a builder and the LLVM values of the arguments, and returns the value of the
-        result.
     result : Numba type, or Vector
         Vector stands for a vector of the type of the first argument.
     literals : int
         So many of the first arguments are given as integers if they are literals in the call.
     """
+    return functools.partial(_operation, result, literals)
 
+
+def _operation(result: Any, literals: int, emit: Callable[..., Any]) -> Any:
     @functools.wraps(emit)
     def typed(typingctx: Any, *given: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -112,7 +118,9 @@ def _operation(emit: Callable[..., Any], result: Any = types.void, literals: int
         returned = Vector(getattr(given[0], "dtype", given[0])) if result is Vector else result
         return returned(*given[:literals], *map(_argument, given[literals:])), generate
 
-    return intrinsic(prefer_literal=literals > 0)(typed)
+    function = intrinsic(prefer_literal=literals > 0)(typed)
+    function.emit = emit
+    return function
 
 
 def _argument(kind: Any) -> Any:
@@ -148,7 +156,8 @@ def _chosen(numbers: Sequence[int]) -> ir.Constant:
     return ir.Constant(ir.VectorType(ir.IntType(32), len(numbers)), numbers)
 
 
-def _splat(builder: Any, x: Any) -> Any:
+@operation(Vector)
+def splat(builder: Any, x: Any) -> Any:
     """Return a vector with the number x in all lanes."""
     return _repeat(builder, x, _vector_of(x.type).count)
 
@@ -159,9 +168,23 @@ def _repeat(builder: Any, scalar: Any, lanes: int) -> Any:
     return builder.shuffle_vector(first, undefined, _chosen([0] * lanes))
 
 
-def _lanes(builder: Any, place: Any) -> Any:
+@operation(types.int64)
+def lanes(builder: Any, place: Any) -> Any:
     """Return the number of elements in a vector, a compile-time constant, for a pointer's type."""
     return _index(_vector_of(place.type.pointee).count)
+
+
+@intrinsic
+def pointer(typingctx, base, index):
+    """Return a pointer to element `index` of an array, or `index` elements after a pointer."""
+
+    def generate(context, builder, signature, arguments):
+        start, offset = arguments
+        if isinstance(base, types.Array):
+            start = context.make_array(base)(context, builder, start).data
+        return builder.gep(start, [offset])
+
+    return types.CPointer(base.dtype)(base, types.int64), generate
 
 
 def _at(builder: Any, base: Any, index: Any, type_: Any) -> Any:
@@ -169,50 +192,53 @@ def _at(builder: Any, base: Any, index: Any, type_: Any) -> Any:
     return builder.bitcast(builder.gep(base, [index]), type_.as_pointer())
 
 
-def _load(builder: Any, source: Any, index: Any) -> Any:
+@operation(Vector)
+def load(builder: Any, source: Any, index: Any) -> Any:
     """Return the vector that starts at ``source[index]``."""
-    element = source.type.pointee
-    place = _at(builder, source, index, _vector_of(element))
-    return builder.load(place, align=_bits(element) // 8)
+    type_ = _vector_of(source.type.pointee)
+    return builder.load(_at(builder, source, index, type_), align=_bytes(type_))
 
 
-def _load_some(builder: Any, source: Any, index: Any, count: Any) -> Any:
+@operation(Vector)
+def load_some(builder: Any, source: Any, index: Any, count: Any) -> Any:
     """Return a vector of `count` elements from ``source[index]`` on, padded with zeros."""
     type_ = _vector_of(source.type.pointee)
-    place, mask = _at(builder, source, index, type_), _mask(builder, type_.count, count)
-    arguments = [place, _align(type_), mask, _same(type_, 0.0)]
+    arguments = [*_masked(builder, source, index, count, type_), _same(type_, 0.0)]
     return _call(builder, "llvm.masked.load", type_, type_, arguments)
 
 
-def _store(builder: Any, value: Any, target: Any, index: Any) -> Any:
+@operation()
+def store(builder: Any, value: Any, target: Any, index: Any) -> None:
     """Write a vector to memory from ``target[index]`` on."""
     place = _at(builder, target, index, value.type)
-    builder.store(value, place, align=_bits(value.type.element) // 8)
+    builder.store(value, place, align=_bytes(value.type))
 
 
-def _store_masked(builder: Any, value: Any, target: Any, index: Any, count: Any) -> Any:
-    """Emit a store of the first `count` lanes."""
-    type_ = value.type
-    place, mask = _at(builder, target, index, type_), _mask(builder, type_.count, count)
-    arguments = [value, place, _align(type_), mask]
-    _call(builder, "llvm.masked.store", type_, ir.VoidType(), arguments)
-
-
-def _store_some(builder: Any, value: Any, target: Any, index: Any, count: Any) -> None:
+@operation()
+def store_some(builder: Any, value: Any, target: Any, index: Any, count: Any) -> None:
     """Write the first `count` lanes, or all if there are fewer, from ``target[index]`` on."""
     full = builder.icmp_signed(">=", count, _index(value.type.count))
-    _if_else(builder, full, lambda: [_store(builder, value, target, index)],
-             lambda: [_store_masked(builder, value, target, index, count)])
+    _if_else(builder, full, lambda: store.emit(builder, value, target, index),
+             lambda: _store_masked(builder, value, target, index, count))
 
 
-def _align(type_: ir.VectorType) -> ir.Constant:
-    return ir.Constant(ir.IntType(32), _bits(type_.element) // 8)
+def _store_masked(builder: Any, value: Any, target: Any, index: Any, count: Any) -> None:
+    """Emit a store of the first `count` lanes."""
+    arguments = [value, *_masked(builder, target, index, count, value.type)]
+    _call(builder, "llvm.masked.store", value.type, ir.VoidType(), arguments)
 
 
-def _mask(builder: Any, lanes: int, count: Any) -> Any:
-    """Emit a mask of the first `count` lanes, or of all if there are fewer."""
-    numbers = ir.Constant(ir.VectorType(_INDEX, lanes), list(range(lanes)))
-    return builder.icmp_signed("<", numbers, _repeat(builder, count, lanes))
+def _masked(builder: Any, base: Any, index: Any, count: Any, type_: Any) -> tuple[Any, Any, Any]:
+    """Return the place, the alignment and a mask of the first `count` lanes, or of all."""
+    numbers = ir.Constant(ir.VectorType(_INDEX, type_.count), list(range(type_.count)))
+    mask = builder.icmp_signed("<", numbers, _repeat(builder, count, type_.count))
+    alignment = ir.Constant(ir.IntType(32), _bytes(type_))
+    return _at(builder, base, index, type_), alignment, mask
+
+
+def _bytes(type_: ir.VectorType) -> int:
+    """Return the number of bytes of an element, to which vectors are aligned."""
+    return _bits(type_.element) // 8
 
 
 def _element(builder: Any, source: Any, index: Any) -> Any:
@@ -220,9 +246,10 @@ def _element(builder: Any, source: Any, index: Any) -> Any:
     return builder.load(builder.gep(source, [index]))
 
 
-def _broadcast(builder: Any, source: Any, index: Any) -> Any:
+@operation(Vector)
+def broadcast(builder: Any, source: Any, index: Any) -> Any:
     """Return a vector with ``source[index]`` in all lanes."""
-    return _splat(builder, _element(builder, source, index))
+    return splat.emit(builder, _element(builder, source, index))
 
 
 def _call(builder: Any, name: str, vector: Any, result: Any, arguments: Sequence[Any]) -> Any:
@@ -236,34 +263,34 @@ def _call(builder: Any, name: str, vector: Any, result: Any, arguments: Sequence
     return builder.call(function, arguments)
 
 
-def _fma(builder: Any, x: Any, y: Any, z: Any) -> Any:
+@operation(Vector)
+def fma(builder: Any, x: Any, y: Any, z: Any) -> Any:
     """Return ``x * y + z`` with a single rounding."""
     return _call(builder, "llvm.fma", x.type, x.type, [x, y, z])
 
 
-def _add(builder: Any, x: Any, y: Any) -> Any:
+@operation(Vector)
+def add(builder: Any, x: Any, y: Any) -> Any:
     """Return ``x + y``."""
     return builder.fadd(x, y)
 
 
-def _sub(builder: Any, x: Any, y: Any) -> Any:
-    """Return ``x - y``."""
-    return builder.fsub(x, y)
-
-
-def _relu(builder: Any, x: Any) -> Any:
+@operation(Vector)
+def relu(builder: Any, x: Any) -> Any:
     """Return ``max(x, 0)``; NaN stays NaN."""
     zero = _same(x.type, 0.0)
     return builder.select(builder.fcmp_ordered("<=", x, zero), zero, x)
 
 
-def _where_positive(builder: Any, x: Any, y: Any) -> Any:
+@operation(Vector)
+def where_positive(builder: Any, x: Any, y: Any) -> Any:
     """Return y in the lanes where x > 0, and 0 in the others."""
     zero = _same(x.type, 0.0)
     return builder.select(builder.fcmp_ordered(">", x, zero), y, zero)
 
 
-def _largest_of_four(
+@operation()
+def largest_of_four(
     builder: Any, x0: Any, x1: Any, x2: Any, x3: Any, bias: Any, y: Any, code: Any, count: Any
 ) -> None:
     """Write relu(max(x0, x1, x2, x3) + bias) to y, and the index of the maximum to code.
@@ -284,11 +311,12 @@ def _largest_of_four(
     value = builder.fadd(value, bias)
     negative = builder.fcmp_ordered("<=", value, _same(value.type, 0.0))
     winner = builder.select(negative, _same(code_type, ZEROED), winner)
-    _store_some(builder, _relu(builder, value), y, _index(0), count)
-    _store_some(builder, winner, code, _index(0), count)
+    store_some.emit(builder, relu.emit(builder, value), y, _index(0), count)
+    store_some.emit(builder, winner, code, _index(0), count)
 
 
-def _transpose(builder: Any, source: Any, source_row: Any, target: Any, target_row: Any) -> None:
+@operation()
+def transpose(builder: Any, source: Any, source_row: Any, target: Any, target_row: Any) -> None:
     """Copy a square block with rows and columns exchanged.
 
     The block has as many rows as a vector has lanes. The strides of the rows are in elements.
@@ -298,7 +326,7 @@ def _transpose(builder: Any, source: Any, source_row: Any, target: Any, target_r
     def row(stride, number):
         return builder.mul(stride, _index(number))
 
-    rows = [_load(builder, source, row(source_row, i)) for i in range(lanes)]
+    rows = [load.emit(builder, source, row(source_row, i)) for i in range(lanes)]
     # Exchange blocks of 1, 2, 4, ... lanes between rows that are as far apart.
     size = 1
     while size < lanes:
@@ -311,7 +339,7 @@ def _transpose(builder: Any, source: Any, source_row: Any, target: Any, target_r
                 rows[i + size] = builder.shuffle_vector(*pair, _chosen(high))
         size *= 2
     for i, value in enumerate(rows):
-        _store(builder, value, target, row(target_row, i))
+        store.emit(builder, value, target, row(target_row, i))
 
 
 def linear(matrices: Mapping[int, Any], before: bool, after: bool) -> Any:
@@ -329,18 +357,18 @@ def linear(matrices: Mapping[int, Any], before: bool, after: bool) -> Any:
         def emit_one(known: int) -> None:
             matrix = matrices[known]
             places = (builder.mul(step, _index(i)) for i in range(len(matrix[0])))
-            lines = [_load(builder, source, place) for place in places]
+            lines = [load.emit(builder, source, place) for place in places]
             if before:
                 _butterflies(builder, lines)
             lines = [_combination(builder, row, lines) for row in matrix]
             if after:
                 _butterflies(builder, lines)
             for i, line in enumerate(lines):
-                _store(builder, line, target, builder.mul(target_step, _index(i)))
+                store.emit(builder, line, target, builder.mul(target_step, _index(i)))
 
         _for_sizes(builder, [key], [(known,) for known in matrices], emit_one)
 
-    return _operation(emit, literals=1)
+    return _operation(types.void, 1, emit)
 
 
 def _butterflies(builder: Any, lines: list[Any]) -> None:
@@ -361,7 +389,7 @@ def _combination(builder: Any, factors: Sequence[float], lines: Sequence[Any]) -
         if factor == 1:
             total = builder.fadd(total, line)
         else:
-            total = _fma(builder, _same(line.type, factor), line, total)
+            total = fma.emit(builder, _same(line.type, factor), line, total)
     return total
 
 
@@ -371,23 +399,16 @@ def _combination(builder: Any, factors: Sequence[float], lines: Sequence[Any]) -
 def _loop(builder: Any, count: Any, values: Sequence[Any], body: Callable[..., Any]) -> list[Any]:
     """Emit a loop with `count` iterations, and return the final values.
 
-    ``body(i, values)`` emits one iteration and returns the new values, which stay in registers (as
-    phi nodes).
+    ``body(i, values)`` emits one iteration and returns the new values, which stay in registers.
     """
-    before = builder.block
-    head, inside, end = (builder.append_basic_block() for _ in range(3))
-    builder.branch(head)
-    builder.position_at_end(head)
-    i, current = builder.phi(_INDEX), [builder.phi(value.type) for value in values]
-    builder.cbranch(builder.icmp_signed("<", i, count), inside, end)
-    builder.position_at_end(inside)
-    following = [*body(i, current), builder.add(i, _index(1))]
-    for phi, first, next_ in zip([*current, i], [*values, _index(0)], following, strict=True):
-        phi.add_incoming(first, before)
-        phi.add_incoming(next_, builder.block)
-    _keep_rolled(builder, builder.branch(head))
-    builder.position_at_end(end)
-    return current
+    slots = [cgutils.alloca_once_value(builder, value) for value in values]
+    with cgutils.for_range(builder, count) as loop:
+        results = body(loop.index, [builder.load(slot) for slot in slots])
+        for slot, result in zip(slots, results, strict=True):
+            builder.store(result, slot)
+        last = builder.block
+    _keep_rolled(builder, last.terminator)
+    return [builder.load(slot) for slot in slots]
 
 
 def _keep_rolled(builder: Any, jump: Any) -> None:
@@ -399,21 +420,17 @@ def _keep_rolled(builder: Any, jump: Any) -> None:
     jump.set_metadata("llvm.loop", loop)
 
 
-def _if_else(builder: Any, condition: Any, *emits: Callable[[], Sequence[Any]]) -> list[Any]:
-    """Emit both branches, and return the values of the branch that is taken (phi nodes), if any."""
-    ends = []
+def _if_else(builder: Any, condition: Any, *emits: Callable[[], Any]) -> list[Any]:
+    """Emit both branches, and return the values of the branch that is taken, if any."""
+    slots: list[Any] = []
     with builder.if_else(condition) as ways:
         for way, emit in zip(ways, emits, strict=True):
             with way:
-                ends.append((emit(), builder.block))
-    chosen = []
-    for pair in zip(*(values for values, _ in ends), strict=True):
-        if pair[0] is not None:  # None is the value of a store
-            phi = builder.phi(pair[0].type)
-            for value, (_, block) in zip(pair, ends, strict=True):
-                phi.add_incoming(value, block)
-            chosen.append(phi)
-    return chosen
+                values = emit() or []
+                slots = slots or [cgutils.alloca_once(builder, value.type) for value in values]
+                for slot, value in zip(slots, values, strict=True):
+                    builder.store(value, slot)
+    return [builder.load(slot) for slot in slots]
 
 
 def _for_sizes(
@@ -425,15 +442,15 @@ def _for_sizes(
         emit(*sizes)
         return
     end = builder.append_basic_block()
-    key = _index(0)
-    for number in sizes:
-        key = builder.add(builder.shl(key, _index(8)), number)
+    key = functools.reduce(
+        lambda key, size: builder.add(builder.mul(key, _index(256)), size), sizes
+    )
     switch = builder.switch(key, end)
-    for size in known:
+    for numbers in known:
         way = builder.append_basic_block()
-        switch.add_case(_index(int.from_bytes(bytes(size), "big")), way)
+        switch.add_case(_index(int.from_bytes(bytes(numbers), "big")), way)
         builder.position_at_end(way)
-        emit(*size)
+        emit(*numbers)
         builder.branch(end)
     builder.position_at_end(end)
 
@@ -458,11 +475,11 @@ def _products(
 
     def step(k, values):
         place, line, *totals = values
-        b_ = [_load(builder, line, _index(v * lanes)) for v in range(vectors)]
+        b_ = [load.emit(builder, line, _index(v * lanes)) for v in range(vectors)]
         for r, row in enumerate(rows):
-            x = _broadcast(builder, place, row)
+            x = broadcast.emit(builder, place, row)
             for v in range(vectors):
-                totals[r * vectors + v] = _fma(builder, x, b_[v], totals[r * vectors + v])
+                totals[r * vectors + v] = fma.emit(builder, x, b_[v], totals[r * vectors + v])
         return [builder.gep(place, [a_step]), builder.gep(line, [b_step]), *totals]
 
     _, end, *totals = _loop(builder, depth, [a, b, *sums], step)
@@ -472,12 +489,14 @@ def _products(
 def _row_numbers(builder: Any, count: int, height: Any) -> list[Any]:
     """Emit the row numbers min(r, height - 1) for r = 0, ..., count - 1."""
     last = builder.sub(height, _index(1))
-    below = [builder.icmp_signed("<", _index(r), last) for r in range(1, count)]
-    rows = enumerate(below, 1)
-    return [_index(0), *(builder.select(is_below, _index(r), last) for r, is_below in rows)]
+    return [_index(0), *(
+        builder.select(builder.icmp_signed("<", _index(r), last), _index(r), last)
+        for r in range(1, count)
+    )]
 
 
-def _tile(
+@operation(literals=2)
+def tile(
     builder: Any, rows: Any, vectors: Any, a: Any, a_row: Any, a_col: Any, a_round: Any, b: Any,
     b_row: Any, s: Any, s_row: Any, c: Any, c_row: Any, height: Any, width: Any, depth: Any,
     rounds: Any, adds: Any,
@@ -507,8 +526,8 @@ def _tile(
         def read(base: Any, stride: Any, finish: Callable[..., Any]) -> Any:
             return _if_else(
                 builder, full,
-                lambda: finish([_load(builder, base, at) for at, _ in places(stride)]),
-                lambda: finish([_load_some(builder, base, *place) for place in places(stride)]),
+                lambda: finish([load.emit(builder, base, at) for at, _ in places(stride)]),
+                lambda: finish([load_some.emit(builder, base, *place) for place in places(stride)]),
             )
 
         def add_sums(values: Sequence[Any]) -> Any:  # directly after the loads: saves registers
@@ -523,13 +542,13 @@ def _tile(
         lines = [builder.mul(a_row, number) for number in numbers]
         _, _, *sums = _loop(builder, rounds, [a, b, *sums], next_round)
         sums = _if_else(builder, adds, lambda: read(c, c_row, add_sums), lambda: sums)
-        _if_else(
-            builder, full,
-            lambda: [_store(builder, x, c, at)
-                     for x, (at, _) in zip(sums, places(c_row), strict=True)],
-            lambda: [_store_masked(builder, x, c, *place)
-                     for x, place in zip(sums, places(c_row), strict=True)],
-        )
+        with builder.if_else(full) as (all_lanes, some_lanes):
+            with all_lanes:
+                for x, (at, _) in zip(sums, places(c_row), strict=True):
+                    store.emit(builder, x, c, at)
+            with some_lanes:
+                for x, place in zip(sums, places(c_row), strict=True):
+                    _store_masked(builder, x, c, *place)
 
     _for_sizes(builder, (rows, vectors), _TILES, emit)
 
@@ -564,7 +583,8 @@ def gather_blocks(rows: int, vectors: int) -> list[tuple[int, int, int, int]]:
     return blocks
 
 
-def _gather(
+@operation(literals=2)
+def gather(
     builder: Any, rows: Any, vectors: Any, source: Any, row: Any, lists: Any, count: Any,
     target: Any, step: Any, target_row: Any,
 ) -> None:
@@ -591,17 +611,17 @@ def _gather(
             def add_item(e: Any, sums: Sequence[Any]) -> Any:
                 item = builder.add(begin, e)
                 offset = builder.sext(_element(builder, offsets, item), _INDEX)
-                value = _broadcast(builder, values, item)
+                value = broadcast.emit(builder, values, item)
                 bases = [builder.gep(line, [offset]) for line in lines]
-                loaded = [_load(builder, bases[r], v) for r, v in places]
-                return [_fma(builder, value, *pair) for pair in zip(loaded, sums, strict=True)]
+                loaded = [load.emit(builder, bases[r], v) for r, v in places]
+                return [fma.emit(builder, value, *pair) for pair in zip(loaded, sums, strict=True)]
 
             length = builder.sub(_element(builder, ends, k), begin)
             sums = _loop(builder, length, [zero] * len(places), add_item)
             block = builder.gep(target, [builder.mul(step, k)])
             for (r, v), total in zip(places, sums, strict=True):
                 line = builder.gep(block, [builder.mul(target_row, _index(r))])
-                _store(builder, builder.fadd(_load(builder, line, v), total), line, v)
+                store.emit(builder, builder.fadd(load.emit(builder, line, v), total), line, v)
             return []
 
         _loop(builder, count, [], add_list)
@@ -609,60 +629,26 @@ def _gather(
     _for_sizes(builder, (rows, vectors), _BLOCKS[REGISTERS], emit)
 
 
-def _where_equal(builder: Any, x: Any, tags: Any, number: Any) -> Any:
+@operation(Vector)
+def where_equal(builder: Any, x: Any, tags: Any, number: Any) -> Any:
     """Return x in the lanes whose int32 tag is equal to `number`, and zero in the others."""
-    number = _splat(builder, builder.trunc(number, ir.IntType(32)))
-    equal = builder.icmp_signed("==", _load(builder, tags, _index(0)), number)
+    number = splat.emit(builder, builder.trunc(number, ir.IntType(32)))
+    equal = builder.icmp_signed("==", load.emit(builder, tags, _index(0)), number)
     return builder.select(equal, x, _same(x.type, 0.0))
 
 
-def _compress(builder: Any, x: Any, offsets: Any, to_values: Any, to_offsets: Any) -> Any:
+@operation(types.int64)
+def compress(builder: Any, x: Any, offsets: Any, to_values: Any, to_offsets: Any) -> Any:
     """Write the nonzero elements of x and their offsets contiguously, and return their number.
 
     Complete vectors are written, with arbitrary elements at the end.
     """
-    offset = _load(builder, offsets, _index(0))
+    offset = load.emit(builder, offsets, _index(0))
     chosen = builder.fcmp_unordered("!=", x, _same(x.type, 0.0))
     for part, target in ((x, to_values), (offset, to_offsets)):
         undefined = ir.Constant(part.type, ir.Undefined)
         squeezed = _call(builder, "llvm.experimental.vector.compress", part.type, part.type,
                          [part, chosen, undefined])
-        _store(builder, squeezed, target, _index(0))
+        store.emit(builder, squeezed, target, _index(0))
     count = builder.ctpop(builder.bitcast(chosen, ir.IntType(x.type.count)))
     return builder.zext(count, _INDEX)
-
-
-# The operations -----------------------------------------------------------------------------------
-
-
-@intrinsic
-def pointer(typingctx, base, index):
-    """Return a pointer to element `index` of an array, or `index` elements after a pointer."""
-
-    def generate(context, builder, signature, arguments):
-        start, offset = arguments
-        if isinstance(base, types.Array):
-            start = context.make_array(base)(context, builder, start).data
-        return builder.gep(start, [offset])
-
-    return types.CPointer(base.dtype)(base, types.int64), generate
-
-
-lanes = _operation(_lanes, types.int64)
-load = _operation(_load, Vector)
-load_some = _operation(_load_some, Vector)
-store = _operation(_store)
-store_some = _operation(_store_some)
-broadcast = _operation(_broadcast, Vector)
-splat = _operation(_splat, Vector)
-fma = _operation(_fma, Vector)
-add = _operation(_add, Vector)
-sub = _operation(_sub, Vector)
-relu = _operation(_relu, Vector)
-where_positive = _operation(_where_positive, Vector)
-largest_of_four = _operation(_largest_of_four)
-transpose = _operation(_transpose)
-tile = _operation(_tile, literals=2)
-where_equal = _operation(_where_equal, Vector)
-compress = _operation(_compress, types.int64)
-gather = _operation(_gather, literals=2)

@@ -46,7 +46,7 @@ def simd():
     module.gather_blocks = compiled_simd.gather_blocks
     vars(module).update({name: getattr(compiled_simd, name) for name in CONSTANTS})
     functions = (
-        pointer, lanes, load, load_some, store, store_some, broadcast, splat, fma, add, sub, relu,
+        pointer, lanes, load, load_some, store, store_some, broadcast, splat, fma, add, relu,
         where_positive, largest_of_four, transpose, linear, tile, where_equal, compress, gather,
     )
     vars(module).update({function.__name__: function for function in functions})
@@ -116,10 +116,6 @@ def fma(x, y, z):
 
 def add(x, y):
     return x + y
-
-
-def sub(x, y):
-    return x - y
 
 
 def relu(x):
