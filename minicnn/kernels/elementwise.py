@@ -11,7 +11,7 @@ from minicnn.kernels.simd import pointer
 from minicnn.kernels.threads import parallel_for, share
 
 SPAN = 1 << 17  # elements per chunk, whose computation takes as long as to wake a thread
-_COLUMNS = 1 << 13  # that one chunk sums
+_COLUMNS = 1 << 11  # that one chunk sums
 BLOCK = 128  # terms per partial sum; the float32 rounding error of a longer one exceeds 2e-6
 _SQRT_HALF = math.sqrt(0.5)
 _BIAS, _ROUND = 1023, 1.5 * 2.0**52  # of float64
@@ -22,7 +22,6 @@ _TAIL_TERMS = (
     0.02006712694, -0.0820437608, 0.0975669293, -0.03349240999, 0.06461994986, 0.05869830752,
     0.08164917488, 0.09346256973, 0.09973655088, 0.09973556604,
 )
-_FEW = 16  # terms per partial sum if the terms are themselves sums of blocks
 
 
 def spans(size: int) -> int:
@@ -31,10 +30,9 @@ def spans(size: int) -> int:
 
 
 @helper
-def span(chunk, size):
-    """Return the first element of a chunk and its number of elements."""
-    first = chunk * SPAN
-    return first, min(SPAN, size - first)
+def span(chunk):
+    """Return the elements of a chunk."""
+    return slice(chunk * SPAN, (chunk + 1) * SPAN)
 
 
 def add(a: np.ndarray, b: np.ndarray, y: np.ndarray, relu: bool = False) -> None:
@@ -111,19 +109,10 @@ def blocks_of(terms: int) -> int:
     return -(-terms // BLOCK)
 
 
-def sum_rows(dy: np.ndarray, db: np.ndarray, block: int = BLOCK) -> None:
-    """Write db (U,) = the sum of the rows of dy (N, U).
-
-    Rows of a block are added in order. The block sums are added pairwise, as a tree.
-    """
-    shape = waiting_sums(len(dy), block), min(db.size, _COLUMNS)
-    parallel_for(_sum_rows, -(-db.size // _COLUMNS), (dy,), (db,), block,
-                 scratch={"sums": (shape, db.dtype)})
-
-
-def sum_sums(partial: np.ndarray, total: np.ndarray) -> None:
-    """Write total (U,) = the sum of the block sums `partial` (..., U)."""
-    sum_rows(partial.reshape(-1, total.size), total, _FEW)
+def sum_rows(dy: np.ndarray, db: np.ndarray) -> None:
+    """Write db (U,) = the sum of the rows of dy (..., U), computed in float64."""
+    parallel_for(_sum_rows, -(-db.size // _COLUMNS), (dy.reshape(-1, db.size),), (db,),
+                 scratch={"total": ((_COLUMNS,), np.float64)})
 
 
 def waiting_sums(terms: int, block: int = BLOCK) -> int:
@@ -133,39 +122,33 @@ def waiting_sums(terms: int, block: int = BLOCK) -> int:
 
 @kernel
 def _add(chunk, scratch, a, b, y, relu):
-    first, count = span(chunk, y.size)
-    a_ = pointer(a, first)
-    b_ = pointer(b, first)
-    y_ = pointer(y, first)
-    for e in range(count):
-        value = a_[e] + b_[e]
-        y_[e] = 0 if relu and value <= 0 else value
+    a, b, y = a[span(chunk)], b[span(chunk)], y[span(chunk)]
+    for e in range(y.size):
+        total = a[e] + b[e]
+        y[e] = 0 if relu and total <= 0 else total
 
 
 @kernel
 def _relu(chunk, scratch, x, y, slope):
-    first, count = span(chunk, x.size)
-    source, target = pointer(x, first), pointer(y, first)
-    for e in range(count):
-        below = slope * source[e] if slope != 0 else 0  # not 0 * infinity
-        target[e] = below if source[e] <= 0 else source[e]
+    x, y = x[span(chunk)], y[span(chunk)]
+    for e in range(y.size):
+        below = slope * x[e] if slope != 0 else 0  # not 0 * infinity
+        y[e] = below if x[e] <= 0 else x[e]
 
 
 @kernel
 def _relu_gradient(chunk, scratch, dy, y, dx, scale, slope):
-    first, count = span(chunk, y.size)
-    gradient, value, target = pointer(dy, first), pointer(y, first), pointer(dx, first)
-    for e in range(count):
-        below = slope * gradient[e] if slope != 0 else 0
-        target[e] = scale * gradient[e] if value[e] > 0 else below
+    dy, y, dx = dy[span(chunk)], y[span(chunk)], dx[span(chunk)]
+    for e in range(dx.size):
+        below = slope * dy[e] if slope != 0 else 0
+        dx[e] = scale * dy[e] if y[e] > 0 else below
 
 
 @kernel
 def _product(chunk, scratch, a, b, y):
-    first, count = span(chunk, y.size)
-    a_, b_, y_ = pointer(a, first), pointer(b, first), pointer(y, first)
-    for e in range(count):
-        y_[e] = a_[e] * b_[e]
+    a, b, y = a[span(chunk)], b[span(chunk)], y[span(chunk)]
+    for e in range(y.size):
+        y[e] = a[e] * b[e]
 
 
 @helper
@@ -190,36 +173,34 @@ def _exponential(x, constants, terms):
 @kernel
 def _squash(chunk, scratch, x, y, slope, constants, terms, is_tanh):
     """Write y from e = exp(-|x|), or from e = exp(-2|x|) and 1 - e."""
-    first, count = span(chunk, x.size)
-    source, target, derivative = pointer(x, first), pointer(y, first), pointer(slope, first)
-    for i in range(count):
-        size = abs(source[i])
+    x, y, slope = x[span(chunk)], y[span(chunk)], slope[span(chunk)]
+    for i in range(x.size):
+        size = abs(x[i])
         scale, p = _exponential(-size - size if is_tanh else -size, constants, terms)
         e, rest = scale * p + scale, 1 - scale - scale * p
-        upper = e if source[i] < 0 else 1.0
+        upper = e if x[i] < 0 else 1.0
         value = (rest if is_tanh else upper) / (1 + e)
-        target[i] = math.copysign(value, source[i]) if is_tanh else value
-        derivative[i] = (value + 1 if is_tanh else value) * (1 - value)
+        y[i] = math.copysign(value, x[i]) if is_tanh else value
+        slope[i] = (value + 1 if is_tanh else value) * (1 - value)
 
 
 @kernel
 def _gelu(chunk, scratch, x, y, slope, constants, terms, exact):
-    first, count = span(chunk, x.size)
-    source, target, derivative = pointer(x, first), pointer(y, first), pointer(slope, first)
-    for e in range(count if exact else 0):  # a loop of its own: the other one is vectorized
-        z = source[e]
+    x, y, slope = x[span(chunk)], y[span(chunk)], slope[span(chunk)]
+    for e in range(x.size if exact else 0):  # a loop of its own: the other one is vectorized
+        z = x[e]
         upper, density = math.erfc(-z * _SQRT_HALF) / 2, math.exp(-z * z / 2)
-        target[e] = z * upper
-        derivative[e] = upper + z * density * _DENSITY
-    for e in range(0 if exact else count):
-        z = np.float64(source[e])
+        y[e] = z * upper
+        slope[e] = upper + z * density * _DENSITY
+    for e in range(0 if exact else x.size):
+        z = np.float64(x[e])
         scale, p = _exponential(-z * z / 2, constants, terms)
         t, density, tail = 1 / (1 + abs(z) / 4), scale * p + scale, 0.0
         for term in _TAIL_TERMS:
             tail = (tail + term) * t
         upper = tail * density if z < 0 else 1 - tail * density
-        target[e] = z * upper
-        derivative[e] = upper + z * density * _DENSITY
+        y[e] = z * upper
+        slope[e] = upper + z * density * _DENSITY
 
 
 @kernel
@@ -248,22 +229,17 @@ def _mix(z):
 
 
 @kernel
-def _sum_rows(chunk, scratch, dy, db, block):
-    (sums,) = scratch
+def _sum_rows(chunk, scratch, dy, db):
+    (total,) = scratch
     first = chunk * _COLUMNS
     count = min(_COLUMNS, db.size - first)
-    total, waiting = pointer(db, first), 0
-    for begin in range(0, max(dy.shape[0], 1), block):
-        part = pointer(sums, (waiting - 1) * count) if waiting else total
-        end = min(begin + block, dy.shape[0])
+    total[:] = 0
+    for r in range(dy.shape[0]):
+        row = pointer(dy, r * db.size + first)
         for u in range(count):
-            part[u] = 0
-        for r in range(begin, end):
-            row = pointer(dy, r * db.size + first)
-            for u in range(count):
-                part[u] += row[u]
-        waiting = add_waiting(waiting + 1, begin // block + 1, end == dy.shape[0], total, count,
-                              pointer(sums, 0), count, 1, count)
+            total[u] += row[u]
+    for u in range(count):
+        db[first + u] = total[u]
 
 
 @helper

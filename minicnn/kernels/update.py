@@ -7,7 +7,6 @@ import numpy as np
 
 from minicnn.kernels.elementwise import span, spans
 from minicnn.kernels.jit import kernel
-from minicnn.kernels.simd import pointer
 from minicnn.kernels.threads import parallel_for
 
 
@@ -49,37 +48,33 @@ def _for_all(step, reads, writes, *numbers, flags=()):
 
 @kernel
 def _sgd(chunk, scratch, g, w, rate, decay):
-    first, count = span(chunk, w.size)
-    g_, w_ = pointer(g, first), pointer(w, first)
-    for e in range(count):
-        w_[e] -= rate * (g_[e] + decay * w_[e])
+    g, w = g[span(chunk)], w[span(chunk)]
+    for e in range(w.size):
+        w[e] -= rate * (g[e] + decay * w[e])
 
 
 @kernel
 def _momentum(chunk, scratch, g, w, v, rate, decay, mu, nesterov):
-    first, count = span(chunk, w.size)
-    g_, w_, v_ = pointer(g, first), pointer(w, first), pointer(v, first)
-    for e in range(count):
-        slope = g_[e] + decay * w_[e]
-        v_[e] = mu * v_[e] + slope
-        w_[e] -= rate * (slope + mu * v_[e]) if nesterov else rate * v_[e]
+    g, w, v = g[span(chunk)], w[span(chunk)], v[span(chunk)]
+    for e in range(w.size):
+        slope = g[e] + decay * w[e]
+        v[e] = mu * v[e] + slope
+        w[e] -= rate * (slope + mu * v[e]) if nesterov else rate * v[e]
 
 
 @kernel
 def _adam(chunk, scratch, g, w, m, s, rate, decay, beta1, rest1, beta2, rest2, epsilon):
-    first, count = span(chunk, w.size)
-    g_, w_, m_, s_ = pointer(g, first), pointer(w, first), pointer(m, first), pointer(s, first)
-    for e in range(count):
-        m_[e] = beta1 * m_[e] + rest1 * g_[e]
-        s_[e] = beta2 * s_[e] + rest2 * g_[e] * g_[e]
-        w_[e] -= rate * (m_[e] / (np.sqrt(s_[e]) + epsilon) + decay * w_[e])
+    g, w, m, s = g[span(chunk)], w[span(chunk)], m[span(chunk)], s[span(chunk)]
+    for e in range(w.size):
+        m[e] = beta1 * m[e] + rest1 * g[e]
+        s[e] = beta2 * s[e] + rest2 * g[e] * g[e]
+        w[e] -= rate * (m[e] / (np.sqrt(s[e]) + epsilon) + decay * w[e])
 
 
 @kernel
 def _rmsprop(chunk, scratch, g, w, s, v, rate, decay, rest, mu, epsilon):
-    first, count = span(chunk, w.size)
-    g_, w_, s_, v_ = pointer(g, first), pointer(w, first), pointer(s, first), pointer(v, first)
-    for e in range(count):
-        s_[e] = decay * s_[e] + rest * g_[e] * g_[e]
-        v_[e] = mu * v_[e] + rate * g_[e] / np.sqrt(s_[e] + epsilon)
-        w_[e] -= v_[e]
+    g, w, s, v = g[span(chunk)], w[span(chunk)], s[span(chunk)], v[span(chunk)]
+    for e in range(w.size):
+        s[e] = decay * s[e] + rest * g[e] * g[e]
+        v[e] = mu * v[e] + rate * g[e] / np.sqrt(s[e] + epsilon)
+        w[e] -= v[e]
