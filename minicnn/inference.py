@@ -1,7 +1,9 @@
 """Models for inference: `InferenceModel`, which `for_inference` returns."""
 
+import contextlib
 import copy
 import functools
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +13,7 @@ from minicnn.core import checks
 from minicnn.core.context import Context, Workspace
 from minicnn.core.op import Op, parts
 from minicnn.kernels import threads
+from minicnn.kernels.recording import Recording
 from minicnn.layers import (
     Activation,
     AveragePooling2D,
@@ -74,7 +77,8 @@ class InferenceModel:
     def __init__(self, program: Program) -> None:
         self._program = checks.instance(program, Program, "program", "made by for_inference()")
         self._packed: dict[Op, Any] = {}  # kernels, shared by all runs
-        self._runs: dict[int, list[_Run]] = {}  # by number of rows: those that no thread uses now
+        # By number of rows, in the order of their last use: the runs that no thread uses now.
+        self._runs: OrderedDict[int, list[_Run]] = OrderedDict()
 
     def predict(self, x: Any, batch_size: int = 100) -> Any:
         """Return the outputs for all rows of `x`, computed `batch_size` rows at a time.
@@ -113,7 +117,10 @@ class InferenceModel:
         return InferenceModel, (self._program,)
 
     def _outputs(self, feeds: dict[Any, np.ndarray]) -> dict[Any, np.ndarray]:
-        runs = self._runs.setdefault(_rows_of(feeds), [])
+        rows = _rows_of(feeds)
+        runs = self._runs.setdefault(rows, [])
+        with contextlib.suppress(KeyError):  # other threads may change it at any time
+            self._runs.move_to_end(rows)
         try:
             run = runs.pop()
         except IndexError:
@@ -122,8 +129,8 @@ class InferenceModel:
             run.repeat(feeds)
         outputs = run.outputs()
         runs.append(run)
-        for rows in list(self._runs)[:-_SIZES]:  # a list: other threads may change it meanwhile
-            self._runs.pop(rows, None)
+        while len(self._runs) > _SIZES:
+            self._runs.popitem(last=False)  # used longest ago
         return outputs
 
 
@@ -140,9 +147,10 @@ class _Run:
         ctx = Context(save=False, workspace=Workspace())
         ctx.packed = packed
         self._inputs = {key: np.array(rows, order="C") for key, rows in feeds.items()}
-        self._calls: list[Callable[[], None]] = []
         values: dict[Any, Any] = dict(self._inputs)
         changing = list(values.values())  # the arrays that depend on the inputs
+        recording = Recording()
+        self._steps: list[Callable[[], None]] = [recording.run]
         for op, inputs, key in program.steps:
             forward: Callable[..., Any] = op.forward
             arguments = *(values[source] for source in inputs), ctx
@@ -153,19 +161,22 @@ class _Run:
                     arrays = [a for a in call[2] if isinstance(a, np.ndarray)]
                     if any(np.may_share_memory(a, b) for a in arrays for b in changing):
                         changing += [array for array in arrays if array.flags.writeable]
-                        self._calls.append(functools.partial(threads.run, *call))
+                        recording.calls.append(call)
             else:
                 output = np.array(output, order="C")
-                self._calls.append(functools.partial(_copy_output, forward, arguments, output))
                 changing.append(output)
+                recording = Recording()
+                self._steps += [
+                    functools.partial(_copy_output, forward, arguments, output), recording.run
+                ]
             values[key] = output
         self._outputs = {name: values[key] for name, key in program.fetches.items()}
 
     def repeat(self, feeds: dict[Any, np.ndarray]) -> None:
         for key, rows in feeds.items():
             self._inputs[key][...] = rows
-        for call in self._calls:
-            call()
+        for step in self._steps:
+            step()
 
     def outputs(self) -> dict[Any, np.ndarray]:
         return {name: output.copy() for name, output in self._outputs.items()}

@@ -13,7 +13,7 @@ from tolerances import assert_same_bits
 import minicnn as mc
 from minicnn.estimator import evaluation
 from minicnn.inference import InferenceModel, _Run
-from minicnn.kernels import threads
+from minicnn.kernels import recording, threads
 from minicnn.layers import (
     Activation,
     AveragePooling2D,
@@ -138,23 +138,31 @@ def test_without_fusion(name):
 
 @by_chain
 def test_threads_change_no_bit(name, monkeypatch):
-    monkeypatch.setattr(threads, "_LEAST_WORK", 0)
+    use_threads(monkeypatch)
     before = threads.get_num_threads()
     x, outputs = draw(0, 3, 8, 8, 1), []
     try:
         for count in (1, 2, 4):
             threads.set_num_threads(count)
             fast = built(name).for_inference()
-            outputs += [fast(x), fast(x)]
+            outputs += [fast(x) for _ in range(4)]
     finally:
         threads.set_num_threads(before)
     for output in outputs[1:]:
         assert_same_bits(output, outputs[0])
 
 
+def use_threads(monkeypatch):
+    """Use threads for any work, in recordings from the third call on."""
+    monkeypatch.setattr(threads, "_LEAST_WORK", 0)
+    monkeypatch.setattr(threads, "_LEAST_TAPED", 0)
+    monkeypatch.setattr(recording, "_TRIALS", 1)
+    monkeypatch.setattr(recording, "_LEAST_SECONDS", 0)
+
+
 def same_for_threads(model, x, monkeypatch):
     """Check a model for inference with all rows of x and with fewer, with one and two threads."""
-    monkeypatch.setattr(threads, "_LEAST_WORK", 0)
+    use_threads(monkeypatch)
     before, outputs = threads.get_num_threads(), {}
     try:
         for count in (1, 2):
@@ -250,7 +258,7 @@ def test_pickled(name):
 
 def kernels(fast):
     [runs] = fast._runs.values()
-    return [call.args[0].__name__ for call in runs[0]._calls]
+    return [call[0].__name__ for step in runs[0]._steps for call in step.__self__.calls]
 
 
 def test_a_call_runs_only_what_depends_on_the_inputs():
@@ -274,7 +282,9 @@ def test_buffers_of_a_few_numbers_of_rows_are_kept():
     fast = built("dropout first").for_inference()
     for rows in range(9):
         assert fast(draw(0, rows, 8, 8, 1)).shape == (rows, 2)
-    assert list(fast._runs) == [5, 6, 7, 8]
+    fast(draw(0, 5, 8, 8, 1))
+    fast(draw(0, 9, 8, 8, 1))
+    assert list(fast._runs) == [7, 8, 5, 9]  # in the order of their last use
 
 
 def test_rows_by_batches():
@@ -288,7 +298,7 @@ def test_an_interrupted_call_leaves_a_usable_model():
     fast, x = built("a user's op").for_inference(), draw(0, 2, 8, 8, 1)
     before = fast(x)
     [run] = fast._runs[2]
-    run._calls.insert(1, lambda: 1 / 0)
+    run._steps.insert(1, lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         fast(x)
     assert_same_bits(fast(x), before)

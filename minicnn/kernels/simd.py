@@ -28,6 +28,7 @@ integer addresses can be miscompiled if Numba links the kernel again from its ca
 `tile`                                 a tile of a matrix product, in registers
 `where_equal`, `compress`              select elements by tag; pack the nonzero elements
 `gather`                               sums over lists of (offset, value), in registers
+`enter`, `increment`, `peek`           call native code; integers that threads share
 =====================================  ============================================================
 
 An operation is written as a function that emits LLVM code. The decorator `operation` makes it
@@ -65,6 +66,7 @@ REGISTERS = 32 if VECTOR_BYTES == 64 or platform.machine() in ("aarch64", "arm64
 LANES = VECTOR_BYTES // 4  # of float32
 VECTORS = 2  # per row of a tile of a matrix product
 PANEL = VECTORS * LANES  # columns of float32 in a tile
+STRIP = 2 * VECTORS  # per row of a tile of two rows, which needs more sums
 ROWS = (REGISTERS - VECTORS - 1) // VECTORS  # of a tile, so that sums, a row of B and one of A fit
 FEW_ROWS = (ROWS - 2) // 2  # of a smaller tile, for the remainder
 SOME_ROWS = (ROWS + FEW_ROWS) // 2
@@ -652,3 +654,25 @@ def compress(builder: Any, x: Any, offsets: Any, to_values: Any, to_offsets: Any
         store.emit(builder, squeezed, target, _index(0))
     count = builder.ctpop(builder.bitcast(chosen, ir.IntType(x.type.count)))
     return builder.zext(count, _INDEX)
+
+
+# Native code and threads --------------------------------------------------------------------------
+
+
+@operation()
+def enter(builder: Any, code: Any, x: Any, y: Any) -> None:
+    """Call the native code at an address, a function of two integers without a result."""
+    kind = ir.FunctionType(ir.VoidType(), [_INDEX, _INDEX])
+    builder.call(builder.inttoptr(code, kind.as_pointer()), [x, y])
+
+
+@operation(types.int64)
+def increment(builder: Any, counter: Any) -> Any:
+    """Add 1 to an integer that threads share, and return its value before."""
+    return builder.atomic_rmw("add", counter, _index(1), "seq_cst")
+
+
+@operation(types.int64)
+def peek(builder: Any, counter: Any) -> Any:
+    """Return the value of an integer that other threads change."""
+    return builder.load_atomic(counter, "acquire", 8)

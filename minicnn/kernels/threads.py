@@ -31,6 +31,7 @@ _CACHE_LINE = 64
 _MOST_THREADS = 1024
 CHUNKS = 16  # of most kernels, at most; enough to balance the load of a few threads
 _LEAST_WORK = 1 << 22  # multiply-adds that take longer than to wake a thread, about 50 us
+_LEAST_TAPED = 1 << 18  # the same for threads that are awake
 
 
 def parallel_for(
@@ -73,22 +74,15 @@ def parallel_for(
             array[...] = 0
         return
     tape = getattr(_local, "tape", None)
-    if tape is not None:  # see `taped`
-        tape.append((kernel, chunks, (*arrays, *sizes), _own_scratch(scratch, chunks, work), work))
-    run(kernel, chunks, (*arrays, *sizes), scratch, work)
-
-
-def run(
-    kernel: Any, chunks: int, arguments: tuple[Any, ...], scratch: Any, work: int
-) -> None:
-    """Run the chunks of a kernel, on the caller alone if the work is little."""
+    if tape is not None and chunks:  # see `taped`
+        tape.append((kernel, chunks, (*arrays, *sizes), scratch))
     workers = _workers
-    if _is_little(chunks, work) or not workers.count:
-        arrays = scratch if isinstance(scratch, tuple) else _scratch(scratch)
+    if chunks <= 1 or work < _LEAST_WORK or not workers.count:
+        temporary = _scratch(scratch)
         for chunk in range(chunks):
-            kernel(chunk, arrays, *arguments)
+            kernel(chunk, temporary, *arrays, *sizes)
         return
-    job = _Job(kernel, chunks, arguments, scratch)
+    job = _Job(kernel, chunks, (*arrays, *sizes), scratch)
     try:
         if workers.take(job):
             workers.share(job, chunks - 1)
@@ -100,34 +94,39 @@ def run(
             del workers.holder
 
 
+def together(job: Callable[[], None], most: int) -> None:
+    """Call a function, also on at most `most` workers, which may start after it has returned.
+
+    The workers are left alone while another thread also wants them: threads that compute for
+    themselves finish sooner.
+    """
+    workers = _workers
+    try:
+        if most and not workers.take(job):
+            workers.is_wanted = True
+        elif most and workers.is_wanted:
+            workers.is_wanted = False
+        elif most:
+            workers.call(job, most)
+        job()
+    finally:
+        if workers.holder is job:
+            del workers.holder
+
+
 @contextlib.contextmanager
 def taped() -> Iterator[list[Any]]:
-    """Record the calls that this thread makes, so that `run(*call)` repeats them.
-
-    A call keeps its arrays, and its own scratch if it needs no other thread. Two threads must not
-    repeat it at the same time.
+    """Record the calls that this thread makes, with chunks for `recording.Recording`.
 
     Yields
     ------
-    list of (kernel, chunks, arguments, scratch, work)
+    list of (kernel, chunks, arguments, layout of the scratch)
     """
     _local.tape = []
     try:
         yield _local.tape
     finally:
         _local.tape = None
-
-
-def _is_little(chunks: int, work: int) -> bool:
-    """Return whether a call is not worth a second thread."""
-    return chunks <= 1 or work < _LEAST_WORK
-
-
-def _own_scratch(layout: Mapping[str, Any], chunks: int, work: int) -> Any:
-    """Return the scratch of a recorded call: arrays, or the layout if it may use other threads."""
-    if not _is_little(chunks, work):
-        return layout
-    return tuple(aligned(shape, dtype) for shape, dtype in layout.values())
 
 
 @contextlib.contextmanager
@@ -176,7 +175,8 @@ def check(**arrays: tuple[np.ndarray, tuple[int, ...]]) -> None:
 
 def share(items: int, chunks: int, work: int = _LEAST_WORK) -> int:
     """Return the number of items per chunk, for at most `chunks` chunks; one for little work."""
-    return max(1, -(-items // (chunks if work >= _LEAST_WORK else 1)))
+    least = _LEAST_WORK if getattr(_local, "tape", None) is None else _LEAST_TAPED
+    return max(1, -(-items // (chunks if work >= least else 1)))
 
 
 def set_num_threads(n: int) -> None:
@@ -236,17 +236,33 @@ def _frozen(array: np.ndarray) -> np.ndarray:
 
 def _scratch(layout: Mapping[str, tuple[tuple[int, ...], Any]]) -> tuple[np.ndarray, ...]:
     """Return the scratch arrays of this thread. Their memory is reused between calls."""
-    places, size = [], 0
-    for shape, dtype in layout.values():
-        places.append(size)
-        size += -(-math.prod(shape) * np.dtype(dtype).itemsize // _CACHE_LINE) * _CACHE_LINE
+    size = scratch_size(layout)
     arena = getattr(_local, "arena", None)
-    if size and (arena is None or arena.size < size):
+    if arena is None or arena.size < size:
         arena = _local.arena = aligned((size,), np.uint8)
+    return scratch_in(arena, layout)
+
+
+def scratch_size(layout: Mapping[str, tuple[tuple[int, ...], Any]]) -> int:
+    """Return the number of bytes of scratch arrays."""
+    return sum(map(_lines, layout.values()))
+
+
+def scratch_in(
+    arena: np.ndarray, layout: Mapping[str, tuple[tuple[int, ...], Any]]
+) -> tuple[np.ndarray, ...]:
+    """Return scratch arrays in the memory of an array of bytes."""
+    places = itertools.accumulate(map(_lines, layout.values()), initial=0)
     return tuple(
         np.ndarray(shape, dtype, arena, place)
-        for (shape, dtype), place in zip(layout.values(), places, strict=True)
+        for (shape, dtype), place in zip(layout.values(), places, strict=False)
     )
+
+
+def _lines(array: tuple[tuple[int, ...], Any]) -> int:
+    """Return the number of bytes of complete cache lines for a shape and dtype."""
+    shape, dtype = array
+    return -(-math.prod(shape) * np.dtype(dtype).itemsize // _CACHE_LINE) * _CACHE_LINE
 
 
 class _Job:
@@ -292,11 +308,12 @@ class _Workers:
     """A pool of `count` daemon threads, each waiting for jobs in its own queue."""
 
     holder: object = None  # the user of the pool; an instance attribute while it is in use
+    is_wanted = False  # whether `together` was called while it was in use
 
     def __init__(self, count: int) -> None:
         self.count = count
         self.stopped = False
-        self._inboxes: list[SimpleQueue[_Job | None]] = []
+        self._inboxes: list[SimpleQueue[Callable[[], None] | None]] = []
 
     def take(self, who: object) -> bool:
         """Reserve the workers, and return False if they are in use."""
@@ -305,9 +322,7 @@ class _Workers:
     def share(self, job: _Job, most: int) -> None:
         """Run `job` on the caller and at most `most` workers, until all have finished."""
         try:
-            self._start()
-            for inbox in self._inboxes[:most]:
-                inbox.put(job)
+            self.call(job.work_for_another, most)
             job.work()
             job.wait()
         except BaseException:
@@ -322,6 +337,12 @@ class _Workers:
             if error is not None:
                 raise error
 
+    def call(self, job: Callable[[], None], most: int) -> None:
+        """Wake at most `most` workers for a job."""
+        self._start()
+        for inbox in self._inboxes[:most]:
+            inbox.put(job)
+
     def stop(self) -> None:
         """Tell the threads to exit after their current job.
 
@@ -335,7 +356,7 @@ class _Workers:
     def _start(self) -> None:
         # At interpreter shutdown new threads never start, and the caller would wait for them.
         while len(self._inboxes) < self.count and not sys.is_finalizing():
-            inbox: SimpleQueue[_Job | None] = SimpleQueue()
+            inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
             name = f"minicnn-{len(self._inboxes) + 1}"
             try:
                 threading.Thread(target=_serve, args=(inbox,), name=name, daemon=True).start()
@@ -348,9 +369,9 @@ class _Workers:
                 inbox.put(None)
 
 
-def _serve(inbox: SimpleQueue[_Job | None]) -> None:
+def _serve(inbox: SimpleQueue[Callable[[], None] | None]) -> None:
     while (job := inbox.get()) is not None:
-        job.work_for_another()
+        job()
         del job  # so that a sleeping worker keeps no arrays alive
 
 

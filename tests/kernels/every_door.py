@@ -10,14 +10,24 @@ import numba
 import numpy as np
 from numba.core import event
 
-from minicnn.kernels import elementwise, gather, gemm, normalize, pooling, update, warp
+from minicnn.kernels import (
+    elementwise,
+    gather,
+    gemm,
+    normalize,
+    pooling,
+    recording,
+    threads,
+    update,
+    warp,
+)
 from minicnn.kernels.conv import conv, depthwise, im2col, implicit, pooled, shared, winograd
 from minicnn.kernels.dense import dense, lists
 from minicnn.kernels.window import slide
 
 MODULES = [
     conv, dense, depthwise, elementwise, gather, gemm, im2col, implicit, lists, normalize, pooled,
-    pooling, shared, update, warp, winograd,
+    pooling, recording, shared, update, warp, winograd,
 ]
 
 rng = np.random.default_rng(0)
@@ -123,6 +133,17 @@ def element_by_element(n, u):
         digest.update(np.stack([w, *arrays]).tobytes())
 
 
+def repeated(n):
+    x, y = numbers(n, 5), np.zeros((n, 5), np.float32)
+    again = recording.Recording()
+    with threads.taped() as tape:
+        elementwise.relu(x, y)
+    again.calls += tape
+    x *= -1
+    run(again.run, (), ())
+    digest.update(y.tobytes())
+
+
 with event.install_recorder("numba:compile") as compiled:
     for n in (0, 1, 7):
         convolution(n, (9, 11), (3, 3), (1, 1), "same", (1, 1), 3, 17)
@@ -141,6 +162,7 @@ with event.install_recorder("numba:compile") as compiled:
         batch_normalization(50 * n, 5)
         warped(n, 3)
         element_by_element(n, 3)
+        repeated(n)
 
 functions = {
     f"{module.__name__}.{name}": function

@@ -106,28 +106,6 @@ def test_the_caller_computes_little_work_alone(monkeypatch, set_threads, work, t
     assert len(seen) == threads_
 
 
-@pytest.mark.parametrize(("work", "count"), [(1, 1), (1 << 30, 1), (1 << 30, 2)])
-def test_recorded_calls_can_be_repeated(monkeypatch, set_threads, work, count):
-    monkeypatch.undo()
-    set_threads(count)
-    x, y = np.arange(6.0), np.zeros(6)
-
-    def kernel(chunk, scratch, x, y, factor):
-        (part,) = scratch
-        part[0] = factor * x[chunk]
-        y[chunk] = part[0]
-
-    scratch = {"part": ((1,), np.float64)}
-    with pool.taped() as calls:
-        parallel_for(kernel, 6, (x,), (y,), 2, scratch=scratch, work=work)
-    parallel_for(kernel, 6, (x,), (y,), 5, scratch=scratch)  # not recorded
-    assert_array_equal(y, 5 * x)
-    x += 1
-    [call] = calls
-    pool.run(*call)
-    assert_array_equal(y, 2 * x)
-
-
 def test_arguments_arrive_in_order(set_threads):
     set_threads(2)
     x, y, z = np.arange(3.0), np.zeros(2), np.zeros(4)
@@ -326,6 +304,27 @@ def interrupted(number):
     finally:
         sys.settrace(before)
     return False
+
+
+def test_an_interrupt_of_a_job_at_any_place_leaves_a_usable_pool(set_threads):
+    set_threads(2)
+
+    def is_interrupted(number):
+        before = sys.gettrace()
+        sys.settrace(InterruptAt(number))
+        try:
+            pool.together(time.time, 1)
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.settrace(before)
+        return False
+
+    numbers = itertools.count()
+    while is_interrupted(next(numbers)):
+        assert "holder" not in vars(pool._workers)
+        assert_usable()
+    assert next(numbers) > 5
 
 
 @pytest.mark.parametrize("count", [1, 3])

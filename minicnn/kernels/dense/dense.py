@@ -22,14 +22,13 @@ from minicnn.kernels.gemm import (
     panel,
 )
 from minicnn.kernels.jit import helper, kernel
-from minicnn.kernels.simd import pointer
+from minicnn.kernels.simd import STRIP, pointer, tile
 from minicnn.kernels.threads import aligned, check, parallel_for
 
 _CHUNK = 64  # columns of the result per chunk; each chunk packs its part of B
 _FEW_ROWS = 14  # up to this many, w is not packed: packing would cost more than the product
 _SLAB = 16  # rows of w that are read at a time if it is not packed
 _WIDE_CHUNK = 512  # columns per chunk in that case: long contiguous reads of w
-_PACKED_CHUNK = 256  # the same if w is packed
 _READING = 2  # multiply-adds that take as long as to read an element of w
 
 
@@ -47,9 +46,7 @@ def forward(
     d, u = w.shape
     check(x=(x, (len(x), d)), w=(w, (d, u)), b=(b, (u,)), y=(y, (len(x), u)))
     key, rate, first_row, per_row = dropout or (0, 0.0, 0, 1)
-    width = _CHUNK
-    if len(x) <= _FEW_ROWS:
-        width = _WIDE_CHUNK if packed is None else _PACKED_CHUNK
+    width = _WIDE_CHUNK if len(x) <= _FEW_ROWS and packed is None else _CHUNK
     parallel_for(_forward, -(-u // width), (x, w if packed is None else packed, b), (y,), width,
                  packed is not None, relu, dropout is not None, *mask_of(key, rate, x.dtype),
                  first_row, per_row, work=(len(x) + _READING) * w.size,
@@ -57,11 +54,17 @@ def forward(
 
 
 def packed_kernel(w: np.ndarray) -> np.ndarray:
-    """Return w (D, U) as `forward` multiplies by it, in panels."""
+    """Return w (D, U) as `forward` multiplies by it: in strips (D, two panels) of columns.
+
+    The last strip has one panel if that is enough; it is padded with zeros.
+    """
     d, u = w.shape
     panels, _, width = packed_shape(d, u, w.dtype)
     packed = aligned((panels * d, width), w.dtype)
-    parallel_for(_pack, panels, (w,), (packed,))
+    for j in range(0, u, 2 * width):
+        strip = packed.reshape(-1)[j * d : (j + 2 * width) * d].reshape(d, -1)
+        strip[:, : u - j] = w[:, j : j + 2 * width]
+        strip[:, u - j :] = 0
     return packed
 
 
@@ -116,9 +119,9 @@ def _forward(chunk, scratch, x, w, b, y, width, is_packed, relu, dropping, key, 
     j = chunk * width
     columns = min(width, u - j)
     if is_packed:
-        most = d if width == _PACKED_CHUNK else DEPTH  # few rows: long contiguous reads of w
-        multiply(pointer(x, 0), d, 1, pointer(w, j * d), pointer(b, j), 0, 1, pointer(y, j), u, n,
-                 columns, d, max(most, 1))
+        for q in range(j, j + columns, 2 * panel(pointer(y, 0))):
+            _product_of_strip(pointer(x, 0), pointer(w, q * d), pointer(b, q), pointer(y, q), n,
+                              j + columns - q, d, u)
     elif width == _CHUNK:
         _product(pointer(x, 0), d, 1, pointer(w, j), u, 1, pointer(b, j), 1, pointer(y, j), u, n,
                  columns, d, pointer(packed, 0))
@@ -134,14 +137,6 @@ def _forward(chunk, scratch, x, w, b, y, width, is_packed, relu, dropping, key, 
             copy(row, 0, pointer(source, 0), 0, 1, columns)
             drop(pointer(source, 0), row, i % per_row * u + j, columns, key, threshold, scale,
                  first_row + i // per_row)
-
-
-@kernel
-def _pack(chunk, scratch, w, packed):
-    """Write a panel of w."""
-    (d, u), width = w.shape, packed.shape[1]
-    j = chunk * width
-    pack(pointer(w, j), u, 1, d, min(width, u - j), pointer(packed, j * d))
 
 
 @kernel
@@ -202,3 +197,24 @@ def _product_in_place(x, w, b, y, n, columns, d, u, packed):
             block_of_rows(pointer(x, p), d, 1, 0, pointer(w, p * u + q), u, pointer(s, q), s_row,
                           pointer(y, q), u, n, width, depth, 1, False)
         s, s_row = y, u
+
+
+@helper
+def _product_of_strip(x, w, b, y, n, columns, d, u):
+    """Write y = x w + b for the columns of a strip of a packed w.
+
+    Two rows are multiplied with both panels at once: with fewer sums, their additions would take
+    longer than reading w. Few rows read each panel once, from its first row to its last.
+    """
+    width = panel(y)
+    if 0 < n <= 2 and columns > width:
+        tile(2, STRIP, x, d, 1, 0, w, 2 * width, b, 0, y, u, n, columns, d, 1, False)
+        return
+    row = 2 * width if columns > width else width
+    most = max(d, 1) if n <= _FEW_ROWS else DEPTH
+    for q in range(0, min(columns, 2 * width), width):
+        s, s_row = pointer(b, q), 0
+        for p in range(0, max(d, 1), most):
+            block_of_rows(pointer(x, p), d, 1, 0, pointer(w, p * row + q), row, s, s_row,
+                          pointer(y, q), u, n, min(width, columns - q), min(most, d - p), 1, False)
+            s, s_row = pointer(y, q), u

@@ -1,0 +1,140 @@
+"""Recorded calls of kernels that run without Python between them: `Recording`.
+
+To call a kernel from Python takes a microsecond, and to wake a worker for a call twenty more. A
+recording is therefore a table for native code: the address of each kernel, and its arguments as
+words of 64 bits. Each thread goes through all calls. It takes the chunks of a call from an atomic
+counter, and continues when all of them are done. So a thread may join at any time, and no other
+waits until it has woken up.
+"""
+
+import functools
+import itertools
+import sys
+import time
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numba.core.compiler_lock import global_compiler_lock
+
+from minicnn.kernels import threads
+from minicnn.kernels.jit import kernel
+from minicnn.kernels.simd import enter, increment, peek, pointer
+
+_WORD = ir.IntType(64)
+_LOOKS = 1 << 18  # at a counter before a thread sleeps, about 70 us
+_SLEEP = 1e-5  # seconds
+_TRIALS = 3  # runs without workers
+_LEAST_SECONDS = 5e-5  # of a run that is worth waking the workers
+
+_libraries: list[Any] = []  # keeps the native code of `_entry`
+
+
+class Recording:
+    """Calls that `threads.taped` recorded: add them to `calls` before the first `run`."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, int, tuple[Any, ...], Any]] = []
+        self._seconds: list[float] = []  # of the trials
+
+    @functools.cached_property
+    def _table(self) -> np.ndarray:
+        """A row for each call: entry, number of chunks, and the arguments for each thread."""
+        size = max(threads.scratch_size(layout) for *_, layout in self.calls)
+        arenas = [threads.aligned((size,), np.uint8) for _ in range(threads.get_num_threads())]
+        self._memory = arenas.copy()  # that the table refers to
+        rows = []
+        for function, chunks, arguments, layout in self.calls:
+            given = [(threads.scratch_in(arena, layout), *arguments) for arena in arenas]
+            words = [np.array(_words(each), np.uint64) for each in given]
+            self._memory += words
+            entry = _entry(function, tuple(map(function.typeof_pyval, (0, *given[0]))))
+            rows.append([entry, chunks, *map(_address, words)])
+        return np.array(rows, np.int64)
+
+    def run(self) -> None:
+        """Repeat the calls, with the workers if that pays and if they are free.
+
+        Two threads must not run a recording at the same time: they would write to its arrays.
+        """
+        if not self.calls:
+            return
+        counters = np.zeros((len(self.calls), 2), np.int64)
+        walk = functools.partial(self._walk, counters, itertools.count(2).__next__)
+        if len(self._seconds) == _TRIALS:
+            is_long = min(self._seconds) > _LEAST_SECONDS
+            threads.together(walk, self._table.shape[1] - 3 if is_long else 0)
+            return
+        start = time.perf_counter()
+        walk()
+        self._seconds.append(time.perf_counter() - start)
+
+    def _walk(self, counters: np.ndarray, take_column: Any) -> None:
+        """Go through the calls as one of the threads, each with a column of the table."""
+        table, column, call = self._table, take_column(), 0
+        while column < table.shape[1] and call < len(table):
+            call = _walk(call, table, counters, column)
+            if call < len(table):
+                time.sleep(_SLEEP)
+
+
+@kernel
+def _walk(call, table, counters, column):
+    """Run chunks of the calls from `call` on; return the first that others take long for."""
+    while call < table.shape[0]:
+        taken, done = pointer(counters, 2 * call), pointer(counters, 2 * call + 1)
+        chunk = increment(taken)
+        while chunk < table[call, 1]:
+            enter(table[call, 0], chunk, table[call, column])
+            increment(done)
+            chunk = increment(taken)
+        looks = 0
+        while peek(done) < table[call, 1]:
+            looks += 1
+            if looks > _LOOKS:
+                return call
+        call += 1
+    return call
+
+
+def _words(value: Any) -> list[int]:
+    """Return an argument of a kernel as native code gets it; an array as Numba's structure."""
+    if isinstance(value, tuple):
+        return [word for element in value for word in _words(element)]
+    if isinstance(value, np.ndarray):
+        return [0, 0, value.size, value.itemsize, _address(value), *value.shape, *value.strides]
+    return [int.from_bytes(np.asarray(value).tobytes(), sys.byteorder)]
+
+
+def _address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]
+
+
+@functools.cache
+def _entry(function: Any, kinds: tuple[Any, ...]) -> int:
+    """Return the address of native code that calls a compiled kernel with words as arguments.
+
+    It is a function of the number of the chunk and of the address of the other arguments.
+    """
+    compiled, context = function.overloads[kinds], function.targetctx
+    callee = context.call_conv.get_function_type(types.none, compiled.signature.args)
+    name = f"{compiled.fndesc.llvm_func_name}.entry"
+    library = context.codegen().create_library(name)
+    module = library.create_ir_module(name)
+    code = ir.Function(module, ir.FunctionType(ir.VoidType(), [_WORD, _WORD]), name)
+    builder = ir.IRBuilder(code.append_basic_block())
+    words = builder.inttoptr(code.args[1], _WORD.as_pointer())
+    result, error, _, *others = callee.args
+    arguments = [builder.alloca(result.pointee), builder.alloca(error.pointee), code.args[0]]
+    for number, kind in enumerate(others):
+        place = builder.gep(words, [_WORD(number)])
+        arguments.append(builder.load(builder.bitcast(place, kind.as_pointer())))
+    target = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
+    builder.call(builder.inttoptr(_WORD(target), callee.as_pointer()), arguments)
+    builder.ret_void()
+    with global_compiler_lock:
+        library.add_ir_module(module)
+        library.finalize()
+    _libraries.append(library)
+    return library.get_pointer_to_function(name)
