@@ -72,7 +72,8 @@ class Recording:
 
     def _walk(self, counters: np.ndarray, take_column: Any) -> None:
         """Go through the calls as one of the threads, each with a column of the table."""
-        table, column, call = self._table, take_column(), 0
+        table, call = self._table, 0
+        column = take_column()
         while column < table.shape[1] and call < len(table):
             call = _walk(call, table, counters, column)
             if call < len(table):
