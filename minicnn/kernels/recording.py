@@ -84,7 +84,8 @@ class Recording:
 def _walk(call, table, counters, column):
     """Run chunks of the calls from `call` on; return the first that others take long for."""
     while call < table.shape[0]:
-        taken, done = pointer(counters, 2 * call), pointer(counters, 2 * call + 1)
+        taken = pointer(counters, 2 * call)
+        done = pointer(taken, 1)
         chunk = increment(taken)
         while chunk < table[call, 1]:
             enter(table[call, 0], chunk, table[call, column])

@@ -213,8 +213,7 @@ def _product_of_strip(x, w, b, y, n, columns, d, u):
     row = 2 * width if columns > width else width
     most = max(d, 1) if n <= _FEW_ROWS else DEPTH
     for q in range(0, min(columns, 2 * width), width):
-        s, s_row = pointer(b, q), 0
-        for p in range(0, max(d, 1), most):
-            block_of_rows(pointer(x, p), d, 1, 0, pointer(w, p * row + q), row, s, s_row,
+        for p in range(0, max(d, 1), most):  # the first part is added to b, the others to y
+            s = pointer(y if p else b, q)
+            block_of_rows(pointer(x, p), d, 1, 0, pointer(w, p * row + q), row, s, u if p else 0,
                           pointer(y, q), u, n, min(width, columns - q), min(most, d - p), 1, False)
-            s, s_row = pointer(y, q), u
