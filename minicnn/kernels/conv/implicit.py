@@ -135,6 +135,7 @@ def _bands(window: Window, pool: bool) -> _Bands:
     """Return how the outputs are split; it depends on the shapes only, not on the CPU."""
     out_h, out_w = window.out_h, window.out_w
     rows = min(max(1, _POSITIONS // out_w), out_h)
+    rows = -(-out_h // -(-out_h // max(rows, 1)))  # of nearly equal bands
     if pool:
         out_h = out_h // 2 * 2
         rows = 2 * max(1, _POOLED_POSITIONS // (2 * out_w))

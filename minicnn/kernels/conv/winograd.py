@@ -79,6 +79,7 @@ _POINTS = {3: (0.0, 11 / 16, -11 / 16, 23 / 16, -23 / 16),
 # Channels times filters; with fewer, the transforms cost more than they save.
 _LEAST_WORK = {(3, 3): 450, (5, 5): 160}
 _FEW_FILTERS = 16  # fewer take as long as so many
+_FEW_CHUNKS = 4  # of fewer images, filters are split as well, at the price of transforming V again
 _MOST_TILES = 28  # in a block, whose V stays in the second-level cache
 _V_BYTES = 1 << 20
 # Of the gradient of the kernel: channels times filters, and tiles of a chunk.
@@ -166,12 +167,15 @@ def forward(
     depth = round_up(x.shape[3], LANES)
     images = share(len(x), chunks)
     tiles = -(-window.out_h // _OUT), -(-window.out_w // _OUT), size, side  # rows and columns
+    groups = -(-len(x) // images)
+    work = len(x) * tiles[0] * tiles[1] * points * depth * len(b)
+    some = share(panels, max(1, _FEW_CHUNKS // max(groups, 1)), work) * PANEL
     most = max(ROWS, _MOST_TILES // ROWS * ROWS)
     block = max(ROWS, min(most, _V_BYTES // (points * depth * 4) // ROWS * ROWS))
     rows, columns = tiles[0] * _OUT + size - 1, tiles[1] * _OUT + size - 1
     parallel_for(
-        _forward, -(-len(x) // images), (x, transformed, b), (y, code), tuple(window), images,
-        tiles, relu, pool,
+        _forward, groups * -(-len(b) // some), (x, transformed, b), (y, code), tuple(window),
+        images, some, tiles, relu, pool,
         scratch={
             "padded": ((rows, columns, depth), np.float32),
             "v": ((points, block | 1, depth), np.float32),
@@ -339,8 +343,8 @@ def _transform_filters(panel, scratch, w, transformed, channels, turned):
 
 
 @kernel
-def _forward(chunk, scratch, x, u, b, y, code, window, images, tiles, relu, pool):
-    """Compute images in blocks of tiles: first V, then M and Y for each panel of filters."""
+def _forward(chunk, scratch, x, u, b, y, code, window, images, some, tiles, relu, pool):
+    """Compute `some` filters in blocks of tiles: first V, then M and Y for each panel."""
     padded, v, m, line, zeros, bias, live, sparse, blanks = scratch
     block, filters, per_image = blanks.size, b.size, tiles[0] * tiles[1]
     (_, height, width, _), side = y.shape, _OUT >> pool
@@ -349,11 +353,13 @@ def _forward(chunk, scratch, x, u, b, y, code, window, images, tiles, relu, pool
     bias_ = pointer(bias, 0)
     for f in range(bias.size):
         bias_[f] = b[f] if f < filters else 0
-    begin, end = chunk * images * per_image, min(x.shape[0], (chunk + 1) * images) * per_image
+    parts = -(-filters // some)
+    group, first_filter = chunk // parts, chunk % parts * some
+    begin, end = group * images * per_image, min(x.shape[0], (group + 1) * images) * per_image
     for first in range(begin, end, block):
         count = min(block, end - first)
         _transform_inputs(x, first, count, padded, v, line, live, sparse, blanks, window, tiles)
-        for f in range(0, filters, PANEL):
+        for f in range(first_filter, min(first_filter + some, filters), PANEL):
             for i in range(0, count, ROWS):
                 rows = min(ROWS, count - i)
                 _multiply(v, u, m, zeros, i, rows, f // PANEL, x.shape[3])
