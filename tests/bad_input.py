@@ -513,7 +513,7 @@ METHODS = {
         for layer, args in _LAYERS.items()
     },
     "Sequential.reset_parameters": lambda: (built(sequential()).reset_parameters, {
-        "rng": 0, "input_shape": (None, 6, 6, 2), "dtype": np.float32,
+        "rng": 0,
     }),
     "Sequential.predict": lambda: (
         built(sequential()).predict, {"x": images(2, 6, 6, 2), "batch_size": 2},
@@ -770,7 +770,6 @@ ARGUMENTS = {
     "minicnn.summaries.SummarySaverHook.output_dir": "folder",
     "minicnn.summaries.graph_def.graph": "graph",
     **{f"{layer.__name__}.build.input_shape": "shape" for layer in _LAYERS},
-    "Sequential.reset_parameters.input_shape": "shape",
     "minicnn.optimize_loss.global_step": "nothing",
     "Sequential.__call__.inputs": "layer inputs", "Sequential.add.layer": "layer",
     "Optimizer.load_state_dict.state": "state",
@@ -917,7 +916,6 @@ ACCEPTED = {
     ],
     "Graph.placeholder.shape": [([(), (3,), (None, None)], "what is fed may have any shape")],
     "Sequential.build.rng": [([None], "nothing is drawn: no layer has parameters")],
-    "Sequential.reset_parameters.input_shape": [([(3,)], "rows of one number each")],
     "Optimizer.load_state_dict.parameters": [([[_PARAMETER] * 2], "the same state twice")],
     **{f"{layer}.build.rng": "nothing is drawn" for layer in (
         "Activation", "AveragePooling2D", "Dropout", "Flatten", "GlobalAveragePooling2D",

@@ -38,7 +38,7 @@ SIGNATURES = {
     "Sequential.fit": "self, x, y=None, batch_size=32, epochs=None, ...",
     "Sequential.evaluate": "self, x, y=None, batch_size=None, ...",
     "Sequential.score": "self, x, y=None, ...",
-    "Sequential.reset_parameters": "self, rng, ...",
+    "Sequential.reset_parameters": "self, rng",
     "Sequential.build": "self, input_shape, rng, dtype=np.float32",
     "Sequential.forward": "self, x, ctx",
     "Sequential.backward": "self, dy, ctx, need_dx=True",

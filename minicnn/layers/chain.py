@@ -68,13 +68,9 @@ class Chain(Layer):
         check_once(list(parts(self)))  # also inside the layers
         self._name_layers()
         kept = [op.label for op in self.layers if op._built is not None and op.parameters]
-        remedy = (
-            f"make new layers, or draw new values for all of {self.label} with "
-            f"reset_parameters(rng, {shape}, '{np.dtype(dtype)}')"
-        )
         shapes = [shape]
         for layer in self.layers:
-            shapes.append(build_once(layer, shapes[-1], rng, dtype, remedy))
+            shapes.append(build_once(layer, shapes[-1], rng, dtype))
         named_parameters(self)  # raises if two have the same name
         self._shapes = shapes[1:]
         self._chain = [op for op, _ in fuse(self.layers)] if fusing(self.fuse) else self.layers
@@ -88,6 +84,10 @@ class Chain(Layer):
                 self.label, ", ".join(kept),
             )
         return shapes[-1]
+
+    def reset_parameters(self, rng: Any) -> None:
+        super().reset_parameters(rng)
+        self._start = fingerprint(self.parameters)
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -171,12 +171,6 @@ class Chain(Layer):
 
     def _name_layers(self) -> None:
         prefix = f"{self.name}/" if self.name else ""
-        names = [layer.name for layer in self.layers if layer.name]
-        if len(set(names)) < len(names):
-            raise ValueError(
-                f"{self.label}: two layers have the same name; names must differ: "
-                "set the `name` of one of them"
-            )
         give_names(self.layers, prefix)
 
 

@@ -1,14 +1,15 @@
 """The base of all layers: an op that is built for one input shape and dtype."""
 
+import copy
 import math
 from typing import Any
 
 import numpy as np
 
-from minicnn import initializers
 from minicnn.core import checks
-from minicnn.core.op import Built, Op, Shape, all_or_nothing, forget, parts
+from minicnn.core.op import Op, Shape, forget, named_parameters
 from minicnn.core.parameter import Parameter
+from minicnn.core.weights import fill
 
 
 class Layer(Op):
@@ -78,7 +79,7 @@ class Layer(Op):
         if self.rank is not None and len(shape) != self.rank:
             raise ValueError(
                 f"{self.label}: `inputs` must have {self.rank} dimensions {self.dims}, got "
-                f"{shape}; {_rank_advice(len(shape), self.rank, self.dims)}"
+                f"{shape}; {_rank_advice(len(shape), self.dims)}"
             )
         if checks.number_type(dtype).kind in "iub":
             raise TypeError(
@@ -92,26 +93,20 @@ class Layer(Op):
         checks.float_type(dtype)
         return (None, *shape[1:])
 
-    def reset_parameters(self, rng: Any, input_shape: Any = None, dtype: Any = None) -> None:
+    def reset_parameters(self, rng: Any) -> None:
         """Draw new start values for all parameters of a layer or model.
 
-        The new values are written into the same arrays. With another `input_shape` or `dtype` the
-        layers get new parameters instead; other models that share these layers must then be built
-        again. An optimizer keeps its state: use a new one.
+        They are written into the same arrays. An optimizer keeps its state: use a new one.
 
         Parameters
         ----------
         rng : numpy.random.Generator or int
             The source of the start values.
-        input_shape : tuple, optional
-            With None for the batch. Default: the shape that the layer was built for.
-        dtype : float32 or float64, optional
-            Default: the type that the layer was built for; float32 if it was not built.
 
         Raises
         ------
         RuntimeError
-            If the layer was not built and no `input_shape` is given.
+            If the layer was not built.
 
         Examples
         --------
@@ -124,28 +119,13 @@ class Layer(Op):
         >>> bool((model.parameters[0].value == before).any())
         False
         """
-        if self._built is None and input_shape is None:
+        if self._built is None:
             raise RuntimeError(f"{self.label}: not built yet; call build(input_shape, rng)")
-        rng = checks.generator(rng)
-        for parameter in self.parameters:
-            parameter.writable("value")
-        built = self._built or Built((), np.float32, ())
-        input_shape = built.input_shape if input_shape is None else input_shape
-        dtype = built.dtype if dtype is None else dtype
-        before = [
-            (op, attribute, value)
-            for op in parts(self)
-            for attribute, value in vars(op).items()
-            if isinstance(value, Parameter)
-        ]
-        with all_or_nothing(self):
-            forget(self)
-            self.build(input_shape, rng, dtype)
-            for op, attribute, old in before:
-                new = vars(op).get(attribute)
-                if isinstance(new, Parameter) and (new.shape, new.dtype) == (old.shape, old.dtype):
-                    old.value[...] = new.value
-                    setattr(op, attribute, old)
+        fresh = copy.deepcopy(self)
+        forget(fresh)
+        fresh.build(self._built.input_shape, checks.generator(rng), self._built.dtype)
+        drawn = {name: new.value for name, new in named_parameters(fresh).items()}
+        fill(named_parameters(self), drawn)
 
     def build_part(self, op: Op, input_shape: Shape, rng: Any) -> Shape:
         """Build a layer inside this one, unless it was built before; return its output shape.
@@ -167,7 +147,8 @@ class Layer(Op):
 
     def add_parameter(self, name: str, value: np.ndarray, trainable: bool = True) -> Parameter:
         """Return a new parameter with the layer's dtype, named after the layer."""
-        parameter = Parameter(f"{self.label}/{name}", np.asarray(value, self.dtype), trainable)
+        value = np.array(value, self.dtype)  # a function may return one array to two layers
+        parameter = Parameter(f"{self.label}/{name}", value, trainable)
         parameter.scope, parameter.key = self.label, name  # `name` may have slashes
         return parameter
 
@@ -192,8 +173,6 @@ class Layer(Op):
                 f"{self.label}: `{argument}` must return the shape {shape}, got "
                 f"{checks.describe(value)}"
             )
-        if getattr(initializer, "__module__", None) != initializers.__name__:
-            value = value.copy()  # a user's function may return one array to two layers
         parameter = self.add_parameter(name, value, trainable)
         parameter.regularizer = getattr(self, argument.replace("initializer", "regularizer"), None)
         return parameter
@@ -223,44 +202,31 @@ class Layer(Op):
         return x
 
 
-def _rank_advice(got: int, rank: int, dims: str) -> str:
-    """Return how to turn inputs with `got` axes into inputs with `rank` axes."""
-    if got > rank:
-        return "merge the extra axes with reshape"
-    wanted = "(-1, height, width, channels) first, e.g. (-1, 28, 28, 1)"
-    if dims == "(N, C, H, W)":
-        wanted = "(-1, channels, height, width) first, e.g. (-1, 1, 28, 28)"
+def _rank_advice(got: int, dims: str) -> str:
+    """Return how to turn inputs with `got` axes into images."""
+    example = "(-1, 1, 28, 28)" if dims == "(N, C, H, W)" else "(-1, 28, 28, 1)"
     single = "; a single image needs a batch axis, x[None]" if got == 3 else ""
-    return f"reshape to {wanted} for MNIST{single}"
+    return f"reshape to {dims} first, MNIST to {example}{single}"
 
 
 def _shape_advice(row: tuple[int | None, ...], got: tuple[int, ...]) -> str:
     """Return how to turn inputs of shape `got` into a batch of rows of shape `row`."""
     if got == row:
         return "a single row needs a batch axis: x[None]"
-    if len(row) == 3 and len(got) == 4:
-        _, second, third, fourth = got
-        if row == (third, fourth, second):
-            return "exchange the axes (N, C, H, W): x.transpose(0, 2, 3, 1)"
-        if row == (fourth, second, third):
-            return "exchange the axes (N, H, W, C): x.transpose(0, 3, 1, 2)"
+    for axes in ((0, 2, 3, 1), (0, 3, 1, 2)):
+        if len(got) == 4 and tuple(got[axis] for axis in axes[1:]) == row:
+            return f"exchange the axes: x.transpose{axes}"
     size = math.prod(number or 0 for number in row)
     if size in (math.prod(got), math.prod(got[1:])):
         return f"reshape the rows: x.reshape{(-1, *row)}"
     return "give inputs of that shape, or build a model for this one"
 
 
-def build_once(
-    op: Op,
-    input_shape: Shape,
-    rng: Any,
-    dtype: Any,
-    remedy: str | None = None,
-) -> Shape:
+def build_once(op: Op, input_shape: Shape, rng: Any, dtype: Any) -> Shape:
     """Build an op for a model or a graph, unless it was built before; return its output shape.
 
     Layers, and ops with parameters, are built only once: trained values are never lost. Other
-    ops may be built for another shape. `remedy` is the last part of the error.
+    ops may be built for another shape.
     """
     built = op._built
     if built is None or not (isinstance(op, Layer) or op.parameters):
@@ -271,9 +237,7 @@ def build_once(
         return built.output_shape
     if isinstance(op, Layer) and op.input_shape is not None:
         op.check_build(input_shape, dtype)  # raises if a new layer cannot take them either
-    shape = (None, *input_shape[1:])
-    own = f"make a second layer, or draw new values: reset_parameters(rng, {shape}, '{now}')"
     raise ValueError(
         f"{op.label}: built for inputs of shape {(None, *built.input_shape[1:])} and type {before},"
-        f" got {shape} and {now}; {remedy or own}"
+        f" got {(None, *input_shape[1:])} and {now}; make new layers"
     )

