@@ -53,10 +53,10 @@ from minicnn.estimator import (
     ModelFnOps,
     RunConfig,
 )
+from minicnn.estimator.config import TrainOp, optimize_loss
 from minicnn.estimator.graph import Graph
 from minicnn.estimator.history import History
 from minicnn.estimator.starting import load_weights
-from minicnn.estimator.train_op import TrainOp, optimize_loss
 from minicnn.hooks import NanLossError
 from minicnn.inference import InferenceModel
 from minicnn.kernels.threads import get_num_threads, set_num_threads

@@ -22,7 +22,7 @@ from minicnn import hooks, layers, losses, metrics, ops, summaries
 from minicnn.core import checks
 from minicnn.datasets import load_dataset
 from minicnn.estimator import Estimator, MetricSpec, ModeKeys, ModelFnOps, RunConfig
-from minicnn.estimator.train_op import optimize_loss
+from minicnn.estimator.config import optimize_loss
 
 _LOGGER = _logging.getLogger("minicnn")
 _INITIALIZER = "uniform_unit_scaling"

@@ -547,14 +547,12 @@ class ValidationMonitor(SessionRunHook):
 
     def _load(self, state: dict[str, Any], session: Any) -> None:
         steps = {
-            key: checks.integer(state[key], key, 0)
+            key: checks.integer(state[key], key, 0, session.global_step)
             for key in ("scheduled", "measured", "best_step", "since")
         }
         value, mark = (
             checks.optional(checks.number, state[key], key) for key in ("best_value", "mark")
         )
-        if max(steps.values()) > session.global_step:
-            raise ValueError(f"a step in it is later than step {session.global_step}: {steps}")
         path = session.files.best_path(self._label)
         if steps["scheduled"]:
             self.timer.mark(steps["scheduled"])
@@ -612,7 +610,7 @@ class ValidationMonitor(SessionRunHook):
     def _measure(self, session: Any) -> float:
         """Evaluate the weights of this step, keep them if they are the best, return the value."""
         results = session.evaluate(**self.data, name=self._label)
-        numbers = {name: value for name, value in results.items() if np.ndim(value) == 0}
+        numbers = {key: v for key, v in results.items() if not np.ndim(v) and key != "global_step"}
         if self.metric not in numbers:
             raise ValueError(
                 f"`early_stopping_metric` must be one of {', '.join(map(repr, numbers))}, got "
@@ -687,7 +685,4 @@ def _timer(steps: Any, steps_name: str, secs: Any, secs_name: str) -> Timer:
 
 def _text(value: Any) -> str:
     """Return a value as it is shown in a log line."""
-    if isinstance(value, float | np.floating):
-        return f"{value:.6g}"
-    is_plain = np.ndim(value) or isinstance(value, int | np.integer)
-    return str(value) if is_plain else checks.describe(value)
+    return f"{value:.6g}" if isinstance(value, float | np.floating) else str(value)

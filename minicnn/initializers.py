@@ -280,7 +280,6 @@ def _fans(shape: tuple[int, ...]) -> tuple[int, int]:
 
 def _shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     checked = checks.integers(shape, "shape", least=1)
-    checks.allocatable(checked, "the array of this `shape`")
     return checked
 
 

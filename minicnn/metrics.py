@@ -253,7 +253,6 @@ def confusion_matrix(
     if num_classes is None:
         num_classes = max(0, int(labels.max()), int(predictions.max())) + 1
     size = checks.integer(num_classes, "num_classes", 1, checks.MOST)
-    checks.allocatable((size, size), "`num_classes`: the matrix")
     for name, classes in (("labels", labels), ("predictions", predictions)):
         outside = np.flatnonzero((classes < 0) | (classes >= size))
         if outside.size:

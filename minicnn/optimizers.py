@@ -12,10 +12,10 @@ from minicnn.core.checks import (
     boolean,
     choice,
     describe,
+    fault,
     instance,
     integer,
     number,
-    optimizer_fault,
     sequence,
 )
 from minicnn.core.hints import Hinting
@@ -164,8 +164,8 @@ class Optimizer(Hinting):
         Raises
         ------
         ValueError
-            If an entry is missing, unknown or of another shape, or holds NaN, an infinite mean or
-            a negative mean of squares. Nothing is changed then.
+            If an entry is missing, unknown or of another shape, or holds NaN or a negative mean of
+            squares. Nothing is changed then.
         """
         remedy = "load it into the optimizer and the model that saved it"
         instance(state, Mapping, "state", "what state_dict returns")
@@ -182,8 +182,8 @@ class Optimizer(Hinting):
                 raise ValueError(f"no parameter has {name!r} of shape {value.shape}; {remedy}")
             entries[name] = np.array(value, owners[name].dtype, order="C")
             _check_fits(name, entries[name], owners[name])
-        if fault := optimizer_fault(entries):
-            raise ValueError(f"{fault}, which no step produces; {remedy}")
+        if said := fault(entries):
+            raise ValueError(f"{said}, which no step leaves; {remedy}")
         self._state, self.iterations = entries, int(count)
 
     def _state_of(self, parameter: Parameter) -> list[np.ndarray]:

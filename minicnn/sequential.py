@@ -12,7 +12,6 @@ from minicnn.core.files import JsonLines
 from minicnn.core.hints import hinted
 from minicnn.core.log import logger
 from minicnn.core.op import Op, named_parameters
-from minicnn.core.parameter import fingerprint
 from minicnn.core.weights import PARAMETERS
 from minicnn.estimator import evaluation, feeding, supervised, training
 from minicnn.estimator.config import RunConfig
@@ -58,7 +57,7 @@ class Sequential(Chain):
     """
 
     _loss: Any = "softmax_cross_entropy"  # of the last fit
-    _left: tuple[Any, ...] = (None, None, ())  # by the last fit, see `_leave`
+    _left: tuple[Any, ...] = (None, ())  # by the last fit: see `InPlace`, and rows of a `History`
 
     def add(self, layer: Op) -> None:
         """Append a layer. The other layers keep their values; `build` or `fit` builds the new one.
@@ -84,6 +83,10 @@ class Sequential(Chain):
         self.layers = layers
         self.input_shape = self._built = None
         self._chain = []
+        self._left = type(self)._left
+
+    def reset_parameters(self, rng: Any) -> None:
+        super().reset_parameters(rng)
         self._left = type(self)._left
 
     @hinted
@@ -242,8 +245,7 @@ class Sequential(Chain):
                 rng = Stream.INIT.generator(config.seed)
                 self.build((None, *np.shape(feed.peek()[0])[1:]), rng)
             self._loss = loss
-            record = JsonLines(store.folder and store.folder / "evaluations.jsonl")
-            self._train(store, history, feed, config, record, run_hooks)
+            self._train(store, history, feed, config, run_hooks)
         return history
 
     def _config(self, config: RunConfig | None, verbose: Any, seed: Any = None) -> Any:
@@ -262,11 +264,8 @@ class Sequential(Chain):
         """Return where a run begins and what it leaves, and its history; set its seed."""
         self._use_built_layers()
         values = {f"{PARAMETERS}{p.name}": p.value for p in self.parameters}
-        start, left, rows = self._left
-        is_new = self._start is not None and fingerprint(self.parameters) == self._start
-        if is_new or start != self._start or left is None:
-            left, rows = None, ()
-        else:
+        left, rows = self._left
+        if left is not None:
             left = left._replace(arrays=left.arrays | values)
         folder = None if model_dir is None else checks.path(model_dir, "model_dir").absolute()
         history = History(folder and folder / "history.jsonl", rows)
@@ -274,13 +273,13 @@ class Sequential(Chain):
         found = store.newest() if config.distribute.is_chief else None
         if folder is not None:
             store.left = found
-        if found is not None and not is_new and any(
+        if found is not None and any(
             name in found.arrays and not np.array_equal(value, found.arrays[name])
             for name, value in values.items()
         ):
             logger.warning(
-                "Training goes on from %s: its values replace those of the model, which was "
-                "trained or loaded. To keep these, use another model_dir", found.path,
+                "Training goes on from %s: its values replace those of the model. To keep these, "
+                "use another model_dir", found.path,
             )
         if config.seed is None:
             config.seed = secrets.randbits(32) if found is None else found.meta["seed"]
@@ -302,7 +301,7 @@ class Sequential(Chain):
                 f"{error}. The model has the values from before this fit again"
             ) from error
         finally:
-            self._left = self._start, store.left, history.rows
+            self._left = store.left, history.rows
 
     @hinted
     def evaluate(
@@ -344,7 +343,7 @@ class Sequential(Chain):
             raise RuntimeError(f"{self.label}: call fit before evaluate, or build and load weights")
         loss = self._loss if loss is None else loss
         model_fn = ModelFn(self, loss, in_place=True)  # its layers are copied in any case
-        model = Model.of(model_fn, named_parameters(self))
+        model = Model(model_fn, {}, parameters=named_parameters(self))
         feed = feeding.feed(*supervised.data(x, y).unweighted(), batch_size)
         results = evaluation.evaluate(
             model, feed, self._config(None, verbose), JsonLines(None),

@@ -563,7 +563,7 @@ def test_a_metric_that_is_an_array_cannot_stop(run):
     matrix = {"matrix": mc.MetricSpec(mc.metrics.confusion_matrix, "classes")}
     monitor = hooks.ValidationMonitor(X, Y, metrics=matrix, every_n_steps=1,
                                       early_stopping_metric="matrix")
-    with pytest.raises(ValueError, match="must be one of 'loss', 'global_step', got 'matrix'"):
+    with pytest.raises(ValueError, match="must be one of 'loss', got 'matrix'"):
         run(monitor, steps=3)
 
 

@@ -341,11 +341,10 @@ def test_a_state_that_does_not_fit_changes_nothing(change, message):
 
 
 @pytest.mark.parametrize(("slot", "value", "message"), [
-    ("adam_m", np.nan, "conv2d/bias/adam_m holds NaN, which no step produces; load it into"),
+    ("adam_m", np.nan, "conv2d/bias/adam_m holds NaN.*, which no step leaves; load it into"),
     ("adam_s", np.nan, "conv2d/bias/adam_s holds NaN"),
-    ("adam_s", -1e-30, "conv2d/bias/adam_s has a negative mean of squares"),
-    ("adam_s", -np.inf, "conv2d/bias/adam_s has a negative mean of squares"),
-    ("adam_m", -np.inf, "conv2d/bias/adam_m holds infinity, which no step produces"),
+    ("adam_s", -1e-30, "conv2d/bias/adam_s holds NaN or a negative mean"),
+    ("adam_s", -np.inf, "conv2d/bias/adam_s holds NaN or a negative mean"),
     ("adam_m", -1.0, None),
     ("adam_s", np.inf, None),  # the square of a gradient of 1e20
     ("adam_s", -0.0, None),

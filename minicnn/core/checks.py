@@ -216,16 +216,6 @@ def class_numbers(name: str, shape: tuple[int | None, ...], dtype: Any) -> str:
     return expression if np.dtype(dtype).kind in "iu" else f"{expression}.astype(int)"
 
 
-def allocatable(shape: tuple[int, ...], name: str) -> None:
-    """Raise if there is not enough memory for a float64 array of this shape."""
-    try:
-        np.empty(shape)
-    except (MemoryError, ValueError):  # ValueError: more than can be addressed
-        raise ValueError(
-            f"{name} would have the shape {shape}, for which there is no memory; make it smaller"
-        ) from None
-
-
 def choice(value: Any, name: str, known: Iterable[str]) -> str:
     """Return one of the `known` words in lower case; the case of `value` does not matter."""
     known = tuple(known)
@@ -317,16 +307,16 @@ def gradient(dy: Any, shape: tuple[int, ...], dtype: Any, label: str) -> None:
         )
 
 
-def optimizer_fault(state: Mapping[str, np.ndarray]) -> str:
-    """Return what is impossible in an optimizer's state, such as NaN; "" if nothing is."""
-    for name, values in state.items():
-        if values.dtype.kind != "f":
-            continue
-        if np.isnan(values).any():
-            return f"{name} holds NaN"
-        # Only the square of a finite gradient may be infinite: otherwise, so is the weight.
-        if name.endswith(("/adam_m", "/momentum")) and np.isinf(values).any():
-            return f"{name} holds infinity"
-        if name.endswith(("/adam_s", "/rms")) and (values < 0).any():
-            return f"{name} has a negative mean of squares"
+def fault(arrays: Mapping[str, np.ndarray]) -> str:
+    """Return which array of a checkpoint holds values that no run saves; "" if none does."""
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and name.startswith("parameters/"):
+            with np.errstate(over="ignore"):
+                single = array.astype(np.float32, copy=False)
+            if not np.isfinite(single).all():
+                return f"{name} holds NaN or infinity"
+        elif array.dtype.kind == "f":  # the state of an optimizer, in which a square may overflow
+            least = 0 if name.endswith(("/adam_s", "/rms")) else -math.inf
+            if not (array >= least).all():
+                return f"{name} holds NaN or a negative mean of squares"
     return ""

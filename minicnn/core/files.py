@@ -146,16 +146,11 @@ class JsonLines:
     ----------
     path : Path, optional
         None writes and reads nothing.
-
-    Attributes
-    ----------
-    fails : bool
-        Whether the last write has failed.
     """
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self.fails = False
+        self._fails = False
 
     def add(self, values: Mapping[str, Any]) -> None:
         """Add a line; if that fails, warn, but only once until it works again."""
@@ -166,14 +161,13 @@ class JsonLines:
         self._write(rows, replacing)
 
     def read(self) -> list[Any]:
-        """Return the values of the lines, up to the first that is damaged or half-written."""
+        """Return the values of the lines, except for those that are damaged or half-written."""
         values: list[Any] = []
         if self.path is not None:
-            with contextlib.suppress(OSError, ValueError, RecursionError):  # no or damaged lines
-                with open_regular(self.path) as file:
-                    lines = file.read(_MOST_BYTES).splitlines()
-                for line in lines:
-                    values.append(json.loads(line))
+            with contextlib.suppress(OSError), open_regular(self.path) as file:
+                for line in file.read(_MOST_BYTES).splitlines():
+                    with contextlib.suppress(ValueError, RecursionError):
+                        values.append(json.loads(line))
         return values
 
     def _write(self, rows: Iterable[Mapping[str, Any]], opened: Callable[[Path], Any]) -> None:
@@ -185,11 +179,11 @@ class JsonLines:
                 file.seek(max(0, file.tell() - 1))
                 is_half = file.read(1) not in (b"", b"\n")  # a full disk has cut off the last line
                 file.write(b"\n" * is_half + b"".join(lines))
-            self.fails = False
+            self._fails = False
         except OSError as error:
-            if not self.fails:
+            if not self._fails:
                 logger.warning("%s cannot be written (%s)", self.path, error)
-            self.fails = True
+            self._fails = True
 
 
 def finite(row: Mapping[str, Any]) -> dict[str, Any]:

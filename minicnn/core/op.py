@@ -313,18 +313,13 @@ class Tensor:
     def __repr__(self) -> str:
         return f"Tensor({self.name!r}, shape={self.shape}, dtype={self.dtype})"
 
-    def __bool__(self) -> bool:
-        raise TypeError(
-            f"{self!r} has no value yet: it is computed when the graph runs. Decide by `mode` or "
-            "`params` instead."
-        )
-
     # `minicnn.ops` adds + - * and / by a number. NumPy leaves ndarray + Tensor to the Tensor.
     __array_ufunc__ = None
     __array__ = __array_function__ = _refusing(
         "NumPy's functions cannot use it; use minicnn's (concat, reduce_mean, reduce_sum, softmax, "
         "argmax, cast, reshape, one_hot) or an Op of your own"
     )
+    __bool__ = _refusing("it is neither true nor false; decide by `mode` or `params` instead")
     __iter__ = None  # so that a check for a list refuses it by the name of the argument
     __len__ = _refusing("it has no rows; the sizes of a row are in `shape`")
     __float__ = __int__ = __complex__ = _refusing(

@@ -1,6 +1,5 @@
 """A trainable array and its gradient."""
 
-import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -146,14 +145,6 @@ def sum_of_squares(array: np.ndarray) -> float:
     flat = array.reshape(-1)
     # Unlike a dot product, einsum does not call BLAS, whose threads may change the last bits.
     return float(np.einsum("i,i->", flat, flat, dtype=np.float64))
-
-
-def fingerprint(parameters: Iterable[Parameter]) -> int:
-    """Return a checksum of all values, by which to see whether any of them has changed."""
-    checksum = 0
-    for parameter in parameters:
-        checksum = zlib.crc32(parameter.value.reshape(-1).view(np.uint8).data, checksum)
-    return checksum
 
 
 def count_parameters(parameters: Iterable[Parameter]) -> int:

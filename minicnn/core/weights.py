@@ -145,12 +145,7 @@ def fitting(
     chosen = select(every)
     if not chosen:
         raise ValueError(f"no name is selected; change the patterns, there are {', '.join(every)}")
-    forms = {name: (_form(parameters.get(name)), _form(arrays.get(name))) for name in chosen}
-    faults = {
-        name: f"{name}: the model has {wanted}, {path} has {found}"
-        for name, (wanted, found) in forms.items()
-        if wanted != found
-    }
+    faults = differences(parameters, arrays, chosen, path)
     fits = [name for name in chosen if name not in faults]
     if faults and (strict or not fits):
         layers = sorted({name.rpartition("/")[0] or name for name in faults})
@@ -165,6 +160,18 @@ def fitting(
             "; ".join(faults.values()),
         )
     return fits
+
+
+def differences(
+    parameters: Mapping[str, Parameter], arrays: Mapping[str, Any], names: Iterable[str], path: Any
+) -> dict[str, str]:
+    """Return by name how the arrays of a file differ from the parameters, for those that do."""
+    forms = {name: (_form(parameters.get(name)), _form(arrays.get(name))) for name in names}
+    return {
+        name: f"{name}: the model has {wanted}, {path} has {found}"
+        for name, (wanted, found) in forms.items()
+        if wanted != found
+    }
 
 
 def _form(array: Any) -> str:

@@ -24,7 +24,7 @@ from minicnn.core import checks
 from minicnn.core.files import StrangeFileError, open_regular, replacing
 from minicnn.core.log import logger
 from minicnn.core.npz import read_npz, write_npz
-from minicnn.core.weights import META, PARAMETERS, part
+from minicnn.core.weights import META, part
 
 try:
     import fcntl
@@ -71,6 +71,9 @@ class Checkpoint(NamedTuple):
     meta: dict[str, Any]
     identity: Identity | None = None
 
+    def __deepcopy__(self, memo: Any) -> "Checkpoint":
+        return self  # it never changes
+
     def part(self, prefix: str) -> dict[str, np.ndarray]:
         """Return the arrays whose names begin with a prefix, under their names without it."""
         return part(self.arrays, prefix)
@@ -107,7 +110,7 @@ class RunFiles:
         if self._is_chief:
             logger.info("Saving checkpoints for %d into %s", step, self._folder)
             save(self._folder, step, arrays, meta, self._keep, self._is_held)
-        return Checkpoint(path, {}, meta, identity(path, follow=False))
+        return Checkpoint(path, {}, meta)
 
     def best_path(self, name: str) -> Path:
         """Return the file with the best values of a monitor."""
@@ -332,7 +335,9 @@ def load(path: Path, follow: bool = True) -> Checkpoint:
         arrays = read_npz(path, sealed=True, follow=follow)
         meta = json.loads(str(arrays.pop(META)))
         _check_meta(path.name, meta)
-        _check_arrays(arrays)
+        checks.integer(int(arrays.get("optimizer/iterations", 0)), "iterations", 0, _MOST_STEPS)
+        if said := checks.fault(arrays):
+            raise ValueError(said)
         return Checkpoint(path, arrays, meta)
     except FileNotFoundError:
         raise
@@ -360,20 +365,6 @@ def _check_meta(name: str, meta: dict[str, Any]) -> None:
         raise ValueError(f"more epochs or batches than the {step} steps")
     if _PATTERN.fullmatch(name) and step != _step(name):  # a user may choose another name
         raise ValueError(f"it is of step {step}, not of the step in its name")
-
-
-def _check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
-    """Raise if the arrays hold values that no run saves."""
-    for name, array in arrays.items():
-        is_weight = name.startswith(PARAMETERS) and array.dtype.kind == "f"
-        if is_weight and not np.isfinite(array).all():
-            raise ValueError(f"{name} holds NaN or infinity")
-    state = {name: array for name, array in arrays.items() if name.startswith("optimizer/")}
-    if said := checks.optimizer_fault(state):
-        raise ValueError(said)
-    count = state.get("optimizer/iterations", np.array(0))
-    if count.dtype.kind in "iu" and not count.ndim:
-        checks.integer(int(count), "optimizer/iterations", 0, _MOST_STEPS)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -1,15 +1,18 @@
-"""What a model_fn and the Estimator exchange: modes, ModelFnOps, RunConfig and MetricSpec."""
+"""What a model_fn and the Estimator exchange: modes, ModelFnOps, TrainOp, RunConfig, MetricSpec."""
 
+import copy
+import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from minicnn import optimizers
 from minicnn.core import checks
-from minicnn.core.hints import Hinting
+from minicnn.core.hints import Hinting, hinted
 from minicnn.core.op import Tensor
+from minicnn.core.parameter import Parameter
 from minicnn.estimator.processes import Processes
-from minicnn.estimator.train_op import TrainOp
 
 
 class ModeKeys:
@@ -25,6 +28,144 @@ class ModeKeys:
     TRAIN = "train"
     EVAL = "eval"
     INFER = "infer"
+
+
+@dataclass
+class TrainOp:
+    """Hold a loss and how to minimize it; `optimize_loss` makes one.
+
+    Parameters
+    ----------
+    loss : Tensor
+    optimizer : Optimizer
+    clip_gradients : float, optional
+        The largest global norm of the gradients.
+    variables : sequence of str, optional
+        The names of the parameters that are trained; None trains all.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> mc.TrainOp(loss=None, optimizer=mc.optimizers.SGD(0.1)).rate()
+    0.1
+    """
+
+    loss: Any
+    optimizer: optimizers.Optimizer
+    clip_gradients: float | None = None
+    variables: Sequence[str] | None = None
+
+    def rate(self) -> float:
+        """Return the learning rate of the next step."""
+        return self.optimizer.rate()
+
+    def trained(self, parameters: Sequence[Parameter]) -> list[Parameter]:
+        """Return those of the parameters that are trained."""
+        if self.variables is None:
+            return list(parameters)
+        known = {parameter.name: parameter for parameter in parameters}
+        for name in self.variables:
+            if name not in known:
+                raise ValueError(
+                    f"`variables` must be among {', '.join(known)}, on which the loss depends, got "
+                    f"{checks.describe(name)}"
+                )
+        return [parameter for parameter in parameters if parameter.name in self.variables]
+
+    def apply(self, parameters: Sequence[Parameter]) -> None:
+        """Update the parameters once, from the gradients that backward has written."""
+        parameters = self.trained(parameters)
+        if self.clip_gradients is not None:
+            optimizers.clip_by_global_norm(parameters, self.clip_gradients)
+        self.optimizer.step(parameters)
+
+
+@hinted
+def optimize_loss(
+    loss: Any,
+    global_step: Any = None,
+    learning_rate: float | optimizers.Schedule | None = None,
+    optimizer: Any = "SGD",
+    clip_gradients: float | None = None,
+    learning_rate_decay_fn: Callable[[float, int], float] | None = None,
+    variables: Sequence[str] | None = None,
+    name: str | None = None,
+) -> TrainOp:
+    """Return the `train_op` that minimizes a loss.
+
+    Parameters
+    ----------
+    loss : Tensor
+        A scalar.
+    global_step : None
+        Kept for the signature: the Estimator counts the steps.
+    learning_rate : float or callable, optional
+        At least 0, or a schedule step -> rate; None if `optimizer` has its own.
+    optimizer : str, class, Optimizer or callable
+        "SGD", "Momentum", "Adam", "AdamW", "RMSProp"; a class or callable is called with the
+        learning rate. An Optimizer is copied, and the copy has done no steps, because each run
+        starts without any.
+    clip_gradients : float, optional
+        The largest global norm of the gradients; larger ones are scaled down together.
+    learning_rate_decay_fn : callable, optional
+        Takes (learning rate, step) and returns the rate of that step; steps count from 0.
+    variables : sequence of str, optional
+        The names of the parameters to train; None trains all.
+    name : str, optional
+        Kept for the signature.
+
+    Returns
+    -------
+    TrainOp
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the rate is negative, the optimizer unknown, or the loss not a scalar Tensor.
+
+    Examples
+    --------
+    >>> import numpy as np, minicnn as mc
+    >>> graph = mc.Graph()
+    >>> x = graph.placeholder("x", (None, 4), np.float32)
+    >>> labels = graph.placeholder("labels", (None,), np.int64)
+    >>> loss = mc.losses.softmax_cross_entropy(mc.one_hot(labels, 3), mc.layers.dense(x, 3))
+    >>> mc.optimize_loss(loss, learning_rate=0.001, optimizer="SGD").rate()
+    0.001
+    """
+    if not isinstance(loss, Tensor) or loss.shape != ():
+        raise TypeError(
+            f"optimize_loss: `loss` must be a scalar Tensor such as softmax_cross_entropy returns, "
+            f"got {checks.describe(loss)}"
+        )
+    if global_step is not None:
+        raise TypeError(
+            "optimize_loss: the second argument is `global_step`, which must be None (the "
+            f"Estimator counts the steps), got {checks.describe(global_step)}; give the rate as "
+            "learning_rate=0.1, the optimizer as optimizer='SGD'"
+        )
+    if learning_rate is not None and not callable(learning_rate):
+        learning_rate = checks.number(learning_rate, "learning_rate", least=0.0)
+    if checks.optional(checks.number, clip_gradients, "clip_gradients", 0.0) == 0:
+        raise ValueError("`clip_gradients` must be above 0, got 0; None clips nothing")
+    rate: Any = learning_rate
+    if learning_rate_decay_fn is not None:
+        if learning_rate is None or callable(learning_rate):
+            raise ValueError(
+                "optimize_loss: `learning_rate_decay_fn` needs a number as `learning_rate`, got "
+                f"{checks.describe(learning_rate)}"
+            )
+        decay = checks.function(learning_rate_decay_fn, "learning_rate_decay_fn")
+        rate = functools.partial(_decayed, decay, learning_rate)
+    if isinstance(optimizer, optimizers.Optimizer):
+        optimizer = copy.copy(optimizer)
+        optimizer.load_state_dict({"iterations": 0}, ())
+    variables = checks.optional(checks.sequence, variables, "variables", "names of parameters")
+    return TrainOp(loss, optimizers.get(optimizer, rate), clip_gradients, variables)
+
+
+def _decayed(decay: Callable[[float, int], float], rate: float, step: int) -> float:
+    return float(decay(rate, step))
 
 
 _NEEDED = {
@@ -121,7 +262,7 @@ class RunConfig(Hinting):
         Whether to fuse neighbouring layers into one pass where possible.
     progress : bool
         Whether `fit` shows the step, the loss, the validation accuracy, the speed and the time
-        left, and before that how many kernels are compiled: as a line that renews itself on a
+        left, and before that the kernels that are compiled: as a line that renews itself on a
         terminal and in a notebook, otherwise as a line every four seconds on stderr. After two
         seconds, `evaluate` and `predict` show their progress too. A terminal then omits the log
         lines with the loss and the speed; a log file gets all lines. Nothing is shown if a handler
@@ -274,16 +415,7 @@ def call_model_fn(model_fn: Callable[..., Any], **arguments: Any) -> ModelFnOps:
     names = inspect.signature(model_fn).parameters
     takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in names.values())
     given = {k: v for k, v in arguments.items() if takes_all or k in names}
-    starred = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    needed = [k for k, p in names.items() if p.default is p.empty and p.kind not in starred]
-    if unknown := [name for name in needed if name not in arguments]:
-        raise TypeError(
-            f"model_fn must take arguments called {', '.join(arguments)}, or some of these, got "
-            f"one that needs {', '.join(unknown)}; rename it, or pass a value in `params`"
-        )
     result = model_fn(**given)
-    if isinstance(result, tuple) and len(result) == 3:
-        result = ModelFnOps(arguments["mode"], *result)
     if not isinstance(result, ModelFnOps):
         raise TypeError(
             "model_fn must return ModelFnOps(mode, predictions, loss, train_op), got "

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from minicnn.core import checks
-from minicnn.core.files import JsonLines
 from minicnn.core.hints import Hinting, hinted
 from minicnn.core.log import logger
 from minicnn.estimator import evaluation, feeding, training
@@ -79,7 +78,7 @@ class Estimator(Hinting):
     `evaluate` and `predict` use the newest checkpoint at the time of the call, even while another
     process or thread, or the `fit` whose hook makes the call, trains there. The weights are kept in
     memory, and read again if the folder, its index or the file has changed. If the folder is gone,
-    the Estimator warns and uses the weights in memory.
+    the Estimator warns and uses the weights that it has read.
 
     Estimators, layers, models, optimizers, schedules and hooks can be pickled. A pickle is for the
     version that wrote it; checkpoints and weight files stay readable.
@@ -115,7 +114,7 @@ class Estimator(Hinting):
     ) -> None:
         if isinstance(model_fn, Chain):
             model_fn = copy.deepcopy(model_fn)
-            function: Callable[..., Any] = ModelFn(model_fn, **_options(params))
+            function: Callable[..., Any] = ModelFn(model_fn, **(params or {}))
         else:
             function = checks.function(model_fn, "model_fn", "a function or a Sequential")
         self.config = RunConfig() if config is None else config
@@ -137,7 +136,6 @@ class Estimator(Hinting):
         self._warm_start_from = None if start is None else start.absolute()
         self._patterns = expressions(vars_to_warm_start, "vars_to_warm_start")
         self._models = Models(folder, function, {"params": params, "config": self.config})
-        self._record = JsonLines(folder / "evaluations.jsonl")
 
     @property
     def model_dir(self) -> Path:
@@ -213,7 +211,7 @@ class Estimator(Hinting):
             hooks = training.run_hooks(
                 self.config, feed, steps, max_steps, monitors, self.history
             )
-            training.train(self._models, feed, self.config, self._record, hooks, start)
+            training.train(self._models, feed, self.config, hooks, start)
         return self
 
     @hinted
@@ -232,7 +230,7 @@ class Estimator(Hinting):
 
         The weights are those of the newest checkpoint in `model_dir` at the moment of the call,
         also while another process, another Estimator or another thread trains there. If the folder
-        is gone, those in memory are used, with a warning. (Inside a run, `ValidationMonitor` and
+        is gone, those read before are used, with a warning. (Inside a run, `ValidationMonitor` and
         ``session.evaluate`` measure the weights of that step.)
 
         The results are also added to ``evaluations.jsonl`` in `model_dir`, as one line of JSON
@@ -245,6 +243,8 @@ class Estimator(Hinting):
         steps : int, optional
             At most so many batches.
         metrics : dict from str to MetricSpec, optional
+            With a Sequential in place of a model_fn, as for `Sequential.fit`: the default is the
+            accuracy, for a loss of classes.
         name : str, optional
             What the data is, such as "test": `plots.learning_curve` draws a line for each name. The
             default is "evaluation".
@@ -268,7 +268,10 @@ class Estimator(Hinting):
             "Eval steps [0,%s) for training step %d.", "inf" if steps is None else steps, model.step
         )
         feed = feeding.feed(x, y, input_fn, batch_size)
-        return evaluation.evaluate(model, feed, self.config, self._record, steps, metrics, name)
+        if isinstance(self._models.model_fn, ModelFn):
+            metrics = self._models.model_fn.metrics(metrics)
+        record = self._models.record
+        return evaluation.evaluate(model, feed, self.config, record, steps, metrics, name)
 
     @hinted
     def predict(
@@ -314,13 +317,12 @@ class Estimator(Hinting):
         model = self._models.chosen(checkpoint_path)
         feed = feeding.feed(x, None, input_fn, batch_size)
         trace = model.trace(ModeKeys.INFER, (feed.peek()[0], None))
-        tensors = trace.row_tensors(outputs)
-        batches = evaluation.predictions(trace, tensors, feed, self.config.fuse)
-        is_single = trace.ops.single and outputs is None
+        fast = trace.inference(outputs, self.config.fuse)
+        batches = evaluation.predictions(trace, fast, feed)
         if checks.boolean(as_iterable, "as_iterable"):
-            return evaluation.rows_in(batches, is_single)
-        arrays = feeding.concatenate(evaluation.shown(batches, feed, self.config.progress))
-        return arrays["predictions"] if is_single else arrays
+            return evaluation.rows_in(batches)
+        wanted = self.config.progress and feed.batches > 1
+        return feeding.concatenate(evaluation.shown(batches, feed, wanted))
 
     def for_inference(
         self,
@@ -353,9 +355,7 @@ class Estimator(Hinting):
         """
         model = self._models.chosen(checkpoint_path)
         trace = model.trace(ModeKeys.INFER, (feeding.feed(x, None, None, None).peek()[0], None))
-        tensors = trace.row_tensors(outputs)
-        is_single = trace.ops.single and outputs is None
-        return trace.inference(tensors, is_single, self.config.fuse)
+        return trace.inference(outputs, self.config.fuse)
 
     def get_variable_names(self) -> list[str]:
         """Return the names of the parameters in the newest checkpoint, sorted."""
@@ -380,17 +380,6 @@ class Estimator(Hinting):
                 f"no variable has the `name` {name!r}; there are {', '.join(sorted(weights))}"
             )
         return weights[name].copy()
-
-
-def _options(params: Any) -> dict[str, Any]:
-    """Return the `params` of a Sequential in place of a model_fn."""
-    params = {} if params is None else checks.instance(params, dict, "params")
-    if unknown := params.keys() - {"loss", "optimizer", "learning_rate"}:
-        raise ValueError(
-            "with a Sequential `params` may have loss, optimizer and learning_rate, got "
-            f"{', '.join(map(str, unknown))}"
-        )
-    return params
 
 
 def _remove(folder: str, process: int) -> None:

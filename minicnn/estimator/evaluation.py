@@ -1,6 +1,7 @@
 """Evaluating and predicting with the weights of a model, and the file of evaluations."""
 
 import copy
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
@@ -12,12 +13,12 @@ from minicnn.core import checks
 from minicnn.core.context import Context
 from minicnn.core.files import JsonLines
 from minicnn.core.log import logger
-from minicnn.core.op import Tensor
 from minicnn.estimator.config import MetricSpec, ModeKeys, RunConfig, checked_metrics
 from minicnn.estimator.feeding import Feed, concatenate, rows_of
 from minicnn.estimator.model import Model
 from minicnn.estimator.progress import Display, displayed
 from minicnn.estimator.tracing import Trace
+from minicnn.inference import InferenceModel
 
 # Numbers in the outputs of all layers, which an InferenceModel keeps: larger batches are split.
 _MOST_KEPT = 1 << 25
@@ -56,7 +57,7 @@ def evaluate(
         ``"loss"``, ``"global_step"`` and each metric.
     """
     name = "evaluation" if name is None else checks.text(name, "name")
-    most = math.inf if steps is None else checks.integer(steps, "steps")
+    most = checks.optional(checks.integer, steps, "steps")
     metrics = checked_metrics(metrics)
     trace = model.trace(ModeKeys.EVAL, feed.peek())
     trace.check_labels(feed.y)
@@ -68,8 +69,10 @@ def evaluate(
     rows = 0
     parts = []
     own = displayed(config.progress, brief=True) if display is None else nullcontext(display)
-    with own as shown, shown.part(f"evaluating ({name})", min(most, feed.batches)) as advance:
-        for number, batch in enumerate(feed, 1):
+    with own as shown:
+        total_batches = min(most or math.inf, feed.batches)
+        batches = itertools.islice(feed, most)
+        for batch in shown.part(f"evaluating ({name})", total_batches, batches):
             values = plan.forward(trace.feeds(batch), Context(save=False))
             count = rows_of(batch[0])
             total += float(values[loss]) * count
@@ -78,20 +81,14 @@ def evaluate(
                 kept = {key: values[tensor] for key, tensor in predictions.items()}
                 # A copy, since an input_fn may use its arrays again.
                 parts.append(copy.deepcopy((kept, batch[1], batch[0] if is_weighted else None)))
-            advance()
-            if number == most:
-                break
-        else:
-            if record is not None:
-                logger.info("Input iterator is exhausted.")
     results: dict[str, Any] = {}
     if metrics:
         predicted, labels, features = map(concatenate, zip(*parts, strict=True))
         results = {k: spec.compute(predicted, labels, features, k) for k, spec in metrics.items()}
     results |= {"loss": total / rows, "global_step": model.step}
-    shown.note(name, results, rows if record is None else None)
+    noted = numbers(results)
+    shown.note(name, noted, rows if record is None else None)
     if record is not None:
-        noted = numbers(results)
         text = ", ".join(f"{key} = {value:.6g}" for key, value in sorted(noted.items()))
         logger.info("Saving evaluation summary for step %d: %s", model.step, text)
         record.add({"global_step": model.step, "name": name, "rows": rows} | noted)
@@ -103,11 +100,8 @@ def numbers(results: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in results.items() if k != "global_step" and np.ndim(v) == 0}
 
 
-def predictions(
-    trace: Trace, tensors: dict[str, Tensor], feed: Feed, fuse: bool
-) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the values of tensors for each batch by name; the weights must not change."""
-    fast = trace.inference(tensors, False, fuse)
+def predictions(trace: Trace, fast: InferenceModel, feed: Feed) -> Iterator[Any]:
+    """Yield what a model of this trace predicts for each batch."""
     shapes = [tensor.shape for tensor in trace.graph.tensors.values()]
     row = sum(math.prod(size or 1 for size in shape) for shape in shapes)
     for features, _ in feed:
@@ -116,20 +110,17 @@ def predictions(
 
 def shown(batches: Iterator[Any], feed: Feed, wanted: bool) -> list[Any]:
     """Return all batches of predictions, and show the progress if that takes long."""
-    with displayed(wanted, brief=True) as display, display.part("predicting", feed.batches) as done:
-        arrays = []
-        for batch in batches:
-            arrays.append(batch)
-            done()
-        return arrays
+    with displayed(wanted, brief=True) as display:
+        return list(display.part("predicting", feed.batches, batches))
 
 
-def rows_in(batches: Iterator[dict[str, np.ndarray]], is_single: bool) -> Iterator[Any]:
+def rows_in(batches: Iterator[Any]) -> Iterator[Any]:
     """Yield the predictions of each row: a dict, or the one value of a model_fn without names.
 
     A number is one of Python, which JSON can hold.
     """
     for batch in batches:
-        columns = [values.tolist() if values.ndim == 1 else values for values in batch.values()]
+        named = batch if isinstance(batch, dict) else {None: batch}
+        columns = [values.tolist() if values.ndim == 1 else values for values in named.values()]
         for row in zip(*columns, strict=True):
-            yield row[0] if is_single else dict(zip(batch, row, strict=True))
+            yield dict(zip(batch, row, strict=True)) if named is batch else row[0]

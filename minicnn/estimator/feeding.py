@@ -1,7 +1,6 @@
 """Batches from arrays or from an input_fn, and how to resume in the middle of them."""
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,7 +11,6 @@ from minicnn.core.log import logger
 from minicnn.estimator.streams import Stream
 
 BATCH_SIZE = 100
-_PATIENCE = 10.0  # seconds of skipping batches before a warning reports the progress
 _LARGE = 10.0  # the root mean square of a batch above which `fit` warns; that of MNIST is 0.3
 _END = object()
 
@@ -58,13 +56,13 @@ class ArrayFeed:
 
     def peek(self) -> Batch:
         """Return a batch that shows names, shapes and types; it is not taken."""
-        return self._take(slice(0, 1))
+        return self._take(slice(0, self.batch_size))
 
     def place(self) -> dict[str, int]:
         """Return where the next batch begins."""
         return {"epoch": self.epoch, "row": self.row, "rows": self.rows}
 
-    def seek(self, place: dict[str, Any]) -> None:
+    def seek(self, place: dict[str, Any], shown: Any = None) -> None:
         """Go to a place that `place` returned, or to the start of its epoch if the data changed."""
         self.epoch = int(place.get("epoch", 0))
         self.row = int(place.get("row", 0)) if place.get("rows") == self.rows else 0
@@ -88,6 +86,10 @@ class ArrayFeed:
 
     def _take(self, rows: Any) -> Batch:
         return each(lambda array: array[rows], self.x), each(lambda array: array[rows], self.y)
+
+
+def _not_shown(title: str, total: int, batches: Iterator[Any]) -> Iterator[Any]:
+    return batches
 
 
 class FunctionFeed:
@@ -134,24 +136,21 @@ class FunctionFeed:
         """Return how many batches were taken in this epoch."""
         return {"epoch": self.epoch, "batches": self.taken}
 
-    def seek(self, place: dict[str, Any]) -> None:
-        """Take as many batches as `place` says; if there are fewer now, start from the first."""
+    def seek(self, place: dict[str, Any], shown: Callable[..., Any] = _not_shown) -> None:
+        """Take as many batches as `place` says; if there are fewer now, start from the first.
+
+        `shown` is `Display.part`.
+        """
         count = int(place.get("batches", 0)) if self.skips else 0
         self.epoch = int(place.get("epoch", 0))
         if count:
-            logger.info("Skipping %d batches of `input_fn`; earlier steps have used them.", count)
-        start = time.monotonic()
-        patience = _PATIENCE
-        for skipped in range(count):
+            logger.info(
+                "Skipping %d batches of `input_fn`, which earlier steps have used. To start again "
+                "from the first instead, stop and use another model_dir.", count,
+            )
+        for _ in shown("skipping batches", count, range(count)):
             if self._next() is None:
                 return
-            if time.monotonic() - start > patience:
-                logger.warning(
-                    "Skipped %d of %d batches of `input_fn` in %.0f s. To start again from the "
-                    "first batch instead, stop and use another model_dir.",
-                    skipped + 1, count, patience,
-                )
-                patience *= 2
         self._peeked = self._next()  # None at the end: then the next call starts again
         self.taken = max(0, self.taken - 1)
 
@@ -226,22 +225,17 @@ def rows_of(batch: Any) -> int:
     return len(next(iter(by_name(batch).values())))
 
 
-def warn_if_large(features: Any) -> bool:
-    """Warn if the features of a batch look like pixels of 0..255; return whether they do."""
-    for key, array in by_name(features).items():
-        if array.dtype.kind == "f" or array.dtype == np.uint8:
-            flat = array.reshape(-1)
-            squares = np.einsum("i,i->", flat, flat, dtype=np.result_type(array, np.float32))
-            size = math.sqrt(squares / max(1, flat.size))
+def warn_if_large(features: Any) -> None:
+    """Warn if the features of a batch look like pixels of 0..255."""
+    for name, array in by_name(features).items():
+        if array.size and (array.dtype.kind == "f" or array.dtype == np.uint8):
+            size = math.sqrt(np.square(array, dtype=np.float64).mean())
             if size > _LARGE:
-                name = key or "x"
                 logger.warning(
                     "The root mean square of the features `%s` is %.4g. Most networks do not learn "
                     "from values so far from 1: divide pixels by 255 (%s / 255), scale others.",
-                    name, size, name,
+                    name or "x", size, name or "x",
                 )
-                return True
-    return False
 
 
 def each(function: Callable[[np.ndarray], Any], value: Any) -> Any:

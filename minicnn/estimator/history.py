@@ -42,7 +42,6 @@ class History(Hinting):
         self._file = JsonLines(checks.optional(checks.path, path, "path"))
         given = rows if path is None else self._file.read()
         self.rows = [dict(row) for row in given if _is_row(row)]
-        self._is_in_file = False  # whether the file holds these rows and no others
 
     def to_dict(self) -> dict[str, list[Any]]:
         """Return a list for each name, all of the same length; None where a row has no value."""
@@ -67,19 +66,17 @@ class History(Hinting):
         """Add a row, or complete the last one if it is of the same step; save it."""
         row = finite(row)
         if self.rows and self.rows[-1]["step"] == row["step"]:
-            row = self.rows.pop() | row
-            self._is_in_file = False
-        self.rows.append(row)
-        if self._is_in_file:
-            self._file.add(row)
-        else:
+            self.rows[-1] |= row
             self._file.replace(self.rows)
-        self._is_in_file = not self._file.fails
+        else:
+            self.rows.append(row)
+            self._file.add(row)
 
     def cut(self, step: int) -> None:
         """Forget the rows of later steps: of a run that was killed before it had saved them."""
-        self.rows = [row for row in self.rows if row["step"] <= step]
-        self._is_in_file = False
+        if self.last.get("step", 0) > step:
+            self.rows = [row for row in self.rows if row["step"] <= step]
+            self._file.replace(self.rows)
 
     def __repr__(self) -> str:
         return f"History({len(self.rows)} rows, last {self.last})"

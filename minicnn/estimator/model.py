@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from minicnn.core import checks
+from minicnn.core.files import JsonLines
 from minicnn.core.log import logger
 from minicnn.core.parameter import Parameter
-from minicnn.core.weights import PARAMETERS
+from minicnn.core.weights import PARAMETERS, differences
 from minicnn.estimator import checkpoints
 from minicnn.estimator.checkpoints import Checkpoint, CheckpointError, MemoryFiles, RunFiles
 from minicnn.estimator.config import ModeKeys, RunConfig
@@ -49,11 +50,14 @@ class Model:
     model_fn : callable
     options : dict
         The other arguments that model_fn may name.
-    lock : Lock
+    lock : Lock, optional
+        That of the Estimator; by default a new one.
     checkpoint : Checkpoint, optional
         Without one, a run begins with start values.
     seed : int
         The seed of a run.
+    parameters : dict from str to Parameter, optional
+        Those that exist: they are kept elsewhere, and may change at any time.
 
     Attributes
     ----------
@@ -67,32 +71,26 @@ class Model:
         self,
         model_fn: Callable[..., Any],
         options: dict[str, Any],
-        lock: Lock,
+        lock: Lock | None = None,
         checkpoint: Checkpoint | None = None,
         seed: int = 0,
+        parameters: Mapping[str, Parameter] | None = None,
     ) -> None:
         self._model_fn = model_fn
         self._options = options
-        self._lock = lock
+        self._lock = lock or Lock()
         self.seed = seed
         self.step = 0
         self.checkpoint: Checkpoint | None = None
         # What no trace has asked for yet. `_saved` is None after a run: its parameters are all.
         self._saved: dict[str, np.ndarray] | None = None
         self._optimizer: dict[str, np.ndarray] | None = None  # of a run
-        self._parameters: dict[str, Parameter] = {}
+        self._parameters = dict(parameters or {})
         self._traces: dict[str, Trace] = {}
         if checkpoint is not None:
             self.step = checkpoint.meta["global_step"]
             self.checkpoint = checkpoint._replace(arrays={})
             self._saved = checkpoint.part(PARAMETERS)
-
-    @classmethod
-    def of(cls, model_fn: Callable[..., Any], parameters: dict[str, Parameter]) -> "Model":
-        """Return the model of parameters that are kept elsewhere and may change at any time."""
-        model = cls(model_fn, {}, Lock())
-        model._parameters = dict(parameters)
-        return model
 
     def weights(self) -> dict[str, np.ndarray]:
         """Return the value of each parameter by name."""
@@ -133,27 +131,14 @@ class Model:
         self._parameters = made | self._parameters
         if mode == ModeKeys.TRAIN:
             self._saved = None
-            self._restore_optimizer(trace)
+            if self._optimizer is not None:
+                try:
+                    trace.load_optimizer(self._optimizer)
+                except (TypeError, ValueError) as error:
+                    logger.warning("The optimizer starts again without its state: %s", error)
+                self._optimizer = None
         elif self._saved is not None:
             self._saved = {n: a for n, a in self._saved.items() if n not in self._parameters}
-
-    def _restore_optimizer(self, trace: Trace) -> None:
-        """Continue the optimizer's state; the program's learning rate replaces the checkpoint's."""
-        if self._optimizer is None or self.checkpoint is None:
-            return
-        try:
-            trace.load_optimizer(self._optimizer)
-        except (TypeError, ValueError) as error:
-            logger.warning("The optimizer starts again without its state: %s", error)
-        self._optimizer = None
-        before = self.checkpoint.meta["learning_rate"]
-        optimizer = trace.ops.train_op.optimizer
-        rate = optimizer.learning_rate
-        now = float(rate(max(0, optimizer.iterations - 1)) if callable(rate) else rate)
-        if before != now:
-            logger.info(
-                "The learning rate changes from %.6g in the checkpoint to %.6g.", before, now
-            )
 
 
 class Models:
@@ -168,13 +153,19 @@ class Models:
     model_fn : callable
     options : dict
         The other arguments that model_fn may name.
+
+    Attributes
+    ----------
+    record : JsonLines
+        Where evaluations are noted.
     """
 
     def __init__(
         self, folder: Path | None, model_fn: Callable[..., Any], options: dict[str, Any]
     ) -> None:
         self.folder: Any = folder  # None only in memory
-        self._model_fn = model_fn
+        self.record = JsonLines(folder and folder / "evaluations.jsonl")
+        self.model_fn = model_fn
         self._options = options
         self._lock = Lock()
         self._latest: Model | None = None
@@ -218,7 +209,7 @@ class Models:
                 seed = secrets.randbits(32)
                 logger.info("The seed of this run is %d.", seed)
         found, seed = processes.from_chief((found, seed))
-        model = Model(self._model_fn, self._options, Lock(), found, seed)
+        model = Model(self.model_fn, self._options, None, found, seed)
         model._optimizer = None if found is None else found.part("optimizer/")
         return model
 
@@ -275,21 +266,8 @@ class Models:
             self._chosen = self._of(checkpoints.load(path)._replace(identity=now))
             return self._chosen
 
-    def keep(self, run: Model) -> None:
-        """Keep a copy of the weights of a run that has ended and saved them."""
-        with self._lock():
-            known = None if self._latest is None else self._latest.checkpoint
-            saved = run.checkpoint
-            if saved is not None and (known != saved or saved.identity is None):
-                self._latest = self._of(saved)
-                self._latest._parameters = {
-                    name: Parameter(name, p.value.copy(), p.trainable)
-                    for name, p in run._parameters.items()
-                }
-                self._is_gone = saved.identity is None  # it is on the disk of another process
-
     def _of(self, checkpoint: Checkpoint) -> Model:
-        return Model(self._model_fn, self._options, self._lock, checkpoint)
+        return Model(self.model_fn, self._options, self._lock, checkpoint)
 
 
 class InPlace(Models):
@@ -324,39 +302,19 @@ class InPlace(Models):
         state = {name: array for name, array in arrays.items() if not name.startswith(PARAMETERS)}
         self.left = Checkpoint(Path("memory"), state, meta | {"hooks": {}})
 
-    def keep(self, run: Model) -> None:
-        """Do nothing: the model itself has the weights."""
-
 
 def _check(trace: Trace, new: list[str], saved: Mapping[str, np.ndarray], path: Path) -> None:
     """Raise unless a checkpoint holds the parameters that a trace has added."""
     mode = trace.ops.mode
     made = trace.graph.parameters
     remedy = (
-        f"the model has changed since {path} was written: undo the change, or use another "
-        f"model_dir, or clear {path.parent}. To keep the weights of layers that still fit, train "
-        f"in another model_dir with Estimator(..., warm_start_from={str(path)!r}, "
-        "vars_to_warm_start=...)"
+        f"if the model has changed since {path} was written, undo the change, or use another "
+        f"model_dir, or clear {path.parent}; otherwise give `x` with rows of the same shape as in "
+        "training. To keep the weights of layers that still fit, train in another model_dir with "
+        f"Estimator(..., warm_start_from={str(path)!r}, vars_to_warm_start=...)"
     )
     if mode != ModeKeys.TRAIN:
         remedy += f". Or mode {mode!r} is another model: build the same layers for every mode"
-    for name in new:
-        shape = made[name].shape
-        if name not in saved:
-            raise CheckpointError(f"{name} {shape} is not in the checkpoint; {remedy}")
-        array = saved[name]
-        if array.shape != shape or array.dtype.kind != "f":
-            raise CheckpointError(
-                f"{name} is {shape} in the model and {array.dtype} {array.shape} in the "
-                f"checkpoint; give `x` with rows of the same shape as in training. Or {remedy}"
-            )
-        most = np.finfo(made[name].dtype).max
-        if array.dtype != made[name].dtype and np.abs(array).max(initial=0) > most:
-            raise CheckpointError(
-                f"{name} is {made[name].dtype} in the model, and {path} holds values above {most}, "
-                "which no run saves; delete the file to use an older checkpoint"
-            )
-    unused = set(saved) - set(made)
-    if mode == ModeKeys.TRAIN and unused:
-        name = min(unused)
-        raise CheckpointError(f"{name} {saved[name].shape} is not in the model any more; {remedy}")
+    names = sorted({*made, *saved}) if mode == ModeKeys.TRAIN else new
+    if faults := differences(made, saved, names, path):
+        raise CheckpointError(f"{next(iter(faults.values()))}; {remedy}")

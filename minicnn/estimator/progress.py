@@ -9,10 +9,8 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
-
-import numpy as np
 
 from minicnn.core import extras
 from minicnn.kernels import cache
@@ -89,8 +87,6 @@ class Display(threading.Thread):
 
     Attributes
     ----------
-    kernels : set of (kernel, types)
-        Those of a step, as `threads.recorded` returns them; empty if they are not known.
     look : callable or None
         Called once, after some seconds, with the number of steps per second, unless `note` was
         called before.
@@ -98,7 +94,6 @@ class Display(threading.Thread):
 
     def __init__(self, screen: Screen | None = None, brief: bool = False) -> None:
         super().__init__(daemon=True)
-        self.kernels: set[tuple[Any, Any]] = set()
         self.look: Callable[[float], None] | None = None
         self.screen: Any = screen
         self._brief = brief
@@ -137,52 +132,39 @@ class Display(threading.Thread):
             if not self._results:
                 look(self._steps / self._seconds)
 
-    @contextlib.contextmanager
-    def part(self, title: str, total: float) -> Iterator[Callable[[], None]]:
-        """Show the batches of an evaluation instead of the steps.
+    def part(self, title: str, total: float, batches: Iterable[Any]) -> Iterator[Any]:
+        """Yield the batches of an evaluation, and show how many are done instead of the steps.
 
         Parameters
         ----------
         title : str
         total : float
             The number of batches; infinity if unknown.
-
-        Yields
-        ------
-        callable
-            Call it after every batch.
+        batches : iterable
         """
         began = time.monotonic()
         before = self._doing
-        done = 0
-
-        def advance() -> None:
-            nonlocal done
-            done += 1
-            self._doing = f"{title} {_of(done, total)}"
-
         self._doing = title
         try:
-            yield advance
+            for done, batch in enumerate(batches, 1):
+                yield batch
+                self._doing = f"{title} {_of(done, total)}"
         finally:
             self._doing = before
             if self._last is not None:
                 self._last += time.monotonic() - began
 
     def note(self, name: str, results: Mapping[str, Any], rows: int | None = None) -> None:
-        """Show the accuracy, or another result, of an evaluation; `rows` if it was of a few."""
-        numbers = [key for key, value in results.items() if np.ndim(value) == 0]
-        key = "accuracy" if "accuracy" in numbers else numbers[0]
+        """Show the accuracy, or the first result, of an evaluation; `rows` if it was of a few."""
+        key = "accuracy" if "accuracy" in results else next(iter(results))
         of_rows = "" if rows is None else f" ({rows} rows)"
         self._results[name] = f"{name} {key} {results[key]:#.3g}{of_rows}"
 
     def text(self, ended: bool = False) -> str:
         """Return what there is to see now."""
         if cache.compiling or len(cache.compiled) > self._compiled:
-            done = sum(types in kernel.overloads for kernel, types in self.kernels)
-            total = max(len(self.kernels), done + len(cache.compiling))
-            count = f" {done}/{total}" if self.kernels else ""
-            return f"compiling kernels{count}, once for this machine"
+            number = len(cache.compiled) + len(cache.compiling) - self._compiled
+            return f"compiling kernel {number}, once for this machine"
         if self._doing:
             return self._doing
         words = [f"step {_of(self._step, self._total)}"]

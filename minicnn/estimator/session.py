@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import json
-import math
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from minicnn.core.checks import describe, instance, optimizer_fault, unique
+from minicnn.core.checks import describe, fault, instance, unique
 from minicnn.core.context import Context, Workspace
 from minicnn.core.files import JsonLines
 from minicnn.core.log import logger
-from minicnn.core.op import Tensor, parts
+from minicnn.core.op import Tensor
 from minicnn.core.parameter import Parameter
 from minicnn.core.weights import PARAMETERS, fill, fitting
 from minicnn.estimator import evaluation, feeding
@@ -35,7 +34,6 @@ from minicnn.hooks import (
     SessionRunValues,
     ValidationMonitor,
 )
-from minicnn.kernels import threads
 
 _FEW = 500  # validation rows that a first accuracy is of, at most
 
@@ -104,7 +102,6 @@ class TrainingSession:
         # States of the hooks of earlier runs, by name; older checkpoints have none.
         self._states = model.checkpoint.meta.get("hooks", {}) if model.checkpoint else {}
         self.hooks: dict[str, SessionRunHook] = {}
-        self._saved: tuple[Any, ...] = ()
         self._display = Display()
         self._rows = 0  # of the last batch
         self._workspace = Workspace()
@@ -116,27 +113,19 @@ class TrainingSession:
 
     def save(self) -> None:
         """Write a checkpoint of this moment, unless the weights or the optimizer are not finite."""
-        if fault := self.fault():
-            logger.warning("%s, so no checkpoint is written; lower the learning rate", fault)
+        arrays, meta = self.snapshot()
+        if said := fault(arrays):
+            logger.warning(
+                "%s after step %d, so no checkpoint is written; lower the learning rate",
+                said, self.global_step,
+            )
         else:
-            self._model.checkpoint = self.files.save(*self.snapshot())
-        self._saved = self._moment()
+            self._model.checkpoint = self.files.save(arrays, meta)
 
     def is_saved(self) -> bool:
-        """Return whether `save` was called at this step, with the present states of the hooks."""
-        return self._saved == self._moment()
-
-    def fault(self) -> str:
-        """Return what is not finite in the weights or the optimizer; an empty text if all are."""
-        for name, parameter in self.parameters.items():
-            if not np.isfinite(parameter.value).all():
-                return f"{name} is not finite any more after step {self.global_step}"
-        return optimizer_fault(self.trace.ops.train_op.optimizer.state_dict())
-
-    def _moment(self) -> tuple[Any, ...]:
-        states = {name: _state(name, hook) for name, hook in self.hooks.items()}
-        kept = self._states | {name: state for name, state in states.items() if state}
-        return self.global_step, self.best_step, kept
+        """Return whether there is a checkpoint of this step, with the present states of hooks."""
+        saved = self._model.checkpoint
+        return saved is not None and saved.meta == self._meta()
 
     def evaluate(
         self,
@@ -161,11 +150,6 @@ class TrainingSession:
             hook.evaluated(self, data, results)
         return results
 
-    def values(self) -> dict[str, float]:
-        """Return what is known of the last step: loss, learning rate, and evaluations at it."""
-        loss = math.nan if self.last_loss is None else self.last_loss
-        return {"loss": loss, "learning_rate": self.rate, **self.evaluations}
-
     def save_best(self, name: str) -> Path:
         """Write the values of this moment to the file of a monitor; return its path."""
         return self.files.save_best(name, *self.snapshot())
@@ -175,55 +159,31 @@ class TrainingSession:
         arrays = {f"{PARAMETERS}{p.name}": p.value for p in self.parameters.values()}
         optimizer = self.trace.ops.train_op.optimizer.state_dict()
         arrays |= {f"optimizer/{name}": array for name, array in optimizer.items()}
-        step, best_step, states = self._moment()
+        return arrays, self._meta()
+
+    def _meta(self) -> dict[str, Any]:
+        states = {name: _state(name, hook) for name, hook in self.hooks.items()}
         meta = {
-            "global_step": step,
+            "global_step": self.global_step,
             "seed": self._model.seed,
             "place": self._feed.place(),
             "learning_rate": self.rate,
-            "hooks": states,
+            "hooks": self._states | {name: state for name, state in states.items() if state},
         }
-        return arrays, meta | ({} if best_step is None else {"best_step": best_step})
+        return meta | ({} if self.best_step is None else {"best_step": self.best_step})
 
     def show(self, display: Display, hooks: Sequence[SessionRunHook]) -> None:
-        """Let a display know the kernels of a step, and how to get a first accuracy.
-
-        Nothing that is done for the display alone changes the run.
-        """
+        """Let a display know how to get a first accuracy, which changes nothing in the run."""
         self._display = display
-        with contextlib.suppress(Exception):  # the first step raises it again
-            display.kernels = self._kernels()
         monitors = [hook for hook in hooks if isinstance(hook, ValidationMonitor)]
         if monitors and monitors[0].data["x"] is not None:  # an input_fn may count its calls
             display.look = functools.partial(self._look, monitors[0])
-
-    def _kernels(self) -> set[tuple[Any, Any]]:
-        """Return the kernels of a step, found by a step of one row that does not run them."""
-        loss = self.trace.ops.train_op.loss
-        optimizer = self.trace.ops.train_op.optimizer
-        plan = self._plan(frozenset({loss.name}))
-        own = [part for step in plan.steps for part in parts(step.op)]
-        if any(not type(each).__module__.startswith("minicnn.") for each in (*own, optimizer)):
-            return set()  # code of the user, which may count how often it is called
-        row = [feeding.each(lambda array: array[:1], part) for part in self._feed.peek()]
-        w = np.zeros(1, next(iter(self.parameters.values())).dtype)
-        states = [(p, p.value.copy()) for p in self.parameters.values() if not p.trainable]
-        ctx = Context(training=True, rng=np.random.default_rng(0))
-        try:
-            with threads.recorded() as calls, np.errstate(all="ignore"):
-                plan.forward(self.trace.feeds((row[0], row[1])), ctx)
-                plan.backward(loss, ctx)
-                optimizer.update(w, w.copy(), [w.copy() for slot in optimizer.slots], 0.0)
-        finally:
-            for parameter, value in states:
-                parameter.value[...] = value
-        return calls
 
     def _look(self, monitor: ValidationMonitor, speed: float) -> None:
         """Evaluate a few hundred validation rows, or as many as take about a second."""
         data = monitor.data
         with contextlib.suppress(Exception):  # an evaluation of all rows raises it again
-            feed = feeding.ArrayFeed(data["x"], data["y"], data["batch_size"] or feeding.BATCH_SIZE)
+            feed: Any = feeding.feed(data["x"], data["y"], None, data["batch_size"])
             few = min(_FEW, feed.rows, int(speed * self._rows) + 1)
             feed = feed.only(np.linspace(0, feed.rows - 1, few).astype(int))
             evaluation.evaluate(
@@ -263,13 +223,13 @@ class TrainingSession:
             raise KeyboardInterrupt(said)
 
     def _loop(self, context: SessionRunContext, hooks: Sequence[SessionRunHook]) -> None:
-        is_checked = not self._processes.is_chief
         for batch in self._feed:
             self._rows = feeding.rows_of(batch[0])
             self._processes.check_rows(self._rows, self.global_step + 1)
-            is_checked = is_checked or feeding.warn_if_large(batch[0])
             wanted = [hook.before_run(context) for hook in hooks]
-            results = self._step(batch, [_fetches(args) for args in wanted])
+            for args in wanted:
+                instance(args, SessionRunArgs | None, "before_run", "SessionRunArgs or None")
+            results = self._step(batch, [args and args.fetches for args in wanted])
             self._display(self.last_loss)
             for hook, result in zip(hooks, results, strict=True):
                 hook.after_run(context, SessionRunValues(result))
@@ -300,9 +260,9 @@ class TrainingSession:
         """Do one step; return what was fetched from it."""
         train_op = self.trace.ops.train_op
         tensors = {train_op.loss}
-        _map_fetches(fetches, lambda fetch: tensors.add(self._resolve(fetch)))
+        found = _map_fetches(fetches, lambda fetch: self._resolve(fetch, tensors))
         # The same plan in all processes, so that their layers send messages in the same order.
-        names = self._processes.from_chief(frozenset(t.name for t in tensors if t is not None))
+        names = self._processes.from_chief(frozenset(tensor.name for tensor in tensors))
         plan = self._plan(names)
         rng = Stream.DROPOUT.generator(self._model.seed, self.global_step)
         feeds, first, share = self._processes.part(self.trace.feeds(batch))
@@ -321,7 +281,14 @@ class TrainingSession:
         values[train_op.loss] = self.last_loss
         self.rate = train_op.rate()
         extra = {"global_step": self.global_step + 1, "learning_rate": self.rate}
-        results = _map_fetches(fetches, lambda fetch: self._value(fetch, values, extra))
+
+        def value_of(fetch: Any) -> Any:
+            if isinstance(fetch, Parameter):
+                return fetch.value.copy()
+            value = values[fetch] if isinstance(fetch, Tensor) else extra[fetch]
+            return np.copy(value) if np.ndim(value) else value
+
+        results = _map_fetches(found, value_of)
         self.evaluations = {}
         train_op.apply(reached)
         self._model.step += 1
@@ -332,25 +299,24 @@ class TrainingSession:
             self._plans[names] = self.graph.plan(map(self.graph.find, names), self._config.fuse)
         return self._plans[names]
 
-    def _resolve(self, fetch: Any) -> Tensor | None:
-        """Return the tensor of a fetch; None if it names another value. Unknown names raise."""
-        if isinstance(fetch, Tensor):
-            if fetch.graph is not self.graph:
-                raise ValueError(f"{fetch!r} belongs to another graph; fetch it by its name")
-            return fetch
-        if not isinstance(fetch, str):
-            raise TypeError(f"a fetch must be a Tensor or a name, got {describe(fetch)}")
-        if fetch == "loss" and fetch not in self.graph.tensors:
-            return self.trace.ops.loss
-        if fetch in ("global_step", "learning_rate") or fetch in self.parameters:
-            return None
-        return self.graph.find(fetch)
+    def _resolve(self, fetch: Any, tensors: set[Tensor]) -> Any:
+        """Return what a fetch names: a parameter, a tensor, which is added to `tensors`, or text.
 
-    def _value(self, fetch: Any, values: dict[Tensor, Any], extra: dict[str, Any]) -> Any:
-        tensor = self._resolve(fetch)
-        if tensor is not None:
-            return np.copy(values[tensor]) if np.ndim(values[tensor]) else values[tensor]
-        return extra[fetch] if fetch in extra else self.parameters[fetch].value.copy()
+        Unknown names raise.
+        """
+        if not isinstance(fetch, str | Tensor):
+            raise TypeError(f"a fetch must be a Tensor or a name, got {describe(fetch)}")
+        if fetch in ("global_step", "learning_rate"):
+            return fetch
+        if fetch in self.parameters:
+            return self.parameters[fetch]
+        if fetch == "loss" and fetch not in self.graph.tensors:
+            fetch = self.trace.ops.loss
+        tensor = self.graph.find(fetch) if isinstance(fetch, str) else fetch
+        if tensor.graph is not self.graph:
+            raise ValueError(f"{fetch!r} belongs to another graph; fetch it by its name")
+        tensors.add(tensor)
+        return tensor
 
 
 def _by_name(hooks: Sequence[SessionRunHook]) -> dict[str, SessionRunHook]:
@@ -372,12 +338,6 @@ def _state(name: str, hook: SessionRunHook) -> dict[str, Any]:
             f"`state_dict` of the hook {name!r} must return a dict of plain values, got "
             f"{describe(state)} ({error}); convert NumPy's numbers and arrays: int(n), a.tolist()"
         ) from error
-
-
-def _fetches(args: Any) -> Any:
-    if args is not None and not isinstance(args, SessionRunArgs):
-        raise TypeError(f"before_run must return SessionRunArgs(fetches) or None, got {args!r}")
-    return args.fetches if args else None
 
 
 def _map_fetches(fetches: Any, function: Callable[[Any], Any]) -> Any:

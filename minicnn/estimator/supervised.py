@@ -15,12 +15,18 @@ import numpy as np
 
 from minicnn import losses, metrics, ops
 from minicnn.core import checks
+from minicnn.core.hints import hinted
 from minicnn.core.op import Op, Tensor
 from minicnn.estimator import feeding
-from minicnn.estimator.config import MetricSpec, ModeKeys, ModelFnOps, checked_metrics
+from minicnn.estimator.config import (
+    MetricSpec,
+    ModeKeys,
+    ModelFnOps,
+    checked_metrics,
+    optimize_loss,
+)
 from minicnn.estimator.streams import Stream
 from minicnn.estimator.tracing import Trace
-from minicnn.estimator.train_op import optimize_loss
 from minicnn.hooks import EarlyStopping, SessionRunContext, ValidationMonitor
 from minicnn.layers.activation import Activation
 from minicnn.layers.affine import Affine
@@ -125,6 +131,7 @@ class ModelFn:
         Whether training changes the model itself, or a copy of it.
     """
 
+    @hinted
     def __init__(
         self,
         model: Chain,

@@ -146,8 +146,22 @@ class Trace:
                 if source is holder:
                     check_labels(by_name(labels)[name], classes, name or "labels")
 
-    def row_tensors(self, outputs: Any = None) -> dict[str, Tensor]:
-        """Return the predictions, or predictions and other tensors of these names."""
+    def inference(self, outputs: Any, fuse: bool) -> InferenceModel:
+        """Return what computes the predictions, or tensors of the names `outputs`; made once.
+
+        No weight may change any more.
+        """
+        tensors = self._row_tensors(outputs)
+        key = *tensors.items(), outputs is None, fuse
+        if key not in self._fast:
+            plan = self.graph.plan(tensors.values(), fuse)
+            steps = [(step.op, step.inputs, step.output) for step in plan.steps]
+            is_single = self.ops.single and outputs is None
+            program = Program("estimator", self.features, steps, tensors, is_single)
+            self._fast[key] = InferenceModel(program)
+        return self._fast[key]
+
+    def _row_tensors(self, outputs: Any) -> dict[str, Tensor]:
         predicted = self.ops.predictions
         names = list(predicted) if outputs is None else sequence(outputs, "outputs", "names")
         found = {n: predicted[n] if n in list(predicted) else self.graph.find(n) for n in names}
@@ -155,16 +169,6 @@ class Trace:
             if tensor.shape[:1] != (None,):
                 raise ValueError(f"`outputs` must have a row for each of the batch, got {tensor!r}")
         return found
-
-    def inference(self, tensors: dict[str, Tensor], single: bool, fuse: bool) -> InferenceModel:
-        """Return what computes tensors faster, if no weight changes any more; made once."""
-        key = *tensors.items(), single
-        if key not in self._fast:
-            plan = self.graph.plan(tensors.values(), fuse)
-            steps = [(step.op, step.inputs, step.output) for step in plan.steps]
-            program = Program("estimator", self.features, steps, tensors, single)
-            self._fast[key] = InferenceModel(program)
-        return self._fast[key]
 
     def load_optimizer(self, state: Mapping[str, np.ndarray]) -> None:
         """Continue the optimizer from its state in a checkpoint.

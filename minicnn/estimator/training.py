@@ -5,10 +5,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from minicnn.core import checks
-from minicnn.core.files import JsonLines
 from minicnn.core.log import logger
 from minicnn.core.parameter import Parameter
-from minicnn.estimator import checkpoints
+from minicnn.estimator import checkpoints, feeding
 from minicnn.estimator.config import ModeKeys, RunConfig
 from minicnn.estimator.feeding import ArrayFeed, Feed
 from minicnn.estimator.history import History, HistoryHook
@@ -37,7 +36,8 @@ class _FunctionHook(SessionRunHook):
 
     def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
         session = run_context.session
-        self.function(session.global_step, session.values())
+        values = {"loss": session.last_loss, "learning_rate": session.rate, **session.evaluations}
+        self.function(session.global_step, values)
 
 
 def as_hooks(hooks: Any, name: str) -> list[SessionRunHook]:
@@ -83,7 +83,13 @@ def run_hooks(
     if not config.distribute.is_chief:  # the other processes only note the step and the place
         return [hook for hook in hooks if isinstance(hook, CheckpointSaverHook)]
     if not any(isinstance(hook, StopAtStepHook) for hook in hooks):
-        _check_end(feed, bool(own))
+        if isinstance(feed, ArrayFeed) and not own:
+            raise ValueError(
+                "`fit` on arrays repeats them until a last step: give `steps` or `max_steps`, such "
+                f"as steps={feed.batches}, which is one pass over {feed.rows} rows in batches of "
+                f"{feed.batch_size}; or `monitors` that end the run"
+            )
+        logger.info("Only a monitor, or the end of the batches of `input_fn`, ends this run.")
     # A checkpoint saves what all other hooks note at its step.
     return sorted(hooks, key=lambda hook: isinstance(hook, CheckpointSaverHook))
 
@@ -92,7 +98,6 @@ def train(
     models: Models,
     feed: Feed,
     config: RunConfig,
-    record: JsonLines,
     hooks: Sequence[SessionRunHook],
     start: Callable[[dict[str, Parameter]], None] | None = None,
 ) -> None:
@@ -104,8 +109,6 @@ def train(
         Where a run begins, and what it leaves.
     feed : ArrayFeed or FunctionFeed
     config : RunConfig
-    record : JsonLines
-        Where evaluations are noted.
     hooks : sequence of SessionRunHook
         What `run_hooks` returns.
     start : callable, optional
@@ -130,10 +133,12 @@ def train(
         feed.shuffle(model.seed)
         if model.checkpoint is not None:
             if processes.is_chief and models.folder:
-                _compare(model.checkpoint, config.seed, feed)
-            feed.seek(model.checkpoint.meta["place"])
+                _compare(model, model.checkpoint, feed)
+            feed.seek(model.checkpoint.meta["place"], display.part)
         trace.check_labels(feed.y)
-        session = TrainingSession(model, trace, feed, config, files, record)
+        if processes.is_chief:
+            feeding.warn_if_large(feed.peek()[0])
+        session = TrainingSession(model, trace, feed, config, files, models.record)
         display.begin(model.step, end)
         if display.screen is not None:
             session.show(display, hooks)
@@ -141,50 +146,32 @@ def train(
             session.run(hooks)
         finally:
             models.leave(session)
-        _finish(models, model, session, hooks)
+        _finish(model, session, hooks)
 
 
-def _finish(
-    models: Models, model: Model, session: TrainingSession, hooks: Sequence[SessionRunHook]
-) -> None:
-    """Keep the weights of a run if they are saved; raise if they are not finite."""
-    is_written = model.checkpoint is not None and model.checkpoint.meta["global_step"] == model.step
-    if is_written and session.is_saved():
-        models.keep(model)
-    elif not is_written:
+def _finish(model: Model, session: TrainingSession, hooks: Sequence[SessionRunHook]) -> None:
+    """Raise if the weights that a run leaves are not finite, and no checkpoint holds others."""
+    if model.checkpoint is None or model.checkpoint.meta["global_step"] != model.step:
         is_strict = any(isinstance(h, NanTensorHook) and h.fail_on_nan_loss for h in hooks)
-        if is_strict and (fault := session.fault()):
-            raise NanLossError(f"{fault}; lower the learning rate. No checkpoint holds it")
+        if is_strict and (said := checks.fault(session.snapshot()[0])):
+            raise NanLossError(
+                f"{said} after step {model.step}; lower the learning rate. No checkpoint holds it"
+            )
     if session.last_loss is not None:
         logger.info("Loss for final step: %.6g.", session.last_loss)
 
 
-def _check_end(feed: Feed, has_monitors: bool) -> None:
-    """Raise if nothing ends a run without a last step; otherwise log what does."""
-    if not isinstance(feed, ArrayFeed):
-        logger.info("The run ends with the batches of `input_fn`, or when a monitor ends it.")
-    elif has_monitors:
-        logger.info("Only a monitor ends this run: neither `steps` nor `max_steps` is given.")
-    else:
-        raise ValueError(
-            "`fit` on arrays repeats them until a last step: give `steps` or `max_steps`, such as "
-            f"steps={feed.batches}, which is one pass over {feed.rows} rows in batches of "
-            f"{feed.batch_size}; or `monitors` that end the run"
-        )
-
-
-def _compare(checkpoint: checkpoints.Checkpoint, seed: int | None, feed: Feed) -> None:
+def _compare(model: Model, checkpoint: checkpoints.Checkpoint, feed: Feed) -> None:
     """Warn if a run continues from a checkpoint with another seed or other data."""
-    differences = []
-    if seed not in (None, checkpoint.meta["seed"]):
-        differences.append(f"the seed {checkpoint.meta['seed']}, now {seed}")
+    seeds = checkpoint.meta["seed"], model.seed
     places = checkpoint.meta["place"], feed.place()
-    sources = [f"{p['rows']} rows" if "rows" in p else "an `input_fn`" for p in places]
-    if sources[0] != sources[1]:
-        differences.append(", now ".join(sources))
-    if differences:
+    before, now = (
+        f"the seed {seed} and " + (f"{place['rows']} rows" if "rows" in place else "an `input_fn`")
+        for seed, place in zip(seeds, places, strict=True)
+    )
+    if before != now:
         logger.warning(
-            "Training continues from %s, which was written with %s; so it does not continue as an "
-            "uninterrupted run would. To train from the start, use another model_dir",
-            checkpoint.path, "; and with ".join(differences),
+            "Training continues from %s, which was written with %s, now with %s; so it does not go "
+            "on as an uninterrupted run would. To train from the start, use another model_dir",
+            checkpoint.path, before, now,
         )

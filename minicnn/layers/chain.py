@@ -11,7 +11,7 @@ from minicnn.core import checks
 from minicnn.core.context import Context
 from minicnn.core.log import logger
 from minicnn.core.op import Op, Shape, Tensor, give_names, named_parameters, parts
-from minicnn.core.parameter import count_parameters, fingerprint, parameter_table
+from minicnn.core.parameter import count_parameters, parameter_table
 from minicnn.layers.fusion import fuse, fusing
 from minicnn.layers.layer import Layer, build_once
 
@@ -35,7 +35,6 @@ class Chain(Layer):
         self.layers: list[Op] = [checks.instance(each, Op, "layers", LAYERS) for each in layers]
         self.fuse = checks.boolean(fuse, "fuse")
         self._chain: list[Op] = []
-        self._start: int | None = None  # the fingerprint of the start values
         check_once(self.layers)
         with contextlib.suppress(ValueError):  # layers that do not fit: the first use raises
             self._use_built_layers()
@@ -74,8 +73,6 @@ class Chain(Layer):
         named_parameters(self)  # raises if two have the same name
         self._shapes = shapes[1:]
         self._chain = [op for op, _ in fuse(self.layers)] if fusing(self.fuse) else self.layers
-        is_new = rng is not None and not kept
-        self._start = fingerprint(self.parameters) if is_new else None
         self.dtype = np.dtype(dtype)
         self.input_shape = shape  # last: other threads may use the model from now on
         if kept and rng is not None:
@@ -84,10 +81,6 @@ class Chain(Layer):
                 self.label, ", ".join(kept),
             )
         return shapes[-1]
-
-    def reset_parameters(self, rng: Any) -> None:
-        super().reset_parameters(rng)
-        self._start = fingerprint(self.parameters)
 
     def __len__(self) -> int:
         return len(self.layers)

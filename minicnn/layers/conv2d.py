@@ -99,7 +99,7 @@ class Conv2D(Convolution):
             kernel=(kernel_initializer, kernel_regularizer),
             bias=(bias_initializer, bias_regularizer),
         )
-        self.filters = checks.integer(filters, "filters")
+        self.filters = checks.integer(filters, "filters", 1, checks.MOST)
 
     def kernel_shapes(self, channels: int) -> tuple[int, dict[str, tuple[int, ...]]]:
         """Return the number of filters and the shape of the kernel."""

@@ -93,7 +93,7 @@ class Conv2DTranspose(Convolution):
             kernel=(kernel_initializer, kernel_regularizer),
             bias=(bias_initializer, bias_regularizer),
         )
-        self.filters = checks.integer(filters, "filters")
+        self.filters = checks.integer(filters, "filters", 1, checks.MOST)
 
     def slide(self, height: int, width: int) -> None:
         """Set `window` to that of the convolution from the output to images of this size."""

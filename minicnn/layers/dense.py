@@ -74,7 +74,7 @@ class Dense(Affine):
             kernel=(kernel_initializer, kernel_regularizer),
             bias=(bias_initializer, bias_regularizer),
         )
-        self.units = checks.integer(units, "units")
+        self.units = checks.integer(units, "units", 1, checks.MOST)
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
         shape = super().build(input_shape, rng, dtype)

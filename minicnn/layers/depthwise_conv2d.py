@@ -92,7 +92,7 @@ class DepthwiseConv2D(Convolution):
             depthwise=(depthwise_initializer, depthwise_regularizer),
             bias=(bias_initializer, bias_regularizer),
         )
-        self.depth_multiplier = checks.integer(depth_multiplier, "depth_multiplier")
+        self.depth_multiplier = checks.integer(depth_multiplier, "depth_multiplier", 1, checks.MOST)
 
     def kernel_shapes(self, channels: int) -> tuple[int, dict[str, tuple[int, ...]]]:
         """Return the number of filters and the shape of the kernel."""

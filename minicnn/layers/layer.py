@@ -164,7 +164,6 @@ class Layer(Op):
         Its regularizer is ``self.<name>_regularizer``, if there is one. As in tf.layers, those of
         "depthwise_kernel" are called ``depthwise_initializer`` and ``depthwise_regularizer``.
         """
-        checks.allocatable(shape, f"{self.label}: `{name}`")
         argument = f"{name.removesuffix('_kernel')}_initializer"
         initializer = getattr(self, argument)
         value = checks.array(initializer(shape, rng, self.dtype), argument)

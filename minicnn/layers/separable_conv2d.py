@@ -102,8 +102,8 @@ class SeparableConv2D(DepthwiseConv2D):
             pointwise=(pointwise_initializer, pointwise_regularizer),
             bias=(bias_initializer, bias_regularizer),
         )
-        self.filters = checks.integer(filters, "filters")
-        self.depth_multiplier = checks.integer(depth_multiplier, "depth_multiplier")
+        self.filters = checks.integer(filters, "filters", 1, checks.MOST)
+        self.depth_multiplier = checks.integer(depth_multiplier, "depth_multiplier", 1, checks.MOST)
 
     def kernel_shapes(self, channels: int) -> tuple[int, dict[str, tuple[int, ...]]]:
         """Return the number of filters and the shapes of the kernels."""

@@ -413,7 +413,7 @@ def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", noted_fsync)
     monkeypatch.setattr(os, "replace", noted_replace)
     train(tmp_path, 1)
-    assert named == ["model.ckpt-1.npz", "checkpoint.json", "history.jsonl"]
+    assert named == ["model.ckpt-1.npz", "checkpoint.json"]
     assert tmp_path.stat().st_ino in flushed  # the names are on the disk as well
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".tmp")]
 

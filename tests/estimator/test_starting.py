@@ -226,7 +226,7 @@ def test_a_pattern_that_is_no_regular_expression(tmp_path):
 
 def test_a_failed_restore_names_the_call_that_keeps_what_fits(folder, tmp_path):
     estimator = mc.Estimator(another_head, folder, config=mc.RunConfig(seed=2))
-    said = fails(estimator, "logits/kernel is (8, 5) in the model")
+    said = fails(estimator, "logits/bias: the model has (5,)")
     arguments = re.search(r"warm_start_from='(.*?)', vars_to_warm_start", said)
     assert arguments[1] == str(folder / "model.ckpt-3.npz")
 

@@ -249,6 +249,12 @@ def test_without_the_best_file_the_last_values_are_kept(tmp_path, caplog, damage
     assert estimator.evaluate(NEW_X, NEW_Y)["loss"] > monitor.best_value
 
 
+def test_only_a_result_can_be_compared(tmp_path):
+    monitor = stopper(every_n_steps=1, early_stopping_metric="global_step")
+    with pytest.raises(ValueError, match="must be one of 'loss', got 'global_step'"):
+        fit(tmp_path, monitor, max_steps=3)
+
+
 def test_what_is_not_finite_is_never_the_best(tmp_path):
     values = iter([np.nan, np.inf, 3.0, -np.inf, np.nan, 2.0])
     metrics = {"it": mc.MetricSpec(lambda labels, predictions: next(values), "classes")}
