@@ -11,7 +11,7 @@ from minicnn.kernels.simd import pointer
 from minicnn.kernels.threads import parallel_for, share
 
 SPAN = 1 << 17  # elements per chunk, whose computation takes as long as to wake a thread
-_COLUMNS = 1 << 11  # that one chunk sums
+_COLUMNS = 1 << 13  # that one chunk sums
 BLOCK = 128  # terms per partial sum; the float32 rounding error of a longer one exceeds 2e-6
 _SQRT_HALF = math.sqrt(0.5)
 _BIAS, _ROUND = 1023, 1.5 * 2.0**52  # of float64
@@ -22,6 +22,7 @@ _TAIL_TERMS = (
     0.02006712694, -0.0820437608, 0.0975669293, -0.03349240999, 0.06461994986, 0.05869830752,
     0.08164917488, 0.09346256973, 0.09973655088, 0.09973556604,
 )
+_FEW = 16  # terms per partial sum if the terms are themselves sums of blocks
 
 
 def spans(size: int) -> int:
@@ -109,10 +110,19 @@ def blocks_of(terms: int) -> int:
     return -(-terms // BLOCK)
 
 
-def sum_rows(dy: np.ndarray, db: np.ndarray) -> None:
-    """Write db (U,) = the sum of the rows of dy (..., U), computed in float64."""
-    parallel_for(_sum_rows, -(-db.size // _COLUMNS), (dy.reshape(-1, db.size),), (db,),
-                 scratch={"total": ((_COLUMNS,), np.float64)})
+def sum_rows(dy: np.ndarray, db: np.ndarray, block: int = BLOCK) -> None:
+    """Write db (U,) = the sum of the rows of dy (N, U).
+
+    Rows of a block are added in order. The block sums are added pairwise, as a tree.
+    """
+    shape = waiting_sums(len(dy), block), min(db.size, _COLUMNS)
+    parallel_for(_sum_rows, -(-db.size // _COLUMNS), (dy,), (db,), block,
+                 scratch={"sums": (shape, db.dtype)})
+
+
+def sum_sums(partial: np.ndarray, total: np.ndarray) -> None:
+    """Write total (U,) = the sum of the block sums `partial` (..., U)."""
+    sum_rows(partial.reshape(-1, total.size), total, _FEW)
 
 
 def waiting_sums(terms: int, block: int = BLOCK) -> int:
@@ -229,17 +239,22 @@ def _mix(z):
 
 
 @kernel
-def _sum_rows(chunk, scratch, dy, db):
-    (total,) = scratch
+def _sum_rows(chunk, scratch, dy, db, block):
+    (sums,) = scratch
     first = chunk * _COLUMNS
     count = min(_COLUMNS, db.size - first)
-    total[:] = 0
-    for r in range(dy.shape[0]):
-        row = pointer(dy, r * db.size + first)
+    total, waiting = pointer(db, first), 0
+    for begin in range(0, max(dy.shape[0], 1), block):
+        part = pointer(sums, (waiting - 1) * count) if waiting else total
+        end = min(begin + block, dy.shape[0])
         for u in range(count):
-            total[u] += row[u]
-    for u in range(count):
-        db[first + u] = total[u]
+            part[u] = 0
+        for r in range(begin, end):
+            row = pointer(dy, r * db.size + first)
+            for u in range(count):
+                part[u] += row[u]
+        waiting = add_waiting(waiting + 1, begin // block + 1, end == dy.shape[0], total, count,
+                              pointer(sums, 0), count, 1, count)
 
 
 @helper

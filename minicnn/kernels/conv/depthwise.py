@@ -12,7 +12,7 @@ column and for each row: the offset of the source and the number of the tap.
 
 import numpy as np
 
-from minicnn.kernels.elementwise import sum_rows
+from minicnn.kernels.elementwise import sum_sums
 from minicnn.kernels.jit import helper, kernel
 from minicnn.kernels.simd import (
     add,
@@ -55,7 +55,7 @@ def kernel_gradient(x: np.ndarray, dy: np.ndarray, dw: np.ndarray, window: Windo
     images = share(len(x), CHUNKS)
     parallel_for(_kernel_gradient, -(-len(x) // images), (_repeated(x, dw), dy), (partial,),
                  tuple(window), images, work=dy.size * window.taps)
-    sum_rows(partial, dw.reshape(-1))
+    sum_sums(partial, dw.reshape(-1))
 
 
 def _check(x: np.ndarray, w: np.ndarray, y: np.ndarray, window: Window) -> None:

@@ -21,7 +21,7 @@ also the reference for tests of the other algorithms.
 
 import numpy as np
 
-from minicnn.kernels.elementwise import BLOCK, add_waiting, sum_rows, waiting_sums
+from minicnn.kernels.elementwise import BLOCK, add_waiting, sum_rows, sum_sums, waiting_sums
 from minicnn.kernels.gemm import DEPTH, block_of_rows, clear, multiply, pack, packed_shape
 from minicnn.kernels.jit import helper, kernel
 from minicnn.kernels.simd import pointer
@@ -86,8 +86,8 @@ def kernel_gradient(
             "sums": ((waiting_sums(-(-length // block), _FEW) * dw.size,), x.dtype),
         },
     )
-    sum_rows(partial, dw.reshape(-1))
-    sum_rows(dy, db)
+    sum_sums(partial, dw.reshape(-1))
+    sum_rows(dy.reshape(-1, filters), db)
 
 
 def _block(depth: int, itemsize: int) -> int:

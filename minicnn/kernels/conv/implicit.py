@@ -30,7 +30,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minicnn.kernels.conv.shared import pack_filters, write_maxima
-from minicnn.kernels.elementwise import BLOCK, add_waiting, blocks_of, sum_rows, waiting_sums
+from minicnn.kernels.elementwise import BLOCK, add_waiting, blocks_of, sum_sums, waiting_sums
 from minicnn.kernels.gemm import block_of_rows, clear, copy, packed_shape, round_up
 from minicnn.kernels.jit import helper, kernel
 from minicnn.kernels.simd import (
@@ -127,8 +127,8 @@ def kernel_gradient(
             "sums": ((waiting * dw.size,), np.float32),
         },
     )
-    sum_rows(partial, dw.reshape(-1))
-    sum_rows(biases, db)
+    sum_sums(partial, dw.reshape(-1))
+    sum_sums(biases, db)
 
 
 def _bands(window: Window, pool: bool) -> _Bands:

@@ -32,7 +32,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minicnn.kernels.conv.shared import copy_image
-from minicnn.kernels.elementwise import BLOCK, add_waiting, sum_rows, waiting_sums
+from minicnn.kernels.elementwise import BLOCK, add_waiting, sum_sums, waiting_sums
 from minicnn.kernels.elementwise import blocks_of as sums_of
 from minicnn.kernels.gather import blocks_of, gather
 from minicnn.kernels.gemm import clear, round_up
@@ -125,11 +125,11 @@ def gradients(
         },
     )
     total = np.empty(partial.shape[1], np.float32)
-    sum_rows(partial, total)
+    sum_sums(partial, total)
     sums = total.reshape(blocks, filters, kh, run)[..., : kw * depth]
     sums = sums.reshape(blocks, filters, kh, kw, depth).transpose(2, 3, 0, 4, 1)
     dw[...] = sums.reshape(kh, kw, blocks * depth, filters)[:, :, :channels]
-    sum_rows(biases, db)
+    sum_sums(biases, db)
 
 
 def _layout(

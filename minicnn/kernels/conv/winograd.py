@@ -51,7 +51,7 @@ A. Lavin and S. Gray, "Fast algorithms for convolutional neural networks", CVPR 
 import numpy as np
 
 from minicnn.kernels.conv.shared import copy_image, pack_filters, write_maxima
-from minicnn.kernels.elementwise import sum_rows
+from minicnn.kernels.elementwise import sum_sums
 from minicnn.kernels.gemm import block_of_rows, clear, round_up
 from minicnn.kernels.jit import helper, kernel
 from minicnn.kernels.simd import (
@@ -226,8 +226,8 @@ def kernel_gradient(
             "zeros": ((PANEL,), np.float32),
         },
     )
-    sum_rows(partial, dw.reshape(-1))
-    sum_rows(biases, db)
+    sum_sums(partial, dw.reshape(-1))
+    sum_sums(biases, db)
 
 
 @kernel
