@@ -121,7 +121,7 @@ MUTATIONS = [
      "y", FUSION),
     ("gradient of the bias left out", "layers.convolution:Convolution.all_gradients",
      drop("Expr"), "sum_rows", MORE_CONVOLUTIONS),
-    ("separable: bias in both parts", "layers.separable_conv2d:SeparableConv2D.multiply",
+    ("separable: bias in both parts", "layers.depthwise_conv2d:SeparableConv2D.multiply",
      replace("np.zeros(p.shape[2], x.dtype)", "np.ones(p.shape[2], x.dtype)"), None,
      MORE_CONVOLUTIONS),
     ("regularizer of the depthwise kernel lost", "layers.layer:Layer.initialize",

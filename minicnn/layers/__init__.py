@@ -7,7 +7,7 @@ from minicnn.layers.batch_normalization import BatchNormalization
 from minicnn.layers.conv2d import Conv2D
 from minicnn.layers.conv2d_transpose import Conv2DTranspose
 from minicnn.layers.dense import Dense
-from minicnn.layers.depthwise_conv2d import DepthwiseConv2D
+from minicnn.layers.depthwise_conv2d import DepthwiseConv2D, SeparableConv2D
 from minicnn.layers.dropout import Dropout
 from minicnn.layers.functional import (
     average_pooling2d,
@@ -29,7 +29,6 @@ from minicnn.layers.pooling2d import (
 )
 from minicnn.layers.regularizers import l1_regularizer, l2_regularizer
 from minicnn.layers.residual import Residual
-from minicnn.layers.separable_conv2d import SeparableConv2D
 from minicnn.layers.shape import Flatten, Reshape
 
 if TYPE_CHECKING:  # the package sets it, since Sequential is above the layers

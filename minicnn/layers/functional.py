@@ -12,9 +12,9 @@ from minicnn.layers.batch_normalization import BatchNormalization
 from minicnn.layers.conv2d import Conv2D
 from minicnn.layers.conv2d_transpose import Conv2DTranspose
 from minicnn.layers.dense import Dense
+from minicnn.layers.depthwise_conv2d import SeparableConv2D
 from minicnn.layers.dropout import Dropout
 from minicnn.layers.pooling2d import AveragePooling2D, MaxPooling2D
-from minicnn.layers.separable_conv2d import SeparableConv2D
 from minicnn.layers.shape import Flatten
 
 
