@@ -139,7 +139,7 @@ class _File:
         """Note what is known about the output of a node."""
         name = node.output[0]
         if node.op_type == "Constant":
-            (self.constants[name],) = attributes.values()
+            self.constants[name] = next(iter(attributes.values()), None)
         elif node.op_type == "Identity" and node.input[0] in self.constants:
             self.constants[name] = self.constants[node.input[0]]
         else:
@@ -154,7 +154,10 @@ class _File:
                 self.values[name] = _READERS[kind](self, node, attributes, *given)
             except Exception as error:  # from_onnx raises it if an output needs this value
                 known = [value for value in given if isinstance(value, Exception)]
-                self.values[name] = known[0] if known else ValueError(f"{title}: {error}")
+                fault = error if isinstance(error, ValueError | TypeError) else (
+                    f"its inputs and attributes must be those of ONNX's {node.op_type} ({error!r})"
+                )
+                self.values[name] = known[0] if known else ValueError(f"{title}: {fault}")
 
     def row(self, name: str) -> tuple[int | None, ...]:
         """Return the shape of the rows of a value; None is an unknown size."""
@@ -289,8 +292,8 @@ def _add(file: _File, node: Any, a: dict[str, Any], *values: _Value) -> _Value:
     if len(values) == 2:
         return _residual(file, *sorted(values, key=lambda value: len(value.layers)))
     (x,) = values
-    (b,) = (file.array(name) for name in node.input if name in file.constants)
-    layer = copy.copy(x.layers[-1])
+    b = file.array(next((name for name in node.input if name in file.constants), ""))
+    layer = copy.copy(x.layers[-1]) if x.layers else None
     is_free = isinstance(layer, layers.Dense) and layer.bias is None
     _need(is_free and b.shape[-1:] == (b.size,) == layer.kernel.shape[1:],
           "a constant must be the bias of the MatMul before it")

@@ -378,7 +378,11 @@ OF_CONV = ["x", "w"]
     ([("Flatten", ["x"], {}), ("Gemm", ["v0", "dense"], {"alpha": 2.0})],
      r"node 2, Gemm .* {'alpha': 2.0}"),
     ([("Conv", OF_CONV, {}), ("Add", ["v0", "one"], {})], "must be the bias of the MatMul before"),
-    ([("Add", ["x", "one"], {})], "node 1, Add 'nv0'"),
+    ([("Add", ["x", "one"], {})], "node 1, Add 'nv0': a constant must be the bias of the MatMul"),
+    ([("Add", ["x", "nothing"], {})], "node 1, Add 'nv0': its input '' must be a constant"),
+    ([("Conv", ["x"], {})], "node 1, Conv 'nv0': its inputs and attributes must be those of ONNX"),
+    ([("MaxPool", ["x"], {})], "those of ONNX's MaxPool .*kernel_shape"),
+    ([("Constant", [], {}), ("Conv", ["x", "v0"], {})], "node 2, Conv 'nv1': its weights"),
     ([("Add", ["x", "x"], {})], "it must join two branches"),
     ([("Transpose", ["x"], {"perm": [0, 2, 3, 1]})], r"it must turn \(N, H, W, C\) into \(N, C, H"),
     ([("Transpose", ["x"], {"perm": [0, 3, 1, 2]}), ("Flatten", ["v0"], {})], "transposed first"),
@@ -392,6 +396,36 @@ def test_nodes_that_cannot_be_read_are_named(path, nodes, words):
     with pytest.raises(ValueError, match=words) as caught:
         mc.export.from_onnx(path)
     assert str(path) in str(caught.value)
+
+
+def test_two_values_of_one_name(path):
+    write(path, [("Relu", ["x"], {}), ("Tanh", ["v0"], {})], {"v1": weights(3)}, (3,), (3,))
+    refused(path, "it has several values of the name ['v1']")
+
+
+def test_nodes_in_a_circle(path):
+    write(path, [("Relu", ["v1"], {}), ("Tanh", ["v0"], {})], {}, (3,), (3,))
+    refused(path, "node 1, Relu 'nv0': its first input must be computed from the model's input")
+
+
+def test_shapes_that_the_file_claims_are_not_believed(path):
+    nodes = [("Reshape", ["x", "row"], {}), ("Tanh", ["v0"], {})]
+    write(path, nodes, {"row": np.array([-1, 3, 4])}, (12,), None)
+    model = onnx.load(path)
+    claimed = onnx.helper.make_tensor_value_info("v0", 1, ["N", 4, 3])
+    model.graph.value_info.append(claimed)
+    onnx.save(model, path)
+    assert mc.export.from_onnx(path).predict(numbers((2, 12))).shape == (2, 3, 4)
+
+
+def test_several_inputs_and_old_opsets(path):
+    write(path, [("Add", ["x", "y"], {})], {}, (3,), (3,))
+    model = onnx.load(path)
+    model.graph.input.append(onnx.helper.make_tensor_value_info("y", 1, ["N", 3]))
+    onnx.save(model, path)
+    refused(path, "it has the inputs ['x', 'y']")
+    write(path, [("Relu", ["x"], {})], {}, (3,), (3,), opset=6)
+    refused(path, "its opset must be at least 7, got 6")
 
 
 def test_inputs_that_are_not_images_of_one_size(path):
