@@ -78,7 +78,8 @@ def gelu(x: np.ndarray, y: np.ndarray, slope: np.ndarray) -> None:
 @functools.cache
 def _series(dtype: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """Return what `_exponential` needs for a type: constants and the terms of the series."""
-    info, log2 = np.finfo(dtype), math.log(2)
+    info = np.finfo(dtype)
+    log2 = math.log(2)
     high = math.floor(log2 * 2.0**12) / 2.0**12  # n times this is exact
     least = -_BIAS * log2  # exp of this and of less is 0
     constants = least, 1 / log2, 1.5 * 2.0**info.nmant, high, log2 - high + 2.3190468138462996e-17
@@ -199,13 +200,15 @@ def _gelu(chunk, scratch, x, y, slope, constants, terms, exact):
     x, y, slope = x[span(chunk)], y[span(chunk)], slope[span(chunk)]
     for e in range(x.size if exact else 0):  # a loop of its own: the other one is vectorized
         z = x[e]
-        upper, density = math.erfc(-z * _SQRT_HALF) / 2, math.exp(-z * z / 2)
+        upper = math.erfc(-z * _SQRT_HALF) / 2
         y[e] = z * upper
-        slope[e] = upper + z * density * _DENSITY
+        slope[e] = upper + z * math.exp(-z * z / 2) * _DENSITY
     for e in range(0 if exact else x.size):
         z = np.float64(x[e])
         scale, p = _exponential(-z * z / 2, constants, terms)
-        t, density, tail = 1 / (1 + abs(z) / 4), scale * p + scale, 0.0
+        density = scale * p + scale
+        t = 1 / (1 + abs(z) / 4)
+        tail = 0.0
         for term in _TAIL_TERMS:
             tail = (tail + term) * t
         upper = tail * density if z < 0 else 1 - tail * density

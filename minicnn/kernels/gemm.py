@@ -116,7 +116,7 @@ def block_of_rows(a, a_row, a_col, a_round, b, b_row, s, s_row, c, c_row, m, n, 
 
     The columns of A are in `rounds` groups of `depth` columns. Each group starts `a_round` elements
     after the previous one. The rows of B are `b_row` elements apart. If `adds`, the result is added
-    to C.
+    to C. `a_row` and `a_round` may be lists of offsets: see `simd.tile`.
     """
     i, vectors = 0, 1 if n <= lanes(c) else VECTORS
     while i < m:
@@ -128,7 +128,7 @@ def block_of_rows(a, a_row, a_col, a_round, b, b_row, s, s_row, c, c_row, m, n, 
         elif vectors > 1 and (rows <= SOME_ROWS or ROWS < rows <= 2 * SOME_ROWS):
             height = SOME_ROWS
         rows = min(rows, height)
-        tile(height, vectors, pointer(a, i * a_row), a_row, a_col, a_round, b, b_row,
+        tile(height, vectors, a, i, a_row, a_col, a_round, b, b_row,
              pointer(s, i * s_row), s_row, pointer(c, i * c_row), c_row, rows, n, depth, rounds,
              adds)
         i += rows

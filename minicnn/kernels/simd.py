@@ -488,6 +488,13 @@ def _products(
     return end, totals
 
 
+def _offset(builder: Any, steps: Any, number: Any) -> Any:
+    """Emit ``number * steps``, or ``steps[number]`` if `steps` points to a list of offsets."""
+    if isinstance(steps.type, ir.PointerType):
+        return _element(builder, steps, number)
+    return builder.mul(steps, number)
+
+
 def _row_numbers(builder: Any, count: int, height: Any) -> list[Any]:
     """Emit the row numbers min(r, height - 1) for r = 0, ..., count - 1."""
     last = builder.sub(height, _index(1))
@@ -499,14 +506,16 @@ def _row_numbers(builder: Any, count: int, height: Any) -> list[Any]:
 
 @operation(literals=2)
 def tile(
-    builder: Any, rows: Any, vectors: Any, a: Any, a_row: Any, a_col: Any, a_round: Any, b: Any,
-    b_row: Any, s: Any, s_row: Any, c: Any, c_row: Any, height: Any, width: Any, depth: Any,
+    builder: Any, rows: Any, vectors: Any, a: Any, first: Any, a_row: Any, a_col: Any, a_round: Any,
+    b: Any, b_row: Any, s: Any, s_row: Any, c: Any, c_row: Any, height: Any, width: Any, depth: Any,
     rounds: Any, adds: Any,
 ) -> None:
     """Write C = S + A B for a tile of `rows` x `vectors` vectors of C.
 
-    A is read through two strides. Its columns are in `rounds` groups of `depth` columns, and each
-    group starts `a_round` elements after the previous one. The rows of B, S and C are contiguous,
+    A is read from row `first` on, through two strides. Its columns are in `rounds` groups of
+    `depth` columns, and each group starts `a_round` elements after the previous one. In place of
+    `a_row` and `a_round`, pointers to lists of the offsets of rows or groups may be given; that of
+    groups begins with 0 and has one item more. The rows of B, S and C are contiguous,
     and `b_row`, `s_row` and `c_row` elements apart. Only `height` rows and `width` columns of the
     tile are inside C. Nothing outside is read or written: rows below the last row of A repeat it.
     If `adds`, the result is added to C.
@@ -538,10 +547,12 @@ def tile(
         def next_round(u: Any, values: Sequence[Any]) -> Any:
             place, line, *totals = values
             line, totals = _products(builder, lines, place, a_col, line, b_row, depth, totals)
-            return [builder.gep(place, [a_round]), line, *totals]
+            following = _offset(builder, a_round, builder.add(u, _index(1)))
+            step = builder.sub(following, _offset(builder, a_round, u))
+            return [builder.gep(place, [step]), line, *totals]
 
         sums = read(s, s_row, list)
-        lines = [builder.mul(a_row, number) for number in numbers]
+        lines = [_offset(builder, a_row, builder.add(first, number)) for number in numbers]
         _, _, *sums = _loop(builder, rounds, [a, b, *sums], next_round)
         sums = _if_else(builder, adds, lambda: read(c, c_row, add_sums), lambda: sums)
         with builder.if_else(full) as (all_lanes, some_lanes):

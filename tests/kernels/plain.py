@@ -164,8 +164,8 @@ def combination(factors, lines):
 
 
 def tile(
-    rows, vectors, a, a_row, a_col, a_round, b, b_row, s, s_row, c, c_row, height, width, depth,
-    rounds, adds,
+    rows, vectors, a, first, a_row, a_col, a_round, b, b_row, s, s_row, c, c_row, height, width,
+    depth, rounds, adds,
 ):
     assert (rows, vectors) in {*compiled_simd._TILES, (2, compiled_simd.STRIP)}
     assert 0 < height <= rows
@@ -177,7 +177,7 @@ def tile(
         for k in range(depth):
             line = [load(b, v * b.lanes) for v in range(vectors)]
             for n, (r, at) in enumerate(places):
-                x = broadcast(a, u * a_round + k * a_col + r * a_row)
+                x = broadcast(a, offset(a_round, u) + k * a_col + offset(a_row, first + r))
                 sums[n] = fma(x, line[at // c.lanes], sums[n])
             b = pointer(b, b_row)
     if adds:
@@ -185,6 +185,10 @@ def tile(
         sums = [x + total for x, total in zip(before, sums, strict=True)]
     for (r, at), total in zip(places, sums, strict=True):
         store_some(total, c, r * c_row + at, width - at)
+
+
+def offset(steps, number):
+    return steps[number] if isinstance(steps, Pointer) else steps * number
 
 
 def where_equal(x, tags, number):

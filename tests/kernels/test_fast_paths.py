@@ -15,7 +15,7 @@ from minicnn.kernels.dense import dense, lists
 from minicnn.kernels.simd import ZEROED
 from minicnn.kernels.window import slide
 
-# (images, channels, filters), size, kernel, strides, padding
+# (images, channels, filters), size, kernel, strides, padding, and maybe the dilation
 CASES = {
     "implicit, one channel": ((3, 1, 32), (28, 28), (5, 5), (1, 1), "same"),
     "implicit, filters left over": ((2, 3, 21), (9, 7), (3, 2), (1, 1), "valid"),
@@ -47,6 +47,18 @@ CASES = {
     "implicit 1x1": ((3, 16, 37), (6, 8), (1, 1), (1, 1), "same"),
     "implicit 1x1, strides": ((3, 9, 70), (7, 9), (1, 1), (2, 3), "valid"),
     "implicit 7x7": ((2, 8, 9), (12, 9), (7, 7), (3, 1), "same"),
+    "implicit, several images in a band": ((41, 5, 3), (5, 7), (3, 2), (2, 2), "same"),
+    "implicit, several images in a band, read in place": (
+        (37, 3, 9), (5, 4), (2, 3), (1, 1), "valid"
+    ),
+    "implicit, images of four outputs": ((70, 3, 9), (4, 4), (3, 3), (1, 1), "valid"),
+    "implicit 1x1, several images in a band": ((23, 16, 5), (4, 3), (1, 1), (1, 1), "same"),
+    "implicit, dilation": ((2, 17, 9), (12, 11), (3, 3), (1, 1), "same", (2, 3)),
+    "implicit, dilation down alone": ((2, 5, 33), (9, 8), (3, 4), (1, 1), "valid", (3, 1)),
+    "implicit, dilation and strides": ((3, 5, 9), (13, 12), (2, 3), (2, 3), "same", (3, 2)),
+    "implicit, dilation, several images in a band": (
+        (20, 5, 9), (6, 5), (2, 2), (1, 1), "valid", (2, 1)
+    ),
     "implicit, several bands and blocks of a row": ((2, 8, 3), (3, 300), (1, 2), (1, 1), "same"),
 }
 PATHS = {"winograd": winograd, "implicit": implicit}
@@ -55,8 +67,8 @@ by_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 def draw(case, seed=0, dtype="float32"):
     """Return x, w, b, dy and the window; dy is the gradient before pooling."""
-    (n, c, f), size, kernel, strides, padding = case
-    window, rng = slide(size, kernel, strides, padding), np.random.default_rng(seed)
+    (n, c, f), size, kernel, *place = case
+    window, rng = slide(size, kernel, *place), np.random.default_rng(seed)
     shapes = (n, *size, c), (*kernel, c, f), (f,), (n, window.out_h, window.out_w, f)
     return [*(normal(rng, shape, dtype) for shape in shapes), window]
 

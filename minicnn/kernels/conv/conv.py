@@ -63,13 +63,15 @@ def input_gradient(
     kernel rotated by 180 degrees and its channels and filters exchanged.
     """
     _check(dx, w, None, dy, window)
+    high = (window.kernel_h - 1) * window.dilation_h
+    wide = (window.kernel_w - 1) * window.dilation_w
     back = window._replace(
         height=window.out_h, width=window.out_w, out_h=window.height, out_w=window.width,
-        top=window.kernel_h - 1 - window.top, left=window.kernel_w - 1 - window.left,
+        top=high - window.top, left=wide - window.left,
     )
-    is_padded = (  # by less than the kernel size, so that dy is a part of the padded dy
-        0 <= back.top <= back.out_h - back.height + window.kernel_h - 1
-        and 0 <= back.left <= back.out_w - back.width + window.kernel_w - 1
+    is_padded = (  # by less than the size of the window, so that dy is a part of the padded dy
+        0 <= back.top <= back.out_h - back.height + high
+        and 0 <= back.left <= back.out_w - back.width + wide
     )
     strided = window.stride_h > 1 or window.stride_w > 1
     is_general = strided or not is_padded
@@ -96,7 +98,7 @@ def kernel_gradient(
         check(dy=(dy, y.shape), y=(y, y.shape), **({} if dz is None else {"dz": (dz, y.shape)}))
     is_fast = FAST_PATHS and x.dtype == np.float32
     is_winograd = is_fast and winograd.fits_gradient(window, *dw.shape[2:])
-    if is_fast and implicit.fits(window) and not is_winograd:
+    if is_fast and not is_winograd:
         implicit.kernel_gradient(x, dy, dw, db, window, y, dz, CHUNKS)
         return
     if y is not None:
@@ -147,9 +149,7 @@ def _fast_path(dtype: Any, window: Window, channels: int, filters: int) -> Any:
     """Return the module with the fastest `forward` for a convolution, or None."""
     if not FAST_PATHS or dtype != np.float32:
         return None
-    if winograd.fits(window, channels, filters):
-        return winograd
-    return implicit if implicit.fits(window) else None
+    return winograd if winograd.fits(window, channels, filters) else implicit
 
 
 def _pool_window(window: Window) -> Window:

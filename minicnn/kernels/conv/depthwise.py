@@ -128,17 +128,18 @@ def _list_taps(taps, place, count, stride, dilation, before, size, step, w_step,
 def _write(source, w, b, down, across, y, rest, rectify):
     """Write two vectors of sums plus b, with ReLU if `rectify`; `rest` channels are left."""
     size = lanes(source)
-    first, second = load_some(b, 0, rest), load_some(b, size, rest - size)
+    first = load_some(b, 0, rest)
+    second = load_some(b, size, rest - size)
     for i in range(down[0]):
-        line, factors = pointer(source, down[2 * i + 1]), pointer(w, down[2 * i + 2])
+        line = pointer(source, down[2 * i + 1])
+        factors = pointer(w, down[2 * i + 2])
         for j in range(across[0]):
-            x, factor = pointer(line, across[2 * j + 1]), pointer(factors, across[2 * j + 2])
+            x = pointer(line, across[2 * j + 1])
+            factor = pointer(factors, across[2 * j + 2])
             first = fma(_load(x, 0, rest), _load(factor, 0, rest), first)
             second = fma(_load(x, size, rest - size), _load(factor, size, rest - size), second)
-    if rectify:
-        first, second = relu(first), relu(second)
-    store_some(first, y, 0, rest)
-    store_some(second, y, size, rest - size)
+    store_some(relu(first) if rectify else first, y, 0, rest)
+    store_some(relu(second) if rectify else second, y, size, rest - size)
 
 
 @kernel
@@ -162,7 +163,7 @@ def _add_sums(target, x, x_step, dy, count, channels):
     size = lanes(target)
     for c in range(0, channels, 2 * size):  # two sums at a time, for the latency of fma
         rest = channels - c
-        first, second = load_some(target, c, 0), load_some(target, c, 0)  # zeros
+        first = second = load_some(target, c, 0)  # zeros
         for i in range(count):
             at, gradient = i * x_step + c, i * channels + c
             first = fma(_load(x, at, rest), _load(dy, gradient, rest), first)

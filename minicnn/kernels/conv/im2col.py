@@ -15,8 +15,8 @@ at a time (at most 1 MB, and for dw 128 positions), and used while they are in t
 `_columns` copies and adds *runs*. Without dilation, the taps of one row of the window are adjacent
 in the image and form one run of KW * C elements. With dilation, each tap is a separate run.
 
-`conv` uses this algorithm for float64, for dilation and for input gradients with strides. It is
-also the reference for tests of the other algorithms.
+`conv` uses this algorithm for float64 and for input gradients with strides. It is also the
+reference for tests of the other algorithms.
 """
 
 import numpy as np

@@ -208,7 +208,7 @@ def _product_of_strip(x, w, b, y, n, columns, d, u):
     """
     width = panel(y)
     if 0 < n <= 2 and columns > width:
-        tile(2, STRIP, x, d, 1, 0, w, 2 * width, b, 0, y, u, n, columns, d, 1, False)
+        tile(2, STRIP, x, 0, d, 1, 0, w, 2 * width, b, 0, y, u, n, columns, d, 1, False)
         return
     row = 2 * width if columns > width else width
     most = max(d, 1) if n <= _FEW_ROWS else DEPTH
