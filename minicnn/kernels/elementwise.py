@@ -1,4 +1,4 @@
-"""Elementwise kernels: sum, activations and their gradients, dropout; and sums of rows."""
+"""Elementwise kernels: sum, activations and their gradients, dropout; transposes, sums of rows."""
 
 import functools
 import math
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from minicnn.kernels.jit import helper, kernel
-from minicnn.kernels.simd import pointer
+from minicnn.kernels.simd import lanes, pointer, transpose
 from minicnn.kernels.threads import parallel_for, share
 
 SPAN = 1 << 17  # elements per chunk, whose computation takes as long as to wake a thread
@@ -39,6 +39,31 @@ def span(chunk):
 def add(a: np.ndarray, b: np.ndarray, y: np.ndarray, relu: bool = False) -> None:
     """Write y = a + b, or max(a + b, 0). NaN stays NaN."""
     parallel_for(_add, spans(y.size), (a.reshape(-1), b.reshape(-1)), (y.reshape(-1),), relu)
+
+
+def axis_to_end(x: np.ndarray, axis: int) -> np.ndarray:
+    """Return x with an axis moved to the end, in C order."""
+    before, size, after = x.shape[:axis], x.shape[axis], x.shape[axis:][1:]
+    y = _transposed(x.reshape(math.prod(before), size, math.prod(after)))
+    return y.reshape(*before, *after, size)
+
+
+def axis_from_end(x: np.ndarray, axis: int) -> np.ndarray:
+    """Return x with the last axis moved to `axis`, in C order."""
+    before, after, size = x.shape[:axis], x.shape[axis:-1], x.shape[-1]
+    y = _transposed(x.reshape(math.prod(before), math.prod(after), size))
+    return y.reshape(*before, size, *after)
+
+
+def _transposed(x: np.ndarray) -> np.ndarray:
+    """Return the matrices x (N, A, B) transposed; x itself if they have one row or column."""
+    matrices, rows, columns = x.shape
+    if min(rows, columns) == 1:
+        return np.ascontiguousarray(x)
+    y = np.empty((matrices, columns, rows), x.dtype)
+    length = max(1, SPAN // max(rows * columns, 1))  # matrices of a chunk
+    parallel_for(_transpose, -(-matrices // length), (x,), (y,), length)
+    return y
 
 
 def relu(x: np.ndarray, y: np.ndarray, slope: float = 0.0) -> None:
@@ -112,18 +137,19 @@ def blocks_of(terms: int) -> int:
 
 
 def sum_rows(dy: np.ndarray, db: np.ndarray, block: int = BLOCK) -> None:
-    """Write db (U,) = the sum of the rows of dy (N, U).
+    """Write db (U,) = the sum of the rows of dy (..., U).
 
     Rows of a block are added in order. The block sums are added pairwise, as a tree.
     """
-    shape = waiting_sums(len(dy), block), min(db.size, _COLUMNS)
-    parallel_for(_sum_rows, -(-db.size // _COLUMNS), (dy,), (db,), block,
-                 scratch={"sums": (shape, db.dtype)})
+    rows = dy.reshape(-1, db.size)
+    shape = waiting_sums(len(rows), block), min(db.size, _COLUMNS)
+    parallel_for(_sum_rows, -(-db.size // _COLUMNS), (rows,), (db,), block,
+                 work=4 * rows.size, scratch={"sums": (shape, db.dtype)})
 
 
 def sum_sums(partial: np.ndarray, total: np.ndarray) -> None:
     """Write total (U,) = the sum of the block sums `partial` (..., U)."""
-    sum_rows(partial.reshape(-1, total.size), total, _FEW)
+    sum_rows(partial, total, _FEW)
 
 
 def waiting_sums(terms: int, block: int = BLOCK) -> int:
@@ -137,6 +163,22 @@ def _add(chunk, scratch, a, b, y, relu):
     for e in range(y.size):
         total = a[e] + b[e]
         y[e] = 0 if relu and total <= 0 else total
+
+
+@kernel
+def _transpose(chunk, scratch, x, y, length):
+    _, rows, columns = x.shape
+    for n in range(chunk * length, min(x.shape[0], (chunk + 1) * length)):
+        source, target = pointer(x, n * rows * columns), pointer(y, n * rows * columns)
+        size = lanes(source)
+        high, wide = rows // size * size, columns // size * size
+        for i in range(0, high, size):
+            for j in range(0, wide, size):
+                transpose(pointer(source, i * columns + j), columns,
+                          pointer(target, j * rows + i), rows)
+        for i in range(rows):
+            for j in range(wide if i < high else 0, columns):
+                target[j * rows + i] = source[i * columns + j]
 
 
 @kernel

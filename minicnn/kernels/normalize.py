@@ -14,7 +14,7 @@ not cancel. They are added in float64: the error does not grow with the number o
 
 import numpy as np
 
-from minicnn.kernels.elementwise import BLOCK, blocks_of
+from minicnn.kernels.elementwise import BLOCK, SPAN
 from minicnn.kernels.jit import helper, kernel
 from minicnn.kernels.simd import (
     add,
@@ -28,6 +28,7 @@ from minicnn.kernels.simd import (
 )
 from minicnn.kernels.threads import CHUNKS, check, parallel_for, share
 
+_WORK = 8  # of an element, in multiply-adds
 _TILE = 1 << 12  # elements that are scaled at a time: they stay in the first-level cache
 
 
@@ -59,9 +60,10 @@ def input_gradient(
 def _sums_of(x, dy, factors, relu, back):
     """Run the kernel `_sums`; a chunk is some blocks of rows."""
     check(x=(x, dy.shape), dy=(dy, dy.shape), factors=(factors, (3, x.shape[1])))
-    length = share(blocks_of(len(x)), CHUNKS) * BLOCK
+    length = -(-_length(x) // BLOCK) * BLOCK
     sums = np.empty((-(-len(x) // length), 2, x.shape[1]))
     parallel_for(_sums, len(sums), (x, dy, factors), (sums,), length, relu, back,
+                 work=_WORK * x.size,
                  scratch={"local": (factors.shape, x.dtype), "sums": ((2, x.shape[1]), x.dtype)})
     return sums.sum(axis=0)
 
@@ -70,8 +72,14 @@ def _scale_to(x, dy, factors, y, relu, back):
     """Run the kernel `_scale`."""
     shape = (5 if back else 3, x.shape[1])
     check(x=(x, y.shape), dy=(dy, y.shape), y=(y, y.shape), factors=(factors, shape))
-    length = share(len(x), CHUNKS)
-    parallel_for(_scale, -(-len(x) // length), (x, dy, factors), (y,), length, relu, back)
+    length = _length(x)
+    parallel_for(_scale, -(-len(x) // length), (x, dy, factors), (y,), length, relu, back,
+                 work=_WORK * x.size)
+
+
+def _length(x):
+    """Return the number of rows of a chunk."""
+    return max(share(len(x), CHUNKS), SPAN // max(x.shape[1], 1))
 
 
 @kernel

@@ -8,7 +8,7 @@ from minicnn import initializers
 from minicnn.core import checks
 from minicnn.core.context import Context
 from minicnn.core.op import Shape
-from minicnn.kernels import normalize
+from minicnn.kernels import elementwise, normalize
 from minicnn.layers.layer import Layer
 
 _MANY = 2**24  # updates: the weight of the next one does not change any more
@@ -144,12 +144,13 @@ class BatchNormalization(Layer):
         rows = self._rows(self.check_inputs(x))
         mean, variance, count = self.moving_mean.value, self.moving_variance.value, 0
         if self.uses_batch(ctx):
-            *sums, count = ctx.total(np.append(normalize.moments(rows), len(rows)))
-            mean, square = np.reshape(sums, (2, -1)) / count
+            sums = ctx.total(np.append(normalize.moments(rows), len(rows)))
+            count = sums[-1]
+            mean, square = sums[:-1].reshape(2, -1) / count
             variance = np.maximum(square - mean * mean, 0.0)
             self._update(mean, variance)
         inverse, scale, beta = self._factors(variance)
-        factors = np.stack([-mean, scale, beta]).astype(self.dtype)
+        factors = np.array([-mean, scale, beta], self.dtype)
         y = ctx.empty(self, "y", rows.shape, rows.dtype)
         normalize.scale(rows, factors, y, relu)
         ctx[self] = rows, x.shape, inverse, factors, count, relu
@@ -171,9 +172,9 @@ class BatchNormalization(Layer):
         # The averages do not depend on x; the statistics do, in all parts of the batch.
         means = ctx.total(sums) / count if count else np.zeros_like(sums)
         means *= ctx.counted  # a row that stands for nothing changes no statistics
-        rest = -factors[1] * [inverse * inverse * means[1], means[0]]
+        slope = -factors[1] * inverse * inverse * means[1]
+        factors = np.array([*factors, slope, -factors[1] * means[0]], self.dtype)
         dx = ctx.empty(self, "dx", rows.shape, rows.dtype)
-        factors = np.concatenate([factors, rest]).astype(self.dtype)
         normalize.input_gradient(rows, dy, factors, dx, relu)
         return self._unrolled(dx, shape)
 
@@ -206,11 +207,10 @@ class BatchNormalization(Layer):
 
     def _rows(self, x: np.ndarray) -> np.ndarray:
         """Return the inputs as a matrix with one column for each channel."""
-        last = np.ascontiguousarray(np.moveaxis(x, self.axis, -1))
+        last = elementwise.axis_to_end(x, self.axis)
         return last.reshape(-1, last.shape[-1])
 
     def _unrolled(self, rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """Return a matrix of `_rows` as an array of the inputs' shape."""
-        sizes = list(shape)
-        sizes.append(sizes.pop(self.axis))
-        return np.ascontiguousarray(np.moveaxis(rows.reshape(sizes), -1, self.axis))
+        sizes = *shape[: self.axis], *shape[self.axis :][1:], shape[self.axis]
+        return elementwise.axis_from_end(rows.reshape(sizes), self.axis)

@@ -8,6 +8,7 @@ import numpy as np
 
 from minicnn.core import checks
 from minicnn.core.op import Shape
+from minicnn.kernels import elementwise
 from minicnn.kernels.window import Window
 
 _MOST_CHANNELS = 4  # of pictures: grey, red-green-blue, and with transparency
@@ -37,11 +38,11 @@ class DataFormat(enum.StrEnum):
 
     def to_nhwc(self, x: np.ndarray) -> np.ndarray:
         """Return an array of this format as (N, H, W, C)."""
-        return np.ascontiguousarray(x.transpose(0, 2, 3, 1)) if self is DataFormat.FIRST else x
+        return elementwise.axis_to_end(x, 1) if self is DataFormat.FIRST else x
 
     def from_nhwc(self, y: np.ndarray) -> np.ndarray:
         """Return an array (N, H, W, C) in this format."""
-        return np.ascontiguousarray(y.transpose(0, 3, 1, 2)) if self is DataFormat.FIRST else y
+        return elementwise.axis_from_end(y, 1) if self is DataFormat.FIRST else y
 
 
 def window_size(value: Any, name: str) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from kernels.arrays import (
     FENCE,
     FENCE_BYTES,
     GARBAGE,
-    LITTLE_WORK,
+    LITTLE_GAIN,
     assert_stands,
     check_fences,
 )
@@ -49,7 +49,7 @@ def fences(monkeypatch):
 @pytest.fixture(autouse=True)
 def small_convolutions(monkeypatch):
     """Use Winograd convolution for small shapes, and threads for little work."""
-    monkeypatch.setattr(winograd, "_LEAST_WORK", LITTLE_WORK)
+    monkeypatch.setattr(winograd, "_LEAST_GAIN", LITTLE_GAIN)
     monkeypatch.setattr(threads, "_LEAST_WORK", 0)
 
 

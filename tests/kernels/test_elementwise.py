@@ -28,6 +28,21 @@ def add(a, b, relu=False):
     return y
 
 
+@by_dtype
+@pytest.mark.parametrize("shape", [
+    (3, 5, 7, 9), (2, 16, 4, 4), (2, 17, 33), (1, 1, 6), (0, 3, 4, 4), (400, 32, 19), (2, 3, 1, 1),
+])
+def test_an_axis_moves_to_the_end_and_back(shape, dtype, by_threads):
+    x = normal(np.random.default_rng(0), shape, dtype)
+    for axis in {1, len(shape) - 1, -1, 1 - len(shape)}:
+        for y in by_threads(lambda axis=axis: elementwise.axis_to_end(x, axis)):
+            assert_same_bits(y, np.ascontiguousarray(np.moveaxis(x, axis, -1)))
+            assert y.flags.c_contiguous
+            assert_same_bits(elementwise.axis_from_end(y, axis), x)
+    back = np.moveaxis(x, 1, -1)  # not in C order
+    assert_same_bits(elementwise.axis_from_end(back, 1), x)
+
+
 def relu_gradient(dy, y):
     dx = empty(y.shape, y.dtype)
     elementwise.relu_gradient(dy, y, dx)

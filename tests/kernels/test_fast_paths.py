@@ -317,7 +317,7 @@ def test_ties_go_to_the_first():
 
 
 @pytest.mark.parametrize(("size", "channels", "filters", "path"), [
-    (3, 32, 4, winograd), (3, 16, 16, implicit), (3, 9, 64, winograd), (3, 3, 64, implicit),
+    (3, 12, 4, winograd), (3, 9, 16, implicit), (3, 9, 32, winograd), (3, 3, 64, implicit),
     (5, 10, 4, winograd), (5, 6, 16, implicit), (5, 6, 32, winograd), (5, 1, 64, implicit),
 ])
 def test_winograd_is_used_where_its_transforms_pay(monkeypatch, size, channels, filters, path):

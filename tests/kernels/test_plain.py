@@ -5,7 +5,7 @@ import importlib
 import numpy as np
 import pytest
 from kernels import plain
-from kernels.arrays import LITTLE_WORK, empty, normal, read_only
+from kernels.arrays import LITTLE_GAIN, empty, normal, read_only
 from numpy.testing import assert_array_equal
 from tolerances import assert_close
 
@@ -22,7 +22,7 @@ def both():
     """The kernel modules by name, compiled and as plain Python."""
     compiled = {name: importlib.import_module(f"minicnn.kernels.{name}") for name in plain.NAMES}
     python = plain.kernels()
-    python["conv.winograd"]._LEAST_WORK = LITTLE_WORK
+    python["conv.winograd"]._LEAST_GAIN = LITTLE_GAIN
     return compiled, python
 
 
@@ -221,6 +221,8 @@ def test_batch_normalization(both, shape, dtype):
 def test_element_by_element(both):
     x, y = normal(np.random.default_rng(0), (2, 3, 4), "float32")
     check(both, "elementwise", "relu", (x,), {"y": x.shape})
+    lines = normal(np.random.default_rng(0), (2, 17, 19), "float32")
+    assert_array_equal(*(modules["elementwise"].axis_to_end(lines, 1) for modules in both))
     check(both, "elementwise", "relu_gradient", (x, y), {"dx": x.shape}, 2.0)
     check(both, "elementwise", "relu", (x,), {"y": x.shape}, 0.2)
     check(both, "elementwise", "product", (x, y), {"y": x.shape})

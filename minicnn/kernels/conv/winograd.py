@@ -76,15 +76,13 @@ _OUT = 4  # rows and columns of outputs in a tile
 # The finite points, exact in float32: 0, and others with their opposites.
 _POINTS = {3: (0.0, 11 / 16, -11 / 16, 23 / 16, -23 / 16),
            5: (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)}
-# Channels times filters; with fewer, the transforms cost more than they save.
-_LEAST_WORK = {(3, 3): 450, (5, 5): 160}
+# Of `_gain`; with less, the transforms cost more than they save.
+_LEAST_GAIN, _LEAST_GRADIENT_GAIN = {(3, 3): 6, (5, 5): 5}, 4
 _FEW_FILTERS = 16  # fewer take as long as so many
 _FEW_CHUNKS = 4  # of fewer images, filters are split as well, at the price of transforming V again
 _MOST_TILES = 28  # in a block, whose V stays in the second-level cache
 _V_BYTES = 1 << 20
-# Of the gradient of the kernel: channels times filters, and tiles of a chunk.
-_LEAST_GRADIENT = 1024
-_LEAST_TERMS, _MOST_TERMS = 16, 2048
+_LEAST_TERMS, _MOST_TERMS = 16, 2048  # tiles of a chunk of the gradient of the kernel
 _GROUP = 16  # channels whose M is computed at a time
 # Rows of M, and tiles of a block, whose products are one sum. Both are odd: a power of two apart,
 # points would evict each other from the cache.
@@ -128,9 +126,14 @@ _kernel_line = linear({6: _FILTERS[6].T}, True, False)
 
 def fits(window: Window, channels: int, filters: int) -> bool:
     """Return whether Winograd supports the window and is faster for so many channels."""
-    least = _LEAST_WORK.get((window.kernel_h, window.kernel_w))
-    work = channels * max(filters, _FEW_FILTERS)
-    return least is not None and work >= least and window[4:8] == (1, 1, 1, 1)
+    least = _LEAST_GAIN.get((window.kernel_h, window.kernel_w), np.inf)
+    return _gain(channels, filters) >= least and window[4:8] == (1, 1, 1, 1)
+
+
+def _gain(channels: int, filters: int) -> float:
+    """Return the multiplications of a tile in relation to its transforms."""
+    filters = max(filters, _FEW_FILTERS)
+    return channels * filters / (channels + filters)
 
 
 def pack(w: np.ndarray, turned: bool = False) -> np.ndarray:
@@ -140,7 +143,7 @@ def pack(w: np.ndarray, turned: bool = False) -> np.ndarray:
     side, panels = size + _OUT - 1, -(-filters // PANEL)
     transformed = aligned((panels, side * side, channels | 1, PANEL), np.float32)
     parallel_for(
-        _transform_filters, panels, (w,), (transformed,), channels, turned,
+        _transform_filters, panels, (w,), (transformed,), channels, turned, work=16 * w.size,
         scratch={
             "packed": ((size, size, channels, PANEL), np.float32),
             "half": ((side, size, LANES), np.float32),  # G g
@@ -165,17 +168,17 @@ def forward(
     transformed = pack(w, turned) if packed is None else packed
     panels, points, _, _ = transformed.shape
     depth = round_up(x.shape[3], LANES)
-    images = share(len(x), chunks)
     tiles = -(-window.out_h // _OUT), -(-window.out_w // _OUT), size, side  # rows and columns
-    groups = -(-len(x) // images)
     work = len(x) * tiles[0] * tiles[1] * points * depth * len(b)
+    images = share(len(x), chunks, work)
+    groups = -(-len(x) // images)
     some = share(panels, max(1, _FEW_CHUNKS // max(groups, 1)), work) * PANEL
     most = max(ROWS, _MOST_TILES // ROWS * ROWS)
     block = max(ROWS, min(most, _V_BYTES // (points * depth * 4) // ROWS * ROWS))
     rows, columns = tiles[0] * _OUT + size - 1, tiles[1] * _OUT + size - 1
     parallel_for(
         _forward, groups * -(-len(b) // some), (x, transformed, b), (y, code), tuple(window),
-        images, some, tiles, relu, pool,
+        images, some, tiles, relu, pool, work=work,
         scratch={
             "padded": ((rows, columns, depth), np.float32),
             "v": ((points, block | 1, depth), np.float32),
@@ -183,8 +186,7 @@ def forward(
             "line": ((2, points, LANES), np.float32),  # a tile between its two passes
             "zeros": ((PANEL,), np.float32),
             "bias": ((panels, PANEL), np.float32),
-            "live": ((rows, columns), np.float32),  # 1 if this or one of the next pixels is nonzero
-            "sparse": ((1,), np.int32),  # 1 if a pixel of the image is zero
+            "live": ((rows, columns), np.float32),  # 1 if a pixel of an output's inputs is nonzero
             "blanks": ((block,), np.int32),  # a bit for each output of a tile
         },
     )
@@ -193,7 +195,8 @@ def forward(
 def fits_gradient(window: Window, channels: int, filters: int) -> bool:
     """Return whether `kernel_gradient` supports the window and is faster for so many channels."""
     is_three = (window.kernel_h, window.kernel_w) == (3, 3)
-    return is_three and channels * filters >= _LEAST_GRADIENT and window[4:8] == (1, 1, 1, 1)
+    is_faster = _gain(channels, filters) >= _LEAST_GRADIENT_GAIN
+    return is_three and is_faster and window[4:8] == (1, 1, 1, 1)
 
 
 def kernel_gradient(
@@ -206,7 +209,8 @@ def kernel_gradient(
     (size, _, channels, filters), side = dw.shape, _OUT + 2
     tiles = -(-window.out_h // _OUT), -(-window.out_w // _OUT), size, side
     per_image = tiles[0] * tiles[1]
-    images = max(share(len(x), chunks), -(-_LEAST_TERMS // per_image))
+    work = len(x) * per_image * side * side * channels * filters
+    images = max(share(len(x), chunks, work), -(-_LEAST_TERMS // per_image))
     images = min(images, max(1, _MOST_TERMS // per_image))
     chunks = -(-len(x) // images)
     blocks = -(-images * per_image // _BLOCK)
@@ -216,6 +220,7 @@ def kernel_gradient(
     biases = np.empty((chunks * blocks, filters), np.float32)
     parallel_for(
         _kernel_gradient, chunks, (x, dy), (partial, biases), tuple(window), images, tiles, blocks,
+        work=work,
         scratch={
             "padded": ((high + size - 1, wide + size - 1, depth), np.float32),
             "gradient": ((high, wide, panels * PANEL), np.float32),
@@ -345,7 +350,7 @@ def _transform_filters(panel, scratch, w, transformed, channels, turned):
 @kernel
 def _forward(chunk, scratch, x, u, b, y, code, window, images, some, tiles, relu, pool):
     """Compute `some` filters in blocks of tiles: first V, then M and Y for each panel."""
-    padded, v, m, line, zeros, bias, live, sparse, blanks = scratch
+    padded, v, m, line, zeros, bias, live, blanks = scratch
     block, filters, per_image = blanks.size, b.size, tiles[0] * tiles[1]
     (_, height, width, _), side = y.shape, _OUT >> pool
     clear(pointer(padded, 0), padded.size)
@@ -358,11 +363,12 @@ def _forward(chunk, scratch, x, u, b, y, code, window, images, some, tiles, relu
     begin, end = group * images * per_image, min(x.shape[0], (group + 1) * images) * per_image
     for first in range(begin, end, block):
         count = min(block, end - first)
-        _transform_inputs(x, first, count, padded, v, line, live, sparse, blanks, window, tiles)
+        _transform_inputs(x, first, count, padded, v, line, live, blanks, window, tiles)
         for f in range(first_filter, min(first_filter + some, filters), PANEL):
             for i in range(0, count, ROWS):
                 rows = min(ROWS, count - i)
-                _multiply(v, u, m, zeros, i, rows, f // PANEL, x.shape[3])
+                _multiply(v, u, m, zeros, i, rows, f // PANEL, x.shape[3],
+                          min(PANEL, round_up(filters - f, LANES)))
                 for r in range(rows):
                     n, row, column = _tile(first + i + r, tiles)
                     top, left = row * side, column * side
@@ -381,7 +387,7 @@ def _forward(chunk, scratch, x, u, b, y, code, window, images, some, tiles, relu
 
 
 @helper
-def _transform_inputs(x, first, count, padded, v, line, live, sparse, blanks, window, tiles):
+def _transform_inputs(x, first, count, padded, v, line, live, blanks, window, tiles):
     """Write V = B' d B for `count` tiles, and mark the outputs whose inputs are all zero."""
     (_, wide, depth), block, size, side = padded.shape, v.shape[1], tiles[2], tiles[3]
     for i in range(count):
@@ -390,11 +396,8 @@ def _transform_inputs(x, first, count, padded, v, line, live, sparse, blanks, wi
             inside = pointer(padded, (window[8] * wide + window[9]) * depth)
             copy_image(pointer(x, n * x[0].size), x.shape[1:], 0, x.shape[3], inside, wide, depth,
                        False)
-            sparse[0] = _find_live(pointer(padded, 0), pointer(live, 0), padded.shape, size,
-                                   x.shape[1] * x.shape[2])
-        blanks[i] = 0
-        if sparse[0]:
-            blanks[i] = _blank_outputs(pointer(live, (row * wide + column) * _OUT), wide, size)
+            _find_live(pointer(padded, 0), pointer(live, 0), padded.shape, size)
+        blanks[i] = _blank_outputs(pointer(live, (row * wide + column) * _OUT), wide)
         corner = pointer(padded, (row * wide + column) * _OUT * depth)
         for c in range(0, depth, LANES):
             _input_tile(pointer(corner, c), wide * depth, depth, pointer(line, 0),
@@ -402,15 +405,15 @@ def _transform_inputs(x, first, count, padded, v, line, live, sparse, blanks, wi
 
 
 @helper
-def _multiply(v, u, m, zeros, first, rows, panel, channels):
-    """Write M[point] = V[point] U[point] for some tiles and a panel of filters."""
+def _multiply(v, u, m, zeros, first, rows, panel, channels, filters):
+    """Write M[point] = V[point] U[point] for some tiles and the filters of a panel."""
     points, block, depth = v.shape
     for p in range(points):
         block_of_rows(pointer(v, (p * block + first) * depth), depth, 1, 0,
                       pointer(u, (panel * points + p) * u.shape[2] * PANEL), PANEL,
                       pointer(zeros, 0), 0,
-                      pointer(m, p * ROWS * PANEL), PANEL, rows, PANEL, channels, 1,
-                      False)
+                      pointer(m, p * ROWS * PANEL), PANEL, rows, filters, channels,
+                      1, False)
 
 
 @helper
@@ -421,35 +424,26 @@ def _tile(number, tiles):
 
 
 @helper
-def _find_live(padded, live, shape, size, inside):
-    """Mark each pixel that is nonzero, or one of whose size - 1 right neighbours is nonzero.
-
-    Return whether one of the `inside` pixels of the image is zero; only then neighbours count.
-    """
+def _find_live(padded, live, shape, size):
+    """Mark each pixel from which on a square of size x size pixels has one that is nonzero."""
     rows, columns, depth = shape
-    alive = 0
     for pixel in range(rows * columns):
-        values = pointer(padded, pixel * depth)
-        any_ = values[0] != 0
-        for c in range(0 if any_ else depth):
+        values, any_ = pointer(padded, pixel * depth), False
+        for c in range(depth):
             any_ |= values[c] != 0
         live[pixel] = any_
-        alive += any_
-    for pixel in range(rows * columns - size + 1 if alive < inside else 0):
-        for j in range(1, size):
-            live[pixel] = max(live[pixel], live[pixel + j])
-    return alive < inside
+    for step in (1, columns):
+        for _ in range(size - 1):
+            for pixel in range(rows * columns - step):
+                live[pixel] = max(live[pixel], live[pixel + step])
 
 
 @helper
-def _blank_outputs(live, wide, size):
+def _blank_outputs(live, wide):
     """Return a bit mask of the outputs of a tile whose inputs are all zero."""
     bits = 0
     for q in range(_OUT * _OUT):
-        any_ = np.float32(0)
-        for i in range(size):
-            any_ = max(any_, live[(q // _OUT + i) * wide + q % _OUT])
-        bits |= (any_ == 0) << q
+        bits |= (live[q // _OUT * wide + q % _OUT] == 0) << q
     return bits
 
 
