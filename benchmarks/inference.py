@@ -3,6 +3,7 @@
     python benchmarks/inference.py                  the documented network
     python benchmarks/inference.py --network vgg    another one of benchmarks/networks.py
     python benchmarks/inference.py --clients 8      requests a second of eight threads
+    python benchmarks/inference.py --all            five networks with 1, 8 and 64 images a call
 
 The model of `Sequential.for_inference` against `Sequential.predict`, PyTorch (eager,
 `inference_mode`, two memory layouts) and ONNX Runtime with the same weights. Inputs are arrays
@@ -14,9 +15,11 @@ Runtime's. A dense layer with a kernel of several megabytes takes as long as rea
 table compares that layer alone with a jitted sum over the same kernel, both with one thread.
 
 With `--clients`, threads share one model, or one session of ONNX Runtime, and each of them asks
-for one image at a time.
+for one image at a time. With `--all`, the networks are compared with ONNX Runtime alone; the last
+row has the geometric means.
 """
 
+import contextlib
 import itertools
 import math
 import os
@@ -37,6 +40,8 @@ CALLS = {  # images, images per call
 RUNTIME = "ONNX Runtime"
 PREDICT = "minicnn predict"
 PAIR = "minicnn", RUNTIME  # whose latencies and requests are compared
+FIVE = "documented", "cifar", "lenet5", "strided", "resnet"
+SIZES = 1, 8, 64  # images a call for each of the five networks
 LIMIT = 1e-4
 LARGE = 4e6  # bytes of a kernel whose reading takes most of the time
 
@@ -273,6 +278,41 @@ def bandwidth(contender, network, args):
     return result
 
 
+def five(args):
+    """Print a table of the five networks beside ONNX Runtime, and return the results."""
+    results, rows = {}, []
+    for name in ("lenet5",) if args.smoke else FIVE:
+        row, results[name] = [name], {}
+        with started(networks.NETWORKS[name], PAIR, args.threads) as pair:
+            for size in SIZES:
+                call = {"count": size, "size": size, "seconds": args.seconds}
+                result = harness.compare(harness.alternate(pair, args.rounds, **call))
+                results[name][size] = result
+                row += [result["minicnn"]["seconds"] * 1e3, result[RUNTIME]["ratio"]]
+        rows.append(row)
+    means = ["geometric mean"]
+    for column in list(zip(*rows, strict=True))[1:]:
+        means.append(statistics.geometric_mean(column))
+    headers = [""]
+    for size in SIZES:
+        headers += [f"{size} images, ms", "ONNX Runtime / minicnn"]
+    print("\nFive networks\n")
+    harness.table(headers, [[name, *(f"{x:.2f}" for x in row)] for name, *row in [*rows, means]])
+    return results
+
+
+@contextlib.contextmanager
+def started(network, names, threads):
+    """Start the contenders for a network, and compare their logits."""
+    with tempfile.TemporaryDirectory() as folder:
+        batches = itertools.islice(networks.batches(network), math.ceil(1000 / network.batch))
+        np.save(Path(folder) / "images.npy", np.concatenate([x for x, _ in batches]))
+        np.savez(Path(folder) / "weights.npz", *networks.start_values(network))
+        with harness.contenders(names, threads, network=network, folder=folder) as contenders:
+            check(contenders, folder)
+            yield contenders
+
+
 def main():
     harness.serve(Inference)
     parser = harness.parser(__doc__, rounds=7, seconds=1.0)
@@ -281,21 +321,20 @@ def main():
         "--calls", type=int, default=10_000, help="whose latency is measured (default: %(default)s)"
     )
     parser.add_argument("--clients", type=int, help="measure this instead: so many threads")
+    parser.add_argument("--all", action="store_true", help="measure five networks instead")
     args = harness.parse(parser)
     args.calls = 20 if args.smoke else args.calls
     peers = list(networks.PYTORCH) if harness.installed("torch") else []
     if all([harness.installed("onnxruntime"), harness.installed("onnx")]):
         peers.append(RUNTIME)
     network, results = networks.NETWORKS[args.network], {}
-    with tempfile.TemporaryDirectory() as folder:
-        batches = itertools.islice(networks.batches(network), math.ceil(1000 / network.batch))
-        np.save(Path(folder) / "images.npy", np.concatenate([x for x, _ in batches]))
-        np.savez(Path(folder) / "weights.npz", *networks.start_values(network))
-        names = ["minicnn", PREDICT, *peers]
-        if args.clients is not None:
-            names = [name for name in names if name in PAIR]
-        with harness.contenders(names, args.threads, network=network, folder=folder) as contenders:
-            check(contenders, folder)
+    names = ["minicnn", PREDICT, *peers]
+    if args.clients is not None:
+        names = [name for name in names if name in PAIR]
+    if args.all or (args.smoke and RUNTIME in peers):
+        results["networks"] = five(args)
+    if not args.all:
+        with started(network, names, args.threads) as contenders:
             pair = [contender for contender in contenders if contender.name in PAIR]
             if args.clients is None:
                 results |= tables(contenders, args)

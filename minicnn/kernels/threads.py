@@ -107,6 +107,11 @@ def together(job: Callable[[], None], most: int) -> None:
             del workers.holder
 
 
+def starts() -> np.ndarray:
+    """Return the counter of jobs, which workers that wait in compiled code look at."""
+    return _workers.starts
+
+
 @contextlib.contextmanager
 def taped() -> Iterator[list[Any]]:
     """Record the calls that this thread makes, with chunks for `recording.Recording`.
@@ -290,6 +295,7 @@ class _Workers:
     def __init__(self, count: int) -> None:
         self.count = count
         self.stopped = False
+        self.starts = np.zeros(1, np.int64)
         self._inboxes: list[SimpleQueue[Callable[[], None] | None]] = []
 
     def take(self, who: object) -> bool:
@@ -300,6 +306,7 @@ class _Workers:
         """Run `job` on the caller and at most `most` workers, until all have finished."""
         try:
             self.call(job.work_for_another, most)
+            self.starts += 1
             job.work()
             job.wait()
         except BaseException:
