@@ -77,6 +77,7 @@ OPS = "tests/test_ops.py"
 GRADCHECK = "tests/core/test_gradcheck.py"
 ARITHMETIC = "tests/test_arithmetic.py"
 OTHER_LOSSES = "tests/test_other_losses.py"
+RECORDING = "tests/kernels/test_recording.py"
 RESIDUAL = "tests/layers/test_residual.py"
 ONNX_READER = "tests/extras/test_onnx_reader.py"
 OPTIMIZERS = "tests/test_optimizers.py"
@@ -526,6 +527,23 @@ MUTATIONS = [
      replace("layer not in self.packed", "True"), None, f"{INFERENCE} -k packed_once"),
     ("inference: filters are packed at every call", "inference:_Run.__init__",
      unwrap("any"), None, f"{INFERENCE} -k depends_on_the_inputs"),
+    ("inference: buffers that are in use are forgotten", "inference:InferenceModel._outputs",
+     replace("self._runs.move_to_end(rows)", "None"), None, f"{INFERENCE} -k few_numbers_of_rows"),
+    ("recording: a call begins too early", "kernels.recording:_walk",
+     replace("peek(done) < table[call, 1]", "False"), None, f"{RECORDING} -k before_has_ended"),
+    ("recording: little work wakes the workers", "kernels.recording:Recording.run",
+     replace("min(self._seconds) > _LEAST_SECONDS", "True"), None, f"{RECORDING} -k little_work"),
+    ("recording: wrong size of an array", "kernels.recording:_words",
+     replace("value.size", "value.size // 2"), None, RECORDING),
+    ("recording: workers help one of many callers", "kernels.threads:together",
+     replace("workers.is_wanted", "False"), None,
+     f"{RECORDING} -k leave_the_workers"),
+    ("recording: the pool is never released", "kernels.threads:together",
+     condition(False), -1, THREADS),
+    ("Winograd: the first filters in every chunk", "kernels.conv.winograd:_forward",
+     replace("chunk % parts * some", "0"), None, f"{WINOGRAD} -k few_images"),
+    ("dense: later rows of a strip are added to the bias", "kernels.dense.dense:_product_of_strip",
+     replace("y if p else b", "b"), None, GEMM),
     ("dense: ReLU loses NaN", "kernels.dense.dense:_forward",
      replace("row[q] <= 0", "not row[q] > 0"), None, GEMM),
     ("dense: mask of the first element for every row", "kernels.dense.dense:_forward",

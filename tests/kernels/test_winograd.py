@@ -6,8 +6,9 @@ import pytest
 from kernels.arrays import empty, normal
 from tolerances import assert_close, assert_same_bits
 
+from minicnn.kernels import threads
 from minicnn.kernels.conv import conv, winograd
-from minicnn.kernels.simd import LANES, pointer
+from minicnn.kernels.simd import LANES, PANEL, pointer
 from minicnn.kernels.window import slide
 
 A, B = 11 / 16, 23 / 16
@@ -89,6 +90,33 @@ def test_the_code_multiplies_by_the_matrices(size):
         function(d, out, side)
         magnitude = abs(matrix) @ abs(d)
         np.testing.assert_array_less(abs(out - matrix @ d), 3e-7 * magnitude + 1e-30)
+
+
+# Few images
+
+
+@pytest.mark.parametrize("filters", [1, 2 * PANEL, 3 * PANEL + 1])
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("pool", [False, True])
+def test_filters_of_few_images_are_chunks_of_their_own(monkeypatch, by_threads, n, filters, pool):
+    rng, window = np.random.default_rng(0), slide((9, 8), (3, 3), (1, 1), "same")
+    x, w, b = (normal(rng, shape, "float32")
+               for shape in ((n, 9, 8, 5), (3, 3, 5, filters), (filters,)))
+    shape = (n, 4, 4, filters) if pool else (n, 9, 8, filters)
+
+    def forward():
+        y, code = empty(shape, "float32"), np.zeros(shape, np.uint8)
+        winograd.forward(x, w, b, y, code, window, True, pool, 16)
+        return y
+
+    results = by_threads(forward)
+    monkeypatch.setattr(threads, "_LEAST_TAPED", 0)
+    with threads.taped() as tape:
+        forward()
+    assert tape[-1][1] == n * min(-(-filters // PANEL), {1: 4, 2: 2, 3: 1}[n])
+    monkeypatch.setattr(threads, "_LEAST_WORK", 1 << 60)  # an image is one chunk
+    for y in results:
+        assert_same_bits(y, forward())
 
 
 # The gradient of the kernel
