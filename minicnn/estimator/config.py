@@ -415,7 +415,16 @@ def call_model_fn(model_fn: Callable[..., Any], **arguments: Any) -> ModelFnOps:
     names = inspect.signature(model_fn).parameters
     takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in names.values())
     given = {k: v for k, v in arguments.items() if takes_all or k in names}
+    starred = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [k for k, p in names.items() if p.default is p.empty and p.kind not in starred]
+    if unknown := [name for name in needed if name not in arguments]:
+        raise TypeError(
+            f"model_fn must take arguments called {', '.join(arguments)}, or some of these, got "
+            f"one that needs {', '.join(unknown)}; rename it, or pass a value in `params`"
+        )
     result = model_fn(**given)
+    if isinstance(result, tuple) and len(result) == 3:
+        result = ModelFnOps(arguments["mode"], *result)
     if not isinstance(result, ModelFnOps):
         raise TypeError(
             "model_fn must return ModelFnOps(mode, predictions, loss, train_op), got "

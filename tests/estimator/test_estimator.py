@@ -353,6 +353,18 @@ def test_what_model_fn_ops_holds_is_checked():
         mc.ModelFnOps(TRAIN, loss=onehot, train_op=onehot)
 
 
+def test_model_fn_may_return_a_tuple(tmp_path):
+    def as_a_tuple(features, labels, mode):
+        ops = network()(features, labels, mode)
+        return ops.predictions, ops.loss, ops.train_op
+
+    results = [
+        estimator_in(tmp_path / name, model_fn).fit(X, Y, steps=2).evaluate(X, Y)
+        for name, model_fn in (("ops", network()), ("tuple", as_a_tuple))
+    ]
+    assert results[0] == results[1]
+
+
 def test_model_fn_gets_the_arguments_that_it_names(tmp_path):
     seen = {}
 
