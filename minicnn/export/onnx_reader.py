@@ -142,6 +142,8 @@ class _File:
             self.constants[name] = next(iter(attributes.values()), None)
         elif node.op_type == "Identity" and node.input[0] in self.constants:
             self.constants[name] = self.constants[node.input[0]]
+        elif node.op_type == "Transpose" and node.input[0] in self.constants:
+            self.constants[name] = self.array(node.input[0]).transpose(attributes.get("perm"))
         else:
             # Other inputs are weights, or a shape, which is inferred.
             sources = node.input if node.op_type == "Add" else node.input[:1]
@@ -168,9 +170,10 @@ class _File:
 
     def array(self, name: str) -> np.ndarray:
         """Return the array of a constant."""
-        _need(name in self.constants, f"its input {name!r} must be a constant")
+        _need(name in self.constants,
+              f"its input {name!r} must be a constant in the file: export with constant folding")
         constant = self.constants[name]
-        return self._to_array(constant) if hasattr(constant, "dims") else np.asarray(constant)
+        return self._to_array(constant) if hasattr(constant, "data_type") else np.asarray(constant)
 
     def then(self, x: _Value, layer: Op, **values: np.ndarray) -> _Value:
         """Return the output of a new layer, whose parameters get these values."""

@@ -37,16 +37,16 @@ class Plain(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, channels, filters):
+    def __init__(self, channels, filters, stride=1):
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, filters, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(channels, filters, 3, stride, padding=1, bias=False)
         self.norm1 = nn.BatchNorm2d(filters)
         self.conv2 = nn.Conv2d(filters, filters, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(filters)
         self.shortcut = nn.Identity()
         if channels != filters:
             self.shortcut = nn.Sequential(
-                nn.Conv2d(channels, filters, 1, bias=False), nn.BatchNorm2d(filters)
+                nn.Conv2d(channels, filters, 1, stride, bias=False), nn.BatchNorm2d(filters)
             )
 
     def forward(self, x):
@@ -59,6 +59,15 @@ def residual():
         nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), Block(4, 4), nn.AvgPool2d(2),
         Block(4, 6), nn.Conv2d(6, 12, 3, groups=6), nn.Sigmoid(), nn.AdaptiveAvgPool2d(1),
         nn.Flatten(), nn.Linear(12, 10),
+    )
+
+
+def strided():
+    """The form of ResNet-18: every stride is 2, with padding 1 on both sides of an even size."""
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, 2, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(),
+        nn.MaxPool2d(3, 2, padding=1), Block(4, 4), Block(4, 6, 2), nn.AdaptiveAvgPool2d((1, 1)),
+        nn.Flatten(), nn.Linear(6, 10),
     )
 
 
@@ -90,6 +99,7 @@ def main():
     FOLDER.mkdir(exist_ok=True)
     export("plain", Plain(), (1, 14, 10))
     export("residual", residual(), (1, 14, 10))
+    export("strided", strided(), (1, 14, 10))
 
 
 if __name__ == "__main__":

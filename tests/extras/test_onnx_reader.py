@@ -150,7 +150,7 @@ def test_of_several_outputs_the_first_that_can_be_read(path, tmp_path):
 
 
 @pytest.mark.parametrize("exporter", ["script", "fixed", "train", "dynamo"])
-@pytest.mark.parametrize("network", ["plain", "residual"])
+@pytest.mark.parametrize("network", ["plain", "residual", "strided"])
 def test_files_of_pytorch(network, exporter):
     model = assert_read(FILES / f"{network}_{exporter}.onnx")
     assert model.input_shape == (None, 1, 14, 10)
@@ -159,11 +159,11 @@ def test_files_of_pytorch(network, exporter):
             "conv1", "conv2", "fc1",
         ]
     kinds = [type(layer).__name__ for layer in model.layers]
-    assert kinds.count("Residual") == 2 * (network == "residual")
-    assert ("BatchNormalization" in kinds) == (network == "residual" and exporter == "train")
+    assert kinds.count("Residual") == 2 * (network != "plain")
+    assert ("BatchNormalization" in kinds) == (network != "plain" and exporter == "train")
 
 
-@pytest.mark.parametrize("network", ["plain", "residual"])
+@pytest.mark.parametrize("network", ["plain", "residual", "strided"])
 def test_what_is_read_can_be_trained_on(network):
     model = mc.export.from_onnx(FILES / f"{network}_train.onnx")
     x, labels = numbers((8, 1, 14, 10)), np.arange(8) % 3
@@ -339,6 +339,14 @@ def test_the_axis_of_softmax_is_the_files(path, opset, axis):
         refused(path, "node 2, Softmax", "it must be over the last axis of a row")
 
 
+def test_a_weight_that_the_file_transposes(path):
+    """As PyTorch with do_constant_folding=False."""
+    for perm in ({"perm": [1, 0]}, {}):
+        write(path, [("Transpose", ["fc.weight"], perm), ("MatMul", ["x", "v0"], {})],
+              {"fc.weight": weights(5, 4)}, (4,), (5,))
+        assert assert_read(path).layers[0].kernel.shape == (4, 5)
+
+
 # What cannot be read -----------------------------------------------------------------------------
 
 IMAGE = {
@@ -399,7 +407,7 @@ def test_nodes_that_cannot_be_read_are_named(path, nodes, words):
 
 
 def test_two_values_of_one_name(path):
-    write(path, [("Relu", ["x"], {}), ("Tanh", ["v0"], {})], {"v1": weights(3)}, (3,), (3,))
+    write(path, [("Relu", ["x"], {}), ("Tanh", ["v0"], {})], {"v1": weights(2, 3)}, (3,), (3,))
     refused(path, "it has several values of the name ['v1']")
 
 
