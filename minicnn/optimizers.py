@@ -174,12 +174,10 @@ class Optimizer(Hinting):
         if count is None or count.shape or count.dtype.kind not in "iu" or not 0 <= count < 2**53:
             raise ValueError(f"'iterations' must be a number of steps, got {count}; {remedy}")
         owners = {f"{p.name}/{slot}": p for p in _checked(parameters) for slot in self.slots}
-        for name, owner in owners.items():
-            if name not in entries and owner.trainable and count > 0:
-                raise ValueError(f"the state lacks {name!r} of shape {owner.shape}; {remedy}")
+        needed = {name for name, owner in owners.items() if owner.trainable and count > 0}
+        if wrong := (needed - entries.keys()) | (entries.keys() - owners.keys()):
+            raise ValueError(f"{min(wrong)!r} is only in the state or only in the model; {remedy}")
         for name, value in entries.items():
-            if name not in owners:
-                raise ValueError(f"no parameter has {name!r} of shape {value.shape}; {remedy}")
             entries[name] = np.array(value, owners[name].dtype, order="C")
             _check_fits(name, entries[name], owners[name])
         if said := fault(entries):

@@ -110,10 +110,9 @@ def _draw_curves(
     if len(curves) == 1:
         title = f"{title} {last} after {step:,.0f} steps"
     else:
-        for text in axes.legend(fontsize=8).get_texts():
-            text.set_parse_math(False)
-    axes.set_title(title, parse_math=False)
-    axes.set_ylabel(_UNITS.get(number, _shortened(number)), parse_math=False)
+        axes.legend(fontsize=8)
+    axes.set_title(title)
+    axes.set_ylabel(_UNITS.get(number, _shortened(number)))
     axes.set_xlabel("training (steps)")
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.locator_params(axis="x", nbins=5)  # so that long numbers do not overlap
@@ -145,7 +144,8 @@ def _records_of_folder(folder: Path) -> list[Any]:
 
 
 def _shortened(name: str) -> str:
-    return name if len(name) <= 30 else f"{name[:27]}..."
+    """Return a name of at most 30 characters, in which a $ does not begin a formula."""
+    return (name if len(name) <= 30 else f"{name[:27]}...").replace("$", r"\$")
 
 
 def confusion_matrix(labels: ArrayLike, predictions: ArrayLike) -> Any:

@@ -311,11 +311,11 @@ def momentum_state():
     [
         (
             lambda s: s.pop("conv2d/bias/momentum"),
-            r"lacks 'conv2d/bias/momentum' of shape \(5,\); load it into the .* that saved it",
+            r"'conv2d/bias/momentum' is only in the state or .*; load it into the .* that saved it",
         ),
         (
             lambda s: s.update({"dense_1/bias/momentum": np.zeros(7)}),
-            r"no parameter has 'dense_1/bias/momentum' of shape \(7,\); load it into",
+            "'dense_1/bias/momentum' is only in the state or only in the model; load it",
         ),
         (
             lambda s: s.update({"conv2d/bias/momentum": np.zeros(6)}),
@@ -366,9 +366,9 @@ def test_a_state_that_no_step_leaves_is_refused(slot, value, message):
 
 def test_the_state_of_another_rule():
     _, parameters, state = momentum_state()
-    with pytest.raises(ValueError, match=r"lacks 'conv2d/kernel/adam_m' of shape \(3, 3, 2, 5\)"):
+    with pytest.raises(ValueError, match="'conv2d/bias/adam_m' is only in the state or"):
         Adam().load_state_dict(state, parameters)
-    with pytest.raises(ValueError, match=r"no parameter has 'conv2d/kernel/momentum' of shape"):
+    with pytest.raises(ValueError, match="momentum' is only in the state or"):
         SGD(0.1).load_state_dict(state, parameters)
 
 

@@ -190,10 +190,10 @@ def test_learning_curve_draws_what_is_sound(tmp_path):
         {"global_step": 4, "lo$s": -1e100, "name": "_a"}, {"global_step": 5, "lo$s": math.inf},
     )
     _, other = plots.learning_curve(tmp_path).axes  # the fixture renders it
-    assert other.get_title() == other.get_ylabel() == "lo$s"
+    assert other.get_title() == other.get_ylabel() == r"lo\$s"
     assert [line.get_ydata().tolist() for line in other.lines] == [[1e100], [-1e100]]
     said = [text.get_text() for text in other.get_legend().get_texts()]
-    assert said == ["1e+100 $x_{", "-1e+100 _a"]
+    assert said == [r"1e+100 \$x_{", "-1e+100 _a"]
 
 
 ROWS = [
