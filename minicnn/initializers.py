@@ -18,7 +18,6 @@ from minicnn.core import checks
 
 Initializer = Callable[..., np.ndarray]
 Spec = str | float | Initializer
-_BLOCK = 1 << 16  # number of elements drawn at a time
 
 
 def glorot_uniform(shape: tuple[int, ...], rng: Any, dtype: Any = np.float32) -> np.ndarray:
@@ -132,7 +131,8 @@ def he_normal(shape: tuple[int, ...], rng: Any, dtype: Any = np.float32) -> np.n
     0.05
     """
     deviation = math.sqrt(2 / _fans(shape)[0])
-    return _drawn(checks.generator(rng).normal, (0.0, deviation), shape, dtype)
+    drawn = checks.generator(rng).normal(0.0, deviation, shape)
+    return drawn.astype(checks.float_type(dtype))
 
 
 def zeros(shape: tuple[int, ...], rng: Any = None, dtype: Any = np.float32) -> np.ndarray:
@@ -284,15 +284,8 @@ def _shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _uniform(limit: float, shape: tuple[int, ...], rng: Any, dtype: Any) -> np.ndarray:
-    return _drawn(checks.generator(rng).uniform, (-limit, limit), shape, dtype)
-
-
-def _drawn(draw: Any, of: tuple[float, float], shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Draw in float64, in blocks: all at once would need three times the memory."""
-    values = np.empty(math.prod(shape), checks.float_type(dtype))
-    for block in np.split(values, range(_BLOCK, values.size, _BLOCK)):
-        block[...] = draw(*of, block.size)
-    return values.reshape(shape)
+    drawn = checks.generator(rng).uniform(-limit, limit, shape)
+    return drawn.astype(checks.float_type(dtype))
 
 
 _BY_NAME: dict[str, Initializer] = {
