@@ -110,7 +110,7 @@ def picture(path: str | Path) -> Any:
 
 
 def _upright(file: Any) -> Any:
-    """Return the picture in a file as `picture` does."""
+    """Return the picture in an open file; see `picture`."""
     image_module = require("PIL.Image", "image")
     with image_module.open(file) as image:
         stored = image.width * image.height / 2  # a progressive JPEG is loaded in full size
@@ -205,7 +205,7 @@ def _find_digit(pixels: np.ndarray) -> np.ndarray | None:
 
 
 def _reduced(image: Any) -> Any:
-    """Return an image as RGBA, or F if it has 16 or 32 bits, below twice the largest size."""
+    """Return an image at less than twice the largest size, as RGBA, or F for 16 or 32 bits."""
     image_module = require("PIL.Image", "image")
     image.load()
     factor = max(1, max(image.size) // _LARGEST)
@@ -299,7 +299,7 @@ def _without_specks(parts: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def _is_printed(part: np.ndarray, rest: np.ndarray) -> bool:
-    """Return whether a part is a frame, a corner or a line around or under a shorter rest."""
+    """Return whether a part is a printed frame or line, which is longer than the rest."""
     own, other = _distances_to_sides(part, rest)
     length, rest_length = (np.ptp(distances, axis=0).max() + 1 for distances in (own, other))
     is_outline = (own.min(axis=1) < 1.5 + 0.06 * length).mean() > 0.97

@@ -76,16 +76,14 @@ class _Loss(Op):
         terms, slopes = self.terms(labels, outputs)
         w = _weights(self.label, others[-1] if self.is_fed else self.weights, terms.shape)
         divisor = _DIVISORS[self.reduction](w)
-        if self.is_fed:  # other processes have rows of other weights, and as many as these count
+        if self.is_fed:  # of the rows of all processes, in proportion to these rows
             total, rows = ctx.total(np.array([divisor, len(w)], np.float64))
             divisor = total * len(w) / rows
-        if divisor <= 0:
-            w = np.zeros_like(w)
-            divisor = 1
+        w = w / divisor if divisor > 0 else np.zeros_like(w)
         if ctx.save:
-            scale = _as_rank((w / divisor).astype(outputs.dtype), slopes.ndim)
+            scale = _as_rank(w.astype(outputs.dtype), slopes.ndim)
             ctx[self] = scale * slopes, [None] * len(others)
-        return float((w * terms).sum() / divisor)
+        return float((w * terms).sum())
 
     def backward(self, dy: Any, ctx: Context, need_dx: bool = True) -> tuple[Any, ...]:
         gradient, others = ctx[self]

@@ -870,7 +870,7 @@ class ReduceSum(Op):
         return tuple(n for i, n in enumerate(ones) if self.keepdims or i not in self.axes)
 
     def _with_ones(self, shape: Any) -> Any:
-        """Return the shape of the result with keepdims."""
+        """Return a shape in which the reduced axes have size 1."""
         return tuple(1 if axis in self.axes else size for axis, size in enumerate(shape))
 
     def forward(self, x: Any, ctx: Context) -> Any:
@@ -977,7 +977,7 @@ def _floats(value: Any, name: str, argument: str = "inputs") -> Any:
 
 
 def _axis(axis: Any, shape: Shape, label: str, least: int = 0) -> int:
-    """Return an axis of at least `least`, counted from the front; raise if there is none."""
+    """Return an axis, counted from the front; raise unless it is from `least` to the last one."""
     axis = integer(axis, "axis", least=-checks.MOST)
     rank = len(shape)
     if not (-rank <= axis < rank and axis % rank >= least):

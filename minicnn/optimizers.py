@@ -22,7 +22,7 @@ from minicnn.core.hints import Hinting
 from minicnn.core.parameter import Parameter, sum_of_squares
 from minicnn.kernels import update as kernels
 
-_TINY = sys.float_info.min  # what is above 0 is at least this
+_TINY = sys.float_info.min  # the smallest number above 0 that is not denormal
 Schedule = Callable[[int], float]
 Rate = float | Schedule
 

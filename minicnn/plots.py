@@ -20,7 +20,7 @@ from minicnn.estimator.history import History
 from minicnn.metrics import confusion_matrix as count_confusions
 from minicnn.ops import check_labels
 
-# The palette of Okabe and Ito, for all kinds of colour vision, with grey in place of black.
+# The palette of Okabe and Ito, also for colour-blind readers, with grey in place of black.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#808080")
 _MOST_CURVES = 16  # panels, and lines in a panel: more are slow to draw and unreadable
 _MOST_MARKERS = 60  # points of a line that are marked

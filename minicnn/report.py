@@ -255,7 +255,7 @@ def _figure(title: str, draw: Callable[[], Any] | None) -> str:
 
 
 def _as_images(x: np.ndarray) -> np.ndarray | None:
-    """Return rows as images with values from 0 to 1; None if they are none."""
+    """Return rows as images with values from 0 to 1; None for other shapes."""
     side = math.isqrt(x[0].size)
     if x.ndim == 2 and side >= 8 and side * side == x.shape[1]:
         x = x.reshape(-1, side, side)

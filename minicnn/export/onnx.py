@@ -1,4 +1,4 @@
-"""Export models as ONNX files, which run without minicnn, in ONNX Runtime say (extra `onnx`).
+"""Export models as ONNX files, which run without minicnn, as in ONNX Runtime (extra `onnx`).
 
 The inputs and outputs of a file have the same layout as those of the model: images are
 (N, H, W, C), unless its layers are channels_first, and N may vary. ONNX's convolution and pooling

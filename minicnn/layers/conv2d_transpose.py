@@ -122,7 +122,7 @@ class Conv2DTranspose(Convolution):
     def write_gradients(
         self, x: np.ndarray, dy: np.ndarray, dx: np.ndarray | None, ctx: Context, saved: None
     ) -> None:
-        """Write those of that convolution, with image and gradient exchanged."""
+        """Write the gradients of that convolution, with image and gradient exchanged."""
         no_bias = np.zeros(x.shape[3], x.dtype)
         if dx is not None:
             conv.forward(dy, self.kernel.value, no_bias, dx, self.window)
