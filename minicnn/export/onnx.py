@@ -205,16 +205,12 @@ class _File:
         if op is None:
             return x
         if type(op) not in _EXPORTS:
-            raise ValueError(_refusal(op))
+            known = ", ".join(sorted({kind.__name__ for kind in _EXPORTS}))
+            raise ValueError(
+                f"{op.label}: {type(op).__name__} cannot be exported; use Sequential, Residual, "
+                f"{known}, but no subclasses that compute something else"
+            )
         return _EXPORTS[type(op)](self, op, x, shape, *others)
-
-
-def _refusal(op: Op) -> str:
-    known = ", ".join(sorted({kind.__name__ for kind in _EXPORTS}))
-    return (
-        f"{op.label}: {type(op).__name__} cannot be exported; use Sequential, Residual, {known}, "
-        "but no subclasses that compute something else"
-    )
 
 
 def _conv2d(file: _File, layer: Any, x: _Value, shape: Shape) -> _Value:

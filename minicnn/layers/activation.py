@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from minicnn import ops
-from minicnn.core.checks import describe
+from minicnn.core import checks
 from minicnn.core.context import Context
 from minicnn.core.op import Op, Shape
 from minicnn.layers.layer import Layer
@@ -34,9 +34,7 @@ class Activation(Layer):
     def __init__(self, activation: Any, name: str | None = None) -> None:
         super().__init__(name)
         op = ops.activation(activation)
-        if op is None:
-            raise ValueError(f"`activation` must name a function, got {describe(activation)}")
-        self.activation: Op = op
+        self.activation: Op = checks.instance(op, Op, "activation", "a function, its name or an Op")
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
         return self.build_part(self.activation, super().build(input_shape, rng, dtype), rng)
