@@ -225,11 +225,8 @@ def _is_repeatable(op: Op) -> bool:
 
 
 def _uses_kernels_alone(layer: Any) -> bool:
-    """Return whether a layer copies no arrays in another order and uses no batch statistics."""
-    rank = len(getattr(layer, "input_shape", None) or ())
-    are_channels_last = getattr(layer, "data_format", "channels_last") == "channels_last"
-    is_last_axis = getattr(layer, "axis", -1) in (-1, rank - 1)
+    """Return whether a layer copies no arrays in NumPy and uses no batch statistics."""
     is_repeated = getattr(layer, "depth_multiplier", 1) > 1  # each channel is copied
     of_batch = getattr(layer, "training", None)
     is_numpy = getattr(layer, "approximate", False)  # of Gelu
-    return are_channels_last and is_last_axis and not (is_repeated or of_batch or is_numpy)
+    return not (is_repeated or of_batch or is_numpy)

@@ -87,6 +87,11 @@ CHAINS = {
     ],
     "dilated": lambda: [Conv2D(4, 3, dilation_rate=2, activation="tanh"), Flatten(), Dense(2)],
     "channels first": images_first,
+    "smooth": lambda: [
+        Conv2D(4, 3, activation="leaky_relu"), Conv2D(4, 3, activation="sigmoid"), Flatten(),
+        Dense(9, activation="tanh"), Dense(9, activation="gelu"),
+        Dense(9, activation=mc.ops.Gelu(approximate=True)), Dense(2),
+    ],
     "a user's op": lambda: [Halve(), Conv2D(4, 3, activation="relu"), Halve(), Flatten(), Dense(2)],
     "dropout first": lambda: [Dropout(0.5), Flatten(), Dense(2)],
     "a user's chain": lambda: [Doubled([Conv2D(4, 3), Dense(3)]), Flatten(), Dense(2)],
