@@ -168,10 +168,11 @@ def _add(chunk, scratch, a, b, y, relu):
 @kernel
 def _transpose(chunk, scratch, x, y, length):
     _, rows, columns = x.shape
+    size = lanes(pointer(x, 0))
+    high, wide = rows // size * size, columns // size * size
     for n in range(chunk * length, min(x.shape[0], (chunk + 1) * length)):
-        source, target = pointer(x, n * rows * columns), pointer(y, n * rows * columns)
-        size = lanes(source)
-        high, wide = rows // size * size, columns // size * size
+        source = pointer(x, n * rows * columns)
+        target = pointer(y, n * rows * columns)
         for i in range(0, high, size):
             for j in range(0, wide, size):
                 transpose(pointer(source, i * columns + j), columns,

@@ -337,7 +337,8 @@ def _transform_filters(panel, scratch, w, transformed, channels, turned):
     rows = transformed.shape[2]
     pack_filters(w, panel * PANEL, turned, pointer(packed, 0))
     for first in range(0, channels * PANEL, LANES):
-        source, line = pointer(packed, first), pointer(half, 0)
+        source = pointer(packed, first)
+        line = pointer(half, 0)
         target = pointer(transformed, panel * side * side * rows * PANEL + first)
         for j in range(size):
             _filter_line(side, pointer(source, j * channels * PANEL), size * channels * PANEL,
@@ -428,7 +429,8 @@ def _find_live(padded, live, shape, size):
     """Mark each pixel from which on a square of size x size pixels has one that is nonzero."""
     rows, columns, depth = shape
     for pixel in range(rows * columns):
-        values, any_ = pointer(padded, pixel * depth), False
+        values = pointer(padded, pixel * depth)
+        any_ = False
         for c in range(depth):
             any_ |= values[c] != 0
         live[pixel] = any_
