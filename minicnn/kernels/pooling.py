@@ -21,6 +21,7 @@ from minicnn.kernels.threads import CHUNKS, check, parallel_for, share
 from minicnn.kernels.window import Window, overlap
 
 _NONE = np.empty((0, 0, 0, 0), np.uint8)  # in place of winners: each element gets the gradient
+_WORK = 16  # of an element of x, in multiply-adds
 
 
 def winner_type(window: Window) -> type[np.unsignedinteger]:
@@ -61,7 +62,7 @@ def _check(x: np.ndarray, y: np.ndarray, winner: np.ndarray, window: Window) -> 
     shape = (n, window.out_h, window.out_w, channels)
     check(x=(x, (n, window.height, window.width, channels)), y=(y, shape))
     check(winner=(winner, shape))
-    images = share(n, CHUNKS)
+    images = share(n, CHUNKS, _WORK * x.size)
     return -(-n // images), images
 
 

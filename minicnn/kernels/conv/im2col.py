@@ -40,7 +40,7 @@ def forward(
     """Write y = x * w + b, and max(y, 0) if `relu`."""
     depth, filters = w.size // w.shape[3], w.shape[3]
     positions = y.size // filters
-    length = max(share(positions, CHUNKS), _LEAST_POSITIONS)
+    length = max(share(positions, CHUNKS, positions * w.size), _LEAST_POSITIONS)
     parallel_for(
         _forward, -(-positions // length), (x, w, b), (y,), tuple(window), length, relu,
         scratch={
@@ -55,7 +55,7 @@ def input_gradient(
 ) -> None:
     """Write dx, the gradient of the input, plus c (C,)."""
     depth, filters = w.size // w.shape[3], w.shape[3]
-    images = share(dx.shape[0], CHUNKS)
+    images = share(dx.shape[0], CHUNKS, dy.size * depth)
     panels = packed_shape(filters, depth, dx.dtype)
     parallel_for(
         _input_gradient, -(-dx.shape[0] // images), (dy, w, c), (dx,), tuple(window), images,
@@ -73,7 +73,7 @@ def kernel_gradient(
     """Write dw and db, the gradients of the kernel and the bias."""
     filters = dy.shape[3]
     depth, positions = dw.size // filters, dy.size // filters
-    length = max(share(positions, CHUNKS), _LEAST_POSITIONS)
+    length = max(share(positions, CHUNKS, positions * dw.size), _LEAST_POSITIONS)
     chunks = -(-positions // length)
     block = min(BLOCK, length)  # positions per sum, for any size of their columns
     partial = np.empty((chunks, dw.size), dw.dtype)

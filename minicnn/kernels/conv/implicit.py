@@ -72,7 +72,7 @@ def pack(w: np.ndarray, turned: bool = False) -> np.ndarray:
     filters = w.shape[2 if turned else 3]
     panels = packed_shape(w.size // filters, filters, np.float32)
     packed = aligned(panels, np.float32)
-    parallel_for(_pack, panels[0], (w,), (packed,), turned)
+    parallel_for(_pack, panels[0], (w,), (packed,), turned, work=16 * w.size)
     return packed
 
 
@@ -111,7 +111,7 @@ def kernel_gradient(
     (*_, channels, filters) = dw.shape
     bands = _bands(window, False)
     total = -(-len(x) // bands.images) * bands.per_image
-    length = share(total, chunks)
+    length = share(total, chunks, dy.size * (dw.size // filters))
     chunks = -(-total // length)
     positions = bands.images * bands.rows * window.out_w
     waiting = waiting_sums(length * blocks_of(positions), _FEW)
