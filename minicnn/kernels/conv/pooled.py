@@ -32,8 +32,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minicnn.kernels.conv.shared import copy_image
-from minicnn.kernels.elementwise import BLOCK, add_waiting, sum_sums, waiting_sums
-from minicnn.kernels.elementwise import blocks_of as sums_of
+from minicnn.kernels.elementwise import add_waiting, sum_sums, waiting_sums
 from minicnn.kernels.gather import blocks_of, gather
 from minicnn.kernels.gemm import clear, round_up
 from minicnn.kernels.jit import helper, kernel
@@ -55,7 +54,7 @@ _MANY_CHANNELS = 16  # from this number on, blocks consist of complete vectors
 _CHANNELS = 32
 _WHOLE = 11 << 10  # elements of a padded image that is one band; fits into a first-level cache
 _BAND = 8 << 10  # elements of the padded rows of a band
-_TERMS = 256  # positions per band, summed separately for dw: more would lose precision
+_TERMS = 256  # positions per band, summed separately for dw and db: more would lose precision
 _FEW = 16  # sums of bands that are added in order, before these are added pairwise
 _LINES = 10 << 10  # elements of w that stay in the first-level cache together with dx
 
@@ -95,7 +94,7 @@ def gradients(
     images = share(n, chunks)
     chunks = -(-n // images)
     partial = aligned((chunks, blocks * filters * kh * run), np.float32)
-    biases = np.empty((n, sums_of(ph * pw), filters), np.float32)
+    biases = np.zeros((n, -(-ph // band), filters), np.float32)
     padded = blocks * high * wide * depth + run  # the last gather accesses one run too many
     positions, width = band * pw, round_up(filters, LANES)
     waiting = waiting_sums(images * -(-ph // band), _FEW)
@@ -124,11 +123,10 @@ def gradients(
             "p_bounds": ((2, 4 * positions), np.int64),
         },
     )
-    total = np.empty(partial.shape[1], np.float32)
-    sum_sums(partial, total)
-    sums = total.reshape(blocks, filters, kh, run)[..., : kw * depth]
-    sums = sums.reshape(blocks, filters, kh, kw, depth).transpose(2, 3, 0, 4, 1)
-    dw[...] = sums.reshape(kh, kw, blocks * depth, filters)[:, :, :channels]
+    total = np.empty((blocks, filters, kh, run), np.float32)
+    sum_sums(partial, total.reshape(-1))
+    taps = total[..., : kw * depth].reshape(blocks, filters, kh, kw, depth)
+    dw[...] = taps.transpose(2, 3, 0, 4, 1).reshape(kh, kw, -1, filters)[:, :, :channels]
     sum_sums(biases, db)
 
 
@@ -191,13 +189,11 @@ def _gradients(chunk, scratch, x, dy, code, lines, dw_blocks, dx_blocks, partial
     for n in range(begin, end):
         _fill_padded(pointer(x, n * image), pointer(padded, 0), x.shape[1:], layout, window, False)
         clear(pointer(dpadded, 0), dpadded.size if need_dx else 0)
-        at = n * rows * columns * filters
-        _bias_sums(pointer(dy, at), pointer(code, at), rows * columns, filters,
-                   pointer(biases, n * biases.shape[1] * filters), biases.shape[1])
         for first in range(0, rows, band):
             count = min(band, rows - first)
             at = (n * rows + first) * columns * filters
-            _make_lists(pointer(dy, at), pointer(code, at), first, count * columns, columns,
+            db = pointer(biases, (n * biases.shape[1] + first // band) * filters)
+            _make_lists(pointer(dy, at), pointer(code, at), db, first, count * columns, columns,
                         filters, layout, staged, by_filter, by_position, need_dx)
             total = pointer(sums, (waiting - 1) * size) if waiting else dw
             if waiting and bands % _FEW == 0:
@@ -230,18 +226,7 @@ def _fill_padded(image, planes, sizes, layout, window, back):
 
 
 @helper
-def _bias_sums(gradient, winner, positions, filters, sums, blocks):
-    """Write sums over blocks of positions: db[f] = sum over y, z of dy[y, z, f]."""
-    clear(sums, blocks * filters)
-    for p in range(positions):
-        dy, code = pointer(gradient, p * filters), pointer(winner, p * filters)
-        db = pointer(sums, p // BLOCK * filters)
-        for f in range(filters):
-            db[f] += np.float32(0) if code[f] == ZEROED else dy[f]
-
-
-@helper
-def _make_lists(gradient, winner, first, count, columns, filters, layout, staged, by_filter,
+def _make_lists(gradient, winner, db, first, count, columns, filters, layout, staged, by_filter,
                 by_position, need_dx):
     """Write the lists of a band: one for each filter and, for dx, one for each position."""
     values, offsets, taps, places, width = staged
@@ -258,19 +243,23 @@ def _make_lists(gradient, winner, first, count, columns, filters, layout, staged
                 continue
             place = 2 * (first + p // columns) * wide + 2 * (p % columns)
             _stage(pointer(gradient, p * filters), pointer(winner, p * filters), place, wide, depth,
-                   filters, line, pointer(offsets, i * width), taps)
+                   filters, line, pointer(offsets, i * width), taps, db)
             if need_dx:
                 end = _list_by_position(line, taps, places, filters, by_position, p, columns, end)
         _list_by_filter(values, offsets, width, filters, by_filter)
 
 
 @helper
-def _stage(gradient, winner, place, wide, depth, filters, values, offsets, taps):
-    """Write the gradients of 2x2 blocks (zero if ReLU is zero) and the offsets of their patches."""
+def _stage(gradient, winner, place, wide, depth, filters, values, offsets, taps, db):
+    """Write the gradients of 2x2 blocks (zero if ReLU is zero) and the offsets of their patches.
+
+    Add the gradients to db.
+    """
     for f in range(filters):
         tap = np.int32(winner[f])
         taps[f] = tap
         values[f] = np.float32(0) if tap == ZEROED else gradient[f]
+        db[f] += values[f]
         offsets[f] = np.int32(place + (tap >> 1 & 1) * wide + (tap & 1)) * np.int32(depth)
 
 
