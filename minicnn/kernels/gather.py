@@ -10,19 +10,9 @@ size into such blocks. Each element is summed in the order of the list, so the s
 the result.
 """
 
-import functools
-
-import numpy as np
-
 from minicnn.kernels import simd
 from minicnn.kernels.jit import helper
 from minicnn.kernels.simd import LANES, pointer
-
-
-@functools.cache
-def blocks_of(rows: int, vectors: int) -> np.ndarray:
-    """Return the blocks into which `gather` splits rows of vectors."""
-    return np.array(simd.gather_blocks(rows, vectors), np.int64)
 
 
 @helper
@@ -30,7 +20,7 @@ def gather(cut, blocks, source, row, lists, count, target, step, target_row):
     """Add the sums over lists to rows of vectors of the target; list k starts at k * step.
 
     Rows are `row` elements apart in the source, and `target_row` elements apart in the target.
-    `cut` points to the result of `blocks_of`, and `blocks` is its length.
+    `cut` points to the result of `simd.gather_blocks`, and `blocks` is its length.
     """
     for b in range(blocks):
         r, rows, v, vectors = cut[4 * b], cut[4 * b + 1], cut[4 * b + 2] * LANES, cut[4 * b + 3]

@@ -44,6 +44,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numba
+import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, codegen, types
 from numba.extending import intrinsic, models, register_model
@@ -136,7 +137,7 @@ def _argument(kind: Any) -> Any:
 
 def _bits(element: Any) -> int:
     """Return the number of bits of an LLVM number type."""
-    return {"float": 32, "double": 64}.get(str(element)) or element.width
+    return int(element.intrinsic_name[1:])  # f32, f64, i8
 
 
 def _vector_of(element: Any) -> ir.VectorType:
@@ -256,11 +257,10 @@ def broadcast(builder: Any, source: Any, index: Any) -> Any:
 
 def _call(builder: Any, name: str, vector: Any, result: Any, arguments: Sequence[Any]) -> Any:
     """Emit a call of an LLVM intrinsic for a vector type."""
-    kind = {"float": "f32", "double": "f64"}.get(str(vector.element)) or str(vector.element)
     masked = ".p0" if name.startswith("llvm.masked") else ""
     function = cgutils.get_or_insert_function(
         builder.module, ir.FunctionType(result, [argument.type for argument in arguments]),
-        f"{name}.v{vector.count}{kind}{masked}",
+        f"{name}.v{vector.count}{vector.element.intrinsic_name}{masked}",
     )
     return builder.call(function, arguments)
 
@@ -577,7 +577,8 @@ _BLOCKS = {
 }
 
 
-def gather_blocks(rows: int, vectors: int) -> list[tuple[int, int, int, int]]:
+@functools.cache
+def gather_blocks(rows: int, vectors: int) -> np.ndarray:
     """Split rows of vectors into blocks for `gather`: (first row, rows, first vector, vectors).
 
     Blocks are ordered from right to left. If targets overlap, the terms of each element are then
@@ -593,7 +594,7 @@ def gather_blocks(rows: int, vectors: int) -> list[tuple[int, int, int, int]]:
             height = max(r for r, size in known if size == across and r <= rows - row)
             blocks.append((row, height, v, across))
             row += height
-    return blocks
+    return np.array(blocks, np.int64)
 
 
 @operation(literals=2)

@@ -357,7 +357,7 @@ def test_blocks_of_sums_cover_each_vector_once_from_the_right(monkeypatch, regis
     for rows in range(1, 9):
         for vectors in range(1, 24):
             covered = np.zeros((rows, vectors), int)
-            for row, height, first, width in simd.gather_blocks(rows, vectors):
+            for row, height, first, width in simd.gather_blocks.__wrapped__(rows, vectors):
                 assert height * width <= registers - 4
                 assert not covered[row : row + height, :first].any()
                 covered[row : row + height, first : first + width] += 1

@@ -172,7 +172,8 @@ def _columns(x, channels, window, first, count, columns, back):
             iy = oy * sh + ky * dh - top
             for kx in range(0, kw, run):
                 ix = ox * sw + kx * dw - left
-                begin, end = _inside(iy, height, ix, width, run)
+                begin = max(0, -ix)  # of the part of the run that is inside the image
+                end = min(run, width - ix) if 0 <= iy < height else 0
                 patch = pointer(x, ((n * height + iy) * width + ix) * channels)
                 if back:
                     for e in range(begin * channels, end * channels):
@@ -182,12 +183,3 @@ def _columns(x, channels, window, first, count, columns, back):
                     for e in range(begin * channels, end * channels):
                         columns[e] = patch[e]
                 columns = pointer(columns, run * channels)
-
-
-@helper
-def _inside(iy, height, ix, width, run):
-    """Return (begin, end) of the part of a run at (iy, ix) that is inside the image."""
-    if iy < 0 or iy >= height:
-        return 0, 0
-    begin = min(max(0, -ix), run)
-    return begin, max(begin, min(run, width - ix))

@@ -87,15 +87,13 @@ def forward(
     work = len(x) * window.out_h * window.out_w * w.size
     total = -(-len(x) // bands.images) * bands.per_image
     length = share(total, chunks, work)
-    line = round_up(filters, LANES)
     parallel_for(
         _forward, -(-total // length), (x, packed, b), (y, code), tuple(window), tuple(bands),
         length, relu, pool, work=work,
         scratch={
             **_offsets(window, bands, 1),
             "padded": (_padded(bands, channels), np.float32),
-            "bias": ((line,), np.float32),
-            "outputs": ((bands.rows * window.out_w if pool else 0, line), np.float32),
+            "outputs": ((bands.rows * window.out_w * pool, round_up(filters, LANES)), np.float32),
         },
     )
 
@@ -180,28 +178,27 @@ def _pack(panel, scratch, w, packed, turned):
 @kernel
 def _forward(chunk, scratch, x, packed, b, y, code, window, bands, length, relu, pool):
     """Compute bands of outputs: y = b + sum over u of padded[u] w[u]."""
-    patches, taps, padded, bias, outputs = scratch
+    patches, taps, padded, outputs = scratch
     oh, ow = window[10], window[11]
     rows, images, per_image, _, _, _, _, run = bands
     channels, filters, depth = x.shape[3], b.size, packed.shape[1]
     clear(pointer(padded, 0), padded.size)
     _find_offsets(window, bands, channels, 1, patches, taps)
-    for f in range(bias.size):
-        bias[f] = b[f] if f < filters else 0
+    clear(pointer(outputs, 0), outputs.size)  # the lanes after the last filter
     groups = -(-x.shape[0] // images)
     for band in range(chunk * length, min(groups * per_image, (chunk + 1) * length)):
         n, first = band // per_image * images, band % per_image * rows
         some = min(images, x.shape[0] - n)
         count = some * min(rows, (oh // 2 * 2 if pool else oh) - first)
         image = _rows_of_images(x, n, some, first, count // some, padded, window, bands)
-        out, line = pointer(outputs, 0), bias.size
+        out, line = pointer(outputs, 0), outputs.shape[1]
         if not pool:
             out, line = pointer(y, (n * oh + first) * ow * filters), filters
         for f in range(0, filters, PANEL):
             block_of_rows(image, pointer(patches, 0), 1, pointer(taps, 0),
-                          pointer(packed, f * depth), PANEL, pointer(bias, f), 0, pointer(out, f),
-                          line, count * ow, min(PANEL, line - f), run * channels, taps.size - 1,
-                          False)
+                          pointer(packed, f * depth), PANEL, pointer(b, f), 0, pointer(out, f),
+                          line, count * ow, min(PANEL, filters - f), run * channels,
+                          taps.size - 1, False)
         if pool:
             at = (n * (oh // 2) + first // 2) * (ow // 2) * filters
             for f in range(0, filters, LANES):

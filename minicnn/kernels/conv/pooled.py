@@ -33,7 +33,7 @@ import numpy as np
 
 from minicnn.kernels.conv.shared import copy_image
 from minicnn.kernels.elementwise import add_waiting, sum_sums, waiting_sums
-from minicnn.kernels.gather import blocks_of, gather
+from minicnn.kernels.gather import gather
 from minicnn.kernels.gemm import clear, round_up
 from minicnn.kernels.jit import helper, kernel
 from minicnn.kernels.simd import (
@@ -41,6 +41,7 @@ from minicnn.kernels.simd import (
     PANEL,
     ZEROED,
     compress,
+    gather_blocks,
     load,
     pointer,
     transpose,
@@ -102,7 +103,7 @@ def gradients(
     target = np.empty((0, 0, 0, 0), np.float32) if dx is None else dx
     parallel_for(
         _gradients, chunks,
-        (x, dy, code, lines, blocks_of(kh, vectors), blocks_of(together, vectors)),
+        (x, dy, code, lines, gather_blocks(kh, vectors), gather_blocks(together, vectors)),
         (partial, biases, target), tuple(layout), tuple(window), images, need_dx,
         scratch={
             "padded": ((padded,), np.float32),
