@@ -404,8 +404,9 @@ class NanTensorHook(SessionRunHook):
     """
 
     def __init__(self, loss_tensor: Any = "loss", fail_on_nan_loss: bool = True) -> None:
-        what = "a name or a Tensor"
-        self.loss_tensor = checks.instance(loss_tensor, str | Tensor, "loss_tensor", what)
+        self.loss_tensor = checks.instance(
+            loss_tensor, str | Tensor, "loss_tensor", "a name or a Tensor"
+        )
         self.fail_on_nan_loss = checks.boolean(fail_on_nan_loss, "fail_on_nan_loss")
 
     def before_run(self, run_context: SessionRunContext) -> SessionRunArgs:

@@ -23,15 +23,17 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     with replacing(path) as file:
         with zipfile.ZipFile(file, "w") as archive:
             for name, array in arrays.items():
-                # In the format of `np.savez`, without the two copies that this makes.
-                array = np.asarray(array, order="C")
-                header = np.lib.format.header_data_from_array_1_0(array)
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                    np.lib.format.write_array_header_1_0(member, header)
-                    member.write(array.reshape(-1).view(np.uint8).data)
+                    _write_array(member, np.asarray(array, order="C"))
         file.seek(-2, os.SEEK_END)  # the last field says how long the comment is
         file.write(_SEAL.to_bytes(2, "little"))
         file.write(_digest(file, file.tell()))
+
+
+def _write_array(member: IO[bytes], array: np.ndarray) -> None:
+    """Write an array in the format of `np.savez`, without the two copies that this makes."""
+    np.lib.format.write_array_header_1_0(member, np.lib.format.header_data_from_array_1_0(array))
+    member.write(array.reshape(-1).view(np.uint8).data)
 
 
 class Member(NamedTuple):

@@ -384,19 +384,14 @@ def _argument_names(function: Callable[..., Any]) -> list[str]:
 
 def pick(values: Any, key: str | None, name: str) -> Any:
     """Return the value of `key` in a dict, or the only value."""
-    if not isinstance(values, dict):
-        if key is None:
-            return values
+    named = values if isinstance(values, dict) else {None: values}
+    if key is None and len(named) == 1:
+        return next(iter(named.values()))
+    if key not in list(named):  # a list, since the key may not be hashable
         raise ValueError(
-            f"MetricSpec: `{name}` is {key!r}, but there is only one unnamed value; leave it out"
+            f"MetricSpec: `{name}` must be one of {', '.join(map(repr, named))}, got {key!r}"
         )
-    if key is None and len(values) == 1:
-        return next(iter(values.values()))
-    if key not in list(values):  # a list, since the key may not be hashable
-        raise ValueError(
-            f"MetricSpec: `{name}` must be one of {', '.join(map(repr, values))}, got {key!r}"
-        )
-    return values[key]
+    return named[key]
 
 
 def checked_metrics(metrics: Any) -> dict[str, MetricSpec]:

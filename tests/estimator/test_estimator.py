@@ -726,7 +726,7 @@ def test_metric_keys(trained):
         trained.evaluate(X, Y, metrics={"a": mc.MetricSpec(accuracy, "class")})
     with pytest.raises(ValueError, match=r"`prediction_key` .* 'classes', 'prob.*, got None"):
         trained.evaluate(X, Y, metrics={"a": mc.MetricSpec(accuracy)})
-    with pytest.raises(ValueError, match=r"`label_key` is 'class', but.*one unnamed value"):
+    with pytest.raises(ValueError, match="`label_key` must be one of None, got 'class'"):
         trained.evaluate(X, Y, metrics={"a": mc.MetricSpec(accuracy, "classes", "class")})
     with pytest.raises(TypeError, match=r"`metrics\['a'\]` must be a MetricSpec"):
         trained.evaluate(X, Y, metrics={"a": accuracy})
