@@ -50,6 +50,12 @@ from numba.core import cgutils, codegen, types
 from numba.extending import intrinsic, models, register_model
 
 
+def _features() -> list[str]:
+    """Return the features of the CPU that Numba compiles for, each with a plus or a minus sign."""
+    features = numba.config.CPU_FEATURES
+    return (codegen.get_host_cpu_features() if features is None else features).split(",")
+
+
 def _width() -> int:
     """Return the number of bytes of a vector on this CPU, or as set in the environment."""
     text = os.environ.get("MINICNN_VECTOR_BYTES")
@@ -57,13 +63,22 @@ def _width() -> int:
         if text not in ("16", "32", "64"):
             raise ValueError(f"MINICNN_VECTOR_BYTES must be 16, 32 or 64, got {text!r}")
         return int(text)
-    features = numba.config.CPU_FEATURES
-    names = (codegen.get_host_cpu_features() if features is None else features).split(",")
-    return 64 if "+avx512f" in names else 32 if "+avx2" in names else 16
+    features = _features()
+    return 64 if "+avx512f" in features else 32 if "+avx2" in features else 16
+
+
+def _is_arm() -> bool:
+    return platform.machine() in ("aarch64", "arm64")
+
+
+def _has_half() -> bool:
+    """Return whether the CPU converts float16; LLVM would call a function that is missing."""
+    return _is_arm() or "+f16c" in _features()
 
 
 VECTOR_BYTES = _width()
-REGISTERS = 32 if VECTOR_BYTES == 64 or platform.machine() in ("aarch64", "arm64") else 16
+REGISTERS = 32 if VECTOR_BYTES == 64 or _is_arm() else 16
+HAS_HALF = _has_half()
 LANES = VECTOR_BYTES // 4  # of float32
 VECTORS = 2  # per row of a tile of a matrix product
 PANEL = VECTORS * LANES  # columns of float32 in a tile
@@ -200,6 +215,14 @@ def load(builder: Any, source: Any, index: Any) -> Any:
     """Return the vector that starts at ``source[index]``."""
     type_ = _vector_of(source.type.pointee)
     return builder.load(_at(builder, source, index, type_), align=_bytes(type_))
+
+
+def _load_wide(builder: Any, source: Any, index: Any, type_: Any) -> Any:
+    """Return the vector that starts at ``source[index]``; 16-bit elements are float16 numbers."""
+    if source.type.pointee != ir.IntType(16):
+        return load.emit(builder, source, index)
+    place = _at(builder, source, index, ir.VectorType(ir.HalfType(), type_.count))
+    return builder.fpext(builder.load(place, align=2), type_)
 
 
 @operation(Vector)
@@ -477,7 +500,7 @@ def _products(
 
     def step(k, values):
         place, line, *totals = values
-        b_ = [load.emit(builder, line, _index(v * lanes)) for v in range(vectors)]
+        b_ = [_load_wide(builder, line, _index(v * lanes), sums[0].type) for v in range(vectors)]
         for r, row in enumerate(rows):
             x = broadcast.emit(builder, place, row)
             for v in range(vectors):

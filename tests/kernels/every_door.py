@@ -104,7 +104,9 @@ def product(n, d, u):
     x, w, b, dy = numbers(n, d), numbers(d, u), numbers(u), numbers(n, u)
     for relu in (False, True):
         run(dense.forward, (x, w, b), (np.zeros_like(dy),), relu)
-    run(dense.forward, (x, w, b), (np.zeros_like(dy),), False, None, dense.packed_kernel(w))
+    for kernel in (w, w.astype(np.float16)):
+        packed = dense.packed_kernel(kernel)
+        run(dense.forward, (x, kernel, b), (np.zeros_like(dy),), False, None, packed)
     run(dense.input_gradient, (dy, w), (np.zeros_like(x),))
     run(dense.kernel_gradient, (x, dy), (np.zeros_like(w),))
     dy[dy < 0.3] = 0

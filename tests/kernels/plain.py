@@ -22,7 +22,7 @@ NAMES = (
     "pooling", "update", "warp", "window",
 )
 CONSTANTS = ("VECTOR_BYTES", "REGISTERS", "LANES", "VECTORS", "PANEL", "ROWS", "FEW_ROWS",
-             "SOME_ROWS", "STRIP", "ZEROED")
+             "SOME_ROWS", "STRIP", "ZEROED", "HAS_HALF")
 
 
 def kernels():
@@ -84,6 +84,11 @@ def lanes(place):
 
 def load(source, index):
     return source.flat[source.at(index, source.lanes)].copy()
+
+
+def load_wide(source, index, count):
+    vector = source.flat[source.at(index, count)]
+    return vector.view(np.float16).astype(np.float32) if vector.dtype == np.uint16 else vector
 
 
 def load_some(source, index, count):
@@ -175,7 +180,7 @@ def tile(
     sums = [load_some(s, r * s_row + at, width - at) for r, at in places]
     for u in range(rounds):
         for k in range(depth):
-            line = [load(b, v * b.lanes) for v in range(vectors)]
+            line = [load_wide(b, v * c.lanes, c.lanes) for v in range(vectors)]
             for n, (r, at) in enumerate(places):
                 x = broadcast(a, offset(a_round, u) + k * a_col + offset(a_row, first + r))
                 sums[n] = fma(x, line[at // c.lanes], sums[n])

@@ -143,6 +143,27 @@ def test_a_kernel_that_is_packed_before(by_threads, n, d, u, dtype):
         assert_same_bits(y, expected)
 
 
+@pytest.mark.parametrize("has_half", [True, False])
+@pytest.mark.parametrize(("d", "u"), [(300, 330), (17, 3), (1, 64), (600, 513)])
+@pytest.mark.parametrize("n", [0, 1, 2, 9, 14, 15, 40])
+def test_a_packed_kernel_of_float16(by_threads, monkeypatch, n, d, u, has_half):
+    monkeypatch.setattr(dense, "HAS_HALF", dense.HAS_HALF and has_half)
+    x, w, b, _ = draw(normal, n, d, u, np.float32)
+    half = w.astype(np.float16)
+    packed, expected = dense.packed_kernel(half), forward(x, half.astype(np.float32), b, relu=True)
+    assert packed.itemsize == 2 or not dense.HAS_HALF
+    for y in by_threads(lambda: forward(x, half, b, relu=True, packed=packed)):
+        assert_same_bits(y, expected)
+
+
+def test_each_number_of_float16():
+    w = np.arange(1 << 16, dtype=np.uint16).view(np.float16)[None]
+    b = np.zeros(w.size, np.float32)
+    for n in (1, 9):
+        y = forward(np.ones((n, 1), np.float32), w, b, packed=dense.packed_kernel(w))
+        assert_array_equal(y, np.broadcast_to(w.astype(np.float32), y.shape))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_operands_may_lie_in_any_order(dtype):
     x, w, b, dy = draw(normal, 9, 20, 30, dtype)

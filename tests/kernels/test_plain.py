@@ -171,6 +171,9 @@ def test_dense(both, n, d, u, dtype):
     kernels = [modules[DENSE].packed_kernel(w) for modules in both]
     assert_array_equal(*kernels)
     check(both, DENSE, "forward", (x, w, b), {"y": dy.shape}, False, None, kernels[0], dtype=dtype)
+    if dtype == "float32":
+        half = both[0][DENSE].packed_kernel(w.astype(np.float16))
+        check(both, DENSE, "forward", (x, w, b), {"y": dy.shape}, True, None, half)
     few = np.where(dy < 0.3, 0, dy)
     for gradient, dx in ((dy, x.shape), (few, x.shape), (few, None)):
         check(both, DENSE, "gradients", (x, gradient, w), {"dw": w.shape, "dx": dx}, True,

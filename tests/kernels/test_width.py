@@ -81,6 +81,8 @@ def products(n, d, u):
     x, w, b, dy = numbers(1, n, d), numbers(2, d, u), numbers(3, u), numbers(4, n, u)
     y, dx, dw = np.empty_like(dy), np.empty_like(x), np.empty_like(w)
     dense.forward(x, w, b, y, True)
+    yield y.copy()
+    dense.forward(x, w, b, y, True, packed=dense.packed_kernel(w.astype(np.float16)))
     yield y
     for gradient in (dy, np.where(dy > 0.5, dy, 0)):
         dense.gradients(x, gradient, w, dw, dx, True)
@@ -196,6 +198,16 @@ def test_the_width_is_that_of_the_features_that_numba_compiles_for(monkeypatch, 
     monkeypatch.delenv("MINICNN_VECTOR_BYTES", raising=False)
     monkeypatch.setattr(simd.numba.config, "CPU_FEATURES", features)
     assert simd._width() == width
+
+
+@pytest.mark.parametrize(("features", "machine", "expected"), [
+    ("+sse4.2,+avx,+f16c", "x86_64", True), ("+sse4.2,+avx,-f16c", "x86_64", False),
+    ("", "x86_64", False), ("+neon", "aarch64", True), ("+neon", "arm64", True),
+])
+def test_float16_is_converted_where_the_cpu_can(monkeypatch, features, machine, expected):
+    monkeypatch.setattr(simd.numba.config, "CPU_FEATURES", features)
+    monkeypatch.setattr(simd.platform, "machine", lambda: machine)
+    assert simd._has_half() == expected
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from minicnn.kernels.gemm import (
     panel,
 )
 from minicnn.kernels.jit import helper, kernel
-from minicnn.kernels.simd import STRIP, pointer, tile
+from minicnn.kernels.simd import HAS_HALF, STRIP, pointer, tile
 from minicnn.kernels.threads import aligned, check, parallel_for
 
 _CHUNK = 64  # columns of the result per chunk; each chunk packs its part of B
@@ -44,28 +44,35 @@ def forward(
     row of the batch).
     """
     d, u = w.shape
-    check(x=(x, (len(x), d)), w=(w, (d, u)), b=(b, (u,)), y=(y, (len(x), u)))
+    work = (len(x) + _READING) * w.size
+    nothing = np.empty((0, 0), x.dtype)
+    if w.dtype == np.float16:  # of an InferenceModel
+        w = w.astype(x.dtype) if packed is None else nothing
+    check(x=(x, (len(x), d)), w=(w, w.shape), b=(b, (u,)), y=(y, (len(x), u)))
     key, rate, first_row, per_row = dropout or (0, 0.0, 0, 1)
     width = _WIDE_CHUNK if len(x) <= _FEW_ROWS and packed is None else _CHUNK
-    parallel_for(_forward, -(-u // width), (x, w if packed is None else packed, b), (y,), width,
-                 packed is not None, relu, dropout is not None, *mask_of(key, rate, x.dtype),
-                 first_row, per_row, work=(len(x) + _READING) * w.size,
+    parallel_for(_forward, -(-u // width), (x, w, nothing if packed is None else packed, b), (y,),
+                 width, packed is not None, relu, dropout is not None,
+                 *mask_of(key, rate, x.dtype), first_row, per_row, work=work,
                  scratch={**_packed(d, x.dtype), "row": ((width,), x.dtype)})
 
 
 def packed_kernel(w: np.ndarray) -> np.ndarray:
     """Return w (D, U) as `forward` multiplies by it: in strips (D, two panels) of columns.
 
-    The last strip has one panel if that is enough; it is padded with zeros.
+    The last strip has one panel if that is enough; it is padded with zeros. The bits of float16
+    numbers are returned as integers, since Numba has no float16, or expanded to float32 for a CPU
+    that cannot do it.
     """
     d, u = w.shape
-    panels, _, width = packed_shape(d, u, w.dtype)
-    packed = aligned((panels * d, width), w.dtype)
+    is_half = w.dtype == np.float16
+    panels, _, width = packed_shape(d, u, np.float32 if is_half else w.dtype)
+    packed = aligned((panels * d, width), np.float32 if is_half and not HAS_HALF else w.dtype)
     for j in range(0, u, 2 * width):
         strip = packed.reshape(-1)[j * d : (j + 2 * width) * d].reshape(d, -1)
         strip[:, : u - j] = w[:, j : j + 2 * width]
         strip[:, u - j :] = 0
-    return packed
+    return packed.view(np.uint16) if packed.dtype == np.float16 else packed
 
 
 def input_gradient(dy: np.ndarray, w: np.ndarray, dx: np.ndarray) -> None:
@@ -112,22 +119,22 @@ def _packed(k: int, dtype: Any) -> dict[str, tuple[tuple[int, ...], Any]]:
 
 
 @kernel
-def _forward(chunk, scratch, x, w, b, y, width, is_packed, relu, dropping, key, threshold, scale,
-             first_row, per_row):
-    packed, _, source = scratch
+def _forward(chunk, scratch, x, w, packed, b, y, width, is_packed, relu, dropping, key, threshold,
+             scale, first_row, per_row):
+    slab, _, source = scratch
     (n, d), u = x.shape, b.size
     j = chunk * width
     columns = min(width, u - j)
     if is_packed:
         for q in range(j, j + columns, 2 * panel(pointer(y, 0))):
-            _product_of_strip(pointer(x, 0), pointer(w, q * d), pointer(b, q), pointer(y, q), n,
-                              j + columns - q, d, u)
+            _product_of_strip(pointer(x, 0), pointer(packed, q * d), pointer(b, q), pointer(y, q),
+                              n, j + columns - q, d, u)
     elif width == _CHUNK:
         _product(pointer(x, 0), d, 1, pointer(w, j), u, 1, pointer(b, j), 1, pointer(y, j), u, n,
-                 columns, d, pointer(packed, 0))
+                 columns, d, pointer(slab, 0))
     else:
         _product_in_place(pointer(x, 0), pointer(w, j), pointer(b, j), pointer(y, j), n, columns, d,
-                          u, pointer(packed, 0))
+                          u, pointer(slab, 0))
     for i in range(n):
         row = pointer(y, i * u + j)
         if relu:
