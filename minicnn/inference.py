@@ -203,6 +203,32 @@ def program_of(model: Chain) -> Program:
     return Program(model.label, functools.partial(_feed, model), steps, {None: len(ops)}, True)
 
 
+def with_kernels(model: InferenceModel, dtype: Any) -> InferenceModel:
+    """Return the model, or for float16 one with rounded kernels; see `Sequential.for_inference`."""
+    name = getattr(dtype, "__name__", str(dtype))
+    if checks.choice(name, "weight_dtype", ("float32", "float16")) == "float32":
+        return model
+    program = copy.deepcopy(model._program)  # an Estimator predicts with these layers, too
+    for op, *_ in program.steps:
+        for part in parts(op):
+            if type(part) is Dense and part.kernel.dtype != np.float16:  # not a layer used twice
+                _halve(part)
+    return InferenceModel(program)
+
+
+def _halve(layer: Dense) -> None:
+    """Round a kernel to float16, unless it is too large or too small for it."""
+    if layer.dtype != np.float32:
+        raise ValueError(
+            f"{layer.label}: `weight_dtype` float16 is for models of float32, got one of "
+            f"{layer.dtype}; leave it out, or build the model with dtype=np.float32"
+        )
+    limits = np.finfo(np.float16)
+    largest = np.abs(layer.kernel.value).max(initial=0)
+    if limits.smallest_normal <= largest <= limits.max:
+        layer.kernel._value = layer.kernel.value.astype(np.float16)
+
+
 def _feed(model: Chain, x: Any) -> dict[Any, np.ndarray]:
     return {0: model.converted(x)}
 

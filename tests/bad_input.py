@@ -539,6 +539,9 @@ METHODS = {
     **{f"Sequential.{method}": lambda method=method: (
         getattr(built(sequential()), method), {"x": images(2, 6, 6, 2), "batch_size": 2},
     ) for method in ("predict_proba", "predict_classes")},
+    "Sequential.for_inference": lambda: (
+        built(sequential()).for_inference, {"weight_dtype": "float16"},
+    ),
     "InferenceModel.predict": lambda: (
         built(sequential()).for_inference().predict, {"x": images(2, 6, 6, 2), "batch_size": 2},
     ),
@@ -579,6 +582,7 @@ METHODS = {
     }),
     "Estimator.for_inference": lambda: (fitted().for_inference, {
         "x": images(4, 6, 6, 2), "checkpoint_path": "model/model.ckpt-1.npz", "outputs": ["dense"],
+        "weight_dtype": "float16",
     }),
     "Estimator.get_variable_value": lambda: (
         fitted().get_variable_value, {"name": "dense/kernel"},
@@ -673,6 +677,7 @@ ARGUMENTS = {
     "shuffle": "flag", "keepdims": "flag", "as_iterable": "flag", "need_dx": "flag",
     "units": "size", "filters": "size", "kernel_size": "pair", "pool_size": "pair",
     "strides": "pair", "dilation_rate": "pair", "padding": "padding", "data_format": "word",
+    "weight_dtype": "word",
     "activation": "activation", "kernel_initializer": "initializer",
     "bias_initializer": "initializer", "beta_initializer": "initializer",
     "gamma_initializer": "initializer", "moving_mean_initializer": "initializer",

@@ -11,6 +11,7 @@ from layers.test_conformance import every_layer
 from tolerances import assert_same_bits
 
 import minicnn as mc
+from minicnn.core.op import parts
 from minicnn.estimator import evaluation
 from minicnn.inference import InferenceModel, _Run
 from minicnn.kernels import recording, threads
@@ -39,6 +40,17 @@ class Halve(mc.Op):
 
     def forward(self, x, ctx):
         return x / 2
+
+
+class Own(mc.Op):
+    """A user's op, which calls a layer with a context of its own."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x, ctx):
+        return self.layer.forward(x, mc.Context())
 
 
 class Doubled(mc.Sequential):
@@ -323,6 +335,133 @@ def test_errors():
     assert repr(fast) == "InferenceModel of 'sequential'"
 
 
+# Smaller weights
+
+HALF = 2.0**-11  # the largest relative error of rounding to float16
+
+
+def rounded(model):
+    """Round the kernels that float16 is for."""
+    for layer in parts(model):
+        if type(layer) is Dense:
+            kernel = layer.kernel.value
+            kernel[...] = kernel.astype(np.float16)
+    return model
+
+
+def same_as_rounded(make, shape, monkeypatch):
+    """Check a model with float16 kernels against one whose kernels were rounded before."""
+    monkeypatch.setattr(threads, "_LEAST_WORK", 0)
+    before = threads.get_num_threads()
+    try:
+        for count in (1, 2):
+            threads.set_num_threads(count)
+            fast, expected = make().for_inference("float16"), rounded(make()).for_inference()
+            again = pickle.loads(pickle.dumps(fast))
+            for seed, rows in enumerate((1, 8, 100, 1)):
+                x = draw(seed, rows, *shape)
+                assert_same_bits(fast(x), again(x), expected(x))
+    finally:
+        threads.set_num_threads(before)
+
+
+@by_chain
+def test_float16_rounds_the_kernels_of_dense_layers(name, monkeypatch):
+    same_as_rounded(lambda: built(name), (8, 8, 1), monkeypatch)
+
+
+@every_layer
+def test_float16_and_every_layer(make, shape, monkeypatch):
+    def build():
+        model = mc.Sequential([make()])
+        model.build((None, *shape), 0)
+        return model
+
+    same_as_rounded(build, shape, monkeypatch)
+
+
+def dense(*units, inputs=40, scale=1.0):
+    """Return dense layers with ReLU, and their kernels."""
+    model = mc.Sequential([Dense(u, activation="relu") for u in units])
+    model.build((None, inputs), 0)
+    for layer in model.layers:
+        layer.kernel.value[...] *= scale
+    return model, [layer.kernel.value for layer in model.layers]
+
+
+@pytest.mark.parametrize("rows", [1, 8, 100])
+@pytest.mark.parametrize("units", [(70,), (130, 7)])
+def test_the_error_of_float16(units, rows):
+    model, kernels = dense(*units)
+    x = draw(0, rows, 40)
+    limit = np.abs(x)
+    for kernel in kernels:  # the kernels' sums without cancellation
+        limit = limit @ np.abs(kernel)
+    off = np.abs(model.for_inference("float16")(x) - model.predict(x))
+    assert (off <= 1.01 * HALF * len(units) * limit).all()
+    assert off.max() > 0.001 * HALF * limit.max()  # they are rounded
+
+
+@pytest.mark.parametrize("scale", [0, 1e-8, 1e-5, 1e7, np.inf])
+def test_kernels_out_of_the_range_of_float16_stay_float32(scale):
+    model, _ = dense(5, 3)
+    first, second = (layer.kernel.value for layer in model.layers)
+    first *= scale / np.abs(first).max() if np.isfinite(scale) else 1
+    first[0, 0] = scale
+    x = draw(0, 3, 40) ** 2
+    expected = model.for_inference()(x)
+    second[...] = second.astype(np.float16)  # the other kernel is rounded
+    assert_same_bits(model.for_inference("float16")(x), model.for_inference()(x))
+    assert np.isinf(scale) or np.abs(expected).max() < 1e9
+
+
+@pytest.mark.parametrize("weight", [65504.0, 2.0**-14, 2.0**-24, 3e-8, 1e-30, -0.0])
+def test_the_range_of_float16(weight):
+    model, (kernel,) = dense(1, inputs=2)
+    kernel[:, 0] = weight, 65504
+    x = np.array([[1, 0]], np.float32)
+    assert model.for_inference("float16")(x) == np.float32(np.float16(weight))
+
+
+def test_float16_in_a_context_of_a_users_own():
+    def make():
+        layer = Dense(3, name="own")
+        layer.build((None, 4), 0)
+        model = mc.Sequential([Dense(4), Own(layer)])
+        model.build((None, 2), 0)
+        return model
+
+    x = draw(0, 2, 2)
+    assert_same_bits(make().for_inference("float16")(x), rounded(make()).for_inference()(x))
+
+
+def test_float16_takes_half_the_memory():
+    model, _ = dense(300, 200)
+    whole, half = (model.for_inference(name) for name in ("float32", np.float16))
+    half(draw(0, 1, 40))
+    sizes = [len(pickle.dumps(fast)) for fast in (whole, half)]
+    assert sizes[1] < 0.55 * sizes[0]
+    assert [array.itemsize for array in half._packed.values()] == [2, 2]
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float64", np.int8, None, 16])
+def test_other_types_of_weights(dtype):
+    model, _ = dense(3)
+    with pytest.raises(ValueError, match="`weight_dtype` must be 'float32' or 'float16', got"):
+        model.for_inference(weight_dtype=dtype)
+
+
+def test_float16_of_a_float64_model():
+    model = mc.Sequential([Dense(2, name="head")])
+    model.build((None, 3), 0, np.float64)
+    with pytest.raises(ValueError, match=r"head: `weight_dtype` .* leave it out, or build the"):
+        model.for_inference("float16")
+    assert model.for_inference()(np.ones((1, 3))).dtype == np.float64
+    model = mc.Sequential([Dense(2, name="head")])
+    model.build((None, 3), 0, dtype=np.float32)
+    assert model.for_inference("float16")(np.ones((1, 3))).dtype == np.float32
+
+
 # Estimators
 
 
@@ -365,6 +504,18 @@ def test_an_estimator_for_inference(trained):
             assert outputs.keys() == expected.keys()
             for name in outputs:
                 np.testing.assert_allclose(outputs[name], expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_an_estimator_with_float16(trained):
+    estimator, is_dict = trained
+    x = rows(0, 9, is_dict)
+    before = estimator.for_inference(x)(x)["probabilities"]
+    fast = estimator.for_inference(x, weight_dtype="float16")
+    outputs = fast(x)["probabilities"]
+    assert 0 < np.abs(outputs - before).max() < 20 * HALF
+    assert_same_bits(pickle.loads(pickle.dumps(fast))(x)["probabilities"], outputs)
+    for again in (estimator.for_inference(x)(x), estimator.predict(x, as_iterable=False)):
+        assert_same_bits(again["probabilities"], before)  # the weights of both are float32
 
 
 def test_an_estimator_is_asked_again_after_more_training(trained):

@@ -22,7 +22,7 @@ from minicnn.estimator.model import Models
 from minicnn.estimator.starting import expressions, warm_start
 from minicnn.estimator.supervised import ModelFn
 from minicnn.hooks import SessionRunHook
-from minicnn.inference import InferenceModel
+from minicnn.inference import InferenceModel, with_kernels
 from minicnn.layers.chain import Chain
 
 
@@ -329,6 +329,7 @@ class Estimator(Hinting):
         x: Any,
         checkpoint_path: str | Path | None = None,
         outputs: Sequence[str] | None = None,
+        weight_dtype: Any = "float32",
     ) -> InferenceModel:
         """Return a model that predicts faster, above all a few rows at a time.
 
@@ -342,6 +343,8 @@ class Estimator(Hinting):
             The file of another checkpoint.
         outputs : sequence of str, optional
             As for `predict`.
+        weight_dtype : "float32" or "float16", or the NumPy type
+            "float16" makes the model smaller: see `Sequential.for_inference`.
 
         Returns
         -------
@@ -352,10 +355,12 @@ class Estimator(Hinting):
         ------
         CheckpointError
             If nothing has been trained yet, or the checkpoint is of another model.
+        ValueError
+            If `weight_dtype` is another type, or float16 for a model of float64.
         """
         model = self._models.chosen(checkpoint_path)
         trace = model.trace(ModeKeys.INFER, (feeding.feed(x, None, None, None).peek()[0], None))
-        return trace.inference(outputs, self.config.fuse)
+        return with_kernels(trace.inference(outputs, self.config.fuse), weight_dtype)
 
     def get_variable_names(self) -> list[str]:
         """Return the names of the parameters in the newest checkpoint, sorted."""
