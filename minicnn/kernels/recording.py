@@ -42,7 +42,8 @@ class Recording:
     def _table(self) -> np.ndarray:
         """A row for each call: entry, number of chunks, and the arguments for each thread."""
         size = max(threads.scratch_size(layout) for *_, layout in self.calls)
-        arenas = [threads.aligned((size,), np.uint8) for _ in range(threads.get_num_threads())]
+        count = min(threads.get_num_threads(), threads.CHUNKS)
+        arenas = [threads.aligned((size,), np.uint8) for _ in range(count)]
         self._memory = arenas.copy()  # that the table refers to
         rows = []
         for function, chunks, arguments, layout in self.calls:

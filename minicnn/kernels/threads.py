@@ -3,7 +3,8 @@
 A kernel is split into numbered chunks, whose boundaries depend only on the shapes. The threads take
 the numbers from a shared counter. The result is therefore bit-identical for any number of threads.
 If another thread is using the workers, the caller runs all chunks itself; this avoids deadlocks.
-After a fork, the child starts its own workers.
+After a fork, the child starts its own workers. `together` is for jobs that share their work
+themselves: see `recording`.
 
 Ctrl-C may arrive at any time. It raises KeyboardInterrupt in the caller after all threads have
 finished their current chunk, and it releases the workers. CPython checks for signals at calls,

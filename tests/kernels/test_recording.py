@@ -1,6 +1,10 @@
 import itertools
+import os
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -164,3 +168,39 @@ def test_threads_that_run_recordings_leave_the_workers_alone(set_threads, monkey
         threads.together(job, 1)
     assert called == [outer, inner]  # not for the first after `outer`
     assert "holder" not in vars(threads._workers)
+
+
+FORK = """
+import os, signal
+import numpy as np
+import minicnn as mc
+from minicnn.kernels import recording, threads
+
+threads.set_num_threads(2)
+recording._LEAST_SECONDS = 0
+model = mc.Sequential([mc.layers.Dense(200, activation="relu"), mc.layers.Dense(3)])
+model.build((None, 50), rng=0)
+fast, x = model.for_inference(), np.ones((2, 50), np.float32)
+expected = fast(x)
+
+def check():
+    for _ in range(6):
+        assert (fast(x) == expected).all()
+
+check()
+child = os.fork()
+if child == 0:
+    signal.alarm(10)  # ends a deadlock
+    check()
+    os._exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+check()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_repeats_calls():
+    command = [sys.executable, "-c", FORK]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
