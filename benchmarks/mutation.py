@@ -542,6 +542,8 @@ MUTATIONS = [
      condition(False), -1, THREADS),
     ("Winograd: the first filters in every chunk", "kernels.conv.winograd:_forward",
      replace("chunk % parts * some", "0"), None, f"{WINOGRAD} -k few_images"),
+    ("Winograd: the image of the chunk before", "kernels.conv.winograd:_transform_inputs",
+     operand("or", 1), None, f"{WINOGRAD} -k few_images"),
     ("dense: later rows of a strip are added to the bias", "kernels.dense.dense:_product_of_strip",
      replace("y if p else b", "b"), None, GEMM),
     ("dense: ReLU loses NaN", "kernels.dense.dense:_forward",

@@ -95,10 +95,13 @@ def test_the_code_multiplies_by_the_matrices(size):
 # Few images
 
 
-@pytest.mark.parametrize("filters", [1, 2 * PANEL, 3 * PANEL + 1])
-@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize(("n", "filters", "chunks"), [
+    (1, 1, 3), (1, 2 * PANEL, 4), (1, 3 * PANEL + 1, 4), (2, 1, 4), (2, 2 * PANEL, 4),
+    (2, 3 * PANEL + 1, 4), (3, 1, 3), (3, 2 * PANEL, 3),
+])
 @pytest.mark.parametrize("pool", [False, True])
-def test_filters_of_few_images_are_chunks_of_their_own(monkeypatch, by_threads, n, filters, pool):
+def test_few_images_are_split_into_filters_and_tiles(monkeypatch, by_threads, n, filters, chunks,
+                                                     pool):
     rng, window = np.random.default_rng(0), slide((9, 8), (3, 3), (1, 1), "same")
     x, w, b = (normal(rng, shape, "float32")
                for shape in ((n, 9, 8, 5), (3, 3, 5, filters), (filters,)))
@@ -113,7 +116,7 @@ def test_filters_of_few_images_are_chunks_of_their_own(monkeypatch, by_threads, 
     monkeypatch.setattr(threads, "_LEAST_TAPED", 0)
     with threads.taped() as tape:
         forward()
-    assert tape[-1][1] == n * min(-(-filters // PANEL), {1: 4, 2: 2, 3: 1}[n])
+    assert tape[-1][1] == chunks
     monkeypatch.setattr(threads, "_LEAST_WORK", 1 << 60)  # an image is one chunk
     for y in results:
         assert_same_bits(y, forward())

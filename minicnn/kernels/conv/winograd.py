@@ -79,7 +79,7 @@ _POINTS = {3: (0.0, 11 / 16, -11 / 16, 23 / 16, -23 / 16),
 # Of `_gain`; with less, the transforms cost more than they save.
 _LEAST_GAIN, _LEAST_GRADIENT_GAIN = {(3, 3): 6, (5, 5): 5}, 4
 _FEW_FILTERS = 16  # fewer take as long as so many
-_FEW_CHUNKS = 4  # of fewer images, filters are split as well, at the price of transforming V again
+_FEW_CHUNKS = 4  # of fewer images, the filters are split as well (V is computed again), or tiles
 _MOST_TILES = 28  # in a block, whose V stays in the second-level cache
 _V_BYTES = 1 << 20
 _LEAST_TERMS, _MOST_TERMS = 16, 2048  # tiles of a chunk of the gradient of the kernel
@@ -169,16 +169,18 @@ def forward(
     panels, points, _, _ = transformed.shape
     depth = round_up(x.shape[3], LANES)
     tiles = -(-window.out_h // _OUT), -(-window.out_w // _OUT), size, side  # rows and columns
-    work = len(x) * tiles[0] * tiles[1] * points * depth * len(b)
+    total = len(x) * tiles[0] * tiles[1]
+    work = total * points * depth * len(b)
     images = share(len(x), chunks, work)
-    groups = -(-len(x) // images)
-    some = share(panels, max(1, _FEW_CHUNKS // max(groups, 1)), work) * PANEL
+    few = max(1, _FEW_CHUNKS * images // max(len(x), 1))  # chunks of so many images
+    some = share(panels, few, work) * PANEL
+    length = share(images * tiles[0] * tiles[1], max(1, few // panels), work)
     most = max(ROWS, _MOST_TILES // ROWS * ROWS)
     block = max(ROWS, min(most, _V_BYTES // (points * depth * 4) // ROWS * ROWS))
     rows, columns = tiles[0] * _OUT + size - 1, tiles[1] * _OUT + size - 1
     parallel_for(
-        _forward, groups * -(-len(b) // some), (x, transformed, b), (y, code), tuple(window),
-        images, some, tiles, relu, pool, work=work,
+        _forward, -(-total // length) * -(-len(b) // some), (x, transformed, b), (y, code),
+        tuple(window), length, some, tiles, relu, pool, work=work,
         scratch={
             "padded": ((rows, columns, depth), np.float32),
             "v": ((points, block | 1, depth), np.float32),
@@ -349,7 +351,7 @@ def _transform_filters(panel, scratch, w, transformed, channels, turned):
 
 
 @kernel
-def _forward(chunk, scratch, x, u, b, y, code, window, images, some, tiles, relu, pool):
+def _forward(chunk, scratch, x, u, b, y, code, window, length, some, tiles, relu, pool):
     """Compute `some` filters in blocks of tiles: first V, then M and Y for each panel."""
     padded, v, m, line, zeros, bias, live, blanks = scratch
     block, filters, per_image = blanks.size, b.size, tiles[0] * tiles[1]
@@ -360,11 +362,11 @@ def _forward(chunk, scratch, x, u, b, y, code, window, images, some, tiles, relu
     for f in range(bias.size):
         bias_[f] = b[f] if f < filters else 0
     parts = -(-filters // some)
-    group, first_filter = chunk // parts, chunk % parts * some
-    begin, end = group * images * per_image, min(x.shape[0], (group + 1) * images) * per_image
+    begin, first_filter = chunk // parts * length, chunk % parts * some
+    end = min(begin + length, x.shape[0] * per_image)
     for first in range(begin, end, block):
         count = min(block, end - first)
-        _transform_inputs(x, first, count, padded, v, line, live, blanks, window, tiles)
+        _transform_inputs(x, begin, first, count, padded, v, line, live, blanks, window, tiles)
         for f in range(first_filter, min(first_filter + some, filters), PANEL):
             for i in range(0, count, ROWS):
                 rows = min(ROWS, count - i)
@@ -388,12 +390,15 @@ def _forward(chunk, scratch, x, u, b, y, code, window, images, some, tiles, relu
 
 
 @helper
-def _transform_inputs(x, first, count, padded, v, line, live, blanks, window, tiles):
-    """Write V = B' d B for `count` tiles, and mark the outputs whose inputs are all zero."""
+def _transform_inputs(x, begin, first, count, padded, v, line, live, blanks, window, tiles):
+    """Write V = B' d B for `count` tiles, and mark the outputs whose inputs are all zero.
+
+    `begin` is the first tile of the chunk, `first` that of the block.
+    """
     (_, wide, depth), block, size, side = padded.shape, v.shape[1], tiles[2], tiles[3]
     for i in range(count):
         n, row, column = _tile(first + i, tiles)
-        if row + column == 0:  # the first tile of an image
+        if row + column == 0 or first + i == begin:  # the first tile of an image
             inside = pointer(padded, (window[8] * wide + window[9]) * depth)
             copy_image(pointer(x, n * x[0].size), x.shape[1:], 0, x.shape[3], inside, wide, depth,
                        False)
