@@ -157,5 +157,5 @@ def test_the_error_quotes_a_wrong_activation(spec):
 
 
 def test_activation_none_is_an_error():
-    with pytest.raises(TypeError, match="`activation` must be a function, .*got None"):
+    with pytest.raises(TypeError, match=r"`activation` must be a function, .*got None"):
         Activation(None)
