@@ -86,8 +86,7 @@ def padding(value: Any) -> Any:
         return value.lower()
     axes = value if isinstance(value, Iterable) else (value, value)
     pads = [tuple(axis) if isinstance(axis, Iterable) else (axis, axis) for axis in axes]
-    is_other = value is None or isinstance(value, _NO_SEQUENCE)
-    if is_other or [len(axis) for axis in pads] != [2, 2]:
+    if isinstance(value, (*_NO_SEQUENCE, type(None))) or [len(axis) for axis in pads] != [2, 2]:
         raise ValueError(
             "`padding` must be 'valid', 'same', an integer or ((top, bottom), (left, right)), got "
             f"{describe(value)}"

@@ -9,7 +9,6 @@ part becomes layers with data_format="channels_last", without the Transposes.
 import copy
 import math
 import re
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,8 +28,8 @@ def from_onnx(path: str | Path) -> Sequential:
     """Read a model from an ONNX file, to predict with it or to train it further.
 
     Files of `to_onnx`, of PyTorch (``torch.onnx.export``) and of tf2onnx can be read if their nodes
-    are a chain of Conv (also depthwise), BatchNormalization, activations, MaxPool, AveragePool,
-    GlobalAveragePool, Flatten, Reshape, Gemm, MatMul, Add of a bias, Dropout and Transpose, in
+    are a chain of Conv (of all channels, or of each by itself), ConvTranspose, BatchNormalization,
+    activations, poolings, Flatten, Reshape, Gemm, MatMul, Add of a bias, Dropout and Transpose, in
     which an Add may join the two branches of a residual block. Nothing in a file is executed.
 
     Parameters
@@ -44,6 +43,22 @@ def from_onnx(path: str | Path) -> Sequential:
     Sequential
         Built, with the weights of the file. Its inputs have the layout of the file's: images of
         PyTorch are (N, C, H, W). A layer whose weight is ``conv1.weight`` is called ``conv1``.
+
+    Notes
+    -----
+    PyTorch computes batch normalization into the weights before it, unless the network is exported
+    with ``dynamo=False, training=torch.onnx.TrainingMode.PRESERVE``. Then the names of the
+    parameters are those of the module, and the `state_dict` of another run fits::
+
+        kinds = {"kernel": "weight", "depthwise_kernel": "weight", "bias": "bias",
+                 "gamma": "weight", "beta": "bias",
+                 "moving_mean": "running_mean", "moving_variance": "running_var"}
+        for parameter in model.parameters:
+            layer, kind = parameter.name.split("/")[-2:]
+            if kind in kinds:
+                array = state_dict[f"{layer}.{kinds[kind]}"].numpy()
+                array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+                parameter.value = array.reshape(parameter.shape)
 
     Raises
     ------
@@ -73,10 +88,8 @@ def from_onnx(path: str | Path) -> Sequential:
     ends = [file.values.get(name) for name in file.outputs]
     good = [end for end in ends if isinstance(end, _Value) and end.layers and not end.is_nhwc]
     if not good:
-        faults = [end for end in ends if isinstance(end, Exception)]
-        fault = faults[0] if faults else (
-            "layers must compute its output, and (N, H, W, C) if that is the input's layout"
-        )
+        other = "layers must compute its output, and (N, H, W, C) if that is the input's layout"
+        fault = next((end for end in ends if isinstance(end, Exception)), other)
         raise ValueError(f"{path} cannot be read as a Sequential: {fault}")
     model = Sequential(good[0].layers)
     model.build((None, *file.input_shape), None, file.dtype)
@@ -111,12 +124,8 @@ class _File:
         self._to_array = onnx.numpy_helper.to_array
         self.constants = {tensor.name: tensor for tensor in graph.initializer}
         self.outputs = [value.name for value in graph.output]
-        versions = [each.version for each in model.opset_import if each.domain in ("", "ai.onnx")]
-        self.opset = max(versions, default=0)
+        self.opset = max([each.version for each in model.opset_import if not each.domain] or [0])
         _need(self.opset >= 7, f"its opset must be at least 7, got {self.opset}")
-        names = [*self.constants, *(name for node in graph.node for name in node.output if name)]
-        twice = [name for name, count in Counter(names).items() if count > 1]
-        _need(not twice, f"it has several values of the name {twice[:1]}")
         sources = [value for value in graph.input if value.name not in self.constants]
         _need(len(sources) == 1, f"it has the inputs {[source.name for source in sources]}")
         values = (*sources, *graph.value_info, *graph.output)
@@ -152,6 +161,7 @@ class _File:
             try:
                 _need(kind in _READERS, f"it must be one of {', '.join(_READERS)}; replace it in "
                       "the original network, or run the file with ONNX Runtime")
+                _need(name not in {**self.values, **self.constants}, f"{name!r} is there already")
                 _need(given, "its first input must be computed from the model's input")
                 self.values[name] = _READERS[kind](self, node, attributes, *given)
             except Exception as error:  # from_onnx raises it if an output needs this value
@@ -296,7 +306,7 @@ def _add(file: _File, node: Any, a: dict[str, Any], *values: _Value) -> _Value:
         return _residual(file, *sorted(values, key=lambda value: len(value.layers)))
     (x,) = values
     b = file.array(next((name for name in node.input if name in file.constants), ""))
-    layer = copy.copy(x.layers[-1]) if x.layers else None
+    layer: Any = copy.copy(x.layers[-1]) if x.layers else None
     is_free = isinstance(layer, layers.Dense) and layer.bias is None
     _need(is_free and b.shape[-1:] == (b.size,) == layer.kernel.shape[1:],
           "a constant must be the bias of the MatMul before it")

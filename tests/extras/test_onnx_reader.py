@@ -1,8 +1,10 @@
 """Tests of minicnn.export.onnx_reader: what is read predicts as ONNX Runtime does."""
 
 import shutil
+import textwrap
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -176,6 +178,24 @@ def test_what_is_read_can_be_trained_on(network):
         optimizer.step(model.parameters)
         losses.append(loss)
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("network", ["residual", "strided"])
+def test_the_documented_way_to_take_a_state_dict(network):
+    """The initializers of such a file have the names and values of the module's state_dict."""
+    path = FILES / f"{network}_train.onnx"
+    model, x = mc.export.from_onnx(path), numbers((3, 1, 14, 10))
+    expected = model.predict(x)
+    for parameter in model.parameters:
+        parameter.value = np.ones_like(parameter.value)
+    assert np.abs(model.predict(x) - expected).max() > 0.1
+    arrays = {tensor.name: onnx.numpy_helper.to_array(tensor)
+              for tensor in onnx.load(path).graph.initializer}
+    state_dict = {name: SimpleNamespace(numpy=lambda array=array: array)
+                  for name, array in arrays.items()}
+    notes = mc.export.from_onnx.__doc__.split("::\n")[1].split("Raises")[0]
+    exec(textwrap.dedent(notes), {"model": model, "state_dict": state_dict})
+    np.testing.assert_array_equal(model.predict(x), expected)
 
 
 def test_batch_statistics_that_are_read_count_as_many_steps():
@@ -407,8 +427,14 @@ def test_nodes_that_cannot_be_read_are_named(path, nodes, words):
 
 
 def test_two_values_of_one_name(path):
-    write(path, [("Relu", ["x"], {}), ("Tanh", ["v0"], {})], {"v1": weights(2, 3)}, (3,), (3,))
-    refused(path, "it has several values of the name ['v1']")
+    nodes = [("Relu", ["x"], {}), ("Tanh", ["v0"], {})]
+    write(path, nodes, {"v1": weights(2, 3)}, (3,), (3,))
+    refused(path, "node 2, Tanh 'nv1': 'v1' is there already")
+    write(path, nodes, {}, (3,), (3,))
+    model = onnx.load(path)
+    model.graph.node[1].output[0] = model.graph.output[0].name = "v0"
+    onnx.save(model, path)
+    refused(path, "node 2, Tanh 'nv1': 'v0' is there already")
 
 
 def test_nodes_in_a_circle(path):

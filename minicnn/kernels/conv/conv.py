@@ -69,13 +69,12 @@ def input_gradient(
         height=window.out_h, width=window.out_w, out_h=window.height, out_w=window.width,
         top=high - window.top, left=wide - window.left,
     )
-    is_padded = (  # by less than the size of the window, so that dy is a part of the padded dy
-        0 <= back.top <= back.out_h - back.height + high
+    is_convolution = (  # of dy with zeros around it: padding beyond the window would cut dy
+        window.stride_h == window.stride_w == 1
+        and 0 <= back.top <= back.out_h - back.height + high
         and 0 <= back.left <= back.out_w - back.width + wide
     )
-    strided = window.stride_h > 1 or window.stride_w > 1
-    is_general = strided or not is_padded
-    path = None if is_general else _fast_path(dy.dtype, back, dy.shape[3], dx.shape[3])
+    path = _fast_path(dy.dtype, back, dy.shape[3], dx.shape[3]) if is_convolution else None
     c = np.zeros(dx.shape[3], dx.dtype) if c is None else c
     check(dx=(dx, dx.shape), c=(c, dx.shape[3:]))
     if path is not None:
