@@ -41,6 +41,8 @@ class Optimizer(Hinting):
 
     Attributes
     ----------
+    learning_rate : float or callable
+        May be set between two steps; the next one checks it.
     iterations : int
         The number of completed steps.
 
@@ -66,6 +68,8 @@ class Optimizer(Hinting):
 
     def __init__(self, learning_rate: Rate) -> None:
         self.learning_rate = learning_rate
+        if not callable(learning_rate):
+            self.learning_rate = number(learning_rate, "learning_rate", least=0)
         self.iterations = 0
         self._state: dict[str, np.ndarray] = {}  # by name: "conv2d/kernel/momentum"
 
@@ -85,21 +89,12 @@ class Optimizer(Hinting):
         """
         raise TypeError(f"{type(self).__name__} must define `update`")
 
-    @property
-    def learning_rate(self) -> Rate:
-        """The rate, or the schedule that returns it."""
-        return self._learning_rate
-
-    @learning_rate.setter
-    def learning_rate(self, value: Rate) -> None:
-        self._learning_rate = value if callable(value) else number(value, "learning_rate", least=0)
-
     def rate(self) -> float:
         """Return the learning rate of the next step."""
-        if not callable(self._learning_rate):
-            return self._learning_rate
-        rate = self._learning_rate(self.iterations)
-        return number(rate, f"learning_rate({self.iterations})", least=0)
+        rate = self.learning_rate
+        if callable(rate):
+            return number(rate(self.iterations), f"learning_rate({self.iterations})", least=0)
+        return number(rate, "learning_rate", least=0)
 
     def step(self, parameters: Iterable[Parameter]) -> None:
         """Update every trainable parameter from its gradient.

@@ -435,9 +435,9 @@ def test_the_rate_can_be_set_and_is_checked():
     optimizer = SGD(0.1)
     optimizer.learning_rate = 0.2
     assert optimizer.rate() == 0.2
-    with pytest.raises(ValueError, match="`learning_rate`"):
-        optimizer.learning_rate = -1
-    assert optimizer.rate() == 0.2
+    optimizer.learning_rate = -1
+    with pytest.raises(ValueError, match=r"`learning_rate` must be .* at least 0, got -1"):
+        optimizer.step(make_parameters())
 
 
 @pytest.mark.parametrize(
