@@ -163,8 +163,7 @@ class Chain(Layer):
             self.build(first.input_shape, None, first.dtype)
 
     def _name_layers(self) -> None:
-        prefix = f"{self.name}/" if self.name else ""
-        give_names(self.layers, prefix)
+        give_names(self.layers, f"{self.name}/" if self.name else "")
 
 
 def is_chain(op: Op) -> bool:

@@ -81,7 +81,7 @@ class Layer(Op):
                 f"{self.label}: `inputs` must have {self.rank} dimensions {self.dims}, got "
                 f"{shape}; {_rank_advice(len(shape), self.dims)}"
             )
-        if checks.number_type(dtype).kind in "iub":
+        if checks.number_type(dtype) not in (np.float32, np.float64):
             raise TypeError(
                 f"{self.label}: `inputs` must be float32 or float64, got {np.dtype(dtype)}; "
                 "convert first (images of bytes: x.astype(np.float32) / 255)"
@@ -90,7 +90,6 @@ class Layer(Op):
             raise ValueError(
                 f"{self.label}: only the batch may be unknown in `inputs`, got {shape}"
             )
-        checks.float_type(dtype)
         return (None, *shape[1:])
 
     def reset_parameters(self, rng: Any) -> None:
