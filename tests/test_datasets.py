@@ -269,9 +269,9 @@ def test_every_shipped_file_is_checked(shipped_copy, monkeypatch):
     asked = {}
     real = mnist.decode_file
 
-    def spy(path, magic, sha256):
+    def spy(path, sha256):
         asked[path.name.removesuffix(".gz")] = sha256
-        return real(path, magic)
+        return real(path)
 
     monkeypatch.setattr(mnist, "decode_file", spy)
     mnist.load_dataset("mnist", validation_size=1).train  # noqa: B018
@@ -425,21 +425,21 @@ def test_another_name_is_told_where_the_files_go(tmp_path, name, monkeypatch):
 def test_images_and_labels_swapped(tmp_path):
     arrays = write_folder(tmp_path)
     (tmp_path / TEST_IMAGES).write_bytes(idx_bytes(arrays[TEST_LABELS]))
-    with pytest.raises(ValueError, match=r"images \(magic number 2051\), got labels .*2049"):
+    with pytest.raises(ValueError, match=r"got an array of shape \(6,\) and .*do not exchange"):
         load_dataset(tmp_path).test  # noqa: B018
     (tmp_path / TEST_IMAGES).write_bytes(idx_bytes(arrays[TEST_IMAGES]))
     (tmp_path / TEST_LABELS).write_bytes(idx_bytes(arrays[TEST_IMAGES]))
-    with pytest.raises(ValueError, match=r"labels \(magic number 2049\), got images .*2051"):
+    with pytest.raises(ValueError, match=r"array of shape \(6, 3, 5\) and .*do not exchange"):
         load_dataset(tmp_path).test  # noqa: B018
     (tmp_path / TEST_LABELS).write_bytes(idx_bytes(np.zeros(6)))
-    with pytest.raises(ValueError, match="got something else"):
+    with pytest.raises(ValueError, match="type float64; take both"):
         load_dataset(tmp_path).test  # noqa: B018
 
 
 def test_counts_differ(tmp_path):
     arrays = write_folder(tmp_path)
     (tmp_path / TEST_LABELS).write_bytes(idx_bytes(arrays[TEST_LABELS][:-1]))
-    with pytest.raises(ValueError, match="each of the 6 t10k images, got 5 labels"):
+    with pytest.raises(ValueError, match=r"t10k images .* shape \(5,\) .*same source"):
         load_dataset(tmp_path).test  # noqa: B018
 
 

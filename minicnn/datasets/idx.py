@@ -23,10 +23,6 @@ _ALWAYS_ALLOWED = 1 << 30  # uncompressed bytes
 _MAX_RATIO = 100  # of the uncompressed to the compressed size of larger files; MNIST has 5
 _Stream = IO[bytes] | gzip.GzipFile
 
-IMAGES_MAGIC = 2051  # uint8, three dimensions (N, H, W)
-LABELS_MAGIC = 2049  # uint8, one dimension (N,)
-_CONTENTS = {IMAGES_MAGIC: "images", LABELS_MAGIC: "labels"}
-
 
 def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
     """Read an IDX file, raw or compressed with gzip.
@@ -71,11 +67,11 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
     return decode_file(checks.path(path, "path"))
 
 
-def decode_file(path: Path, magic: int | None = None, sha256: str | None = None) -> np.ndarray:
-    """Read an IDX file; check its magic number and the SHA-256 of its raw bytes, if given."""
+def decode_file(path: Path, sha256: str | None = None) -> np.ndarray:
+    """Read an IDX file; check the SHA-256 of its raw bytes, if given."""
     try:
         with _open(path) as stream:
-            header, dtype, shape = _read_header(stream, magic)
+            header, dtype, shape = _read_header(stream)
             most = max(_ALWAYS_ALLOWED, _MAX_RATIO * path.stat().st_size)
             data = _read_elements(stream, dtype, shape, most)
         if sha256 and (found := hashlib.sha256(header + data).hexdigest()) != sha256:
@@ -93,16 +89,10 @@ def _open(path: Path) -> _Stream:
     return gzip.open(path, "rb") if is_gzip else path.open("rb")
 
 
-def _read_header(stream: _Stream, magic: int | None) -> tuple[bytes, np.dtype, tuple[int, ...]]:
+def _read_header(stream: _Stream) -> tuple[bytes, np.dtype, tuple[int, ...]]:
     start = stream.read(4)
     if len(start) < 4 or start[:2] != b"\0\0":
         raise ValueError(f"expected two zero bytes first, got {start!r}")
-    found = int.from_bytes(start, "big")
-    if magic is not None and found != magic:
-        raise ValueError(
-            f"expected {_CONTENTS[magic]} (magic number {magic}), got "
-            f"{_CONTENTS.get(found, 'something else')} (magic number {found}): two files swapped?"
-        )
     code, ndim = start[2:]
     if code not in _ELEMENT_TYPES:
         raise ValueError(

@@ -10,7 +10,7 @@ import numpy as np
 
 from minicnn.core import checks
 from minicnn.datasets.dataset import Dataset
-from minicnn.datasets.idx import IMAGES_MAGIC, LABELS_MAGIC, decode_file
+from minicnn.datasets.idx import decode_file
 
 _SHA256 = {  # of the raw bytes, under gzip
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -154,7 +154,8 @@ class Datasets:
     @cached_property
     def num_classes(self) -> int:
         """Largest label of the training and test files, plus one: 10 for MNIST."""
-        return 1 + max(int(self._read_labels(part).max()) for part in ("train", "t10k"))
+        labels = (self._decode(f"{part}-labels-idx1-ubyte") for part in ("train", "t10k"))
+        return 1 + max(int(numbers.max()) for numbers in labels)
 
     @cached_property
     def _training_splits(self) -> tuple[Dataset, Dataset]:
@@ -165,25 +166,23 @@ class Datasets:
 
     def _read_rows(self, part: str) -> tuple[np.ndarray, np.ndarray]:
         """Return images (N, H * W) or (N, H, W, 1) in [0, 1], and labels (N,) or (N, classes)."""
-        pixels = self._decode(f"{part}-images-idx3-ubyte", IMAGES_MAGIC)
-        labels = self._read_labels(part)
-        n = len(pixels)
-        if n != len(labels):
+        pixels = self._decode(f"{part}-images-idx3-ubyte")
+        labels = self._decode(f"{part}-labels-idx1-ubyte")
+        is_pair = pixels.ndim == 3 and labels.shape == pixels.shape[:1]
+        if not is_pair or not pixels.dtype == labels.dtype == np.uint8:
             raise ValueError(
-                f"{self.folder}: expected one label for each of the {n} {part} images, got "
-                f"{len(labels)} labels; take both files from the same source"
+                f"{self.folder}: the {part} images must be bytes (N, height, width), and their "
+                f"labels bytes (N,), got {checks.describe(pixels)} and {checks.describe(labels)}; "
+                "take both files from the same source, and do not exchange them"
             )
         images = np.divide(pixels, 255, dtype=np.float32)
-        images = images.reshape(n, -1) if self.reshape else images[..., np.newaxis]
+        images = images.reshape(len(images), -1) if self.reshape else images[..., np.newaxis]
         if self.one_hot:
             labels = np.eye(self.num_classes, dtype=np.float32)[labels]
         return images, labels
 
-    def _read_labels(self, part: str) -> np.ndarray:
-        return self._decode(f"{part}-labels-idx1-ubyte", LABELS_MAGIC)
-
-    def _decode(self, name: str, magic: int) -> np.ndarray:
-        return decode_file(self._find(name), magic, _SHA256[name] if self.shipped else None)
+    def _decode(self, name: str) -> np.ndarray:
+        return decode_file(self._find(name), _SHA256[name] if self.shipped else None)
 
     def _find(self, name: str) -> Path:
         stems = (name, name.replace("-idx", ".idx"))  # the second one as in Kaggle's copies
