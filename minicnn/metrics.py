@@ -254,12 +254,7 @@ def confusion_matrix(
         num_classes = max(0, int(labels.max()), int(predictions.max())) + 1
     size = checks.integer(num_classes, "num_classes", 1, checks.MOST)
     for name, classes in (("labels", labels), ("predictions", predictions)):
-        outside = np.flatnonzero((classes < 0) | (classes >= size))
-        if outside.size:
-            raise ValueError(
-                f"`{name}` must lie in [0, {size}), got {classes[outside[0]]} in row {outside[0]}; "
-                "correct it or give a larger `num_classes`"
-            )
+        check_labels(classes, size, f"`{name}`")
     counts = np.bincount(labels * size + predictions, minlength=size * size)
     return counts.reshape(size, size).astype(np.int64, copy=False)
 
