@@ -22,12 +22,12 @@ _TWO_UNITS = "the last layer needs one unit for each class: two units for yes or
 
 _BY_NONZERO = "weighted_sum_by_nonzero_weights"
 
-# What the sum of w * terms is divided by.
-_DIVISORS: dict[str, Callable[[np.ndarray], float]] = {
-    "weighted_sum": lambda w: 1,
-    "weighted_mean": lambda w: w.sum(),
-    "weighted_sum_over_batch_size": lambda w: w.size,
-    _BY_NONZERO: np.count_nonzero,
+# What the sum of w * terms is divided by; each weight is that of so many terms.
+_DIVISORS: dict[str, Callable[..., Any]] = {
+    "weighted_sum": lambda w, each: 1,
+    "weighted_mean": lambda w, each: w.sum() * each,
+    "weighted_sum_over_batch_size": lambda w, each: w.size * each,
+    _BY_NONZERO: lambda w, each: np.count_nonzero(w) * each,
 }
 
 
@@ -75,10 +75,10 @@ class _Loss(Op):
             )
         terms, slopes = self.terms(labels, outputs)
         w = _weights(self.label, others[-1] if self.is_fed else self.weights, terms.shape)
-        divisor = _DIVISORS[self.reduction](w)
+        divisor = _DIVISORS[self.reduction](w, terms.size // max(w.size, 1))
         if self.is_fed:  # of the rows of all processes, in proportion to these rows
-            total, rows = ctx.total(np.array([divisor, len(w)], np.float64))
-            divisor = total * len(w) / rows
+            total, rows = ctx.total(np.array([divisor, len(terms)], np.float64))
+            divisor = total * len(terms) / rows
         w = w / divisor if divisor > 0 else np.zeros_like(w)
         if ctx.save:
             scale = _as_rank(w.astype(outputs.dtype), slopes.ndim)
@@ -672,7 +672,7 @@ def _check_rows(label: str, labels: np.ndarray) -> None:
 
 
 def _weights(label: str, weights: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """Return one float64 weight for each term, from a number, or one for each row or term."""
+    """Return float64 weights of the terms: one, or one for each row or term, of their rank."""
     w = checks.array(weights, "weights").astype(np.float64)
     of_rows = w.shape[:1] == shape[:1] and w.size == shape[0]
     fits = w.size == 1 or of_rows or w.shape == shape
@@ -682,7 +682,7 @@ def _weights(label: str, weights: Any, shape: tuple[int, ...]) -> np.ndarray:
             f"{label}: `weights` must be a number or have the shape ({shape[0]},) of the rows"
             f"{each}, and be finite, got {describe(weights)}"
         )
-    return np.broadcast_to(w if w.shape == shape else _as_rank(w.reshape(-1), len(shape)), shape)
+    return w if w.shape == shape else _as_rank(w.reshape(-1), len(shape))
 
 
 def _as_rank(array: np.ndarray, rank: int) -> np.ndarray:
