@@ -367,40 +367,27 @@ def transpose(builder: Any, source: Any, source_row: Any, target: Any, target_ro
         store.emit(builder, value, target, row(target_row, i))
 
 
-def linear(matrices: Mapping[int, Any], before: bool, after: bool) -> Any:
-    """Return a function that writes a constant matrix times a column of vectors.
+def linear(*factors: Mapping[int, Any]) -> Any:
+    """Return a function that multiplies a column of vectors by one constant matrix after another.
 
-    It is called as ``function(key, source, step, target, target_step)``, with the key of the matrix
-    in `matrices` and the distances between vectors. If `before`, the input vectors 1 and 2, 3 and
-    4, ... are replaced by their sum and difference before the product. If `after`, the output
-    vectors are replaced in the same way.
+    It is called as ``function(key, source, step, target, target_step)``, with the key of the
+    matrices in `factors` and the distances between vectors.
     """
 
     def emit(
         builder: Any, key: Any, source: Any, step: Any, target: Any, target_step: Any
     ) -> None:
         def emit_one(known: int) -> None:
-            matrix = matrices[known]
-            places = (builder.mul(step, _index(i)) for i in range(len(matrix[0])))
+            places = (builder.mul(step, _index(i)) for i in range(len(factors[0][known][0])))
             lines = [load.emit(builder, source, place) for place in places]
-            if before:
-                _butterflies(builder, lines)
-            lines = [_combination(builder, row, lines) for row in matrix]
-            if after:
-                _butterflies(builder, lines)
+            for factor in factors:
+                lines = [_combination(builder, row, lines) for row in factor[known]]
             for i, line in enumerate(lines):
                 store.emit(builder, line, target, builder.mul(target_step, _index(i)))
 
-        _for_sizes(builder, [key], [(known,) for known in matrices], emit_one)
+        _for_sizes(builder, [key], [(known,) for known in factors[0]], emit_one)
 
     return _operation(types.void, 1, emit)
-
-
-def _butterflies(builder: Any, lines: list[Any]) -> None:
-    """Replace the vectors 1 and 2, 3 and 4, ... by their sums and differences."""
-    for i in range(1, len(lines) - 1, 2):
-        pair = lines[i], lines[i + 1]
-        lines[i : i + 2] = builder.fadd(*pair), builder.fsub(*pair)
 
 
 def _combination(builder: Any, factors: Sequence[float], lines: Sequence[Any]) -> Any:

@@ -139,24 +139,15 @@ def largest_of_four(x0, x1, x2, x3, bias, y, code, count):
     store_some(np.where(value <= 0, compiled_simd.ZEROED, winner), code, 0, count)
 
 
-def linear(matrices, before, after):
+def linear(*factors):
     def multiply_line(key, source, step, target, target_step):
-        matrix = matrices[key]
-        lines = [load(source, i * step) for i in range(len(matrix[0]))]
-        if before:
-            butterflies(lines)
-        lines = [combination(row, lines) for row in matrix]
-        if after:
-            butterflies(lines)
+        lines = [load(source, i * step) for i in range(len(factors[0][key][0]))]
+        for factor in factors:
+            lines = [combination(row, lines) for row in factor[key]]
         for i, line in enumerate(lines):
             store(line, target, i * target_step)
 
     return multiply_line
-
-
-def butterflies(lines):
-    for i in range(1, len(lines) - 1, 2):
-        lines[i : i + 2] = lines[i] + lines[i + 1], lines[i] - lines[i + 1]
 
 
 def combination(factors, lines):

@@ -103,25 +103,28 @@ def matrices(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return to_points, outputs, (powers / scales).T
 
 
-def _line_matrices(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return B', A' and G for the even and odd parts of opposite points."""
+def _factors(size: int) -> tuple[np.ndarray, ...]:
+    """Return P and the products of B', A' and G with its inverse.
+
+    P writes the sums and the differences of the even and odd parts of opposite points.
+    """
     inputs, outputs, filters = matrices(size)
-    for rows in (inputs, outputs.T, filters):
-        rows[1:-1:2], rows[2:-1:2] = rows[1:-1:2] + rows[2:-1:2], rows[1:-1:2] - rows[2:-1:2]
-        rows[1:-1] /= 2
-    return inputs, outputs, filters
+    both = np.eye(len(inputs))
+    both[1:-1, 1:-1] = np.kron(np.eye(len(inputs) // 2 - 1), [[1, 1], [1, -1]])
+    inverse = np.linalg.inv(both)
+    return both, inverse @ inputs, outputs @ inverse, inverse @ filters
 
 
-_INPUTS, _OUTPUTS, _FILTERS = (
-    {size + _OUT - 1: _line_matrices(size)[i] for size in _POINTS} for i in range(3)
+_BOTH, _INPUTS, _OUTPUTS, _FILTERS = (
+    {size + _OUT - 1: _factors(size)[i] for size in _POINTS} for i in range(4)
 )
 # They write B' d, A' m and G g for one row or column of a tile of 6 or 8 points.
-_input_line = linear(_INPUTS, False, True)
-_output_line = linear(_OUTPUTS, True, False)
-_filter_line = linear(_FILTERS, False, True)
+_input_line = linear(_INPUTS, _BOTH)
+_output_line = linear(_BOTH, _OUTPUTS)
+_filter_line = linear(_FILTERS, _BOTH)
 # They write A y and G' m for a tile of 6 points.
-_gradient_line = linear({6: _OUTPUTS[6].T}, False, True)
-_kernel_line = linear({6: _FILTERS[6].T}, True, False)
+_gradient_line = linear({6: _OUTPUTS[6].T}, _BOTH)
+_kernel_line = linear({6: _BOTH[6]}, {6: _FILTERS[6].T})
 
 
 def fits(window: Window, channels: int, filters: int) -> bool:
