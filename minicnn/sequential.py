@@ -408,7 +408,8 @@ class Sequential(Chain):
             float16 (11 significant bits) and take half the memory, also in a pickle. Outputs, sums
             and all other weights stay float32. A few rows are predicted faster if a kernel is
             larger than the CPU's second-level cache. A kernel stays float32 if its largest weight
-            is below 6.1e-5 or above 65504, where float16 has fewer bits or none.
+            is below 6.1e-5 or above 65504, where float16 has fewer bits or none. `warmup` compiles
+            the kernels of such a model if it is given itself, with rows.
 
         Returns
         -------

@@ -23,10 +23,12 @@ def warmup(model: Any = None, x: Any = None) -> float:
 
     Parameters
     ----------
-    model : Sequential or Estimator, optional
-        A built Sequential, or an Estimator with a checkpoint.
+    model : Sequential, Estimator or InferenceModel, optional
+        A built Sequential, or an Estimator with a checkpoint. A model for inference with float16
+        kernels is given itself: other kernels read them.
     x : ndarray or dict of str to ndarray, optional
-        Required for an Estimator, and only allowed there: rows as for `predict`; one is enough.
+        Required for an Estimator or InferenceModel, and only allowed there: rows as for `predict`;
+        one is enough.
 
     Returns
     -------
@@ -36,7 +38,7 @@ def warmup(model: Any = None, x: Any = None) -> float:
     Raises
     ------
     ValueError
-        If an Estimator is given without `x`, or anything else with it.
+        If an Estimator or InferenceModel is given without `x`, or anything else with it.
     RuntimeError
         If a Sequential was not built.
     CheckpointError
@@ -52,17 +54,20 @@ def warmup(model: Any = None, x: Any = None) -> float:
     True
     """
     start = time.perf_counter()
-    if isinstance(model, Estimator) == (x is None):
+    if isinstance(model, Estimator | InferenceModel) == (x is None):
         raise ValueError(
-            "`x` must be rows as for predict for an Estimator, such as x[:1], and is left out "
-            f"otherwise, got {checks.describe(x)}"
+            "`x` must be rows as for predict for an Estimator or InferenceModel, such as x[:1], "
+            f"and is left out otherwise, got {checks.describe(x)}"
         )
+    if isinstance(model, Estimator):
+        model = model.for_inference(x)  # with all kernels of `predict`
     if model is None:
         _train_one_step()
-    elif isinstance(model, Estimator):
-        _predict(model.for_inference(x), x)  # with all kernels of `predict`
+    elif isinstance(model, InferenceModel):
+        _predict(model, x)
     else:
-        checks.instance(model, Sequential, "model", "a Sequential or an Estimator")
+        what = "a Sequential, an Estimator or an InferenceModel"
+        checks.instance(model, Sequential, "model", what)
         fast = model.for_inference()  # raises if the model was not built
         _predict(fast, np.zeros((1, *model.input_shape[1:]), model.dtype))
     return time.perf_counter() - start

@@ -79,6 +79,17 @@ def test_warmup_compiles_exactly_what_a_model_predicts_with():
     assert run.returncode == 0, run.stderr
 
 
+def test_warmup_of_a_model_for_inference():
+    model = mc.Sequential([mc.layers.Dense(2)])
+    model.build((None, 3), rng=0)
+    fast = model.for_inference("float16")
+    with pytest.raises(ValueError, match=r"`x` must be rows .* or InferenceModel, such"):
+        mc.warmup(fast)
+    assert not fast._runs
+    assert mc.warmup(fast, np.zeros((1, 3), np.float32)) > 0
+    assert list(fast._runs) == [1]
+
+
 FIRST = """
 import json, sys, time
 import numpy as np
@@ -172,5 +183,5 @@ def test_warmup_of_what_is_no_model():
     model.build((None, 3), rng=0)
     with pytest.raises(ValueError, match=r"`x` must be rows.*is left out otherwise, got an array"):
         mc.warmup(model, np.ones((1, 3), np.float32))
-    with pytest.raises(TypeError, match="`model` must be a Sequential or an Estimator, got Dense"):
+    with pytest.raises(TypeError, match="an Estimator or an InferenceModel, got Dense"):
         mc.warmup(mc.layers.Dense(2))
