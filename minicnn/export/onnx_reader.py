@@ -215,8 +215,10 @@ def _bias(file: _File, node: Any) -> dict[str, np.ndarray]:
 
 def _padding(node: Any, a: dict[str, Any], x: _Value, kernel: Any) -> Any:
     """Return the padding of a layer for a node with this size of the kernel."""
-    is_turned, strides = node.op_type == "ConvTranspose", a.get("strides", (1, 1))
-    auto, given = a.get("auto_pad", b"NOTSET"), a.get("pads", (0, 0, 0, 0))
+    is_turned = node.op_type == "ConvTranspose"
+    strides = a.get("strides", (1, 1))
+    auto = a.get("auto_pad", b"NOTSET")
+    given = a.get("pads", (0, 0, 0, 0))
     _need(2 * len(kernel) == len(given) == 1 + len(x.sizes),
           f"its kernel {kernel} and its padding {given} must be those of images")
     if auto == b"SAME_UPPER" and not is_turned:
@@ -233,11 +235,13 @@ def _padding(node: Any, a: dict[str, Any], x: _Value, kernel: Any) -> Any:
 
 
 def _conv(file: _File, node: Any, a: dict[str, Any], x: _Value) -> _Value:
-    w, bias = file.array(node.input[1]), _bias(file, node)  # (F, C / groups, KH, KW)
+    w = file.array(node.input[1])  # (F, C / groups, KH, KW), or (C, F, KH, KW) if transposed
+    bias = _bias(file, node)
     *_, channels = x.sizes
-    groups, is_turned = a.get("group", 1), node.op_type == "ConvTranspose"  # w (C, F, KH, KW)
-    is_known = groups in (1, channels) and not (is_turned and groups > 1)
-    _need(w.ndim == 4 and is_known and w.shape[not is_turned] * groups == channels,
+    groups = a.get("group", 1)
+    is_turned = node.op_type == "ConvTranspose"
+    _need(w.ndim == 4 and w.shape[not is_turned] * groups == channels
+          and (groups == 1 or (groups == channels and not is_turned)),
           f"its weights {w.shape} in {groups} groups must fit {channels} channels, in one group or "
           "a group for each")
     options = {
