@@ -32,7 +32,7 @@ _CACHE_LINE = 64
 _MOST_THREADS = 1024
 CHUNKS = 16  # of most kernels, at most; enough to balance the load of a few threads
 _LEAST_WORK = 1 << 22  # multiply-adds that take longer than to wake a thread, about 50 us
-_LEAST_TAPED = 1 << 18  # the same for threads that are awake
+_LEAST_TAPED = 1 << 18  # of a chunk, if the threads are awake
 
 
 def parallel_for(
@@ -158,8 +158,11 @@ def check(**arrays: tuple[np.ndarray, tuple[int, ...]]) -> None:
 
 def share(items: int, chunks: int, work: int = _LEAST_WORK) -> int:
     """Return the number of items per chunk, for at most `chunks` chunks; one for little work."""
-    least = _LEAST_WORK if getattr(_local, "tape", None) is None else _LEAST_TAPED
-    return max(1, -(-items // (chunks if work >= least else 1)))
+    if getattr(_local, "tape", None) is not None:
+        chunks = min(chunks, work // _LEAST_TAPED)
+    elif work < _LEAST_WORK:
+        chunks = 1
+    return max(1, -(-items // max(chunks, 1)))
 
 
 def set_num_threads(n: int) -> None:
