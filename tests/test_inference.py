@@ -509,13 +509,14 @@ def test_an_estimator_for_inference(trained):
 def test_an_estimator_with_float16(trained):
     estimator, is_dict = trained
     x = rows(0, 9, is_dict)
-    before = estimator.for_inference(x)(x)["probabilities"]
+    other = mc.Estimator(model_fn, model_dir=estimator.model_dir)
+    expected = other.for_inference(x)(x)["probabilities"]
     fast = estimator.for_inference(x, weight_dtype="float16")
     outputs = fast(x)["probabilities"]
-    assert 0 < np.abs(outputs - before).max() < 20 * HALF
+    assert 0 < np.abs(outputs - expected).max() < 20 * HALF
     assert_same_bits(pickle.loads(pickle.dumps(fast))(x)["probabilities"], outputs)
     for again in (estimator.for_inference(x)(x), estimator.predict(x, as_iterable=False)):
-        assert_same_bits(again["probabilities"], before)  # the weights of both are float32
+        assert_same_bits(again["probabilities"], expected)  # the weights of both are float32
 
 
 def test_an_estimator_is_asked_again_after_more_training(trained):

@@ -151,7 +151,7 @@ def test_a_packed_kernel_of_float16(by_threads, monkeypatch, n, d, u, has_half):
     x, w, b, _ = draw(normal, n, d, u, np.float32)
     half = w.astype(np.float16)
     packed, expected = dense.packed_kernel(half), forward(x, half.astype(np.float32), b, relu=True)
-    assert packed.itemsize == 2 or not dense.HAS_HALF
+    assert packed.itemsize == (2 if dense.HAS_HALF else 4)
     for y in by_threads(lambda: forward(x, half, b, relu=True, packed=packed)):
         assert_same_bits(y, expected)
 
