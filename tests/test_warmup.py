@@ -33,34 +33,14 @@ def predict(model, rows):
     model.predict(x)
     model.for_inference().predict(x)
 
-def called_by(function, *arguments):
-    # The kernels that a function calls, and the types of their arguments; they are not run.
-    calls, real = set(), threads.parallel_for
-
-    def noted(kernel, chunks, reads, writes, *sizes, scratch={}, work=0):
-        arrays = (threads._scratch(scratch), *map(threads._frozen, reads), *writes)
-        calls.add((kernel, tuple(map(kernel.typeof_pyval, (0, *arrays, *sizes)))))
-        for array in writes:
-            array[...] = 0
-
-    users = [m for m in sys.modules.values() if getattr(m, "parallel_for", None) is real]
-    try:
-        for module in users:
-            module.parallel_for = noted
-        with np.errstate(all="ignore"):
-            function(*arguments)
-    finally:
-        for module in users:
-            module.parallel_for = real
-    return calls
-
 cases = {name: (layers(), (8, 8, 1)) for name, layers in CHAINS.items()}
 cases |= {name: ([layer()], shape) for name, layer, shape in TABLE}
 for name, (layers, shape) in cases.items():
     model = mc.Sequential(layers)
     model.build((None, *shape), rng=0)
     before = loaded()
-    calls = called_by(predict, model, 1)
+    with threads.recorded() as calls, np.errstate(all="ignore"):
+        predict(model, 1)
     mc.warmup(model)
     calls |= {(_walk, types) for types in _walk.signatures}  # not called from Python there
     assert loaded() - before == calls - before, name

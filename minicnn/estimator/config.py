@@ -262,7 +262,7 @@ class RunConfig(Hinting):
         Whether to fuse neighbouring layers into one pass where possible.
     progress : bool
         Whether `fit` shows the step, the loss, the validation accuracy, the speed and the time
-        left, and before that the kernels that are compiled: as a line that renews itself on a
+        left, and before that how many kernels are compiled: as a line that renews itself on a
         terminal and in a notebook, otherwise as a line every four seconds on stderr. After two
         seconds, `evaluate` and `predict` show their progress too. A terminal then omits the log
         lines with the loss and the speed; a log file gets all lines. Nothing is shown if a handler

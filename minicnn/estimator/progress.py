@@ -87,6 +87,8 @@ class Display(threading.Thread):
 
     Attributes
     ----------
+    kernels : set of (kernel, types)
+        Those of a step, as `threads.recorded` returns them; empty if they are not known.
     look : callable or None
         Called once, after some seconds, with the number of steps per second, unless `note` was
         called before.
@@ -94,6 +96,7 @@ class Display(threading.Thread):
 
     def __init__(self, screen: Screen | None = None, brief: bool = False) -> None:
         super().__init__(daemon=True)
+        self.kernels: set[tuple[Any, Any]] = set()
         self.look: Callable[[float], None] | None = None
         self.screen: Any = screen
         self._brief = brief
@@ -163,8 +166,10 @@ class Display(threading.Thread):
     def text(self, ended: bool = False) -> str:
         """Return what there is to see now."""
         if cache.compiling or len(cache.compiled) > self._compiled:
-            number = len(cache.compiled) + len(cache.compiling) - self._compiled
-            return f"compiling kernel {number}, once for this machine"
+            done = sum(types in kernel.overloads for kernel, types in self.kernels)
+            total = max(len(self.kernels), done + len(cache.compiling))
+            count = f" {done}/{total}" if self.kernels else ""
+            return f"compiling kernels{count}, once for this machine"
         if self._doing:
             return self._doing
         words = [f"step {_of(self._step, self._total)}"]

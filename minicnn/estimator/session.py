@@ -15,7 +15,7 @@ from minicnn.core.checks import describe, fault, instance, unique
 from minicnn.core.context import Context, Workspace
 from minicnn.core.files import JsonLines
 from minicnn.core.log import logger
-from minicnn.core.op import Tensor
+from minicnn.core.op import Tensor, parts
 from minicnn.core.parameter import Parameter
 from minicnn.core.weights import PARAMETERS, fill, fitting
 from minicnn.estimator import evaluation, feeding
@@ -34,6 +34,7 @@ from minicnn.hooks import (
     SessionRunValues,
     ValidationMonitor,
 )
+from minicnn.kernels import threads
 
 _FEW = 500  # validation rows that a first accuracy is of, at most
 
@@ -173,11 +174,38 @@ class TrainingSession:
         return meta | ({} if self.best_step is None else {"best_step": self.best_step})
 
     def show(self, display: Display, hooks: Sequence[SessionRunHook]) -> None:
-        """Let a display know how to get a first accuracy, which changes nothing in the run."""
+        """Let a display know the kernels of a step, and how to get a first accuracy.
+
+        Nothing that is done for the display alone changes the run.
+        """
         self._display = display
+        with contextlib.suppress(Exception):  # the first step raises it again
+            display.kernels = self._kernels()
         monitors = [hook for hook in hooks if isinstance(hook, ValidationMonitor)]
         if monitors and monitors[0].data["x"] is not None:  # an input_fn may count its calls
             display.look = functools.partial(self._look, monitors[0])
+
+    def _kernels(self) -> set[tuple[Any, Any]]:
+        """Return the kernels of a step, found by a step of one row that does not run them."""
+        loss = self.trace.ops.train_op.loss
+        optimizer = self.trace.ops.train_op.optimizer
+        plan = self._plan(frozenset({loss.name}))
+        own = [part for step in plan.steps for part in parts(step.op)]
+        if any(not type(each).__module__.startswith("minicnn.") for each in (*own, optimizer)):
+            return set()  # code of the user, which may count how often it is called
+        row = [feeding.each(lambda array: array[:1], part) for part in self._feed.peek()]
+        w = np.zeros(1, next(iter(self.parameters.values())).dtype)
+        states = [(p, p.value.copy()) for p in self.parameters.values() if not p.trainable]
+        ctx = Context(training=True, rng=np.random.default_rng(0))
+        try:
+            with threads.recorded() as calls, np.errstate(all="ignore"):
+                plan.forward(self.trace.feeds((row[0], row[1])), ctx)
+                plan.backward(loss, ctx)
+                optimizer.update(w, w.copy(), [w.copy() for slot in optimizer.slots], 0.0)
+        finally:
+            for parameter, value in states:
+                parameter.value[...] = value
+        return calls
 
     def _look(self, monitor: ValidationMonitor, speed: float) -> None:
         """Evaluate a few hundred validation rows, or as many as take about a second."""

@@ -67,6 +67,13 @@ def parallel_for(
     if not all(array.flags.writeable for array in writes):  # a kernel would write to it
         raise ValueError("output array is read-only; set array.flags.writeable = True")
     arrays = (*(_frozen(array) for array in reads), *writes)
+    calls = getattr(_local, "calls", None)
+    if calls is not None:  # see `recorded`
+        arguments = (0, _scratch(scratch), *arrays, *sizes)
+        calls.add((kernel, tuple(map(kernel.typeof_pyval, arguments))))
+        for array in writes:
+            array[...] = 0
+        return
     tape = getattr(_local, "tape", None)
     if tape is not None and chunks:  # see `taped`
         tape.append((kernel, chunks, (*arrays, *sizes), scratch))
@@ -126,6 +133,22 @@ def taped() -> Iterator[list[Any]]:
         yield _local.tape
     finally:
         _local.tape = None
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[set[tuple[Any, Any]]]:
+    """Record the kernels that this thread calls instead of running them; they write zeros.
+
+    Yields
+    ------
+    set of (kernel, types)
+        ``types in kernel.overloads`` says whether it is compiled.
+    """
+    _local.calls = set()
+    try:
+        yield _local.calls
+    finally:
+        _local.calls = None
 
 
 def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:

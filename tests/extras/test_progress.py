@@ -22,7 +22,7 @@ from tolerances import assert_same_bits
 
 import minicnn as mc
 from minicnn.estimator import progress
-from minicnn.kernels import cache
+from minicnn.kernels import cache, threads
 
 ROOT = Path(__file__).parents[2]
 X = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
@@ -30,7 +30,8 @@ Y = (X[:, 0] > 0).astype(np.int32)
 ACCURACY = {"accuracy": mc.MetricSpec(mc.metrics.accuracy, prediction_key="classes")}
 STEP = r"step (\d+)/(\d+)  loss [\d.e-]+(?:  validation accuracy [\d.]+(?: \(\d+ rows\))?)?"
 SPEED = r"(?:  [\d.e+]+ steps/s)?(?:  \d+ (?:s|min) left)?"
-COMPILING = r"compiling kernel (\d+), once for this machine"
+NONE: dict = {}
+COMPILING = r"compiling kernels (\d+)/(\d+), once for this machine"
 
 
 def model_fn(features, labels, mode):
@@ -232,9 +233,9 @@ def test_the_longest_silence_cold_and_warm(tmp_path, run):
                          cache_dir=tmp_path / "numba")
         assert code == 0, text
         assert max(silences) < 5
-        counts = [int(count) for count in re.findall(COMPILING, text)]
+        counts = [tuple(map(int, count)) for count in re.findall(COMPILING, text)]
         assert (state == "cold") == bool(counts)
-        assert counts == sorted(counts)
+        assert counts == sorted(counts) and len({total for _, total in counts}) <= 1
         assert re.findall(STEP, text)[-1] == ("10", "10")
 
 
@@ -491,9 +492,9 @@ def test_a_prediction_of_one_batch_starts_no_thread(tmp_path, pretend, monkeypat
     started = []
     monkeypatch.setattr(progress.Display, "start", lambda display: started.append(display))
     pretend()
-    for rows, threads in (1, 0), (len(X), 0), (len(X) + 1, 1):
+    for rows, count in (1, 0), (len(X), 0), (len(X) + 1, 1):
         estimator.predict(np.resize(X, (rows, X.shape[1])), batch_size=len(X), as_iterable=False)
-        assert len(started) == threads
+        assert len(started) == count
 
 
 def closed():
@@ -533,9 +534,9 @@ def test_the_time_left_counts_neither_compiling_nor_evaluations(clock):
     assert display.text() == "step 1000/20000"
     cache.compiling.append("a kernel")
     clock.now += 8
-    assert display.text() == "compiling kernel 1, once for this machine"
+    assert display.text() == "compiling kernels, once for this machine"
     cache.compiled.append(cache.compiling.pop())
-    assert display.text() == "compiling kernel 1, once for this machine"  # the step goes on
+    assert display.text() == "compiling kernels, once for this machine"  # the step goes on
     display(2.3)
     assert display.text() == "step 1001/20000  loss 2.30"
     for number in range(100):
@@ -581,6 +582,29 @@ def test_the_number_that_is_shown_of_an_evaluation(metrics, said):
     assert said in display.text()
 
 
+class Spy(mc.hooks.SessionRunHook):
+    """Note the display of a run, and the kernels that its steps really call."""
+
+    def __init__(self, monkeypatch):
+        self.called = set()
+        real = threads.parallel_for
+
+        def noted(kernel, chunks, reads, writes, *sizes, scratch=NONE, **rest):
+            arrays = (threads._scratch(scratch), *map(threads._frozen, reads), *writes)
+            self.called.add((kernel, tuple(map(kernel.typeof_pyval, (0, *arrays, *sizes)))))
+            real(kernel, chunks, reads, writes, *sizes, scratch=scratch, **rest)
+
+        for module in list(sys.modules.values()):
+            if getattr(module, "parallel_for", None) is real:
+                monkeypatch.setattr(module, "parallel_for", noted)
+
+    def before_run(self, run_context):
+        self.called.clear()
+
+    def after_run(self, run_context, run_values):
+        self.display = run_context.session._display
+
+
 def cnn_fn(features, labels, mode):
     conv = mc.layers.conv2d(features, 4, 3, activation=mc.relu)
     conv = mc.layers.conv2d(mc.layers.max_pooling2d(conv, 2, 2), 4, 3, activation=mc.relu)
@@ -596,6 +620,41 @@ def cnn_fn(features, labels, mode):
 
 IMAGES = np.random.default_rng(1).random((40, 12, 12, 1), np.float32)
 CLASSES = np.arange(40) % 3
+
+
+def test_the_kernels_that_are_counted_are_those_of_a_step(tmp_path, pretend, monkeypatch):
+    pretend()
+    spy = Spy(monkeypatch)
+    estimator = mc.Estimator(cnn_fn, tmp_path, config=mc.RunConfig(seed=1))
+    estimator.fit(IMAGES, CLASSES, steps=2, batch_size=20, monitors=[spy])
+    names = {kernel.__name__ for kernel, _ in spy.called}
+    assert len(names) > 5 and "_adam" in names
+    assert spy.display.kernels == spy.called
+
+
+def test_code_of_the_user_is_not_called_to_count_kernels(tmp_path, pretend, monkeypatch):
+    pretend()
+    calls = []
+
+    class Twice(mc.Op):
+        def output_shape(self, *shapes):
+            return shapes[0]
+
+        def forward(self, x, ctx):
+            calls.append(len(x))
+            return 2 * x
+
+        def backward(self, dy, ctx, need_dx=True):
+            return 2 * dy
+
+    def doubled(features, labels, mode):
+        return model_fn(Twice()(features), labels, mode)
+
+    spy = Spy(monkeypatch)
+    estimator = mc.Estimator(doubled, tmp_path, config=mc.RunConfig(seed=1))
+    estimator.fit(X, Y, steps=2, monitors=[spy])
+    assert spy.display.kernels == set()
+    assert calls == [64, 64]
 
 
 def test_a_display_changes_no_bit_of_a_run(tmp_path, pretend, monkeypatch):
