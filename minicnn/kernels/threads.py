@@ -30,6 +30,7 @@ logger = logging.getLogger("minicnn")
 
 _CACHE_LINE = 64
 _MOST_THREADS = 1024
+_LAYOUTS = 256  # of scratch that are kept, at most
 CHUNKS = 16  # of most kernels, at most; enough to balance the load of a few threads
 _LEAST_WORK = 1 << 22  # multiply-adds that take longer than to wake a thread, about 50 us
 _LEAST_TAPED = 1 << 18  # of a chunk, if the threads are awake
@@ -67,16 +68,14 @@ def parallel_for(
     if not all(array.flags.writeable for array in writes):  # a kernel would write to it
         raise ValueError("output array is read-only; set array.flags.writeable = True")
     arrays = (*(_frozen(array) for array in reads), *writes)
-    calls = getattr(_local, "calls", None)
-    if calls is not None:  # see `recorded`
+    if _local.calls is not None:  # see `recorded`
         arguments = (0, _scratch(scratch), *arrays, *sizes)
-        calls.add((kernel, tuple(map(kernel.typeof_pyval, arguments))))
+        _local.calls.add((kernel, tuple(map(kernel.typeof_pyval, arguments))))
         for array in writes:
             array[...] = 0
         return
-    tape = getattr(_local, "tape", None)
-    if tape is not None and chunks:  # see `taped`
-        tape.append((kernel, chunks, (*arrays, *sizes), scratch))
+    if _local.tape is not None and chunks:  # see `taped`
+        _local.tape.append((kernel, chunks, (*arrays, *sizes), scratch))
     workers = _workers
     if chunks <= 1 or work < _LEAST_WORK or not workers.count:
         temporary = _scratch(scratch)
@@ -181,7 +180,7 @@ def check(**arrays: tuple[np.ndarray, tuple[int, ...]]) -> None:
 
 def share(items: int, chunks: int, work: int = _LEAST_WORK) -> int:
     """Return the number of items per chunk, for at most `chunks` chunks; one for little work."""
-    if getattr(_local, "tape", None) is not None:
+    if _local.tape is not None:
         chunks = min(chunks, work // _LEAST_TAPED)
     elif work < _LEAST_WORK:
         chunks = 1
@@ -244,12 +243,15 @@ def _frozen(array: np.ndarray) -> np.ndarray:
 
 
 def _scratch(layout: Mapping[str, tuple[tuple[int, ...], Any]]) -> tuple[np.ndarray, ...]:
-    """Return the scratch arrays of this thread. Their memory is reused between calls."""
-    size = scratch_size(layout)
-    arena = getattr(_local, "arena", None)
-    if arena is None or arena.size < size:
-        arena = _local.arena = aligned((size,), np.uint8)
-    return scratch_in(arena, layout)
+    """Return the scratch arrays of this thread. All calls use the same memory."""
+    key = tuple(layout.values())
+    if key not in _local.scratch:
+        size = scratch_size(layout)
+        if _local.arena.size < size or len(_local.scratch) == _LAYOUTS:
+            _local.scratch.clear()  # these arrays keep the old memory alive
+            _local.arena = aligned((max(size, _local.arena.size),), np.uint8)
+        _local.scratch[key] = scratch_in(_local.arena, layout)
+    return _local.scratch[key]
 
 
 def scratch_size(layout: Mapping[str, tuple[tuple[int, ...], Any]]) -> int:
@@ -272,6 +274,16 @@ def _lines(array: tuple[tuple[int, ...], Any]) -> int:
     """Return the number of bytes of complete cache lines for a shape and dtype."""
     shape, dtype = array
     return -(-math.prod(shape) * np.dtype(dtype).itemsize // _CACHE_LINE) * _CACHE_LINE
+
+
+class _Local(threading.local):
+    """What each thread has for itself."""
+
+    def __init__(self) -> None:
+        self.calls: set[tuple[Any, Any]] | None = None  # of `recorded`
+        self.tape: list[Any] | None = None  # of `taped`
+        self.arena = np.empty(0, np.uint8)  # the memory of all scratch arrays
+        self.scratch: dict[Any, tuple[np.ndarray, ...]] = {}  # by layout
 
 
 class _Job:
@@ -414,7 +426,7 @@ def _begin_anew_after_fork() -> None:
     _workers = _Workers(_workers.count)
 
 
-_local = threading.local()
+_local = _Local()
 _workers = _Workers(_threads_from_environment() - 1)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_begin_anew_after_fork)

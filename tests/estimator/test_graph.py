@@ -236,7 +236,7 @@ WRONG_INPUTS = [
     # The function, the shape and dtype of a row, the error and words of its message.
     (lambda x: mc.layers.conv2d(x, 3, 5), (784,), "float32", ValueError,
      ["conv2d: `inputs` must have 4 dimensions (N, H, W, C), got (None, 784)",
-      "reshape to (-1", "28, 28, 1)"]),
+      "reshape to (N, H, W, C)", "(-1, 28, 28, 1)"]),
     (lambda x: mc.layers.max_pooling2d(x, 2, 2), (28, 28), "float32", ValueError,
      ["max_pooling2d: `inputs` must have 4 dimensions", "(None, 28, 28)", "reshape"]),
     (lambda x: mc.layers.conv2d(x, 3, 5, name="first"), (28, 28, 1), "uint8", TypeError,
@@ -250,7 +250,7 @@ WRONG_INPUTS = [
     (lambda x: mc.argmax(x, axis=2), (10,), "float32", ValueError, ["`axis` 2", "(None, 10)"]),
     (lambda x: mc.softmax(x, axis=3), (10,), "float32", ValueError, ["softmax", "(None, 10)"]),
     (lambda x: mc.one_hot(x, 3), (), "float32", TypeError,
-     ["one_hot", "integers", "floating-point"]),
+     ["one_hot", "integers", "astype(int)"]),
     (lambda x: mc.losses.softmax_cross_entropy(x, mc.layers.dense(x, 3)), (4,), "float32",
      ValueError, ["softmax_cross_entropy", "(None, 4)", "(None, 3)"]),
 ]
@@ -676,7 +676,7 @@ def test_a_layer_built_before_keeps_its_weights():
     got = graph.plan([y]).forward({x: rows(2, 4)}, mc.Context())[y]
     assert_same_bits(got, layer.forward(rows(2, 4), mc.Context()))
     other = mc.Graph().placeholder("x", (None, 5), np.float32)
-    with pytest.raises(ValueError, match=r"mine: built for.*\(None, 4\).*\(None, 5\).*second"):
+    with pytest.raises(ValueError, match=r"mine: built for.*\(None, 4\).*\(None, 5\).*new layers"):
         layer(other)
 
 

@@ -138,9 +138,9 @@ def test_an_edited_helper_is_seen_by_cached_kernels_of_other_files(package):
     assert python(package, "-c", SGD)[0].split() == ["0.0", "0.0", "0.0", "0", "1"]
     assert python(package, "-c", SGD)[0].split() == ["0.0", "0.0", "0.0", "1", "0"]
     file = package / "minicnn" / "kernels" / "elementwise.py"
-    source, size = file.read_text("utf-8"), "min(SPAN, size - first)"
-    assert size in source
-    file.write_text(source.replace(size, size + " - 1"), "utf-8")
+    source, end = file.read_text("utf-8"), "(chunk + 1) * SPAN"
+    assert end in source
+    file.write_text(source.replace(end, "2"), "utf-8")
     assert python(package, "-c", SGD)[0].split() == ["0.0", "0.0", "1.0", "0", "1"]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import minicnn as mc
-from minicnn.kernels import normalize, simd, warp
+from minicnn.kernels import normalize, simd, threads, warp
 from minicnn.kernels.conv import conv, depthwise, winograd
 from minicnn.kernels.dense import dense
 from minicnn.kernels.window import slide
@@ -129,8 +129,9 @@ def training():
     yield from (parameter.value for parameter in model.parameters)
 
 
-# So that these small shapes use Winograd convolution.
+# So that these small shapes use Winograd convolution, and several chunks.
 @mock.patch.object(winograd, "_LEAST_GAIN", {(3, 3): 5.5, (5, 5): 3.8})
+@mock.patch.object(threads, "_LEAST_WORK", 0)
 def results():
     """Return digests of many results, by name."""
     found = {}
