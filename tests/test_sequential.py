@@ -702,6 +702,29 @@ def test_labels_beside_batches_are_an_error():
 # Loss, optimizer, metrics -------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("made", [None, 3, (X, Y), X])
+def test_a_function_that_returns_no_batches(made):
+    for use in (small().fit, built(small()).evaluate):
+        with pytest.raises(TypeError, match=r"of batches must return an iterable.*`yield`"):
+            use(lambda made=made: made, verbose=False)
+
+
+def test_an_iterator_that_is_used_up():
+    batches = iter([(X[:20], Y[:20])])
+    model = small()
+    model.fit(batches, **QUIET)
+    with pytest.raises(ValueError, match=r"there is no batch.* no iterator that is used up"):
+        model.fit(batches, **QUIET)
+
+
+@pytest.mark.parametrize("augment", [lambda x, rng: None, lambda x, rng: x[:5]])
+def test_images_of_another_number_from_augment(augment):
+    model = small()
+    with pytest.raises(ValueError, match="`augment` must return images of the shape that it is"):
+        model.fit(X, Y, augment=augment, **QUIET)
+    assert model.input_shape is None
+
+
 def test_a_loss_of_ones_own():
     def smooth(labels, outputs):
         return mc.losses.softmax_cross_entropy(mc.one_hot(labels, 3), outputs, label_smoothing=0.5)

@@ -71,7 +71,7 @@ def optional(check: Callable[..., Any], value: Any, *arguments: Any) -> Any:
 
 def pair(value: Any, name: str) -> tuple[int, int]:
     """Return (height, width) from two positive integers, or from one for both."""
-    if not isinstance(value, Iterable):
+    if not np.iterable(value):
         value = (value, value)
     if isinstance(value, _NO_SEQUENCE) or len(numbers := tuple(value)) != 2:
         raise ValueError(
@@ -84,8 +84,8 @@ def padding(value: Any) -> Any:
     """Return "valid", "same" or ((top, bottom), (left, right)), in which one integer means two."""
     if isinstance(value, str) and value.lower() in PADDINGS:
         return value.lower()
-    axes = value if isinstance(value, Iterable) else (value, value)
-    pads = [tuple(axis) if isinstance(axis, Iterable) else (axis, axis) for axis in axes]
+    axes = value if np.iterable(value) else (value, value)
+    pads = [tuple(axis) if np.iterable(axis) else (axis, axis) for axis in axes]
     if isinstance(value, (*_NO_SEQUENCE, type(None))) or [len(axis) for axis in pads] != [2, 2]:
         raise ValueError(
             "`padding` must be 'valid', 'same', an integer or ((top, bottom), (left, right)), got "
@@ -96,7 +96,7 @@ def padding(value: Any) -> Any:
 
 def sequence(value: Any, name: str, what: str = "integers") -> tuple[Any, ...]:
     """Return an ordered iterable (not str, dict or set) as a tuple."""
-    if isinstance(value, _NO_SEQUENCE) or not isinstance(value, Iterable):
+    if isinstance(value, _NO_SEQUENCE) or not np.iterable(value):
         raise TypeError(f"`{name}` must be a list of {what}, got {describe(value)}")
     return tuple(value)
 

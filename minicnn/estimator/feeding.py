@@ -129,7 +129,10 @@ class FunctionFeed:
             self._peeked = self._next()
             self.taken = 0
         if self._peeked is None:
-            raise ValueError("`input_fn` yielded no batch; give at least one (features, labels)")
+            raise ValueError(
+                "there is no batch; give at least one (features, labels), and no iterator that is "
+                "used up"
+            )
         return self._peeked
 
     def place(self) -> dict[str, int]:
@@ -169,14 +172,7 @@ class FunctionFeed:
         batch, self._peeked = self._peeked, None
         if batch is None:
             if self._iterator is None:
-                iterable = self.input_fn()
-                is_array = isinstance(iterable, np.ndarray | dict | tuple)
-                if is_array or not hasattr(iterable, "__iter__"):
-                    raise TypeError(
-                        "`input_fn` must return an iterable of batches (features, labels): write "
-                        f"it with `yield`; got {checks.describe(iterable)}"
-                    )
-                self._iterator = iter(iterable)
+                self._iterator = iter(batches_of(self.input_fn))
                 self.taken = 0
             made = next(self._iterator, _END)
             if made is _END:
@@ -186,6 +182,18 @@ class FunctionFeed:
             batch = _checked(made)
         self.taken += 1
         return batch
+
+
+def batches_of(function: Callable[[], Any]) -> Any:
+    """Return the iterable that a function makes; raise if it is not one of batches."""
+    iterable = function()
+    is_array = isinstance(iterable, np.ndarray | dict | tuple)
+    if is_array or not hasattr(iterable, "__iter__"):
+        raise TypeError(
+            "a function of batches must return an iterable of (features, labels): write it with "
+            f"`yield`; got {checks.describe(iterable)}"
+        )
+    return iterable
 
 
 Feed = ArrayFeed | FunctionFeed
@@ -215,7 +223,13 @@ def augmented(feed: Feed, augment: Any) -> Feed:
                 f"`augment` is for arrays, got {checks.describe(augment)}; call it where the "
                 "batches are made, with a generator of their own"
             )
-        function(feed.peek()[0], np.random.default_rng(0))  # raises before the first step
+        images = feed.peek()[0]
+        changed = function(images, np.random.default_rng(0))  # raises before the first step
+        if np.shape(changed) != np.shape(images):
+            raise ValueError(
+                "`augment` must return images of the shape that it is given, "
+                f"{np.shape(images)}, got {checks.describe(changed)}"
+            )
         feed.augment = function
     return feed
 

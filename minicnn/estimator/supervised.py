@@ -278,7 +278,7 @@ class Data(NamedTuple):
     def unweighted(self) -> tuple[Any, Any, Callable[[], Any] | None]:
         """Return x, y and input_fn for an evaluation."""
         made = self.input_fn
-        return self.x, self.y, made and (lambda: ((x, y) for x, y, *_ in _parts(made())))
+        return self.x, self.y, made and (lambda: ((x, y) for x, y, *_ in _parts(made)))
 
 
 def data(x: Any, y: Any = None) -> Data:
@@ -318,7 +318,7 @@ def weighted(given: Data, class_weight: Any, sample_weight: Any) -> Data:
             )
         return given._replace(
             input_fn=lambda: (
-                (x, _with_weights(y, class_weight, *own)) for x, y, *own in _parts(made())
+                (x, _with_weights(y, class_weight, *own)) for x, y, *own in _parts(made)
             )
         )
     return given._replace(y=_with_weights(given.y, class_weight, sample_weight))
@@ -346,9 +346,9 @@ def _with_weights(y: Any, by_class: dict[int, float] | None, own: Any = None) ->
     return {"labels": y, "weights": weights}
 
 
-def _parts(batches: Iterable[Any]) -> Iterator[Any]:
-    """Yield batches (x, y) or (x, y, weights)."""
-    for batch in batches:
+def _parts(made: Callable[[], Any]) -> Iterator[Any]:
+    """Yield the batches (x, y) or (x, y, weights) of a function."""
+    for batch in feeding.batches_of(made):
         if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
             raise TypeError(
                 f"a batch must be (x, y), or (x, y, weights), got {checks.describe(batch)}"

@@ -646,10 +646,10 @@ def test_an_exhausted_input_fn_starts_again_whenever_checkpoints_were_written(tm
 
 
 @pytest.mark.parametrize("input_fn, error, words", [
-    (lambda: iter(()), ValueError, "`input_fn` yielded no batch"),
-    (lambda: (X, Y), TypeError, "`input_fn` must return an iterable of batches.*`yield`"),
-    (lambda: X, TypeError, "`input_fn` must return an iterable of batches"),
-    (lambda: None, TypeError, "`input_fn` must return an iterable of batches.*None"),
+    (lambda: iter(()), ValueError, "there is no batch"),
+    (lambda: (X, Y), TypeError, "a function of batches must return an iterable.*`yield`"),
+    (lambda: X, TypeError, "a function of batches must return an iterable"),
+    (lambda: None, TypeError, "a function of batches must return an iterable.*None"),
     (lambda: [(X[:5], Y[:4])], ValueError, "x has 5, y has 4"),
     (lambda: [("a", Y)], TypeError, "`features` must be an array of numbers"),
     (lambda: [None], TypeError, "`features` must be an array of numbers, got None"),

@@ -208,6 +208,7 @@ def test_sizes_are_one_integer_or_two(size):
 @pytest.mark.parametrize(("padding", "pads"), [
     (2, ((2, 2), (2, 2))), ((0, 3), ((0, 0), (3, 3))), ([[0, 1], (2, 3)], ((0, 1), (2, 3))),
     (np.array([[0, 1], [2, 3]]), ((0, 1), (2, 3))), ((1, [0, 2]), ((1, 1), (0, 2))),
+    (np.array(1), ((1, 1), (1, 1))),
 ])
 def test_padding_by_numbers_of_pixels(padding, pads):
     layer = Conv2D(2, 3, padding=padding)
@@ -228,6 +229,7 @@ def test_padding_of_zeros_is_that_of_an_image_with_zeros_around_it():
 
 def test_sizes_are_height_and_width():
     assert Conv2D(1, (1, 3)).build((None, 5, 5, 1), rng=0) == (None, 5, 3, 1)
+    assert Conv2D(1, np.array(3)).build((None, 5, 5, 1), rng=0) == (None, 3, 3, 1)
     assert Conv2D(1, 1, strides=(1, 3)).build((None, 5, 5, 1), rng=0) == (None, 5, 2, 1)
 
 
@@ -248,6 +250,8 @@ WRONG = [
     ({"kernel_size": None}, TypeError, "`kernel_size` must be an integer", "None"),
     ({"kernel_size": (3, 0)}, ValueError, "`kernel_size` must be at least 1", "0"),
     ({"kernel_size": True}, TypeError, "`kernel_size` must be an integer", "True"),
+    ({"kernel_size": np.array(3.0)}, TypeError, "`kernel_size` must be an integer", "an array"),
+    ({"padding": np.array(1.0)}, TypeError, "`padding` must be an integer", "an array of shape ()"),
     ({"strides": 0}, ValueError, "`strides` must be at least 1", "0"),
     ({"strides": (1, -1)}, ValueError, "`strides` must be at least 1", "-1"),
     ({"dilation_rate": 1.5}, TypeError, "`dilation_rate` must be an integer", "1.5"),
