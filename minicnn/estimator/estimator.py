@@ -137,6 +137,9 @@ class Estimator(Hinting):
         self._patterns = expressions(vars_to_warm_start, "vars_to_warm_start")
         self._models = Models(folder, function, {"params": params, "config": self.config})
 
+    def __repr__(self) -> str:
+        return f"Estimator(model_dir={str(self._models.folder)!r})"
+
     @property
     def model_dir(self) -> Path:
         if self._removal is not None:

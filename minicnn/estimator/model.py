@@ -163,6 +163,8 @@ class Models:
     def __init__(
         self, folder: Path | None, model_fn: Callable[..., Any], options: dict[str, Any]
     ) -> None:
+        if folder is not None and folder.is_file():
+            raise ValueError(f"`model_dir` must be a folder, got the path of a file, {folder}")
         self.folder: Any = folder  # None only in memory
         self.record = JsonLines(folder and folder / "evaluations.jsonl")
         self.model_fn = model_fn

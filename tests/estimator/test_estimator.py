@@ -910,6 +910,21 @@ def test_two_threads_that_make_the_first_call_read_one_checkpoint(trained, tmp_p
     assert len(calls) == 1
 
 
+def test_it_shows_its_model_dir(tmp_path):
+    assert repr(estimator_in(tmp_path)) == f"Estimator(model_dir={str(tmp_path)!r})"
+
+
+@pytest.mark.parametrize("use", [
+    estimator_in,
+    lambda path: mc.Sequential([mc.layers.Dense(2)]).fit(X, Y, model_dir=path, verbose=False),
+])
+def test_a_model_dir_that_is_a_file(tmp_path, use):
+    path = tmp_path / "model.txt"
+    path.touch()
+    with pytest.raises(ValueError, match=r"`model_dir` must be a folder.*model\.txt"):
+        use(path)
+
+
 def test_a_relative_model_dir_stays_where_it_is(tmp_path, monkeypatch):
     class Leave(mc.hooks.SessionRunHook):
         def after_run(self, run_context, run_values):
