@@ -16,7 +16,7 @@ from minicnn.core.op import Op, Shape, Tensor, apply
 from minicnn.kernels import elementwise
 
 _SQRT_2_PI = math.sqrt(2 / math.pi)
-CUBIC = 0.044715  # of the approximation of GELU
+_CUBIC = 0.044715  # of the approximation of GELU
 
 
 class _Activation(Op):
@@ -158,9 +158,9 @@ class Gelu(_Smooth):
         if not self.approximate:
             elementwise.gelu(x, y, slope)
             return
-        p = (1 + np.tanh(_SQRT_2_PI * x * (1 + CUBIC * x * x))) / 2
+        p = (1 + np.tanh(_SQRT_2_PI * x * (1 + _CUBIC * x * x))) / 2
         np.multiply(x, p, out=y)
-        slope[...] = p + y * (2 * (1 - p) * _SQRT_2_PI * (1 + 3 * CUBIC * x * x))
+        slope[...] = p + y * (2 * (1 - p) * _SQRT_2_PI * (1 + 3 * _CUBIC * x * x))
 
 
 def gelu(inputs: Any, approximate: bool = False, name: str | None = None) -> Any:

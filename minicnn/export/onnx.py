@@ -7,7 +7,6 @@ expect (N, C, H, W), so a chain of them has a Transpose before it and one after 
 
 import copy
 import functools
-import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +23,7 @@ from minicnn.estimator.feeding import feed
 from minicnn.estimator.graph import Graph
 from minicnn.kernels.window import Window
 
-_OPSET, _IR_VERSION = 17, 8  # of 2022; newer versions would only exclude older programs
+_OPSET, _OPSET_OF_GELU = 17, 20  # of 2022 and 2023; newer ones would only exclude older programs
 
 
 def to_onnx(
@@ -63,8 +62,11 @@ def to_onnx(
 
     Notes
     -----
+    The file has ONNX's opset 17, of 2022. If the model has a gelu, it has opset 20, of 2023, the
+    first one with a node for it, which ONNX Runtime reads since version 1.17.
+
     A float64 model is exported as float64. This is valid ONNX, but ONNX Runtime has no float64
-    convolution: build the model as float32 and load the weights to use it there.
+    convolution or gelu: build the model as float32 and load the weights to use it there.
 
     Examples
     --------
@@ -81,16 +83,18 @@ def to_onnx(
     onnx = require("onnx", "onnx")
     trace = _trace_estimator if isinstance(model, Estimator) else _trace_layer
     graph, outputs = trace(model, x, softmax, checkpoint_path)
-    file = _File(onnx, outputs)
+    steps = graph.plan(outputs.values(), fuse=False).steps
+    has_gelu = any(isinstance(part, ops.Gelu) for op, *_ in steps for part in parts(op))
+    file = _File(onnx, outputs, _OPSET_OF_GELU if has_gelu else _OPSET)
     inputs = [tensor for tensor in graph.tensors.values() if tensor.op is None]
     values = {tensor: _Value(file.unique(tensor.name)) for tensor in inputs}
-    for op, sources, tensor, *_ in graph.plan(outputs.values(), fuse=False).steps:
+    for op, sources, tensor, *_ in steps:
         x, *others = (values[source] for source in sources)
         values[tensor] = file.add(op, x, tensor.shape, *others)
     for name, tensor in outputs.items():
         node = onnx.helper.make_node("Identity", [file.name_of(values[tensor])], [name], name)
         file.nodes.append(node)
-    contents = onnx.helper.make_model(
+    contents = onnx.helper.make_model_gen_version(
         onnx.helper.make_graph(
             file.nodes,
             "minicnn",
@@ -100,8 +104,7 @@ def to_onnx(
         ),
         producer_name="minicnn",
         producer_version=VERSION,
-        ir_version=_IR_VERSION,
-        opset_imports=[onnx.helper.make_opsetid("", _OPSET)],
+        opset_imports=[onnx.helper.make_opsetid("", file.opset)],
     )
     onnx.checker.check_model(contents, full_check=True)
     with replacing(path) as target:
@@ -156,8 +159,9 @@ class _Value(NamedTuple):
 class _File:
     """Collects the nodes and constants of a file, with unique names."""
 
-    def __init__(self, onnx: Any, taken: Iterable[str]) -> None:
+    def __init__(self, onnx: Any, taken: Iterable[str], opset: int) -> None:
         self.onnx = onnx
+        self.opset = opset
         self._taken = set(taken)
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
@@ -188,10 +192,6 @@ class _File:
         name = self.unique(name)
         self.constants.append(self.onnx.numpy_helper.from_array(np.asarray(array), name))
         return name
-
-    def number(self, value: float, like: str, name: str) -> str:
-        """Add a number of the type of another value; return its name."""
-        return self.node("CastLike", [self.constant(value, name), like], name)
 
     def name_of(self, x: _Value, is_nchw: bool = False) -> str:
         """Return the name of a value in minicnn's layout or in (N, C, H, W)."""
@@ -325,32 +325,15 @@ def _dropout(file: _File, layer: Any, x: _Value, shape: Shape) -> _Value:
     return x
 
 
-def _elementwise(file: _File, op: Any, x: _Value, shape: Shape, *others: _Value) -> _Value:
+def _elementwise(
+    file: _File, op: Any, x: _Value, shape: Shape, *others: _Value, kind: str = "",
+    **attributes: Any,
+) -> _Value:
     """Add the node of an op that computes the same in both layouts."""
     inputs = [x, *others]
     is_nchw = all(value.is_nchw for value in inputs)
     names = [file.name_of(value, is_nchw) for value in inputs]
-    kind = "Mul" if type(op) is ops.Multiply else type(op).__name__
-    # The attribute is float32, also in a float64 file.
-    attributes = {"alpha": op.alpha} if type(op) is ops.LeakyRelu else {}
-    return _Value(file.node(kind, names, op.label, **attributes), is_nchw)
-
-
-def _gelu(file: _File, op: Any, x: _Value, shape: Shape) -> _Value:
-    # x (1 + erf(x / sqrt(2))) / 2: ONNX has had its own Gelu since opset 20.
-    def step(kind: str, *values: str | float) -> str:
-        names = [
-            value if isinstance(value, str) else file.number(value, x.name, op.label)
-            for value in values
-        ]
-        return file.node(kind, names, op.label)
-
-    if op.approximate:
-        cubic = step("Mul", step("Pow", x.name, 3.0), ops.CUBIC)
-        p = step("Tanh", step("Mul", step("Add", x.name, cubic), math.sqrt(2 / math.pi)))
-    else:
-        p = step("Erf", step("Div", x.name, math.sqrt(2)))
-    return x._replace(name=step("Mul", step("Mul", x.name, step("Add", p, 1.0)), 0.5))
+    return _Value(file.node(kind or type(op).__name__, names, op.label, **attributes), is_nchw)
 
 
 def _along_axis(
@@ -391,15 +374,17 @@ def _scale(file: _File, op: Any, x: _Value, shape: Shape) -> _Value:
     y = x.name
     for kind, number, neutral in (("Mul", op.factor, 1), ("Add", op.offset, 0)):
         if number != neutral:
-            y = file.node(kind, [y, file.number(number, y, op.label)], op.label)
+            constant = file.constant(number, op.label)
+            like_y = file.node("CastLike", [constant, y], op.label)
+            y = file.node(kind, [y, like_y], op.label)
     return x._replace(name=y)
 
 
 def _reduce(file: _File, op: Any, x: _Value, shape: Shape) -> _Value:
     inputs = [file.name_of(x)]
     attributes: dict[str, Any] = {"keepdims": int(op.keepdims)}
-    if isinstance(op, ops.ReduceMean):
-        attributes["axes"] = op.axes  # an input only since opset 18
+    if isinstance(op, ops.ReduceMean) and file.opset < 18:
+        attributes["axes"] = op.axes  # an input since opset 18
     else:
         inputs.append(file.constant(np.array(op.axes, np.int64), f"{op.label}/axes"))
     return _Value(file.node(type(op).__name__, inputs, op.label, **attributes))
@@ -423,8 +408,11 @@ _EXPORTS: dict[type[Op], Callable[..., _Value]] = {
     ops.Relu: _elementwise,  # these have the same names in ONNX
     ops.Sigmoid: _elementwise,
     ops.Tanh: _elementwise,
-    ops.LeakyRelu: _elementwise,
-    ops.Gelu: _gelu,
+    # The attribute is float32, also in a float64 file.
+    ops.LeakyRelu: lambda file, op, *rest: _elementwise(file, op, *rest, alpha=op.alpha),
+    ops.Gelu: lambda file, op, *rest: _elementwise(
+        file, op, *rest, approximate="tanh" if op.approximate else "none"
+    ),
     ops.Identity: lambda file, op, x, shape: x,
     ops.Softmax: _along_axis,
     ops.LogSoftmax: _along_axis,
@@ -434,7 +422,7 @@ _EXPORTS: dict[type[Op], Callable[..., _Value]] = {
     ops.Cast: _cast,
     ops.Scale: _scale,
     ops.Add: _elementwise,
-    ops.Multiply: _elementwise,
+    ops.Multiply: functools.partial(_elementwise, kind="Mul"),
     ops.Concat: _along_axis,
     ops.ReduceSum: _reduce,
     ops.ReduceMean: _reduce,

@@ -32,11 +32,15 @@ def from_onnx(path: str | Path) -> Sequential:
     activations, poolings, Flatten, Reshape, Gemm, MatMul, Add of a bias, Dropout and Transpose, in
     which an Add may join the two branches of a residual block. Nothing in a file is executed.
 
+    So all layers and activations that `to_onnx` writes are read back. What it also writes, but is
+    refused here by name, are other ops of a model_fn: products, sums and products with a number,
+    `concat`, `reduce_sum`, `reduce_mean`, `argmax`, `one_hot` and `cast`.
+
     Parameters
     ----------
     path : str or Path
         Weights in a second file are read if it is in the same folder. Of several outputs of the
-        network, the first one that can be read is taken.
+        network, the first one that can be read is taken, if possible one that layers compute.
 
     Returns
     -------
@@ -86,14 +90,20 @@ def from_onnx(path: str | Path) -> Sequential:
     except Exception as error:  # damaged bytes may raise anything
         raise ValueError(f"{path} is not an ONNX file of one input ({error})") from error
     ends = [file.values.get(name) for name in file.outputs]
-    good = [end for end in ends if isinstance(end, _Value) and end.layers and not end.is_nhwc]
+    good = [end for end in ends if isinstance(end, _Value) and not end.order]
     if not good:
-        other = "layers must compute its output, and (N, H, W, C) if that is the input's layout"
-        fault = next((end for end in ends if isinstance(end, Exception)), other)
+        fault = next(
+            (end for end in ends if isinstance(end, Exception)),
+            "its output must be computed from its input, with the axes in the same order",
+        )
         raise ValueError(f"{path} cannot be read as a Sequential: {fault}")
-    model = Sequential(good[0].layers)
+    end = next((end for end in good if end.layers), good[0])
+    model = Sequential(end.layers or [layers.Activation("identity")])
     model.build((None, *file.input_shape), None, file.dtype)
     return model
+
+
+_NCHW = (0, 3, 1, 2)  # the order of images (N, H, W, C) that are transposed to (N, C, H, W)
 
 
 class _Value(NamedTuple):
@@ -101,11 +111,13 @@ class _Value(NamedTuple):
 
     layers: tuple[Any, ...]
     shape: Shape
-    is_nhwc: bool = False  # whether the layers give (N, H, W, C) where the file has (N, C, H, W)
+    order: tuple[int, ...] = ()  # of the layers' axes in the file, if it is another one
 
     @property
     def data_format(self) -> DataFormat:
-        return DataFormat.LAST if self.is_nhwc else DataFormat.FIRST
+        _need(self.order in ((), _NCHW), f"its input has the axes in the order {self.order}; only "
+              "BatchNormalization and activations may be between such Transposes")
+        return DataFormat.LAST if self.order else DataFormat.FIRST
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -123,6 +135,7 @@ class _File:
         self._names: set[str] = set()
         self._to_array = onnx.numpy_helper.to_array
         self.constants = {tensor.name: tensor for tensor in graph.initializer}
+        self.is_own = model.producer_name == "minicnn"
         self.outputs = [value.name for value in graph.output]
         self.opset = max([each.version for each in model.opset_import if not each.domain] or [0])
         _need(self.opset >= 7, f"its opset must be at least 7, got {self.opset}")
@@ -192,7 +205,7 @@ class _File:
         shape = layer.build(x.shape, 0, self.dtype)
         for name, value in values.items():
             getattr(layer, name).value = value
-        return _Value((*x.layers, layer), shape, x.is_nhwc)
+        return _Value((*x.layers, layer), shape, x.order)
 
 
 def _need(condition: Any, message: str) -> None:
@@ -279,13 +292,13 @@ def _global_pool(file: _File, node: Any, a: dict[str, Any], x: _Value) -> _Value
         _need(sorted(axis % 4 for axis in axes) == [2, 3], f"its axes must be 2 and 3, got {axes}")
     is_max = node.op_type in ("GlobalMaxPool", "ReduceMax")
     kind = layers.GlobalMaxPooling2D if is_max else layers.GlobalAveragePooling2D
-    return file.then(x, kind(x.data_format))._replace(is_nhwc=False)
+    return file.then(x, kind(x.data_format))._replace(order=())
 
 
 def _batch_normalization(file: _File, node: Any, a: dict[str, Any], x: _Value) -> _Value:
     names = ("gamma", "beta", "moving_mean", "moving_variance")
     values = dict(zip(names, map(file.array, node.input[1:]), strict=True))
-    axis = 3 if x.is_nhwc else 1
+    axis = x.order[1] if x.order else 1
     _need(not a.get("training_mode") and values["gamma"].shape == x.shape[axis : axis + 1],
           "it must be in inference mode, with a scale for each channel")
     layer = layers.BatchNormalization(
@@ -297,7 +310,7 @@ def _batch_normalization(file: _File, node: Any, a: dict[str, Any], x: _Value) -
 def _dense(file: _File, node: Any, a: dict[str, Any], x: _Value) -> _Value:
     kernel = file.array(node.input[1])
     kernel = kernel.T if a.get("transB") else kernel
-    is_plain = a.get("alpha", 1) == a.get("beta", 1) == 1 and not a.get("transA") and not x.is_nhwc
+    is_plain = a.get("alpha", 1) == a.get("beta", 1) == 1 and not a.get("transA") and not x.order
     _need(is_plain and kernel.ndim == 2 and len(kernel) == x.shape[-1],
           f"it must be x * w + b, with x {x.shape}, got w {kernel.shape} and {a}")
     bias = _bias(file, node)
@@ -307,11 +320,11 @@ def _dense(file: _File, node: Any, a: dict[str, Any], x: _Value) -> _Value:
 
 def _add(file: _File, node: Any, a: dict[str, Any], *values: _Value) -> _Value:
     if len(values) == 2:
-        return _residual(file, *sorted(values, key=lambda value: len(value.layers)))
+        return _residual(file, node, *sorted(values, key=lambda value: len(value.layers)))
     (x,) = values
     b = file.array(next((name for name in node.input if name in file.constants), ""))
     layer: Any = copy.copy(x.layers[-1]) if x.layers else None
-    is_free = isinstance(layer, layers.Dense) and layer.bias is None
+    is_free = isinstance(layer, layers.Dense) and layer.bias is None and not x.order
     _need(is_free and b.shape[-1:] == (b.size,) == layer.kernel.shape[1:],
           "a constant must be the bias of the MatMul before it")
     layer.use_bias = True
@@ -319,30 +332,36 @@ def _add(file: _File, node: Any, a: dict[str, Any], *values: _Value) -> _Value:
     return x._replace(layers=(*x.layers[:-1], layer))
 
 
-def _residual(file: _File, shortcut: _Value, block: _Value) -> _Value:
+def _residual(file: _File, node: Any, shortcut: _Value, block: _Value) -> _Value:
+    _need(shortcut.order == block.order and file.row(node.input[0]) == file.row(node.input[1]),
+          "it must join two branches of equal shapes, with their axes in one order")
+    if shortcut == block:
+        block = file.then(block, layers.Activation("identity"))
     pairs = zip(shortcut.layers, block.layers, strict=False)
     count = next((n for n, (a, b) in enumerate(pairs) if a is not b), len(shortcut.layers))
-    _need(len(block.layers) > count and shortcut.is_nhwc == block.is_nhwc,
-          "it must join two branches from one value, in one layout")
-    start = _Value(block.layers[:count], block.layers[count].input_shape, block.is_nhwc)
-    rest = shortcut.layers[count:] or None
-    return file.then(start, layers.Residual(block.layers[count:], rest))
+    start = _Value(block.layers[:count], block.layers[count].input_shape, block.order)
+    return file.then(
+        start, layers.Residual(block.layers[count:], shortcut.layers[count:] or None)
+    )
 
 
 def _transpose(file: _File, node: Any, a: dict[str, Any], x: _Value) -> _Value:
-    order = [0, 2, 3, 1] if x.is_nhwc else [0, 3, 1, 2]
-    _need(a.get("perm") == order, "it must turn (N, H, W, C) into (N, C, H, W), or that back")
-    return x._replace(is_nhwc=not x.is_nhwc)
+    axes = range(len(x.shape))
+    order = tuple((x.order or axes)[axis] for axis in a.get("perm", axes[::-1]))
+    _need(len(order) == len(axes) and order[0] == 0, f"it must leave the rows first, got {a}")
+    return x._replace(order=() if order == tuple(axes) else order)
 
 
 def _reshape(file: _File, node: Any, a: dict[str, Any], x: _Value) -> _Value:
     row = file.row(node.output[0])
+    is_nhwc = x.data_format == DataFormat.LAST
     *_, height, width, channels = (1, 1, *(size or 1 for size in x.shape))
-    if channels == 1 and row == ((height, width, 1) if x.is_nhwc else (1, height, width)):
-        return x._replace(is_nhwc=not x.is_nhwc)  # so tf2onnx may write a Transpose
-    _need(not x.is_nhwc or 1 in (channels, height * width),
+    moved = (height, width, 1) if is_nhwc else (1, height, width)
+    if channels == 1 and row == moved and not file.is_own:
+        return x._replace(order=() if is_nhwc else _NCHW)  # so tf2onnx may write a Transpose
+    _need(not is_nhwc or 1 in (channels, height * width),
           "values (N, C, H, W) of a model for (N, H, W, C) must be transposed first")
-    x = x._replace(is_nhwc=False)
+    x = x._replace(order=())
     if row in (x.shape[1:], (*x.shape[1:], 1, 1)):
         return x
     known = [-1 if size is None else size for size in row]
@@ -364,9 +383,12 @@ def _activation(file: _File, node: Any, a: dict[str, Any], x: _Value) -> _Value:
     elif node.op_type in ("Softmax", "LogSoftmax"):
         rank = 1 + len(file.row(node.input[0]))
         axis = a.get("axis", -1 if file.opset > 12 else 1) % rank
-        is_nchw = x.is_nhwc or rank > len(x.shape)  # in the file, but not here
-        _need(axis == (1 if is_nchw else rank - 1) and not (is_nchw and file.opset < 13),
-              f"it must be over the last axis of a row, got axis {axis} of {rank}")
+        order = x.order or range(len(x.shape))
+        _need(axis == 1 or rank == len(order),  # (N, C, 1, 1) in the file may be (N, C) here
+              f"it must be over the channels, got axis {axis}")
+        _need(axis and (file.opset > 12 or axis == rank - 1),
+              f"it must be over an axis of a row, until opset 12 the last, got {axis} of {rank}")
+        options["axis"] = order[axis] - len(order)
     return file.then(x, layers.Activation(getattr(ops, node.op_type)(**options)))
 
 

@@ -1,8 +1,8 @@
 """Tests of minicnn.export.onnx: ONNX Runtime and the model compute the same from one input."""
 
-import math
 import sys
 
+import naive
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -41,6 +41,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason='pip install -e ".[test-
 # Ops without an export, and the reasons.
 NOT_EXPORTED = {
     mc.ops._Activation: "a base",
+    mc.ops._Smooth: "a base",
     mc.layers.Layer: "the base",
     Affine: "a base",
     Pooling2D: "a base",
@@ -67,20 +68,21 @@ def session(path):
     return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
-class Erf(op_run.OpRun):
-    """The reference evaluator's Erf, which rounds to float32, in float64."""
+class Gelu(op_run.OpRun):
+    """Gelu in float64; the reference evaluator's rounds to float32."""
 
     op_domain = ""
 
-    def _run(self, x):
-        return (np.vectorize(math.erf, otypes=["d"])(x).astype(x.dtype),)
+    def _run(self, x, approximate=None):
+        assert approximate == "none"
+        return (naive.gelu(x),)
 
 
 def program_of(path, dtype):
     """Return what runs a file. ONNX Runtime has no float64 convolution."""
     if dtype == np.float32:
         return session(path)
-    return reference.ReferenceEvaluator(str(path), new_ops=[Erf])
+    return reference.ReferenceEvaluator(str(path), new_ops=[Gelu])
 
 
 def assert_near(y, expected):
@@ -141,13 +143,18 @@ def test_every_op_has_an_export_or_a_reason_why_not():
 # Layers ------------------------------------------------------------------------------------------
 
 
+def as_in_a_file(layer):
+    """Round the slopes of leaky_relu as a file does; return the layer."""
+    for op in parts(layer):
+        if isinstance(op, mc.ops.LeakyRelu):
+            op.alpha = float(np.float32(op.alpha))
+    return layer
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("make, shape", [row[1:] for row in TABLE], ids=[row[0] for row in TABLE])
 def test_every_layer_in_its_configurations(path, make, shape, dtype):
-    layer, _ = built(make, shape, dtype)
-    for op in parts(layer):
-        if isinstance(op, mc.ops.LeakyRelu):
-            op.alpha = float(np.float32(op.alpha))  # as the file holds it
+    layer = as_in_a_file(built(make, shape, dtype)[0])
     assert_exported(layer, path, numbers((3, *shape), dtype))
 
 
@@ -272,6 +279,29 @@ def test_batch_normalization_is_a_node_between_convolutions(path):
     model.layers[1].training = True
     with pytest.raises(ValueError, match="batch_normalization: the statistics of a batch in pred"):
         mc.export.to_onnx(model, path)
+
+
+@pytest.mark.parametrize("approximate, value", [(False, b"none"), (True, b"tanh")])
+def test_gelu_is_one_node_of_opset_20(path, approximate, value):
+    """Also with a mean, whose axes are an attribute in opset 17 and an input in opset 20."""
+    gelu = mc.ops.Gelu(approximate)
+    layers = [Conv2D(3, 3), gelu, Conv2D(2, 1), mc.ops.ReduceMean((1, 2), False), Dense(3)]
+    model, _ = built(lambda: Sequential(layers), (6, 6, 2))
+    assert_exported(model, path, 2 * numbers((3, 6, 6, 2)))
+    assert nodes(path)[:5] == ["Transpose", "Conv", "Gelu", "Conv", "Transpose"]
+    assert onnx.load(path).graph.node[2].attribute[0].s == value
+    assert versions(path) == (20, 9)
+    layers[1] = Activation("relu")
+    model, _ = built(lambda: Sequential(layers), (6, 6, 2))
+    assert_exported(model, path, numbers((3, 6, 6, 2)))
+    assert versions(path) == (17, 8)
+
+
+def versions(path):
+    """Return the opset and the IR version of a file."""
+    file = onnx.load(path)
+    (opset,) = file.opset_import
+    return opset.version, file.ir_version
 
 
 def test_the_file_says_what_it_is(path):
