@@ -40,8 +40,8 @@ def learning_curve(source: Any) -> Any:
         * A list of records: a "global_step", numbers, and the "name" of the data (default
           "evaluation"); or of rows of a History.
 
-        Values that are None, not finite or beyond 1e100 are ignored. A file is read up to its
-        first line that is damaged or incomplete, such as the last one of a killed run.
+        Values that are None, not finite or beyond 1e100 are ignored, and so are damaged or
+        incomplete lines of a file, such as the last one of a killed run.
 
     Returns
     -------

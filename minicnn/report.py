@@ -14,9 +14,9 @@ from minicnn import plots
 from minicnn.core import checks
 from minicnn.core.extras import require
 from minicnn.core.files import JsonLines, replacing
+from minicnn.core.log import logger
 from minicnn.core.weights import PARAMETERS
 from minicnn.estimator import CheckpointError, Estimator, checkpoints
-from minicnn.estimator.history import History
 from minicnn.metrics import confusion_matrix
 from minicnn.ops import check_labels, softmax
 from minicnn.sequential import Sequential
@@ -155,8 +155,10 @@ Section = tuple[str, str, Callable[[], Any] | None]  # title, text as HTML, and 
 
 def _history(folder: Path) -> list[Section]:
     """Return the learning curves, and the last evaluation of each data set."""
-    records = JsonLines(folder / "evaluations.jsonl").read()
-    if not records and not History(folder / "history.jsonl").rows:
+    try:
+        plots.learning_curve(folder)  # which also shows that every record is sound
+    except (TypeError, ValueError) as error:
+        logger.warning("The report has no learning curve: %s", error)
         return []
     text = (
         "<p>The loss says how wrong the model is: lower is better. The accuracy is the share of "
@@ -168,11 +170,16 @@ def _history(folder: Path) -> list[Section]:
         "decided nothing, such as a test set.</p>"
     )
     rows = []
-    latest = {str(record.get("name", "evaluation")): record for record in records}
+    records = JsonLines(folder / "evaluations.jsonl").read()
+    latest = {record.get("name", "evaluation"): record for record in records}
     for name, record in latest.items():
-        numbers = [f"{k} {v:.4g}" for k, v in record.items() if k not in _KEYS and v is not None]
-        step, count = record["global_step"], record.get("rows", "")
-        rows.append((name, f"{count}", f"{step}", ", ".join(numbers)))
+        numbers = [
+            f"{key} {value:.4g}"
+            for key, value in record.items()
+            if key not in _KEYS and value is not None and abs(value) <= 1e100  # those that are drawn
+        ]
+        step = f"{record['global_step']}"
+        rows.append((name, f"{record.get('rows', '')}", step, ", ".join(numbers)))
     if rows:
         text += "<p>The last recorded evaluation of each data set:</p>"
         text += _table(("data", "rows", "step", "results"), rows)

@@ -131,7 +131,35 @@ def test_a_page_of_a_folder_without_curves(tmp_path, undrawn, caplog):
     (tmp_path / "history.jsonl").unlink()
     (tmp_path / "evaluations.jsonl").unlink()
     assert "How it learnt" not in Page(mc.report(tmp_path)).headings
-    assert not caplog.records
+    assert "no learning curve: `source` must contain at least one evaluation" in caplog.text
+
+
+@pytest.mark.parametrize("line", [
+    "5", '{"loss": 1}', '{"global_step": 3, "loss": "1"}', '{"global_step": -3, "loss": 1}',
+    '{"global_step": 3, "loss": 1, "name": 7}', '{"global_step": 3, "loss": {"a": 1}}',
+])
+def test_a_record_that_no_evaluation_writes_costs_the_curve_only(tmp_path, undrawn, caplog, line):
+    trained(tmp_path)
+    with open(tmp_path / "evaluations.jsonl", "a") as file:
+        file.write(f"{line}\n")
+    page = Page(mc.report(tmp_path))
+    assert page.headings == ["What the first layer detects", "The parameters"]
+    assert "The report has no learning curve: `source" in caplog.text
+
+
+def test_numbers_that_cannot_be_drawn_are_left_out(tmp_path, undrawn):
+    trained(tmp_path)
+    with open(tmp_path / "evaluations.jsonl", "a") as file:
+        file.write(f'{{"global_step": 9, "a": 1, "b": {"9" * 400}, "c": NaN, "name": "other"}}\n')
+    assert "other9a 1What" in "".join(Page(mc.report(tmp_path)).text.split("\n"))
+
+
+def test_a_page_of_a_run_without_a_finite_loss(tmp_path, undrawn, caplog):
+    trained(tmp_path)
+    (tmp_path / "evaluations.jsonl").unlink()
+    (tmp_path / "history.jsonl").write_text('{"step": 1, "loss": null}\n')
+    assert "How it learnt" not in Page(mc.report(tmp_path)).headings
+    assert "no learning curve" in caplog.text
 
 
 def test_half_a_line_at_the_end_is_left_out(tmp_path, undrawn):
