@@ -78,7 +78,7 @@ class Estimator(Hinting):
     `evaluate` and `predict` use the newest checkpoint at the time of the call, even while another
     process or thread, or the `fit` whose hook makes the call, trains there. The weights are kept in
     memory, and read again if the folder, its index or the file has changed. If the folder is gone,
-    the Estimator warns and uses the weights that it has read.
+    the Estimator warns and uses the weights in memory.
 
     Estimators, layers, models, optimizers, schedules and hooks can be pickled. A pickle is for the
     version that wrote it; checkpoints and weight files stay readable.
@@ -233,7 +233,7 @@ class Estimator(Hinting):
 
         The weights are those of the newest checkpoint in `model_dir` at the moment of the call,
         also while another process, another Estimator or another thread trains there. If the folder
-        is gone, those read before are used, with a warning. (Inside a run, `ValidationMonitor` and
+        is gone, those in memory are used, with a warning. (Inside a run, `ValidationMonitor` and
         ``session.evaluate`` measure the weights of that step.)
 
         The results are also added to ``evaluations.jsonl`` in `model_dir`, as one line of JSON

@@ -268,8 +268,13 @@ class Models:
             self._chosen = self._of(checkpoints.load(path)._replace(identity=now))
             return self._chosen
 
-    def _of(self, checkpoint: Checkpoint) -> Model:
-        return Model(self.model_fn, self._options, self._lock, checkpoint)
+    def keep(self, run: Model) -> None:
+        """Keep the weights that a run has saved: they are used if the folder is gone."""
+        with self._lock():
+            self._latest = self._of(run.checkpoint, run._parameters)
+
+    def _of(self, checkpoint: Checkpoint | None, parameters: Any = None) -> Model:
+        return Model(self.model_fn, self._options, self._lock, checkpoint, 0, parameters)
 
 
 class InPlace(Models):

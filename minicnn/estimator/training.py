@@ -146,12 +146,16 @@ def train(
             session.run(hooks)
         finally:
             models.leave(session)
-        _finish(model, session, hooks)
+        _finish(models, model, session, hooks)
 
 
-def _finish(model: Model, session: TrainingSession, hooks: Sequence[SessionRunHook]) -> None:
-    """Raise if the weights that a run leaves are not finite, and no checkpoint holds others."""
-    if model.checkpoint is None or model.checkpoint.meta["global_step"] != model.step:
+def _finish(
+    models: Models, model: Model, session: TrainingSession, hooks: Sequence[SessionRunHook]
+) -> None:
+    """Keep the weights of a run if they are saved; raise if they are not finite."""
+    if model.checkpoint is not None and model.checkpoint.meta["global_step"] == model.step:
+        models.keep(model)
+    else:
         is_strict = any(isinstance(h, NanTensorHook) and h.fail_on_nan_loss for h in hooks)
         if is_strict and (said := checks.fault(session.snapshot()[0])):
             raise NanLossError(

@@ -376,10 +376,14 @@ def test_a_model_that_model_fn_only_applies(tmp_path, predicts_first):
 # Folders that are gone, and damage ----------------------------------------------------------------
 
 
-def test_where_the_folder_is_gone_what_is_in_memory_is_used(folder, caplog):
+@pytest.mark.parametrize("reads", ["nothing", "after the fit", "alone"])
+def test_where_the_folder_is_gone_what_is_in_memory_is_used(folder, caplog, reads):
     estimator = estimator_in(folder).fit(**FIT, steps=1)
     expected = saved_as(folder, 4)
-    estimator.evaluate(X, Y)
+    if reads == "alone":
+        estimator = estimator_in(folder)
+    if reads != "nothing":
+        estimator.evaluate(X, Y)
     folder.rename(folder.with_name("moved"))
     for _ in range(2):
         assert estimator.evaluate(X, Y)["global_step"] == 4
