@@ -176,7 +176,7 @@ def _history(folder: Path) -> list[Section]:
         numbers = [
             f"{key} {value:.4g}"
             for key, value in record.items()
-            if key not in _KEYS and value is not None and abs(value) <= 1e100  # those that are drawn
+            if key not in _KEYS and value is not None and abs(value) <= 1e100
         ]
         step = f"{record['global_step']}"
         rows.append((name, f"{record.get('rows', '')}", step, ", ".join(numbers)))

@@ -955,6 +955,10 @@ def test_the_options_of_a_model_in_an_estimator(tmp_path):
     assert estimator.history.last["learning_rate"] == 0.5
     with pytest.raises(TypeError, match="has no argument `lr`; use `learning_rate`"):
         mc.Estimator(small(), tmp_path, {"lr": 1})
+    with pytest.raises(TypeError, match="`params` must be a dict, got 5"):
+        mc.Estimator(small(), tmp_path, 5)
+    with pytest.raises(TypeError, match="in_place"):  # an Estimator always trains a copy
+        mc.Estimator(small(), tmp_path, {"in_place": True})
     again = pickle.loads(pickle.dumps(estimator))
     assert again.fit(X, Y, steps=1).history.last["step"] == 2
 

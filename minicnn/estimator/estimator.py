@@ -114,7 +114,8 @@ class Estimator(Hinting):
     ) -> None:
         if isinstance(model_fn, Chain):
             model_fn = copy.deepcopy(model_fn)
-            function: Callable[..., Any] = ModelFn(model_fn, **(params or {}))
+            options = checks.instance({} if params is None else params, dict, "params", "a dict")
+            function: Callable[..., Any] = ModelFn(model_fn, in_place=False, **options)
         else:
             function = checks.function(model_fn, "model_fn", "a function or a Sequential")
         self.config = RunConfig() if config is None else config

@@ -89,6 +89,8 @@ def evaluate(
     noted = numbers(results)
     shown.note(name, noted, rows if record is None else None)
     if record is not None:
+        if feed.epoch:
+            logger.info("Input iterator is exhausted.")
         text = ", ".join(f"{key} = {value:.6g}" for key, value in sorted(noted.items()))
         logger.info("Saving evaluation summary for step %d: %s", model.step, text)
         record.add({"global_step": model.step, "name": name, "rows": rows} | noted)

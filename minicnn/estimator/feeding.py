@@ -1,7 +1,7 @@
 """Batches from arrays or from an input_fn, and how to resume in the middle of them."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,13 +56,13 @@ class ArrayFeed:
 
     def peek(self) -> Batch:
         """Return a batch that shows names, shapes and types; it is not taken."""
-        return self._take(slice(0, self.batch_size))
+        return self._take(slice(0, 1))
 
     def place(self) -> dict[str, int]:
         """Return where the next batch begins."""
         return {"epoch": self.epoch, "row": self.row, "rows": self.rows}
 
-    def seek(self, place: dict[str, Any], shown: Any = None) -> None:
+    def seek(self, place: dict[str, Any], shown: Any) -> None:
         """Go to a place that `place` returned, or to the start of its epoch if the data changed."""
         self.epoch = int(place.get("epoch", 0))
         self.row = int(place.get("row", 0)) if place.get("rows") == self.rows else 0
@@ -86,10 +86,6 @@ class ArrayFeed:
 
     def _take(self, rows: Any) -> Batch:
         return each(lambda array: array[rows], self.x), each(lambda array: array[rows], self.y)
-
-
-def _not_shown(title: str, total: int, batches: Iterator[Any]) -> Iterator[Any]:
-    return batches
 
 
 class FunctionFeed:
@@ -139,10 +135,10 @@ class FunctionFeed:
         """Return how many batches were taken in this epoch."""
         return {"epoch": self.epoch, "batches": self.taken}
 
-    def seek(self, place: dict[str, Any], shown: Callable[..., Any] = _not_shown) -> None:
+    def seek(self, place: dict[str, Any], shown: Callable[..., Iterable[Any]]) -> None:
         """Take as many batches as `place` says; if there are fewer now, start from the first.
 
-        `shown` is `Display.part`.
+        `shown` is `Display.part`, which shows how many are done.
         """
         count = int(place.get("batches", 0)) if self.skips else 0
         self.epoch = int(place.get("epoch", 0))

@@ -254,6 +254,8 @@ class TrainingSession:
         for batch in self._feed:
             self._rows = feeding.rows_of(batch[0])
             self._processes.check_rows(self._rows, self.global_step + 1)
+            if self.last_loss is None and self._processes.is_chief:  # the first batch of the run
+                feeding.warn_if_large(batch[0])
             wanted = [hook.before_run(context) for hook in hooks]
             for args in wanted:
                 instance(args, SessionRunArgs | None, "before_run", "SessionRunArgs or None")

@@ -7,7 +7,7 @@ from typing import Any
 from minicnn.core import checks
 from minicnn.core.log import logger
 from minicnn.core.parameter import Parameter
-from minicnn.estimator import checkpoints, feeding
+from minicnn.estimator import checkpoints
 from minicnn.estimator.config import ModeKeys, RunConfig
 from minicnn.estimator.feeding import ArrayFeed, Feed
 from minicnn.estimator.history import History, HistoryHook
@@ -136,8 +136,6 @@ def train(
                 _compare(model, model.checkpoint, feed)
             feed.seek(model.checkpoint.meta["place"], display.part)
         trace.check_labels(feed.y)
-        if processes.is_chief:
-            feeding.warn_if_large(feed.peek()[0])
         session = TrainingSession(model, trace, feed, config, files, models.record)
         display.begin(model.step, end)
         if display.screen is not None:

@@ -20,7 +20,7 @@ import pytest
 from tolerances import assert_same_bits
 
 import minicnn as mc
-from minicnn.estimator import checkpoints, feeding
+from minicnn.estimator import checkpoints, feeding, progress
 
 TRAIN, EVAL, INFER = mc.ModeKeys.TRAIN, mc.ModeKeys.EVAL, mc.ModeKeys.INFER
 ROWS = 50
@@ -588,6 +588,9 @@ def test_input_fn_yields_batches(tmp_path, lines):
     assert "Input iterator is exhausted." in lines()
     assert lines()[-1].startswith("Loss for final step: ")
     assert estimator.evaluate(X, Y)["global_step"] == 3
+    assert lines()[-2] == "Input iterator is exhausted."
+    estimator.evaluate(X, Y, batch_size=30, steps=len(X) // 30)
+    assert lines()[-2].startswith("Eval steps [0,")
     estimator.fit(input_fn=lambda: [(X[:10], Y[:10])] * 5, steps=2)
     assert estimator.evaluate(input_fn=batches(0, 1, 2, 3, 4)) == estimator.evaluate(X, Y)
     assert estimator.evaluate(X, Y)["global_step"] == 5
@@ -596,12 +599,12 @@ def test_input_fn_yields_batches(tmp_path, lines):
 def test_skipping_batches_is_logged(caplog):
     caplog.set_level(logging.INFO, "minicnn")
     feed = feeding.FunctionFeed(lambda: itertools.repeat((X[:10], Y[:10])))
-    feed.seek({"batches": 20})
+    feed.seek({"batches": 20}, progress.Display().part)
     assert feed.place() == {"epoch": 0, "batches": 20}
     (said,) = caplog.messages
     assert said.startswith("Skipping 20 batches of `input_fn`, which earlier steps have used.")
     caplog.clear()
-    feed.seek({"batches": 0})
+    feed.seek({"batches": 0}, progress.Display().part)
     assert caplog.records == []
 
 
@@ -613,7 +616,7 @@ def test_skipping_batches_can_be_interrupted():
             yield X[:10], Y[:10]
 
     with pytest.raises(KeyboardInterrupt):
-        feeding.FunctionFeed(input_fn).seek({"batches": 10**12})
+        feeding.FunctionFeed(input_fn).seek({"batches": 10**12}, progress.Display().part)
 
 
 class Restless(mc.optimizers.Optimizer):
@@ -1292,6 +1295,7 @@ def test_the_lines_of_evaluation(trained, tmp_path, lines, caplog):
     assert_lines(lines(), [
         rf"Restored model from {re.escape(str(tmp_path))}/model\.ckpt-3.*",
         r"Eval steps \[0,inf\) for training step 3\.",
+        r"Input iterator is exhausted\.",
         rf"Saving evaluation summary for step 3: accuracy = {accuracy}, loss = {loss}",
     ])
     caplog.clear()
@@ -1400,6 +1404,14 @@ def test_fit_warns_once_of_features_that_are_not_scaled(tmp_path, caplog, data, 
     (said,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert f"root mean square of the features `{name}` is" in said
     assert f"divide pixels by 255 ({name} / 255)" in said
+
+
+def test_fit_looks_at_what_augment_returns(tmp_path, caplog):
+    estimator = mc.Estimator(network(), tmp_path, config=mc.RunConfig(seed=1))
+    estimator.fit(X * 90, Y, steps=1, augment=lambda x, rng: x / 90)
+    assert "root mean square" not in caplog.text
+    estimator.fit(X, Y, steps=1, augment=lambda x, rng: x * 90)
+    assert "root mean square" in caplog.text
 
 
 def test_fit_warns_of_bytes_that_the_model_casts(tmp_path, caplog):
