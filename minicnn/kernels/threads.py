@@ -98,7 +98,7 @@ def together(job: Callable[[], None], most: int) -> None:
     """Call a function, also on at most `most` workers, which may start after it has returned.
 
     The workers are left alone while another thread also wants them: threads that compute for
-    themselves finish sooner.
+    themselves finish sooner. After an exception in the caller they may still run the function.
     """
     workers = _workers
     try:
@@ -107,7 +107,7 @@ def together(job: Callable[[], None], most: int) -> None:
         elif most and workers.is_wanted:
             workers.is_wanted = False
         elif most:
-            workers.call(job, most)
+            workers.call(job, most, True)
         job()
     finally:
         if workers.holder is job:
@@ -360,11 +360,12 @@ class _Workers:
             if error is not None:
                 raise error
 
-    def call(self, job: Callable[[], None], most: int) -> None:
-        """Wake at most `most` workers for a job."""
+    def call(self, job: Callable[[], None], most: int, if_free: bool = False) -> None:
+        """Wake at most `most` workers for a job; if `if_free`, only those that no job waits for."""
         self._start()
         for inbox in self._inboxes[:most]:
-            inbox.put(job)
+            if inbox.empty() or not if_free:
+                inbox.put(job)
 
     def stop(self) -> None:
         """Tell the threads to exit after their current job.

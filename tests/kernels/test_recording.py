@@ -143,7 +143,7 @@ def test_a_call_begins_when_the_one_before_has_ended(set_threads, monkeypatch, l
 def test_little_work_does_not_wake_the_workers(set_threads, monkeypatch):
     set_threads(2)
     called = []
-    monkeypatch.setattr(threads._workers, "call", lambda job, most: called.append(most))
+    monkeypatch.setattr(threads._workers, "call", lambda job, most, *_: called.append(most))
     for least, expected in ((1e9, []), (0, [1])):
         monkeypatch.setattr(recording, "_LEAST_SECONDS", least)
         recording_ = recorded(Example("float32").calls)
@@ -156,7 +156,7 @@ def test_little_work_does_not_wake_the_workers(set_threads, monkeypatch):
 def test_threads_that_run_recordings_leave_the_workers_alone(set_threads, monkeypatch):
     set_threads(2)
     called = []
-    monkeypatch.setattr(threads._workers, "call", lambda job, most: called.append(job))
+    monkeypatch.setattr(threads._workers, "call", lambda job, most, *_: called.append(job))
 
     def outer():
         threads.together(lambda: None, 1)  # as another thread at the same time

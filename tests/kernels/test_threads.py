@@ -342,6 +342,28 @@ def test_an_interrupt_at_any_place_leaves_a_usable_pool(set_threads, count):
     assert next(places) > 10 * count
 
 
+def test_jobs_do_not_wait_in_line_for_a_worker_that_is_late(set_threads):
+    """It would run them one after the other, and never come to help with the newest."""
+    set_threads(2)
+    release, ran = threading.Event(), []
+    busy = threading.Event()
+
+    def block():
+        if threading.current_thread() is not threading.main_thread():
+            busy.set()
+            release.wait(SECONDS)
+
+    pool.together(block, 1)
+    assert busy.wait(SECONDS)
+    for number in range(5):
+        pool.together(lambda number=number: ran.append((number, threading.get_ident())), 1)
+    release.set()
+    assert_usable()  # a job of this kind does wait
+    own = threading.get_ident()
+    assert [number for number, thread in ran if thread == own] == [0, 1, 2, 3, 4]
+    assert [number for number, thread in ran if thread != own] == [0]
+
+
 class SetThreadsAt(InterruptAt):
     """Set the number of threads at a place, as a signal handler may do."""
 
