@@ -118,7 +118,8 @@ class Inference:
         mc.set_num_threads(1)
         model = mc.Sequential([mc.layers.Dense(shape[1])])
         model.build((None, shape[0]), rng=0)
-        fast, row = model.for_inference(), np.ones((1, shape[0]), np.float32)
+        fast = model.for_inference()
+        row = np.ones((1, shape[0]), np.float32)
         fast(row)
         [packed] = fast._packed.values()  # the same memory, as rates differ by a fifth
         kernel = packed.reshape(4, -1)

@@ -1,4 +1,4 @@
-"""Elementwise kernels: sum, activations and their gradients, dropout; transposes, sums of rows."""
+"""Elementwise kernels: sum, product, activations, dropout; also transposes and sums of rows."""
 
 import functools
 import math

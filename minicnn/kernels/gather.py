@@ -5,9 +5,9 @@
 A list contains the nonzero gradients and, for each one, the offset of the vectors in `source` that
 it multiplies. Lists are passed as a tuple (offsets, values, begins, ends): list k consists of the
 items from begins[k] to ends[k]. `simd.gather` reads each list once and keeps the sums of a block
-of vectors in registers. It supports only some block sizes; the functions here split a block of any
-size into such blocks. Each element is summed in the order of the list, so the split does not change
-the result.
+of vectors in registers. It supports only some block sizes; the function here computes a block of
+any size as several such blocks. Each element is summed in the order of the list, so the split does
+not change the result.
 """
 
 from minicnn.kernels import simd

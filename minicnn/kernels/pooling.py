@@ -72,8 +72,10 @@ def _numbers(window: Window, channels: int, dtype: Any) -> np.ndarray:
     rows, columns = (
         np.minimum(first + taps, size) - np.maximum(first, 0)
         for first, taps, size in (
-            (np.arange(window.out_h) * window.stride_h - window.top, *window[2::-2]),
-            (np.arange(window.out_w) * window.stride_w - window.left, *window[3::-2]),
+            (np.arange(window.out_h) * window.stride_h - window.top, window.kernel_h,
+             window.height),
+            (np.arange(window.out_w) * window.stride_w - window.left, window.kernel_w,
+             window.width),
         )
     )
     return np.repeat(np.outer(rows, columns).astype(dtype)[..., None], channels, axis=2)
@@ -88,7 +90,7 @@ def _forward(chunk, scratch, x, y, winner, window, images):
         for row in range(rows):
             for ky in range(window[2] - 1, -1, -1):
                 for kx in range(window[3] - 1, -1, -1):
-                    inside, out, count = overlap(window, ky, kx, row, True)
+                    inside, out, count = overlap(window, ky, kx, row)
                     at = n * y[0].size + out * channels
                     _take_larger(pointer(x, n * x[0].size + inside * channels),
                                  window[5] * channels, pointer(y, at), pointer(winner, at),
@@ -116,7 +118,7 @@ def _mean(chunk, scratch, x, numbers, y, window, images):
             for ky in range(window[2]):
                 clear(pointer(sums, 0), sums.size)
                 for kx in range(window[3]):
-                    inside, out, count = overlap(window, ky, kx, row, True)
+                    inside, out, count = overlap(window, ky, kx, row)
                     _add(pointer(x, n * x[0].size + inside * channels), window[5] * channels,
                          pointer(sums, out % columns * channels), channels, count, channels)
                 at = (n * rows + row) * columns * channels
@@ -140,7 +142,7 @@ def _backward(chunk, scratch, dy, winner, dx, window, images, to_all):
         for row in range(rows):
             for ky in range(window[2]):
                 for kx in range(window[3]):
-                    inside, out, count = overlap(window, ky, kx, row, True)
+                    inside, out, count = overlap(window, ky, kx, row)
                     at = n * dy[0].size + out * channels
                     _add_where(pointer(dy, at), pointer(winner, at), ky * window[3] + kx, to_all,
                                pointer(dx, n * dx[0].size + inside * channels),

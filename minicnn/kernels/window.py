@@ -58,17 +58,13 @@ def _slide_axis(
 
 
 @helper
-def overlap(window, ky, kx, row, forward):
-    """Return the first pixels of x and of y that a tap connects in a row, and their number.
+def overlap(window, ky, kx, row):
+    """Return the first pixels of x and of a row of y that a tap connects, and their number.
 
-    The row is one of y, or of x if not `forward`. Pixels are numbered in their image.
+    Pixels are numbered in their image. The number may be negative.
     """
-    height, width, _, _, sh, sw, dh, dw, top, left, oh, ow = window
-    down, right = ky * dh - top, kx * dw - left
-    oy = row if forward else (row - down) // sh
-    iy = oy * sh + down
+    height, width, _, _, sh, sw, dh, dw, top, left, _, ow = window
+    iy, right = row * sh + ky * dh - top, kx * dw - left
     first = max(0, (sw - 1 - right) // sw)
-    count = min(ow, (width - 1 - right) // sw + 1) - first
-    if iy < 0 or iy >= height or oy < 0 or oy >= oh or not (forward or iy == row):
-        count = 0
-    return iy * width + first * sw + right, oy * ow + first, count
+    count = min(ow, (width - 1 - right) // sw + 1) - first if 0 <= iy < height else 0
+    return iy * width + first * sw + right, row * ow + first, count

@@ -229,7 +229,8 @@ class SeparableConv2D(DepthwiseConv2D):
         self, x: np.ndarray, y: Any, dy: np.ndarray, dx: Any, ctx: Context, saved: np.ndarray
     ) -> None:
         # dp = z' * dy, with the gradient of ReLU and db in the same pass; dz = dy * p'
-        p, window = self.pointwise_kernel, _pixels(saved)
+        p = self.pointwise_kernel
+        window = _pixels(saved)
         before = None if y is None else ctx.empty(self, "dz", dy.shape, dy.dtype)  # before ReLU
         grad = p.writable("grad")
         conv.kernel_gradient(saved, dy, grad, self.bias_grad(), window, y, before)

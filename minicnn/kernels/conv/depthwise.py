@@ -152,7 +152,7 @@ def _kernel_gradient(chunk, scratch, x, dy, partial, window, images):
         dw = pointer(partial, n * partial.shape[1])
         for row in range(rows):
             for tap in range(window[2] * window[3]):
-                x_, y_, count = overlap(window, tap // window[3], tap % window[3], row, True)
+                x_, y_, count = overlap(window, tap // window[3], tap % window[3], row)
                 _add_sums(pointer(dw, tap * channels), pointer(image, x_ * channels),
                           window[5] * channels, pointer(gradient, y_ * channels), count, channels)
 

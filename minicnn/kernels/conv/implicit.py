@@ -136,7 +136,7 @@ def _bands(window: Window, pool: bool) -> _Bands:
     """Return how the outputs are split; it depends on the shapes only, not on the CPU."""
     _, _, kh, kw, sh, sw, dh, dw, top, left, out_h, out_w = window
     rows = min(max(1, _POSITIONS // out_w), out_h)
-    rows = -(-out_h // -(-out_h // max(rows, 1)))  # of nearly equal bands
+    rows = -(-out_h // -(-out_h // rows))  # of nearly equal bands
     images = max(1, _POSITIONS // (out_h * out_w))
     if pool:
         images = 1
