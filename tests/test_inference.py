@@ -1,5 +1,6 @@
 """Tests of models for inference."""
 
+import itertools
 import pickle
 import sys
 import threading
@@ -7,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kernels.test_threads import InterruptAt
 from layers.test_conformance import every_layer
 from tolerances import assert_same_bits
 
 import minicnn as mc
+from minicnn import inference
 from minicnn.core.op import parts
 from minicnn.estimator import evaluation
 from minicnn.inference import InferenceModel, _Run
@@ -318,7 +321,40 @@ def test_an_interrupted_call_leaves_a_usable_model():
     run._steps.insert(1, lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         fast(x)
+    assert fast._runs[2] == []  # a worker may still write to the buffers
     assert_same_bits(fast(x), before)
+
+
+class InterruptModelAt(InterruptAt):
+    files = tuple(module.__file__ for module in (inference, recording, threads))
+
+
+def test_an_interrupt_at_any_place_leaves_a_usable_model(monkeypatch):
+    use_threads(monkeypatch)
+    before = threads.get_num_threads()
+    threads.set_num_threads(2)
+    fast = built("pooled convolutions").for_inference()
+    inputs = [draw(seed, 1, 8, 8, 1) for seed in range(3)]
+    expected = [fast(x) for x in inputs]
+
+    def is_interrupted(number):
+        before = sys.gettrace()
+        sys.settrace(InterruptModelAt(number))
+        try:
+            fast(inputs[0])
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.settrace(before)
+        return False
+
+    numbers = itertools.count()
+    while is_interrupted(next(numbers)):
+        assert "holder" not in vars(threads._workers)
+        for x, y in zip(inputs, expected, strict=True):  # the last of them with a worker
+            assert_same_bits(fast(x), y)
+    assert next(numbers) > 30
+    threads.set_num_threads(before)
 
 
 def test_errors():

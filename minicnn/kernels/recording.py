@@ -9,7 +9,6 @@ waits until it has woken up.
 
 import functools
 import itertools
-import sys
 import time
 from typing import Any
 
@@ -57,7 +56,8 @@ class Recording:
     def run(self) -> None:
         """Repeat the calls, with the workers if that pays and if they are free.
 
-        Two threads must not run a recording at the same time: they would write to its arrays.
+        Two threads must not run a recording at the same time: they would write to its arrays. Nor
+        may it run again after an exception, e.g. KeyboardInterrupt: workers may still run it.
         """
         if not self.calls:
             return
@@ -117,7 +117,7 @@ def _words(value: Any) -> list[int]:
         return [word for element in value for word in _words(element)]
     if isinstance(value, np.ndarray):
         return [0, 0, value.size, value.itemsize, _address(value), *value.shape, *value.strides]
-    return [int.from_bytes(np.asarray(value).tobytes(), sys.byteorder)]
+    return [int.from_bytes(np.asarray(value).tobytes(), "little")]
 
 
 def _address(array: np.ndarray) -> int:

@@ -254,17 +254,19 @@ def test_interrupts_while_the_caller_waits_leave_a_usable_pool(set_threads, coun
 
 
 class InterruptAt:
-    """A trace function that raises at one of the places in `pool` where CPython checks for signals.
+    """A trace function that raises at one of the places in `files` where CPython checks for signals.
 
     These are function entry, loop back-edges, and the instruction after a call.
     """
+
+    files = (pool.__file__,)
 
     def __init__(self, number):
         self.left = number  # places to pass before the one that raises
         self.behind_call = {}  # by frame
 
     def __call__(self, frame, event, argument):
-        if frame.f_code.co_filename != pool.__file__:
+        if frame.f_code.co_filename not in self.files:
             return None
         frame.f_trace_opcodes = True
         if event == "call":
