@@ -254,7 +254,7 @@ def test_interrupts_while_the_caller_waits_leave_a_usable_pool(set_threads, coun
 
 
 class InterruptAt:
-    """A trace function that raises at one of the places in `files` where CPython checks for signals.
+    """A trace function that raises at a place in `files` where CPython checks for signals.
 
     These are function entry, loop back-edges, and the instruction after a call.
     """
