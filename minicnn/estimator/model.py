@@ -268,10 +268,11 @@ class Models:
             self._chosen = self._of(checkpoints.load(path)._replace(identity=now))
             return self._chosen
 
-    def keep(self, run: Model) -> None:
+    def keep(self, run: Model, is_chief: bool) -> None:
         """Keep the weights that a run has saved: they are used if the folder is gone."""
         with self._lock():
             self._latest = self._of(run.checkpoint, run._parameters)
+            self._is_gone = not is_chief  # the folder of the run is on another disk
 
     def _of(self, checkpoint: Checkpoint | None, parameters: Any = None) -> Model:
         return Model(self.model_fn, self._options, self._lock, checkpoint, 0, parameters)

@@ -144,15 +144,19 @@ def train(
             session.run(hooks)
         finally:
             models.leave(session)
-        _finish(models, model, session, hooks)
+        _finish(models, model, session, hooks, config.distribute.is_chief)
 
 
 def _finish(
-    models: Models, model: Model, session: TrainingSession, hooks: Sequence[SessionRunHook]
+    models: Models,
+    model: Model,
+    session: TrainingSession,
+    hooks: Sequence[SessionRunHook],
+    is_chief: bool,
 ) -> None:
     """Keep the weights of a run if they are saved; raise if they are not finite."""
     if model.checkpoint is not None and model.checkpoint.meta["global_step"] == model.step:
-        models.keep(model)
+        models.keep(model, is_chief)
     else:
         is_strict = any(isinstance(h, NanTensorHook) and h.fail_on_nan_loss for h in hooks)
         if is_strict and (said := checks.fault(session.snapshot()[0])):

@@ -239,6 +239,7 @@ def trained(request, tmp_path_factory):
     parts = ("whole", STEPS), ("halves", STEPS // 2), ("halves", STEPS)
     run = job(request.param, folder, parts=parts)
     assert run.returncode == 0, run.stderr
+    assert "There is no checkpoint" not in run.stderr  # it is on the disk of rank 0
     return request.param, folder
 
 
