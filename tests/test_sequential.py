@@ -717,12 +717,35 @@ def test_an_iterator_that_is_used_up():
         model.fit(batches, **QUIET)
 
 
-@pytest.mark.parametrize("augment", [lambda x, rng: None, lambda x, rng: x[:5]])
-def test_images_of_another_number_from_augment(augment):
+@pytest.mark.parametrize(("augment", "error", "text"), [
+    (lambda x, rng: None, TypeError, "`augmented` must be an array of numbers, got None"),
+    (lambda x, rng: x[:5], ValueError, r"of the shape that it is given, \(20, 4\), got \(5, 4\)"),
+])
+def test_what_augment_cannot_return(augment, error, text):
     model = small()
-    with pytest.raises(ValueError, match="`augment` must return images of the shape that it is"):
-        model.fit(X, Y, augment=augment, **QUIET)
+    with pytest.raises(error, match=text):
+        model.fit(X, Y, batch_size=20, augment=augment, **QUIET)
     assert model.input_shape is None
+
+
+def test_images_of_another_shape_in_a_later_step():
+    parts = iter([slice(None), slice(None), slice(5)])
+    with pytest.raises(ValueError, match=r"`augment` must return .*, \(20, 4\), got \(5, 4\)"):
+        small().fit(X, Y, batch_size=20, augment=lambda x, rng: x[next(parts)], **QUIET)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_augment_may_work_in_place_and_return_float64_or_lists(shuffle):
+    def in_place(x, rng):
+        x *= 2
+        return x
+
+    data, trained = X.copy(), []
+    for augment in (in_place, lambda x, rng: x * 2.0, lambda x, rng: (x * np.array(2.0)).tolist()):
+        trained.append(small())
+        trained[-1].fit(data, Y, shuffle=shuffle, augment=augment, **QUIET)
+        assert_same_bits(data, X)
+        assert_same_model(trained[-1], trained[0])
 
 
 def test_a_loss_of_ones_own():

@@ -30,12 +30,12 @@ class ArrayFeed:
     in_order : bool
         Whether the endless epochs are in the order of the arrays, too.
     augment : callable, optional
-        Takes the features of a batch of the endless epochs, and a random generator; returns those
-        that are fed.
+        Takes a copy of the features of a batch of the endless epochs, and a random generator;
+        returns those that are fed.
     """
 
     in_order = False
-    augment: Callable[[Any, np.random.Generator], Any] | None = None
+    augment: Any = None
 
     def __init__(self, x: Any, y: Any, batch_size: int) -> None:
         self.x = _arrays(x, "x", checks.array)
@@ -78,11 +78,21 @@ class ArrayFeed:
                 features, labels = self._take(rows if order is None else order[rows])
                 if self.augment is not None and self.seed is not None:
                     rng = Stream.AUGMENT.generator(self.seed, self.epoch, rows.start)
-                    features = self.augment(features, rng)
+                    features = self.augmented(features, rng)
                 yield features, labels
             self.epoch, self.row = self.epoch + 1, 0
             if self.seed is None:
                 return
+
+    def augmented(self, features: Any, rng: np.random.Generator) -> Any:
+        """Return what `augment` makes of a copy of features; raise if the shapes are others."""
+        changed = _arrays(self.augment(each(np.copy, features), rng), "augmented", checks.array)
+        if each(np.shape, changed) != each(np.shape, features):
+            raise ValueError(
+                "`augment` must return images of the shape that it is given, "
+                f"{each(np.shape, features)}, got {each(np.shape, changed)}"
+            )
+        return changed
 
     def _take(self, rows: Any) -> Batch:
         return each(lambda array: array[rows], self.x), each(lambda array: array[rows], self.y)
@@ -183,8 +193,7 @@ class FunctionFeed:
 def batches_of(function: Callable[[], Any]) -> Any:
     """Return the iterable that a function makes; raise if it is not one of batches."""
     iterable = function()
-    is_array = isinstance(iterable, np.ndarray | dict | tuple)
-    if is_array or not hasattr(iterable, "__iter__"):
+    if isinstance(iterable, np.ndarray | dict | tuple) or not hasattr(iterable, "__iter__"):
         raise TypeError(
             "a function of batches must return an iterable of (features, labels): write it with "
             f"`yield`; got {checks.describe(iterable)}"
@@ -213,20 +222,13 @@ def feed(x: Any, y: Any, input_fn: Any, batch_size: int | None) -> Feed:
 def augmented(feed: Feed, augment: Any) -> Feed:
     """Return a feed whose features are changed by a function, if there is one."""
     if augment is not None:
-        function = checks.function(augment, "augment", "a function of (images, rng)")
         if not isinstance(feed, ArrayFeed):
             raise ValueError(
                 f"`augment` is for arrays, got {checks.describe(augment)}; call it where the "
                 "batches are made, with a generator of their own"
             )
-        images = feed.peek()[0]
-        changed = function(images, np.random.default_rng(0))  # raises before the first step
-        if np.shape(changed) != np.shape(images):
-            raise ValueError(
-                "`augment` must return images of the shape that it is given, "
-                f"{np.shape(images)}, got {checks.describe(changed)}"
-            )
-        feed.augment = function
+        feed.augment = checks.function(augment, "augment", "a function of (images, rng)")
+        feed.augmented(feed.peek()[0], np.random.default_rng(0))  # raises before the first step
     return feed
 
 

@@ -271,14 +271,15 @@ class Data(NamedTuple):
 
     x: Any
     y: Any = None
-    input_fn: Callable[[], Any] | None = None
+    input_fn: Any = None
     batches: float = math.inf  # of input_fn in one pass, if that is known
     is_once: bool = False  # whether input_fn returns the same iterator every time
 
     def unweighted(self) -> tuple[Any, Any, Callable[[], Any] | None]:
         """Return x, y and input_fn for an evaluation."""
-        made = self.input_fn
-        return self.x, self.y, made and (lambda: ((x, y) for x, y, *_ in _parts(made)))
+        return self.x, self.y, self.input_fn and (
+            lambda: ((x, y) for x, y, *_ in _parts(self.input_fn))
+        )
 
 
 def data(x: Any, y: Any = None) -> Data:
@@ -310,15 +311,15 @@ def weighted(given: Data, class_weight: Any, sample_weight: Any) -> Data:
                 class_weight, Mapping, "class_weight", what
             ).items()
         }
-    made = given.input_fn
-    if made is not None:
+    if given.input_fn is not None:
         if sample_weight is not None:
             raise ValueError(
                 "`sample_weight` is for arrays; let the batches be (x, y, weights) instead"
             )
         return given._replace(
             input_fn=lambda: (
-                (x, _with_weights(y, class_weight, *own)) for x, y, *own in _parts(made)
+                (x, _with_weights(y, class_weight, *own))
+                for x, y, *own in _parts(given.input_fn)
             )
         )
     return given._replace(y=_with_weights(given.y, class_weight, sample_weight))
@@ -465,16 +466,15 @@ def monitors(
     model_fn.check(feed, x, y)
     every = checks.optional(checks.integer, every, "validation_steps")
     steps = every or int(min(feed.batches, 2**53))
-    stop = early_stopping
-    if stop is not None and every is None and feed.batches == math.inf:
+    if early_stopping is not None and every is None and feed.batches == math.inf:
         raise ValueError(
             "`early_stopping` needs `validation_steps` with a function, whose batches are not "
-            f"counted, got {checks.describe(stop)}; give both, or arrays"
+            f"counted, got {checks.describe(early_stopping)}; give both, or arrays"
         )
-    if not isinstance(stop, EarlyStopping | None):
-        stop = EarlyStopping(checks.integer(stop, "early_stopping"))
-    rounds = None if stop is None else stop.patience * steps
-    stop = stop or EarlyStopping(1)  # its defaults
+    if not isinstance(early_stopping, EarlyStopping | None):
+        early_stopping = EarlyStopping(checks.integer(early_stopping, "early_stopping"))
+    rounds = None if early_stopping is None else early_stopping.patience * steps
+    stop = early_stopping or EarlyStopping(1)  # its defaults
     return [_Validation(
         x, y, input_fn, metrics=model_fn.metrics(metrics), every_n_steps=steps,
         early_stopping_rounds=rounds, early_stopping_metric=stop.metric,
