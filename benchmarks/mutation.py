@@ -311,7 +311,7 @@ MUTATIONS = [
     ("fit: a softmax applied twice", "estimator.supervised:ends_in", returns("False"), None,
      f"{FIT} -k not_applied_twice"),
     ("fit: a patience of steps", "estimator.supervised:monitors",
-     replace("stop.patience * steps", "stop.patience"), None, f"{FIT} -k best_weights"),
+     replace("early_stopping.patience * steps", "early_stopping.patience"), None, f"{FIT} -k best_weights"),
     ("fit: validation one step late", "estimator.supervised:_Validation.resume",
      replace("step % (self.timer.every_steps or 1)", "-1"), None, f"{FIT} -k once_an_epoch"),
     ("fit: a second one without the optimizer", "estimator.model:InPlace.leave",

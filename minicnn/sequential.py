@@ -180,7 +180,7 @@ class Sequential(Chain):
         shuffle : bool
             Whether the rows are in another order in each epoch.
         augment : callable, optional
-            Changes the images of each batch: takes a copy and a generator, and returns images of the
+            Changes the images of each batch: takes a copy and a generator; returns images of the
             same shape. `datasets.augment` makes one that shifts, flips, crops and rotates.
         verbose : bool or int
             Whether progress is shown: True or 1, 2 for few lines, False or 0 for nothing.
