@@ -244,7 +244,8 @@ def test_float64_and_one_layer(path):
 
 def model_fn(features, labels, mode):
     logits = mc.layers.dense(mc.layers.flatten(mc.layers.conv2d(features, 3, 3)), 3)
-    predictions = {"classes": mc.argmax(logits, 1), "probabilities": mc.softmax(logits)}
+    predictions = {"pixels": mc.identity(features), "classes": mc.argmax(logits, 1),
+                   "probabilities": mc.softmax(logits)}
     loss = train_op = None
     if mode != mc.ModeKeys.INFER:
         loss = mc.losses.softmax_cross_entropy(mc.one_hot(labels, 3), logits)
@@ -543,8 +544,8 @@ OF_CONV = ["x", "w"]
     ([("Conv", ["x"], {})], "node 1, Conv 'nv0': its inputs and attributes must be those of ONNX"),
     ([("MaxPool", ["x"], {})], "those of ONNX's MaxPool .*kernel_shape"),
     ([("Constant", [], {}), ("Conv", ["x", "v0"], {})], "node 2, Conv 'nv1': its weights"),
-    ([("Transpose", ["x"], {"perm": [0, 2, 1, 3]}), ("Add", ["x", "v0"], {})],
-     "node 2, Add 'nv1': it must join two branches of equal shapes, with their axes in one order"),
+    ([("Transpose", ["x"], {"perm": [0, 1, 3, 2]}), ("Relu", ["v0"], {}), ("Add", ["x", "v1"], {})],
+     "node 3, Add 'nv2': it must join two branches of equal shapes, with their axes in one order"),
     ([("GlobalAveragePool", ["x"], {}), ("Flatten", ["v0"], {}), ("Add", ["v0", "v1"], {})],
      "node 3, Add 'nv2': it must join two branches of equal shapes"),
     ([("MatMul", ["x", "square"], {}), ("Transpose", ["v0"], {"perm": [0, 1, 3, 2]}),
