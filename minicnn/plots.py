@@ -138,8 +138,10 @@ def _points(record: Any) -> Iterator[tuple[str, str, float, float]]:
 
 def _records_of_folder(folder: Path) -> list[Any]:
     """Return the training loss and the evaluations in a model_dir."""
-    rows = History(folder / "history.jsonl").rows
-    training = [{"step": row["step"], "loss": row.get("loss")} for row in rows]
+    training = [
+        {"step": row["step"], "loss": row.get("loss")}
+        for row in History(folder / "history.jsonl").rows
+    ]
     return training + JsonLines(folder / "evaluations.jsonl").read()
 
 
@@ -181,8 +183,7 @@ def confusion_matrix(labels: ArrayLike, predictions: ArrayLike) -> Any:
             # Above this shade of blue, white has more contrast than black.
             colour = "white" if norm(shares[row, column]) > 0.715 else "black"
             axes.text(column, row, count, ha="center", va="center", color=colour, fontsize=8)
-    accuracy = np.trace(counts) / counts.sum()
-    axes.set_title(f"{counts.sum():,} rows, {accuracy:.2%} on the diagonal")
+    axes.set_title(f"{counts.sum():,} rows, {np.trace(counts) / counts.sum():.2%} on the diagonal")
     classes = range(len(counts))
     axes.set(xlabel="predicted class", ylabel="true class", xticks=classes, yticks=classes)
     figure.colorbar(picture, shrink=0.8, label="share of the true class", format="{x:.0%}",

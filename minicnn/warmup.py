@@ -66,8 +66,9 @@ def warmup(model: Any = None, x: Any = None) -> float:
     elif isinstance(model, InferenceModel):
         _predict(model, x)
     else:
-        what = "a Sequential, an Estimator or an InferenceModel"
-        checks.instance(model, Sequential, "model", what)
+        checks.instance(
+            model, Sequential, "model", "a Sequential, an Estimator or an InferenceModel"
+        )
         fast = model.for_inference()  # raises if the model was not built
         _predict(fast, np.zeros((1, *model.input_shape[1:]), model.dtype))
     return time.perf_counter() - start

@@ -64,8 +64,7 @@ class Dataset:
                 f"Dataset: `labels` must have one row for each of the {rows} rows of `images`, got "
                 f"{others}; shorten or complete one of them"
             )
-        what = "names of classes"
-        names = checks.optional(checks.sequence, class_names, "class_names", what)
+        names = checks.optional(checks.sequence, class_names, "class_names", "names of classes")
         self.class_names = None if names is None else list(names)
         self.epochs_completed = 0
         self._rng = np.random.default_rng(checks.optional(checks.integer, seed, "seed", 0))

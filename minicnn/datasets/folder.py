@@ -84,8 +84,9 @@ def images_from_folder(
             "check the path"
         )
     pixels = np.stack([image for _, image in found])
-    names = [place.name for place in classes]
-    return Dataset(np.divide(pixels, 255, dtype=np.float32), labels, seed, names)
+    return Dataset(
+        np.divide(pixels, 255, dtype=np.float32), labels, seed, [place.name for place in classes]
+    )
 
 
 def _pixels(file: Path, size: tuple[int, int], mode: str) -> np.ndarray:

@@ -106,11 +106,10 @@ class RunFiles:
     def save(self, arrays: Mapping[str, np.ndarray], meta: dict[str, Any]) -> Checkpoint:
         """Write a checkpoint; return it without its arrays."""
         step = meta["global_step"]
-        path = self._folder / f"model.ckpt-{step}.npz"
         if self._is_chief:
             logger.info("Saving checkpoints for %d into %s", step, self._folder)
             save(self._folder, step, arrays, meta, self._keep, self._is_held)
-        return Checkpoint(path, {}, meta)
+        return Checkpoint(self._folder / f"model.ckpt-{step}.npz", {}, meta)
 
     def best_path(self, name: str) -> Path:
         """Return the file with the best values of a monitor."""
@@ -224,8 +223,7 @@ def save(
         paths = [other for other in _files(folder) if _step(other.name) <= step]
         with replacing(folder / INDEX) as file:
             names = [kept.name for kept in paths[-min(keep, _MOST_LISTED) :]]
-            latest = {"latest": path.name, "all": names}
-            file.write(json.dumps(latest, indent=2).encode())
+            file.write(json.dumps({"latest": path.name, "all": names}, indent=2).encode())
         for old in paths[:-keep]:
             old.unlink(missing_ok=True)
     return path

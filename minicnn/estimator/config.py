@@ -400,8 +400,10 @@ def checked_metrics(metrics: Any) -> dict[str, MetricSpec]:
     for name, spec in metrics.items():
         if checks.text(name, "a name in metrics") in ("loss", "global_step", "name", "rows"):
             raise ValueError(f"`metrics` must have other names than evaluate's own, got {name!r}")
-        what = "a MetricSpec: write MetricSpec(metric_fn=..., prediction_key=...)"
-        checks.instance(spec, MetricSpec, f"metrics[{name!r}]", what)
+        checks.instance(
+            spec, MetricSpec, f"metrics[{name!r}]",
+            "a MetricSpec: write MetricSpec(metric_fn=..., prediction_key=...)",
+        )
     return dict(metrics)
 
 

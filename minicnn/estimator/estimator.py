@@ -274,8 +274,9 @@ class Estimator(Hinting):
         feed = feeding.feed(x, y, input_fn, batch_size)
         if isinstance(self._models.model_fn, ModelFn):
             metrics = self._models.model_fn.metrics(metrics)
-        record = self._models.record
-        return evaluation.evaluate(model, feed, self.config, record, steps, metrics, name)
+        return evaluation.evaluate(
+            model, feed, self.config, self._models.record, steps, metrics, name
+        )
 
     @hinted
     def predict(

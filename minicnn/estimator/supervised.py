@@ -302,13 +302,12 @@ def data(x: Any, y: Any = None) -> Data:
 def weighted(given: Data, class_weight: Any, sample_weight: Any) -> Data:
     """Return data whose labels also hold the weights of the rows, if there are any."""
     if class_weight is not None:
-        what = "a dict from class numbers to weights"
         class_weight = {
             checks.integer(number, "a class in class_weight", 0): checks.number(
                 weight, "a weight in class_weight", least=0
             )
             for number, weight in checks.instance(
-                class_weight, Mapping, "class_weight", what
+                class_weight, Mapping, "class_weight", "a dict from class numbers to weights"
             ).items()
         }
     if given.input_fn is not None:

@@ -46,8 +46,9 @@ def as_hooks(hooks: Any, name: str) -> list[SessionRunHook]:
     for hook in checks.sequence(hooks or (), name, "hooks, [hook]"):
         if callable(hook) and not isinstance(hook, SessionRunHook | type):
             hook = _FunctionHook(hook)
-        what = "SessionRunHook objects, or functions of (step, values)"
-        made.append(checks.instance(hook, SessionRunHook, name, what))
+        made.append(checks.instance(
+            hook, SessionRunHook, name, "SessionRunHook objects, or functions of (step, values)"
+        ))
     return made
 
 
