@@ -6,9 +6,12 @@ from typing import Any
 import numpy as np
 
 from minicnn.core import checks
+from minicnn.core.context import Context
 from minicnn.estimator import Estimator
 from minicnn.inference import InferenceModel
 from minicnn.layers import Conv2D, Dense, Dropout, Flatten, MaxPooling2D
+from minicnn.losses import softmax_cross_entropy_with_grad
+from minicnn.optimizers import SGD
 from minicnn.sequential import Sequential
 
 
@@ -92,5 +95,10 @@ def _train_one_step() -> None:
             Dense(2),
         ]
     )
-    x = np.zeros((2, 8, 8, 1), np.float32)
-    model.fit(x, [0, 1], steps=1, optimizer="SGD", learning_rate=0.1, seed=0, verbose=False)
+    # Not `fit`, whose log lines would look like those of the user's run.
+    model.build((None, 8, 8, 1), rng=0)
+    ctx = Context(training=True, rng=0)
+    logits = model.forward(np.zeros((2, 8, 8, 1), np.float32), ctx)
+    _, gradient = softmax_cross_entropy_with_grad([0, 1], logits)
+    model.backward(gradient, ctx, need_dx=False)
+    SGD(0.1).step(model.parameters)

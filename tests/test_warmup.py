@@ -59,6 +59,12 @@ def test_warmup_compiles_exactly_what_a_model_predicts_with():
     assert run.returncode == 0, run.stderr
 
 
+def test_warmup_logs_no_step_of_its_own(caplog):
+    caplog.set_level("INFO", "minicnn")
+    assert mc.warmup() > 0
+    assert caplog.messages == []
+
+
 def test_warmup_of_a_model_for_inference():
     model = mc.Sequential([mc.layers.Dense(2)])
     model.build((None, 3), rng=0)
