@@ -119,6 +119,8 @@ PACKED = gzip.compress(GOOD, mtime=0)
         (PACKED + b"junk", "Not a gzipped file"),
         (bytes([1, 0, 8, 1]), "two zero bytes first, got"),
         (bytes([0, 0, 0x0A, 1, 0, 0, 0, 1, 5]), "0x8, 0x9, .*, got 0xa"),
+        (bytes([0, 0, 8, 100]) + 100 * bytes([0, 0, 0, 1]) + b"5", "maximum supported dimension"),
+        (bytes([0, 0, 8, 4, 0, 0, 0, 0]) + 12 * b"\xff", "array is too big"),
     ],
 )
 def test_malformed_file(tmp_path, content, message):

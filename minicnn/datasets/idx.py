@@ -76,11 +76,11 @@ def decode_file(path: Path, sha256: str | None = None) -> np.ndarray:
             data = _read_elements(stream, dtype, shape, most)
         if sha256 and (found := hashlib.sha256(header + data).hexdigest()) != sha256:
             raise ValueError(f"expected raw bytes of SHA-256 {sha256}, got {found}")
+        return np.frombuffer(data, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
     except (EOFError, zlib.error, gzip.BadGzipFile, ValueError) as error:
         raise ValueError(
             f"{path} is damaged or no IDX file: {error}; download it again, or reinstall minicnn"
         ) from error
-    return np.frombuffer(data, dtype).astype(dtype.newbyteorder("="), copy=False).reshape(shape)
 
 
 def _open(path: Path) -> _Stream:
