@@ -59,7 +59,10 @@ $sections
 """)
 _KEYS = ("name", "rows", "global_step")  # of a record, beside its numbers
 _INK = "#222222"  # of the letters and axes of a figure, replaced by the colour of the page's text
-_INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+_STYLE = {
+    "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _INK,
+    "xtick.color": _INK, "ytick.color": _INK, "legend.framealpha": 0,
+}
 
 
 def report(
@@ -254,8 +257,7 @@ def _figure(title: str, draw: Callable[[], Any] | None) -> str:
     if draw is None:
         return ""
     file = io.StringIO()
-    style = dict.fromkeys(_INKED, _INK) | {"legend.framealpha": 0}
-    with require("matplotlib", "plot").rc_context(style):
+    with require("matplotlib", "plot").rc_context(_STYLE):
         draw().savefig(file, format="svg", transparent=True, metadata={"Title": title})
     svg = file.getvalue()
     return svg[svg.index("<svg"):].replace(_INK, "currentColor")

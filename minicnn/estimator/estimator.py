@@ -154,8 +154,10 @@ class Estimator(Hinting):
 
     def __reduce__(self) -> tuple[Any, ...]:  # a copy starts from the latest checkpoint
         patterns = [pattern.pattern for pattern in self._patterns]
-        options = self._params, self.config, self._warm_start_from, patterns
-        return type(self), (self._model_fn, self.model_dir, *options)
+        return type(self), (
+            self._model_fn, self.model_dir, self._params, self.config, self._warm_start_from,
+            patterns,
+        )
 
     @hinted
     def fit(
