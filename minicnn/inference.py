@@ -211,7 +211,7 @@ def with_kernels(model: InferenceModel, dtype: Any) -> InferenceModel:
     program = copy.deepcopy(model._program)  # an Estimator predicts with these layers, too
     for op, *_ in program.steps:
         for part in parts(op):
-            if type(part) is Dense and part.kernel.dtype != np.float16:  # not a layer used twice
+            if type(part) is Dense:
                 _halve(part)
     return InferenceModel(program)
 

@@ -225,13 +225,16 @@ def test_kernels_are_packed_once():
     assert [len(arrays) for arrays in packed] == [4, 2, 3]
 
 
-def test_ten_threads_use_one_model():
+@pytest.mark.parametrize("always", [False, True])
+def test_ten_threads_use_one_model(always, monkeypatch):
+    if always:
+        use_threads(monkeypatch)
     model = built("pooled convolutions")
     fast = model.for_inference()
     wrong = []
 
     def predict(seed):
-        for rows in (1, 5, 2, 7, 1):
+        for rows in (1, 5, 2, 7, 1) * 4:
             x = draw(seed, rows, 8, 8, 1)
             if not np.array_equal(fast(x), expected[seed, rows]):
                 wrong.append((seed, rows))
