@@ -228,7 +228,8 @@ def augmented(feed: Feed, augment: Any) -> Feed:
                 "batches are made, with a generator of their own"
             )
         feed.augment = checks.function(augment, "augment", "a function of (images, rng)")
-        feed.augmented(feed.peek()[0], np.random.default_rng(0))  # raises before the first step
+        images, _ = feed._take(slice(0, feed.batch_size))
+        feed.augmented(images, np.random.default_rng(0))  # raises before the first step
     return feed
 
 
