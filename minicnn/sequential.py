@@ -230,7 +230,7 @@ class Sequential(Chain):
                 given, sample_weight, validation_data = supervised.split(
                     given, validation_split, config.seed, sample_weight
                 )
-            given = supervised.weighted(given, class_weight, sample_weight)
+            given = supervised.weighted(given, class_weight, sample_weight, model_fn.head)
             feed = supervised.training_feed(given, batch_size, shuffle)
             feed = feeding.augmented(feed, augment)
             ends = supervised.ends(

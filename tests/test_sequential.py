@@ -438,6 +438,7 @@ def test_batches_may_have_weights():
     ({"class_weight": {0: -1}}, "a weight in class_weight"),
     ({"class_weight": {"cat": 1}}, "a class in class_weight"),
     ({"class_weight": [1, 2, 3]}, "a dict from class numbers to weights"),
+    ({"class_weight": {0: 2.0}, "loss": "mean_squared_error"}, "got mean_squared_error; give `sam"),
 ])
 def test_what_weights_cannot_be(given, text):
     with pytest.raises((ValueError, TypeError), match=text):

@@ -81,6 +81,7 @@ def _softmax_cross_entropy(labels: Tensor, logits: Tensor, weights: Any = 1.0) -
 def _as_outputs(loss: Callable[..., Any]) -> Callable[..., Any]:
     """Return a loss that also takes labels (N,) of a model with one output, (N, 1)."""
 
+    @functools.wraps(loss)
     def of_same_shape(labels: Tensor, outputs: Tensor, *weights: Any) -> Any:
         if len(labels.shape) == 1 and outputs.shape[1:] == (1,):
             labels = ops.reshape(labels, [-1, 1])
@@ -299,9 +300,14 @@ def data(x: Any, y: Any = None) -> Data:
     return Data(None, None, lambda: x, batches, isinstance(x, Iterator))
 
 
-def weighted(given: Data, class_weight: Any, sample_weight: Any) -> Data:
+def weighted(given: Data, class_weight: Any, sample_weight: Any, head: Head) -> Data:
     """Return data whose labels also hold the weights of the rows, if there are any."""
     if class_weight is not None:
+        if head.numbers is None and head in HEADS.values():
+            raise ValueError(
+                "`class_weight` needs a loss of classes, such as softmax_cross_entropy, got "
+                f"{head.loss.__name__}; give `sample_weight`, a weight for each row, instead"
+            )
         class_weight = {
             checks.integer(number, "a class in class_weight", 0): checks.number(
                 weight, "a weight in class_weight", least=0
