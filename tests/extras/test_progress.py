@@ -487,6 +487,25 @@ def test_a_long_prediction_is_shown(tmp_path, pretend, monkeypatch):
     assert "predicting 1" in terminal.getvalue()
 
 
+def test_batches_that_a_resumed_run_skips_are_shown(tmp_path, pretend, monkeypatch):
+    estimator = estimator_in(tmp_path).fit(input_fn=batches, steps=3)
+    said = []
+
+    def slow_batches():
+        for batch in batches():
+            said.extend(shown.text() for shown in displays)
+            yield batch
+
+    displays = []
+    start = progress.Display.start
+    monkeypatch.setattr(
+        progress.Display, "start", lambda display: (displays.append(display), start(display))
+    )
+    pretend()
+    estimator.fit(input_fn=slow_batches, steps=1)
+    assert "skipping batches 1/3" in said and "skipping batches 2/3" in said
+
+
 def test_a_prediction_of_one_batch_starts_no_thread(tmp_path, pretend, monkeypatch):
     estimator = estimator_in(tmp_path).fit(X, Y, steps=1)
     started = []
