@@ -77,8 +77,9 @@ def report(
 
     The page needs no network and no other file, so it can be mailed. It says of each number which
     data it is of. From the folder alone it has the learning curves, the recorded evaluations, the
-    filters of the first layer and the parameters. With a model and data it also has the accuracy
-    on these data, the confusion matrix, the worst mistakes and the outputs of the first layer.
+    filters of the first layer and the parameters; curves that cannot be drawn are left out, with a
+    warning. With a model and data it also has the accuracy on these data, the confusion matrix and
+    the worst mistakes.
 
     Parameters
     ----------
