@@ -19,6 +19,9 @@ class Processes:
 
     is_chief = True  # whether this process logs, saves and evaluates
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
     def run(self) -> AbstractContextManager[None]:
         """Return the context of a run."""
         return nullcontext()

@@ -915,6 +915,7 @@ def test_two_threads_that_make_the_first_call_read_one_checkpoint(trained, tmp_p
 
 def test_it_shows_its_model_dir(tmp_path):
     assert repr(estimator_in(tmp_path)) == f"Estimator(model_dir={str(tmp_path)!r})"
+    assert "0x" not in repr(mc.RunConfig())  # an address
 
 
 @pytest.mark.parametrize("use", [
