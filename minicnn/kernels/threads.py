@@ -249,7 +249,8 @@ def _scratch(layout: Mapping[str, tuple[tuple[int, ...], Any]]) -> tuple[np.ndar
         size = scratch_size(layout)
         if _local.arena.size < size or len(_local.scratch) == _LAYOUTS:
             _local.scratch.clear()  # these arrays keep the old memory alive
-            _local.arena = aligned((max(size, _local.arena.size),), np.uint8)
+        if _local.arena.size < size:
+            _local.arena = aligned((size,), np.uint8)
         _local.scratch[key] = scratch_in(_local.arena, layout)
     return _local.scratch[key]
 
