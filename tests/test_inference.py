@@ -340,19 +340,8 @@ def test_an_interrupt_at_any_place_leaves_a_usable_model(monkeypatch):
     inputs = [draw(seed, 1, 8, 8, 1) for seed in range(3)]
     expected = [fast(x) for x in inputs]
 
-    def is_interrupted(number):
-        before = sys.gettrace()
-        sys.settrace(InterruptModelAt(number))
-        try:
-            fast(inputs[0])
-        except KeyboardInterrupt:
-            return True
-        finally:
-            sys.settrace(before)
-        return False
-
     numbers = itertools.count()
-    while is_interrupted(next(numbers)):
+    while InterruptModelAt(next(numbers)).interrupts(lambda: fast(inputs[0])):
         assert "holder" not in vars(threads._workers)
         for x, y in zip(inputs, expected, strict=True):  # the last of them with a worker
             assert_same_bits(fast(x), y)

@@ -286,6 +286,18 @@ class InterruptAt:
     def act(self):
         raise KeyboardInterrupt
 
+    def interrupts(self, function):
+        """Call a function; return False if it has fewer places."""
+        before = sys.gettrace()
+        sys.settrace(self)
+        try:
+            function()
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.settrace(before)
+        return False
+
 
 def interrupted(number):
     """Run a kernel and interrupt it at a place; return False if there are fewer places."""
@@ -296,34 +308,17 @@ def interrupted(number):
         time.sleep(0.001)
         ended.append(chunk)
 
-    before = sys.gettrace()
-    sys.settrace(InterruptAt(number))
-    try:
-        parallel_for(kernel, 4, (), (np.zeros(2),))
-    except KeyboardInterrupt:
-        assert sorted(begun) == sorted(ended)  # no worker uses the arrays any more
-        return True
-    finally:
-        sys.settrace(before)
-    return False
+    if not InterruptAt(number).interrupts(lambda: parallel_for(kernel, 4, (), (np.zeros(2),))):
+        return False
+    assert sorted(begun) == sorted(ended)  # no worker uses the arrays any more
+    return True
 
 
 def test_an_interrupt_of_a_job_at_any_place_leaves_a_usable_pool(set_threads):
     set_threads(2)
 
-    def is_interrupted(number):
-        before = sys.gettrace()
-        sys.settrace(InterruptAt(number))
-        try:
-            pool.together(time.time, 1)
-        except KeyboardInterrupt:
-            return True
-        finally:
-            sys.settrace(before)
-        return False
-
     numbers = itertools.count()
-    while is_interrupted(next(numbers)):
+    while InterruptAt(next(numbers)).interrupts(lambda: pool.together(time.time, 1)):
         assert "holder" not in vars(pool._workers)
         assert_usable()
     assert next(numbers) > 5
@@ -378,13 +373,12 @@ def test_a_signal_handler_may_set_the_number_of_threads_at_any_place(set_threads
         set_threads(2)  # no worker has started yet
         y = np.zeros(4)
         handler = SetThreadsAt(number)
-        before = sys.gettrace()
-        sys.settrace(handler)
-        try:
+
+        def job():
             parallel_for(count_chunks, 4, (), (y,))
             pool.set_num_threads(4)
-        finally:
-            sys.settrace(before)
+
+        handler.interrupts(job)
         assert_array_equal(y, np.ones(4))
         return handler.left < 0
 
