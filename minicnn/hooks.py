@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minicnn.core import checks
+from minicnn.core.log import logger, numbers
 from minicnn.core.op import Tensor
 
-logger = logging.getLogger("minicnn")
 # For lines about progress: the console omits them while a progress bar shows the same.
 step_logger = logging.LoggerAdapter(logger, {"says_step": True})
 
@@ -611,14 +611,14 @@ class ValidationMonitor(SessionRunHook):
     def _measure(self, session: Any) -> float:
         """Evaluate the weights of this step, keep them if they are the best, return the value."""
         results = session.evaluate(**self.data, name=self._label)
-        numbers = {key: v for key, v in results.items() if not np.ndim(v) and key != "global_step"}
-        if self.metric not in numbers:
+        known = numbers(results)
+        if self.metric not in known:
             raise ValueError(
-                f"`early_stopping_metric` must be one of {', '.join(map(repr, numbers))}, got "
+                f"`early_stopping_metric` must be one of {', '.join(map(repr, known))}, got "
                 f"{self.metric!r}"
             )
         self._measured = session.global_step
-        value = numbers[self.metric]
+        value = known[self.metric]
         if self._is_better(value, self.best_value):
             self.best_value = value
             self.best_step = self._measured

@@ -11,12 +11,11 @@ import numpy as np
 
 from minicnn.core import checks
 from minicnn.core.extras import require
-from minicnn.core.log import logger
+from minicnn.core.log import logger, numbers
 from minicnn.core.op import Tensor
 from minicnn.core.parameter import Parameter, sum_of_squares
 from minicnn.estimator import MetricSpec
 from minicnn.estimator.config import checked_metrics
-from minicnn.estimator.evaluation import numbers
 from minicnn.estimator.graph import Graph
 from minicnn.hooks import (
     SessionRunArgs,

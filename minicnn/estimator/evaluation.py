@@ -7,12 +7,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any
 
-import numpy as np
-
 from minicnn.core import checks
 from minicnn.core.context import Context
 from minicnn.core.files import JsonLines
-from minicnn.core.log import logger
+from minicnn.core.log import logger, numbers
 from minicnn.estimator.config import MetricSpec, ModeKeys, RunConfig, checked_metrics
 from minicnn.estimator.feeding import Feed, concatenate, rows_of
 from minicnn.estimator.model import Model
@@ -95,11 +93,6 @@ def evaluate(
         logger.info("Saving evaluation summary for step %d: %s", model.step, text)
         record.add({"global_step": model.step, "name": name, "rows": rows} | noted)
     return results
-
-
-def numbers(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the results of an evaluation that are numbers: the loss and metrics, not arrays."""
-    return {k: v for k, v in results.items() if k != "global_step" and np.ndim(v) == 0}
 
 
 def predictions(trace: Trace, fast: InferenceModel, feed: Feed) -> Iterator[Any]:

@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from minicnn.core import extras
+from minicnn.core.log import logger
 from minicnn.kernels import cache
-
-logger = logging.getLogger("minicnn")
 
 _RENEW = 0.2  # seconds between two texts in the same place
 _WRITE = 4.0  # seconds between two lines

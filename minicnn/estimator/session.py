@@ -14,7 +14,7 @@ import numpy as np
 from minicnn.core.checks import describe, fault, instance, unique
 from minicnn.core.context import Context, Workspace
 from minicnn.core.files import JsonLines
-from minicnn.core.log import logger
+from minicnn.core.log import logger, numbers
 from minicnn.core.op import Tensor, parts
 from minicnn.core.parameter import Parameter
 from minicnn.core.weights import PARAMETERS, fill, fitting
@@ -145,7 +145,7 @@ class TrainingSession:
         )
         data = name or "evaluation"
         self.evaluations |= {
-            f"{data}_{key}": float(value) for key, value in evaluation.numbers(results).items()
+            f"{data}_{key}": float(value) for key, value in numbers(results).items()
         }
         for hook in self.hooks.values():
             hook.evaluated(self, data, results)
