@@ -15,6 +15,7 @@ not cancel. They are added in float64: the error does not grow with the number o
 import numpy as np
 
 from minicnn.kernels.elementwise import BLOCK, SPAN
+from minicnn.kernels.gemm import copy
 from minicnn.kernels.jit import helper, kernel
 from minicnn.kernels.simd import (
     add,
@@ -92,7 +93,7 @@ def _sums(chunk, scratch, x, dy, factors, totals, length, masked, back):
     begin, channels = chunk * length, x.shape[1]
     end = min(x.shape[0], begin + length)
     totals[chunk] = 0
-    local[:] = factors
+    copy(pointer(factors, 0), 0, pointer(local, 0), 0, 1, local.size)
     for first in range(begin, end, BLOCK):
         at = first * channels
         count = min(BLOCK, end - first)

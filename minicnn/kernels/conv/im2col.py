@@ -22,7 +22,15 @@ reference for tests of the other algorithms.
 import numpy as np
 
 from minicnn.kernels.elementwise import BLOCK, add_waiting, sum_rows, sum_sums, waiting_sums
-from minicnn.kernels.gemm import DEPTH, block_of_rows, clear, multiply, pack, packed_shape
+from minicnn.kernels.gemm import (
+    DEPTH,
+    block_of_rows,
+    clear,
+    copy,
+    multiply,
+    pack,
+    packed_shape,
+)
 from minicnn.kernels.jit import helper, kernel
 from minicnn.kernels.simd import pointer
 from minicnn.kernels.threads import CHUNKS, parallel_for, share
@@ -123,7 +131,9 @@ def _input_gradient(chunk, scratch, dy, w, c, dx, window, images):
     clear(pointer(zeros, 0), zeros.size)
     pack(pointer(w, 0), 1, filters, filters, depth, pointer(packed, 0))
     begin, end = chunk * images, min(dx.shape[0], (chunk + 1) * images)
-    dx[begin:end] = c
+    pixels = window[0] * window[1]
+    copy(pointer(c, 0), 0, pointer(dx, begin * pixels * channels), channels,
+         (end - begin) * pixels, channels)
     for first in range(begin * positions, end * positions, block):
         count = min(block, end * positions - first)
         multiply(pointer(dy, first * filters), filters, 1, pointer(packed, 0), pointer(zeros, 0), 0,
