@@ -11,6 +11,7 @@ depends on a digest of all files in this folder and its subfolders, so any edit 
 """
 
 import functools
+import gc
 import hashlib
 import os
 from collections.abc import Callable
@@ -96,7 +97,20 @@ def kernel(function: Callable[..., Any]) -> Any:
     """
     dispatcher = njit(**_OPTIONS)(function)
     dispatcher._cache = DiskCache(function, source_digest())
+    dispatcher.compile = functools.partial(_compile, dispatcher.compile)
     return dispatcher
+
+
+def _compile(compile_: Callable[[Any], Any], signature: Any) -> Any:
+    """Compile a kernel while the garbage collector is paused, which saves a tenth of the time."""
+    with global_compiler_lock:
+        is_enabled = gc.isenabled()
+        try:
+            gc.disable()
+            return compile_(signature)
+        finally:
+            if is_enabled:
+                gc.enable()
 
 
 @functools.cache

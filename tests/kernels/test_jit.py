@@ -1,5 +1,6 @@
 """Tests of how kernels are compiled, and of the private parts of Numba that this uses."""
 
+import gc
 import importlib
 import json
 import os
@@ -15,7 +16,7 @@ import pytest
 from numba.core.dispatcher import Dispatcher
 
 import minicnn.kernels
-from minicnn.kernels import ahead, cache, jit
+from minicnn.kernels import ahead, cache, jit, update
 
 FOLDER = Path(minicnn.kernels.__file__).parent
 EVERY_DOOR = Path(__file__).with_name("every_door.py")
@@ -340,6 +341,31 @@ def test_a_child_stops_when_its_parent_has_ended(monkeypatch):
     ahead.compile_ahead(parent=-1)
     with pytest.raises(TypeError):
         ahead.compile_ahead(parent=os.getppid())
+
+
+# The garbage collector
+
+
+@pytest.mark.parametrize("is_enabled", [True, False])
+def test_the_garbage_collector_is_paused_while_a_kernel_compiles(monkeypatch, is_enabled):
+    seen = []
+
+    def compile_another(*_):
+        jit._compile(lambda _: seen.append(gc.isenabled()), None)
+        seen.append(gc.isenabled())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(update._sgd._compiler, "compile", compile_another)
+    monkeypatch.setattr(update._sgd._cache, "load_overload", lambda *_: None)
+    try:
+        if not is_enabled:
+            gc.disable()
+        with pytest.raises(KeyboardInterrupt):
+            update._sgd.compile((numba.int8,))
+        assert gc.isenabled() == is_enabled
+    finally:
+        gc.enable()
+    assert seen == [False, False]
 
 
 # Helpers
