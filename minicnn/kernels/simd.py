@@ -79,6 +79,7 @@ def _has_half() -> bool:
 VECTOR_BYTES = _width()
 REGISTERS = 32 if VECTOR_BYTES == 64 or _is_arm() else 16
 HAS_HALF = _has_half()
+_HAS_PERMUTE = VECTOR_BYTES == 32 and "+avx2" in _features()
 LANES = VECTOR_BYTES // 4  # of float32
 VECTORS = 2  # per row of a tile of a matrix product
 PANEL = VECTORS * LANES  # columns of float32 in a tile
@@ -589,22 +590,26 @@ _BLOCKS = {
 
 @functools.cache
 def gather_blocks(rows: int, vectors: int) -> np.ndarray:
-    """Split rows of vectors into blocks for `gather`: (first row, rows, first vector, vectors).
+    """Split rows of vectors into few blocks for `gather`: (first row, rows, first vector, vectors).
 
     Blocks are ordered from right to left. If targets overlap, the terms of each element are then
     added in the order of the lists.
     """
-    known = _BLOCKS[REGISTERS]
-    most = max(size[1] for size in known)
-    width = -(-vectors // -(-vectors // most))  # of nearly equal parts
+    widths = range(max(across for _, across in _BLOCKS[REGISTERS]), 0, -1)
+    cuts = (_blocks_of_width(rows, vectors, width) for width in widths)
+    return np.array(min(cuts, key=len), np.int64)
+
+
+def _blocks_of_width(rows: int, vectors: int, width: int) -> list[tuple[int, int, int, int]]:
+    """Split rows of vectors into blocks of at most `width` vectors."""
     blocks = []
     for v in reversed(range(0, vectors, width)):
         across, row = min(width, vectors - v), 0
         while row < rows:
-            height = max(r for r, size in known if size == across and r <= rows - row)
+            height = max(r for r, size in _BLOCKS[REGISTERS] if size == across and r <= rows - row)
             blocks.append((row, height, v, across))
             row += height
-    return np.array(blocks, np.int64)
+    return blocks
 
 
 @operation(literals=2)
@@ -669,13 +674,32 @@ def compress(builder: Any, x: Any, offsets: Any, to_values: Any, to_offsets: Any
     """
     offset = load.emit(builder, offsets, _index(0))
     chosen = builder.fcmp_unordered("!=", x, _same(x.type, 0.0))
+    mask = builder.bitcast(chosen, ir.IntType(x.type.count))
     for part, target in ((x, to_values), (offset, to_offsets)):
-        undefined = ir.Constant(part.type, ir.Undefined)
-        squeezed = _call(builder, "llvm.experimental.vector.compress", part.type, part.type,
-                         [part, chosen, undefined])
-        store.emit(builder, squeezed, target, _index(0))
-    count = builder.ctpop(builder.bitcast(chosen, ir.IntType(x.type.count)))
-    return builder.zext(count, _INDEX)
+        store.emit(builder, _squeezed(builder, part, chosen, mask), target, _index(0))
+    return builder.zext(builder.ctpop(mask), _INDEX)
+
+
+def _squeezed(builder: Any, x: Any, chosen: Any, mask: Any) -> Any:
+    """Emit x with the chosen lanes moved to the front, in order.
+
+    AVX2 needs a table with the numbers of these lanes; LLVM would move one lane after the other.
+    """
+    if not _HAS_PERMUTE:
+        return _call(builder, "llvm.experimental.vector.compress", x.type, x.type,
+                     [x, chosen, ir.Constant(x.type, ir.Undefined)])
+    order = np.argsort(np.arange(256)[:, None] >> np.arange(8) & 1 ^ 1, kind="stable")
+    table = cgutils.global_constant(
+        builder, "order", cgutils.make_bytearray(order.astype(np.uint8).tobytes())
+    )
+    row = builder.gep(table, [_index(0), builder.mul(builder.zext(mask, _INDEX), _index(8))])
+    numbers = builder.load(_at(builder, row, _index(0), ir.VectorType(ir.IntType(8), 8)), align=1)
+    kind = ir.VectorType(ir.IntType(32), 8)
+    permute = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(kind, [kind, kind]), "llvm.x86.avx2.permd"
+    )
+    moved = builder.call(permute, [builder.bitcast(x, kind), builder.zext(numbers, kind)])
+    return builder.bitcast(moved, x.type)
 
 
 # Native code and threads --------------------------------------------------------------------------

@@ -364,6 +364,12 @@ def test_blocks_of_sums_cover_each_vector_once_from_the_right(monkeypatch, regis
             assert (covered == 1).all()
 
 
+def test_blocks_of_sums_are_few(monkeypatch):
+    monkeypatch.setattr(simd, "REGISTERS", 16)  # most of which each block uses
+    for rows, vectors, least in [(5, 4, 2), (5, 3, 2), (5, 10, 5), (3, 4, 1), (1, 7, 2)]:
+        assert len(simd.gather_blocks.__wrapped__(rows, vectors)) == least
+
+
 # Without strides and dilation: the others take the general path.
 @pytest.mark.parametrize("case", [case for case in CASES.values()
                                   if case[3] == (1, 1) and len(case) == 5])
