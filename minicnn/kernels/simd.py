@@ -83,7 +83,6 @@ _HAS_PERMUTE = VECTOR_BYTES == 32 and "+avx2" in _features()
 LANES = VECTOR_BYTES // 4  # of float32
 VECTORS = 2  # per row of a tile of a matrix product
 PANEL = VECTORS * LANES  # columns of float32 in a tile
-STRIP = 2 * VECTORS  # per row of a tile of two rows, which needs more sums
 ROWS = (REGISTERS - VECTORS - 1) // VECTORS  # of a tile, so that sums, a row of B and one of A fit
 FEW_ROWS = (ROWS - 2) // 2  # of a smaller tile, for the remainder
 SOME_ROWS = (ROWS + FEW_ROWS) // 2

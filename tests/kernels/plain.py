@@ -22,7 +22,7 @@ NAMES = (
     "pooling", "update", "warp", "window",
 )
 CONSTANTS = ("VECTOR_BYTES", "REGISTERS", "LANES", "VECTORS", "PANEL", "ROWS", "FEW_ROWS",
-             "SOME_ROWS", "STRIP", "ZEROED", "HAS_HALF")
+             "SOME_ROWS", "ZEROED", "HAS_HALF")
 
 
 def kernels():
@@ -163,7 +163,7 @@ def tile(
     rows, vectors, a, first, a_row, a_col, a_round, b, b_row, s, s_row, c, c_row, height, width,
     depth, rounds, adds,
 ):
-    assert (rows, vectors) in {*compiled_simd._TILES, (2, compiled_simd.STRIP)}
+    assert (rows, vectors) in compiled_simd._TILES
     assert 0 < height <= rows
     assert width > 0
     numbers = [min(r, height - 1) for r in range(rows)]

@@ -22,7 +22,7 @@ from minicnn.kernels.gemm import (
     panel,
 )
 from minicnn.kernels.jit import helper, kernel
-from minicnn.kernels.simd import HAS_HALF, STRIP, pointer, tile
+from minicnn.kernels.simd import HAS_HALF, pointer
 from minicnn.kernels.threads import aligned, check, parallel_for
 
 _CHUNK = 64  # columns of the result per chunk; each chunk packs its part of B
@@ -58,20 +58,18 @@ def forward(
 
 
 def packed_kernel(w: np.ndarray) -> np.ndarray:
-    """Return w (D, U) as `forward` multiplies by it: in strips (D, two panels) of columns.
+    """Return w (D, U) as `forward` multiplies by it: in panels (D, width) of columns.
 
-    The last strip has one panel if that is enough; it is padded with zeros. The bits of float16
-    numbers are returned as integers, since Numba has no float16, or expanded to float32 for a CPU
-    that cannot do it.
+    The last panel is padded with zeros. The bits of float16 numbers are returned as integers, since
+    Numba has no float16, or expanded to float32 for a CPU that cannot do it.
     """
     d, u = w.shape
     is_half = w.dtype == np.float16
     panels, _, width = packed_shape(d, u, np.float32 if is_half else w.dtype)
     packed = aligned((panels * d, width), np.float32 if is_half and not HAS_HALF else w.dtype)
-    for j in range(0, u, 2 * width):
-        strip = packed.reshape(-1)[j * d : (j + 2 * width) * d].reshape(d, -1)
-        strip[:, : u - j] = w[:, j : j + 2 * width]
-        strip[:, u - j :] = 0
+    packed[-d:] = 0
+    for j in range(0, u, width):
+        packed[j // width * d :][:d, : u - j] = w[:, j : j + width]
     return packed.view(np.uint16) if packed.dtype == np.float16 else packed
 
 
@@ -126,9 +124,10 @@ def _forward(chunk, scratch, x, w, packed, b, y, width, is_packed, relu, droppin
     j = chunk * width
     columns = min(width, u - j)
     if is_packed:
-        for q in range(j, j + columns, 2 * panel(pointer(y, 0))):
-            _product_of_strip(pointer(x, 0), pointer(packed, q * d), pointer(b, q), pointer(y, q),
-                              n, j + columns - q, d, u)
+        size = panel(pointer(y, 0))
+        for q in range(j, j + columns, size):  # from its first row to its last, as memory is read
+            block_of_rows(pointer(x, 0), d, 1, 0, pointer(packed, q * d), size, pointer(b, q), 0,
+                          pointer(y, q), u, n, min(size, j + columns - q), d, 1, False)
     elif width == _CHUNK:
         _product(pointer(x, 0), d, 1, pointer(w, j), u, 1, pointer(b, j), 1, pointer(y, j), u, n,
                  columns, d, pointer(slab, 0))
@@ -204,23 +203,3 @@ def _product_in_place(x, w, b, y, n, columns, d, u, packed):
             block_of_rows(pointer(x, p), d, 1, 0, pointer(w, p * u + q), u, pointer(s, q), s_row,
                           pointer(y, q), u, n, width, depth, 1, False)
         s, s_row = y, u
-
-
-@helper
-def _product_of_strip(x, w, b, y, n, columns, d, u):
-    """Write y = x w + b for the columns of a strip of a packed w.
-
-    Two rows are multiplied with both panels at once: with fewer sums, their additions would take
-    longer than reading w. Few rows read each panel once, from its first row to its last.
-    """
-    width = panel(y)
-    if 0 < n <= 2 and columns > width:
-        tile(2, STRIP, x, 0, d, 1, 0, w, 2 * width, b, 0, y, u, n, columns, d, 1, False)
-        return
-    row = 2 * width if columns > width else width
-    most = max(d, 1) if n <= _FEW_ROWS else DEPTH
-    for q in range(0, min(columns, 2 * width), width):
-        for p in range(0, max(d, 1), most):  # the first part is added to b, the others to y
-            s = pointer(y if p else b, q)
-            block_of_rows(pointer(x, p), d, 1, 0, pointer(w, p * row + q), row, s, u if p else 0,
-                          pointer(y, q), u, n, min(width, columns - q), min(most, d - p), 1, False)
