@@ -26,7 +26,10 @@ from numba.core.compiler_lock import global_compiler_lock
 
 from minicnn.kernels.cache import DiskCache
 
-_OPTIONS = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
+_OPTIONS = {
+    "nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True,
+    "_nrt": False,  # kernels create no arrays, so no references are counted
+}
 
 
 if config.DISABLE_JIT:

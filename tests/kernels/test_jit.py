@@ -72,9 +72,10 @@ def test_all_kernels_are_here():
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_no_fastmath_and_no_gil(name):
+def test_no_fastmath_no_gil_and_no_counted_references(name):
     options = FUNCTIONS[name].targetoptions
     assert options["nogil"]
+    assert options["_nrt"] is False
     assert not options.get("fastmath")
     assert not options.get("parallel")
 
