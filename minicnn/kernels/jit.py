@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from numba import njit, types
-from numba.core import config
+from numba.core import config, typed_passes, untyped_passes
 from numba.core.codegen import JITCodeLibrary
-from numba.core.compiler import Compiler
+from numba.core.compiler import CompilerBase
 from numba.core.compiler_lock import global_compiler_lock
+from numba.core.compiler_machinery import PassManager
 
 from minicnn.kernels.cache import DiskCache
 
@@ -30,6 +31,13 @@ _OPTIONS = {
     "nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True,
     "_nrt": False,  # kernels create no arrays, so no references are counted
 }
+_PASSES = (
+    untyped_passes.TranslateByteCode, untyped_passes.FixupArgs, untyped_passes.IRProcessing,
+    untyped_passes.GenericRewrites, untyped_passes.ReconstructSSA,
+    typed_passes.NopythonTypeInference, typed_passes.PreLowerStripPhis,
+    typed_passes.IRLegalization, typed_passes.AnnotateTypes, typed_passes.NativeLowering,
+    typed_passes.NoPythonBackend,
+)
 
 
 if config.DISABLE_JIT:
@@ -57,8 +65,19 @@ def helper(function: Callable[..., Any]) -> Any:
     return dispatcher
 
 
-class _HelperCompiler(Compiler):
-    """Numba's compiler for functions that are only linked into kernels."""
+class _KernelCompiler(CompilerBase):
+    """A compiler with the passes of Numba's own that kernels need, fewer than half of them."""
+
+    def define_pipelines(self) -> Any:
+        passes = PassManager("minicnn")
+        for each in _PASSES:
+            passes.add_pass(each, each.__name__)
+        passes.finalize()
+        return [passes]
+
+
+class _HelperCompiler(_KernelCompiler):
+    """The compiler of functions that are only linked into kernels."""
 
     def define_pipelines(self) -> Any:
         self.state.library = _HelperLibrary(
@@ -98,7 +117,7 @@ def kernel(function: Callable[..., Any]) -> Any:
 
     It must be a module-level function: a closure would never be found in the cache again.
     """
-    dispatcher = njit(**_OPTIONS)(function)
+    dispatcher = njit(**_OPTIONS, pipeline_class=_KernelCompiler)(function)
     dispatcher._cache = DiskCache(function, source_digest())
     dispatcher.compile = functools.partial(_compile, dispatcher.compile)
     return dispatcher
