@@ -485,7 +485,7 @@ MUTATIONS = [
     ("lists: bands by the width of a vector", "kernels.conv.pooled:_layout",
      replace("_CHANNELS", "PANEL"), None, f"{FAST} -k does_not_depend_on_the_width"),
     ("lists: the first position of a block for all", "kernels.conv.pooled:_list_by_position",
-     argument("where_equal", 2, "0"), None, FAST),
+     argument("where_tagged", 2, "0"), None, FAST),
     ("lists: zeros are items", "kernels.simd:compress", replace("'!='", "'=='"), None,
      FAST),
     ("lists: the last row is in no block", "kernels.simd:_blocks_of_width",

@@ -26,7 +26,7 @@ integer addresses can be miscompiled if Numba links the kernel again from its ca
 `transpose`                            a square block of vectors
 `linear`                               a constant matrix times a column of vectors
 `tile`                                 a tile of a matrix product, in registers
-`where_equal`, `compress`              select elements by tag; pack the nonzero elements
+`where_tagged`, `compress`             select elements by tag; pack the nonzero elements
 `gather`                               sums over lists of (offset, value), in registers
 `enter`, `increment`, `peek`           call native code; integers that threads share
 =====================================  ============================================================
@@ -658,11 +658,12 @@ def gather(
 
 
 @operation(Vector)
-def where_equal(builder: Any, x: Any, tags: Any, number: Any) -> Any:
-    """Return x in the lanes whose int32 tag is equal to `number`, and zero in the others."""
-    number = splat.emit(builder, builder.trunc(number, ir.IntType(32)))
-    equal = builder.icmp_signed("==", load.emit(builder, tags, _index(0)), number)
-    return builder.select(equal, x, _same(x.type, 0.0))
+def where_tagged(builder: Any, x: Any, tags: Any, first: Any, count: Any) -> Any:
+    """Return x in the lanes with one of `count` int32 tags from `first` on, and zero elsewhere."""
+    low, size = (splat.emit(builder, builder.trunc(n, ir.IntType(32))) for n in (first, count))
+    number = builder.sub(load.emit(builder, tags, _index(0)), low)
+    chosen = builder.icmp_unsigned("<", number, size)
+    return builder.select(chosen, x, _same(x.type, 0.0))
 
 
 @operation(types.int64)
@@ -688,17 +689,17 @@ def _squeezed(builder: Any, x: Any, chosen: Any, mask: Any) -> Any:
         return _call(builder, "llvm.experimental.vector.compress", x.type, x.type,
                      [x, chosen, ir.Constant(x.type, ir.Undefined)])
     order = np.argsort(np.arange(256)[:, None] >> np.arange(8) & 1 ^ 1, kind="stable")
-    table = cgutils.global_constant(
-        builder, "order", cgutils.make_bytearray(order.astype(np.uint8).tobytes())
-    )
-    row = builder.gep(table, [_index(0), builder.mul(builder.zext(mask, _INDEX), _index(8))])
-    numbers = builder.load(_at(builder, row, _index(0), ir.VectorType(ir.IntType(8), 8)), align=1)
+    table = ir.Constant(ir.ArrayType(_INDEX, len(order)),
+                        order.astype(np.uint8).view(np.uint64).ravel().tolist())
+    place = builder.gep(cgutils.global_constant(builder, "order", table),
+                        [_index(0), builder.zext(mask, _INDEX)])
+    numbers = builder.bitcast(builder.load(place), ir.VectorType(ir.IntType(8), 8))
     kind = ir.VectorType(ir.IntType(32), 8)
     permute = cgutils.get_or_insert_function(
         builder.module, ir.FunctionType(kind, [kind, kind]), "llvm.x86.avx2.permd"
     )
-    moved = builder.call(permute, [builder.bitcast(x, kind), builder.zext(numbers, kind)])
-    return builder.bitcast(moved, x.type)
+    arguments = builder.bitcast(x, kind), builder.zext(numbers, kind)
+    return builder.bitcast(builder.call(permute, arguments), x.type)
 
 
 # Native code and threads --------------------------------------------------------------------------

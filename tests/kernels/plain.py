@@ -47,7 +47,7 @@ def simd():
     vars(module).update({name: getattr(compiled_simd, name) for name in CONSTANTS})
     functions = (
         pointer, lanes, load, load_some, store, store_some, broadcast, splat, fma, add, relu,
-        where_positive, largest_of_four, transpose, linear, tile, where_equal, compress, gather,
+        where_positive, largest_of_four, transpose, linear, tile, where_tagged, compress, gather,
     )
     vars(module).update({function.__name__: function for function in functions})
     return module
@@ -187,8 +187,9 @@ def offset(steps, number):
     return steps[number] if isinstance(steps, Pointer) else steps * number
 
 
-def where_equal(x, tags, number):
-    return np.where(tags.flat[tags.at(0, len(x))] == number, x, x.dtype.type(0))
+def where_tagged(x, tags, first, count):
+    number = tags.flat[tags.at(0, len(x))] - first
+    return np.where((number >= 0) & (number < count), x, x.dtype.type(0))
 
 
 def compress(x, offsets, to_values, to_offsets):

@@ -40,12 +40,16 @@ from minicnn.kernels.simd import (
     LANES,
     PANEL,
     ZEROED,
+    add,
     compress,
     gather_blocks,
     load,
+    load_some,
     pointer,
+    store,
+    store_some,
     transpose,
-    where_equal,
+    where_tagged,
 )
 from minicnn.kernels.threads import aligned, parallel_for, share
 from minicnn.kernels.window import Window
@@ -239,8 +243,8 @@ def _make_lists(gradient, winner, db, first, count, columns, filters, layout, st
     for begin in range(0, count, LANES):
         for i in range(LANES):
             p, line = begin + i, pointer(values, i * width)
-            clear(line, width)
             if p >= count:
+                clear(line, width)
                 continue
             place = 2 * (first + p // columns) * wide + 2 * (p % columns)
             _stage(pointer(gradient, p * filters), pointer(winner, p * filters), place, wide, depth,
@@ -259,9 +263,12 @@ def _stage(gradient, winner, place, wide, depth, filters, values, offsets, taps,
     for f in range(filters):
         tap = np.int32(winner[f])
         taps[f] = tap
-        values[f] = np.float32(0) if tap == ZEROED else gradient[f]
-        db[f] += values[f]
         offsets[f] = np.int32(place + (tap >> 1 & 1) * wide + (tap & 1)) * np.int32(depth)
+    for f in range(0, filters, LANES):  # complete vectors, without a branch for each gradient
+        some = filters - f
+        value = where_tagged(load_some(gradient, f, some), pointer(taps, f), 0, ZEROED)
+        store(value, values, f)
+        store_some(add(load_some(db, f, some), value), db, f, some)
 
 
 @helper
@@ -272,8 +279,8 @@ def _list_by_position(values, taps, places, filters, lists, p, columns, end):
         number = (p // columns * 2 + q // 2) * 2 * columns + p % columns * 2 + q % 2
         begins[number] = end
         for f in range(0, filters, LANES):
-            end += compress(where_equal(load(values, f), pointer(taps, f), q), pointer(places, f),
-                            pointer(to_values, end), pointer(to_offsets, end))
+            end += compress(where_tagged(load(values, f), pointer(taps, f), q, 1),
+                            pointer(places, f), pointer(to_values, end), pointer(to_offsets, end))
         ends[number] = end
     return end
 
