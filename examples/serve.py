@@ -22,7 +22,6 @@ no encryption and no login. It is for this computer (the default), or behind a p
 
 import argparse
 import io
-import json
 import logging
 import math
 import select
@@ -80,12 +79,8 @@ class Service:
 
     def _update(self):
         """Make a snapshot of the newest checkpoint, unless it was tried before."""
-        folder = self.estimator.model_dir
-        try:
-            path = folder / json.loads((folder / "checkpoint.json").read_text("utf-8"))["latest"]
-            status = path.stat()
-        except (OSError, ValueError) as error:
-            raise mc.CheckpointError(f"there is no checkpoint in {folder}: {error}") from error
+        path = self.estimator.latest_checkpoint()
+        status = path.stat()
         seen = path, status.st_ino, status.st_mtime_ns, status.st_size
         if seen == self._seen:
             return
@@ -161,16 +156,12 @@ class Service:
             raise ValueError("the PNG cannot be read: it is none") from error
         except (OSError, SyntaxError, ValueError, image_module.DecompressionBombError) as error:
             raise ValueError(f"the PNG cannot be read: {error}") from error
-        paper = image_module.new("RGBA", picture.size, "white")
-        paper.alpha_composite(picture)
-        paper.thumbnail((MAX_SIDE, MAX_SIDE))
+        picture.thumbnail((MAX_SIDE, MAX_SIDE))
         if self.is_digit:
-            row = images.digit(np.asarray(paper.convert("L"), np.float32))
+            row = images.digit(images.pixels(picture, picture.size[::-1])[..., 0])
         else:
-            height, width, channels = self.shape if len(self.shape) == 3 else (*self.shape, 1)
-            fit = require("PIL.ImageOps", "demo").fit
-            picture = fit(paper.convert({1: "L", 3: "RGB"}[channels]), (width, height))
-            row = np.asarray(picture, np.float32) / 255
+            pixels = images.pixels(picture, self.shape[:2], color=self.shape[2:] == (3,))
+            row = np.divide(pixels, 255, dtype=np.float32)
         return row.reshape(1, *self.shape)
 
     @property

@@ -260,7 +260,9 @@ class LoggingTensorHook(_TimedHook):
             tensors = {str(name): name for name in names}
         self.tensors = dict(tensors)
         self.at_end = checks.boolean(at_end, "at_end")
-        self.formatter = checks.optional(checks.function, formatter, "formatter")
+        self.formatter = checks.optional(
+            checks.function, formatter, "formatter", "a function of the dict of values", 1
+        )
         self.logger: logging.Logger | logging.LoggerAdapter[logging.Logger] = logger
         self._values: dict[str, Any] = {}
 
@@ -308,11 +310,7 @@ class StopAtStepHook(SessionRunHook):
     """
 
     def __init__(self, num_steps: int | None = None, last_step: int | None = None) -> None:
-        if (num_steps is None) == (last_step is None):
-            raise ValueError(
-                "give exactly one of `num_steps` and `last_step`, got "
-                f"{checks.describe(num_steps)} and {checks.describe(last_step)}"
-            )
+        checks.exclusive(least=1, num_steps=num_steps, last_step=last_step)
         self.num_steps = checks.optional(checks.integer, num_steps, "num_steps")
         self.last_step = checks.optional(checks.integer, last_step, "last_step")
 
@@ -505,6 +503,8 @@ class ValidationMonitor(SessionRunHook):
             checks.integer, early_stopping_rounds, "early_stopping_rounds"
         )
         self.metric = checks.text(early_stopping_metric, "early_stopping_metric")
+        if isinstance(metrics, Mapping):
+            checks.existing(self.metric, "early_stopping_metric", ("loss", *metrics))
         self.minimize = checks.boolean(
             early_stopping_metric_minimize, "early_stopping_metric_minimize"
         )
@@ -612,11 +612,7 @@ class ValidationMonitor(SessionRunHook):
         """Evaluate the weights of this step, keep them if they are the best, return the value."""
         results = session.evaluate(**self.data, name=self._label)
         known = numbers(results)
-        if self.metric not in known:
-            raise ValueError(
-                f"`early_stopping_metric` must be one of {', '.join(map(repr, known))}, got "
-                f"{self.metric!r}"
-            )
+        checks.existing(self.metric, "early_stopping_metric", known)
         self._measured = session.global_step
         value = known[self.metric]
         if self._is_better(value, self.best_value):
@@ -672,16 +668,19 @@ class EarlyStopping:
         self.metric = checks.text(self.metric, "metric")
         if self.minimize is None and self.metric in ("loss", "accuracy"):
             self.minimize = self.metric == "loss"
-        self.minimize = checks.boolean(self.minimize, "minimize")
+        self.minimize = bool(checks.instance(
+            self.minimize, (bool, np.bool_), "minimize",
+            f"True (smaller is better) or False for the metric {self.metric!r}; only 'loss' and "
+            "'accuracy' have a default",
+        ))
 
 
 def _timer(steps: Any, steps_name: str, secs: Any, secs_name: str) -> Timer:
-    if (steps is None) == (secs is None):
-        raise ValueError(
-            f"give exactly one of `{steps_name}` and `{secs_name}`, got {steps} and {secs}"
-        )
-    steps = checks.optional(checks.integer, steps, steps_name)
-    return Timer(steps, checks.optional(checks.number, secs, secs_name, 0.0))
+    checks.exclusive(least=1, **{steps_name: steps, secs_name: secs})
+    return Timer(
+        checks.optional(checks.integer, steps, steps_name),
+        checks.optional(checks.number, secs, secs_name, 0.0),
+    )
 
 
 def _text(value: Any) -> str:

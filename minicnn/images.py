@@ -109,6 +109,41 @@ def picture(path: str | Path) -> Any:
             ) from error
 
 
+def pixels(picture: Any, size: Any, color: bool = False) -> np.ndarray:
+    """Return an image of Pillow as an array of this size; transparent pixels become white.
+
+    It is cut to the proportions of `size`, around its middle, and scaled.
+
+    Parameters
+    ----------
+    picture : PIL.Image.Image
+        For example what `picture` reads.
+    size : int or (int, int)
+        Height and width.
+    color : bool
+        Whether the array has three channels, red, green and blue, or one, grey.
+
+    Returns
+    -------
+    ndarray of uint8, (height, width, channels)
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> from minicnn import images
+    >>> images.pixels(Image.new("RGB", (30, 20), (51, 51, 51)), size=(2, 3)).shape
+    (2, 3, 1)
+    """
+    image_module = require("PIL.Image", "image")
+    checks.instance(picture, image_module.Image, "picture", "an image of Pillow")
+    height, width = checks.pair(size, "size")
+    paper = image_module.new("RGBA", picture.size, "white")
+    paper.alpha_composite(picture.convert("RGBA"))
+    fit = require("PIL.ImageOps", "image").fit
+    cut = fit(paper.convert("RGB" if checks.boolean(color, "color") else "L"), (width, height))
+    return np.asarray(cut).reshape(height, width, -1)
+
+
 def _upright(file: Any) -> Any:
     """Return the picture in an open file; see `picture`."""
     image_module = require("PIL.Image", "image")

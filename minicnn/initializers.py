@@ -203,9 +203,9 @@ class constant:  # noqa: N801
 
     def __init__(self, value: ArrayLike) -> None:
         self.value = np.array(checks.array(value, "value", "iuf", "a number or an array"))
-        if not np.isfinite(self.value).all() or not self.value.size:
+        if not (np.abs(self.value) <= checks.LARGEST).all() or not self.value.size:
             raise ValueError(
-                f"constant: `value` must be finite numbers, got {checks.describe(value)}"
+                f"constant: `value` must be finite numbers of float32, got {checks.describe(value)}"
             )
 
     def __repr__(self) -> str:
@@ -257,7 +257,7 @@ def get(spec: Spec | None, default: Spec, name: str = "initializer") -> Initiali
     if isinstance(spec, str):
         return _BY_NAME[checks.choice(spec, name, _BY_NAME)]
     if callable(spec):
-        return spec
+        return checks.function(spec, name, "a function of (shape, rng, dtype)", 3)
     if isinstance(spec, int | float | np.number) and not isinstance(spec, bool):
         return constant(checks.number(spec, name))
     raise TypeError(
@@ -279,8 +279,7 @@ def _fans(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    checked = checks.integers(shape, "shape", least=1)
-    return checked
+    return checks.integers(shape, "shape", least=1)
 
 
 def _uniform(limit: float, shape: tuple[int, ...], rng: Any, dtype: Any) -> np.ndarray:

@@ -286,10 +286,9 @@ def _check_tensors(op: _Loss, outputs: Tensor) -> None:
     activation: Any = Sigmoid if isinstance(op, _SigmoidCrossEntropy) else Softmax
     is_last = type(getattr(outputs.op, "activation", outputs.op)) is activation
     if op.outputs == "logits" and is_last:
-        kind = activation.kind
         logger.warning(
-            "%s: the logits %r are probabilities already; the loss applies the %s itself, "
-            "so give it the values before the %s", op.label, outputs.name, kind, kind,
+            "%s: the logits %r are probabilities already; the loss applies the %s itself, so give "
+            "it the values before the %s", op.label, outputs.name, activation.kind, activation.kind,
         )
 
 

@@ -281,12 +281,16 @@ def identity(inputs: Any, name: str | None = None) -> Any:
     return apply(Identity(name), _floats(inputs, "identity"))
 
 
-class Softmax(_Activation):
-    """y = exp(x) / sum exp(x) along an axis;  dx = y (dy - sum(dy y))."""
+class _AlongAxis(Op):
+    """The base of ops with an axis."""
 
     def __init__(self, axis: int = -1, name: str | None = None) -> None:
         super().__init__(name)
         self.axis = axis
+
+
+class Softmax(_AlongAxis, _Activation):
+    """y = exp(x) / sum exp(x) along an axis;  dx = y (dy - sum(dy y))."""
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
         _axis(self.axis, input_shape, self.label)
@@ -456,14 +460,10 @@ def row_shape(input_shape: Shape, wanted: tuple[int, ...], label: str) -> tuple[
     return shape
 
 
-class Argmax(Op):
+class Argmax(_AlongAxis):
     """The index of the largest element along an axis; of equal elements the first."""
 
     output_dtype = np.int64
-
-    def __init__(self, axis: int, name: str | None = None) -> None:
-        super().__init__(name)
-        self.axis = axis
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
         axis = _axis(self.axis, input_shape, self.label, 1)
@@ -782,12 +782,8 @@ def _check_alike(label: str, a: Any, b: Any) -> None:
         )
 
 
-class Concat(Op):
+class Concat(_AlongAxis):
     """The inputs one after the other along an axis; the gradient of each is its part of dy."""
-
-    def __init__(self, axis: int, name: str | None = None) -> None:
-        super().__init__(name)
-        self.axis = axis
 
     def build(self, input_shape: Any, rng: Any, dtype: Any = np.float32) -> Shape:
         shapes = input_shape if isinstance(input_shape[0], tuple) else (input_shape,)

@@ -2,17 +2,19 @@
 
 import functools
 import math
-import sys
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
 from minicnn.core.checks import (
+    TINY,
     array,
     boolean,
     choice,
     describe,
     fault,
+    function,
     instance,
     integer,
     number,
@@ -22,7 +24,6 @@ from minicnn.core.hints import Hinting
 from minicnn.core.parameter import Parameter, sum_of_squares
 from minicnn.kernels import update as kernels
 
-_TINY = sys.float_info.min  # the smallest number above 0 that is not denormal
 Schedule = Callable[[int], float]
 Rate = float | Schedule
 
@@ -67,9 +68,7 @@ class Optimizer(Hinting):
     slots: tuple[str, ...] = ()  # names of the arrays that are kept for each parameter
 
     def __init__(self, learning_rate: Rate) -> None:
-        self.learning_rate = learning_rate
-        if not callable(learning_rate):
-            self.learning_rate = number(learning_rate, "learning_rate", least=0)
+        self.learning_rate = _checked_rate(learning_rate)
         self.iterations = 0
         self._state: dict[str, np.ndarray] = {}  # by name: "conv2d/kernel/momentum"
 
@@ -298,7 +297,7 @@ class Adam(Optimizer):
         super().__init__(learning_rate)
         self.beta1 = number(beta1, "beta1", least=0, below=1)
         self.beta2 = number(beta2, "beta2", least=0, below=1)
-        self.epsilon = number(epsilon, "epsilon", least=_TINY)
+        self.epsilon = number(epsilon, "epsilon", least=TINY)
         self.weight_decay = number(weight_decay, "weight_decay", least=0)
 
     def update(self, w: np.ndarray, g: np.ndarray, state: list[np.ndarray], rate: float) -> None:
@@ -386,7 +385,7 @@ class RMSprop(Optimizer):
         super().__init__(learning_rate)
         self.decay = number(decay, "decay", least=0, below=1)
         self.momentum = number(momentum, "momentum", least=0, below=1)
-        self.epsilon = number(epsilon, "epsilon", least=_TINY)
+        self.epsilon = number(epsilon, "epsilon", least=TINY)
 
     def update(self, w: np.ndarray, g: np.ndarray, state: list[np.ndarray], rate: float) -> None:
         """Update one parameter in place."""
@@ -554,7 +553,7 @@ def clip_by_global_norm(parameters: Iterable[Parameter], max_norm: float) -> flo
     >>> p.grad
     array([1.5, 2. ], dtype=float32)
     """
-    max_norm = number(max_norm, "max_norm", least=_TINY)
+    max_norm = number(max_norm, "max_norm", least=TINY)
     gradients = [parameter.writable("grad") for parameter in _trained(_checked(parameters))]
     norm = math.sqrt(sum(map(sum_of_squares, gradients)))
     if max_norm < norm < math.inf:
@@ -596,13 +595,17 @@ def get(
     """
     if isinstance(optimizer, Optimizer):
         if learning_rate is not None:
-            optimizer.learning_rate = learning_rate
+            optimizer.learning_rate = _checked_rate(learning_rate)
         return optimizer
-    if learning_rate is None:
-        raise ValueError(f"`learning_rate` must be given with {describe(optimizer)}, got None")
+    maker: Any = optimizer
     if isinstance(optimizer, str):
-        optimizer = _BY_NAME[choice(optimizer, "optimizer", _BY_NAME)]
-    made = optimizer(learning_rate) if callable(optimizer) else None
+        maker = _BY_NAME[choice(optimizer, "optimizer", _BY_NAME, "an Optimizer")]
+    if learning_rate is None and callable(maker):
+        raise ValueError(
+            f"`learning_rate` must be given with {describe(optimizer)}, got None; often good: 0.1 "
+            "for SGD, 0.01 for SGD with momentum, 0.001 for the others"
+        )
+    made = maker(learning_rate) if callable(maker) else None
     if not isinstance(made, Optimizer):
         raise TypeError(
             "`optimizer` must be a name, an Optimizer, or a class or function that makes one from "
@@ -618,6 +621,15 @@ _BY_NAME: dict[str, Callable[[Rate], Optimizer]] = {
     "adamw": AdamW,
     "rmsprop": RMSprop,
 }
+
+
+def _checked_rate(rate: Any) -> Rate:
+    """Return a rate that is a number of at least 0, or a schedule."""
+    return (
+        function(rate, "learning_rate", "a number or a function of the step", 1)
+        if callable(rate)
+        else number(rate, "learning_rate", least=0)
+    )
 
 
 def _trained(parameters: list[Parameter]) -> list[Parameter]:

@@ -5,6 +5,7 @@ no window and nothing to close. ``figure.savefig("picture.png")`` writes it. The
 distinguished by colour-blind readers.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,8 +16,7 @@ from numpy.typing import ArrayLike
 
 from minicnn.core import checks
 from minicnn.core.extras import require
-from minicnn.core.files import JsonLines
-from minicnn.estimator.history import History
+from minicnn.estimator.history import read_rows
 from minicnn.metrics import confusion_matrix as count_confusions
 from minicnn.ops import check_labels
 
@@ -63,15 +63,17 @@ def learning_curve(source: Any) -> Any:
     >>> mc.plots.learning_curve(records).savefig("learning_curve.png")
     """
     if isinstance(source, str | Path):
-        records = _records_of_folder(checks.path(source, "source"))
+        records = _records_in(checks.path(source, "source"))
     else:
         records = getattr(source, "rows", source)  # of a History
         if isinstance(records, Mapping):
             columns = [checks.sequence(column, "source", "lists") for column in records.values()]
-            records = [dict(zip(records, row, strict=True)) for row in zip(*columns, strict=True)]
+            records = [  # where a list is shorter, None
+                dict(zip(records, row, strict=True)) for row in itertools.zip_longest(*columns)
+            ]
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
     colours: dict[str, int] = {}  # by name, in the order in which they appear
-    for record in checks.sequence(records, "source", "records"):
+    for record in checks.sequence(records, "source", "records, a History or a model_dir"):
         for number, name, step, value in _points(record):
             panels.setdefault(number, {}).setdefault(name, []).append((step, value))
             colours.setdefault(name, len(colours))
@@ -136,13 +138,12 @@ def _points(record: Any) -> Iterator[tuple[str, str, float, float]]:
             yield what or number, of if what else name, step, float(value)
 
 
-def _records_of_folder(folder: Path) -> list[Any]:
+def _records_in(folder: Path) -> list[Any]:
     """Return the training loss and the evaluations in a model_dir."""
-    training = [
+    return [
         {"step": row["step"], "loss": row.get("loss")}
-        for row in History(folder / "history.jsonl").rows
-    ]
-    return training + JsonLines(folder / "evaluations.jsonl").read()
+        for row in read_rows(folder / "history.jsonl", "step")
+    ] + read_rows(folder / "evaluations.jsonl", "global_step")
 
 
 def _shortened(name: str) -> str:
@@ -256,8 +257,12 @@ def feature_maps(activations: ArrayLike) -> Any:
             "`activations` must be of one image, (height, width, channels), got "
             f"{checks.describe(maps)}; take one of a batch: activations[0]"
         )
-    title = f"{maps.shape[2]} feature maps of {maps.shape[0]} x {maps.shape[1]}"
-    return _grid_figure(_grid(np.moveaxis(maps, 2, 0)), title, "activation", cmap="viridis")
+    return _grid_figure(
+        _grid(np.moveaxis(maps, 2, 0)),
+        f"{maps.shape[2]} feature maps of {maps.shape[0]} x {maps.shape[1]}",
+        "activation",
+        cmap="viridis",
+    )
 
 
 def worst_mistakes(

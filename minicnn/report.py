@@ -13,10 +13,11 @@ import numpy as np
 from minicnn import plots
 from minicnn.core import checks
 from minicnn.core.extras import require
-from minicnn.core.files import JsonLines, replacing
+from minicnn.core.files import replacing
 from minicnn.core.log import logger
 from minicnn.core.weights import PARAMETERS
 from minicnn.estimator import CheckpointError, Estimator, checkpoints
+from minicnn.estimator.history import read_rows
 from minicnn.metrics import confusion_matrix
 from minicnn.ops import check_labels, softmax
 from minicnn.sequential import Sequential
@@ -123,7 +124,10 @@ def report(
         model = model_dir
         model_dir = model.model_dir
     folder = checks.path(model_dir, "model_dir")
-    checks.instance(model, Estimator | Sequential | None, "model", "an Estimator or a Sequential")
+    checks.instance(
+        model, Estimator | Sequential if x is not None else Estimator | Sequential | None, "model",
+        "the Estimator or Sequential that predicts `x`",
+    )
     data = html.escape(checks.text(name, "name"))
     require("matplotlib.figure", "plot")
     found = checkpoints.newest(folder)  # one for the page: another program may be training
@@ -160,8 +164,8 @@ Section = tuple[str, str, Callable[[], Any] | None]  # title, text as HTML, and 
 def _history(folder: Path) -> list[Section]:
     """Return the learning curves, and the last evaluation of each data set."""
     try:
-        plots.learning_curve(folder)  # which also shows that every record is sound
-    except (TypeError, ValueError) as error:
+        plots.learning_curve(folder)
+    except ValueError as error:
         logger.warning("The report has no learning curve: %s", error)
         return []
     text = (
@@ -174,8 +178,10 @@ def _history(folder: Path) -> list[Section]:
         "decided nothing, such as a test set.</p>"
     )
     rows = []
-    records = JsonLines(folder / "evaluations.jsonl").read()
-    latest = {record.get("name", "evaluation"): record for record in records}
+    latest = {
+        record.get("name", "evaluation"): record
+        for record in read_rows(folder / "evaluations.jsonl", "global_step")
+    }
     for name, record in latest.items():
         numbers = [
             f"{key} {value:.4g}"

@@ -11,7 +11,7 @@ from minicnn.core.context import Context
 from minicnn.core.files import JsonLines
 from minicnn.core.hints import hinted
 from minicnn.core.log import logger
-from minicnn.core.op import Op, named_parameters
+from minicnn.core.op import Op, all_or_nothing, named_parameters
 from minicnn.core.weights import PARAMETERS
 from minicnn.estimator import evaluation, feeding, supervised, training
 from minicnn.estimator.config import RunConfig
@@ -40,7 +40,8 @@ class Sequential(Chain):
     fuse : bool
         Compute adjacent layers in one pass where possible. The results differ only by rounding,
         relative to the largest output nearby. Zeros are skipped: if an input is infinite, a
-        gradient may be finite instead of NaN.
+        gradient may be finite instead of NaN. A Sequential among the layers, or in a `Residual`,
+        has its own `fuse`; ``MINICNN_FUSE=0`` in the environment is for all.
 
     Examples
     --------
@@ -215,18 +216,15 @@ class Sequential(Chain):
         >>> model.score(x, y) > 0.95
         True
         """
-        model_fn = ModelFn(self, loss, optimizer, learning_rate, in_place=True)
+        model_fn = ModelFn(self, True, loss, optimizer, learning_rate)
         config = self._config(config, verbose, seed)
         with config.distribute.run():
             store, history = self._store(model_fn, model_dir, config)
             given = supervised.data(x, y)
             if validation_split is not None:
-                if validation_data is not None:
-                    raise ValueError(
-                        "give `validation_data` or `validation_split`, not both, got "
-                        f"{checks.describe(validation_data)} and "
-                        f"{checks.describe(validation_split)}"
-                    )
+                checks.exclusive(
+                    validation_data=validation_data, validation_split=validation_split
+                )
                 given, sample_weight, validation_data = supervised.split(
                     given, validation_split, config.seed, sample_weight
                 )
@@ -236,14 +234,15 @@ class Sequential(Chain):
             ends = supervised.ends(
                 feed, epochs=epochs, steps=steps, max_epochs=max_epochs, max_steps=max_steps
             )
-            own = supervised.monitors(
-                model_fn, feed, validation_data, metrics, validation_steps, early_stopping
-            )
-            own += training.as_hooks(hooks, "hooks")
-            run_hooks = training.run_hooks(config, feed, *ends, own, history)
-            if self.input_shape is None:
-                rng = Stream.INIT.generator(config.seed)
-                self.build((None, *np.shape(feed.peek()[0])[1:]), rng)
+            x = feed.peek()[0]
+            with all_or_nothing(self):
+                if self.input_shape is None and not isinstance(x, dict):  # an error follows
+                    self.build((None, *x.shape[1:]), Stream.INIT.generator(config.seed))
+                own = supervised.monitors(
+                    model_fn, feed, validation_data, metrics, validation_steps, early_stopping
+                )
+                own += training.as_hooks(hooks, "hooks")
+                run_hooks = training.run_hooks(config, feed, *ends, own, history)
             self._loss = loss
             self._train(store, history, feed, config, run_hooks)
         return history
@@ -252,7 +251,7 @@ class Sequential(Chain):
         """Return a copy of a configuration with the arguments of fit."""
         config = RunConfig() if config is None else config
         config = copy.copy(checks.instance(config, RunConfig, "config"))
-        if verbose not in (0, 1, 2):
+        if not isinstance(verbose, int | np.integer | np.bool_) or verbose not in (0, 1, 2):
             raise ValueError(f"`verbose` must be True, False, 0, 1 or 2, got {verbose!r}")
         config.progress = config.progress and verbose
         config.fuse = config.fuse and self.fuse
@@ -342,7 +341,7 @@ class Sequential(Chain):
         if self.input_shape is None:
             raise RuntimeError(f"{self.label}: call fit before evaluate, or build and load weights")
         loss = self._loss if loss is None else loss
-        model_fn = ModelFn(self, loss, in_place=True)  # its layers are copied in any case
+        model_fn = ModelFn(self, True, loss)  # its layers are copied in any case
         model = Model(model_fn, {}, parameters=named_parameters(self))
         feed = feeding.feed(*supervised.data(x, y).unweighted(), batch_size)
         results = evaluation.evaluate(
@@ -491,5 +490,5 @@ class Sequential(Chain):
         >>> model.predict_classes(np.zeros((1, 3), np.float32))
         array([1])
         """
-        chances = self.predict_proba(x, batch_size)  # raises if the loss is not one of classes
-        return head_of(self._loss).classes(chances)  # type: ignore[misc]
+        # `predict_proba` raises if the loss is not one of classes.
+        return head_of(self._loss).classes(self.predict_proba(x, batch_size))  # type: ignore[misc]

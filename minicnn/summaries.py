@@ -85,9 +85,8 @@ class SummarySaverHook(SessionRunHook):
         self._writers: dict[str, Any] = {}  # by run of TensorBoard
         self._purge: int | None = None  # the step from which points of earlier runs are hidden
         self._is_ended = False
-        require("tensorboardX", "tensorboard")
-        require("tensorboard", "tensorboard")
-        require("PIL", "tensorboard")  # tensorboardX needs it for images
+        for package in ("tensorboardX", "tensorboard", "PIL"):  # tensorboardX draws with Pillow
+            require(package, "tensorboard")
 
     def begin(self) -> None:
         self._close()  # after an error in the run before

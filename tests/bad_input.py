@@ -456,6 +456,9 @@ CALLS = {
         "checkpoint_path": None,
     },
     "minicnn.images.picture": lambda: {"path": picture_file()},
+    "minicnn.images.pixels": lambda: {
+        "picture": mc.images.picture(picture_file()), "size": 4, "color": True,
+    },
     "minicnn.images.read": lambda: {"path": picture_file()},
     "minicnn.images.digit": lambda: {"pixels": digit_on_paper()},
     "minicnn.report": lambda: {
@@ -766,7 +769,7 @@ ARGUMENTS = {
     "minicnn.initializers.get.spec": "initializer",
     "minicnn.initializers.get.default": "initializer",
     "minicnn.export.to_onnx.x": "no rows",
-    "minicnn.images.digit.pixels": "pixels",
+    "minicnn.images.digit.pixels": "pixels", "picture": "image of Pillow",
     "minicnn.plots.learning_curve.source": "records", "minicnn.report.model_dir": "folder",
     "minicnn.report.x": "rows", "minicnn.report.y": "row labels",
     "minicnn.plots.feature_maps.activations": "maps",
@@ -836,7 +839,8 @@ KINDS |= {
                 {"a": mc.MetricSpec(mc.metrics.accuracy, "no such prediction")}],
     "loss name": [3, "", "crossentropy", [], THING, lambda *tensors: 3.0],
     "metric names": [3, "acuracy", [3], [None], {"a": 3}, {"loss": "accuracy"}, THING],
-    "verbose": ["yes", 3, -1, NAN, [], THING],
+    "verbose": ["yes", 3, -1, NAN, [], THING, np.zeros(3)],
+    "image of Pillow": [None, 3, "a.png", images(4, 4), THING],
     "validation": [3, "x", [], {}, (images(4, 6, 6, 2),), THING, images(4, 6, 6, 2),
                    (images(4, 6, 6, 2), np.zeros(4, int), np.ones(4)),
                    (images(4, 6, 6, 2), np.zeros(3, int))],

@@ -470,6 +470,132 @@ def test_the_weights_of_what_is_no_layer(tmp_path):
     assert "call build first" in refused(mc.save_weights, mc.layers.Dense(3), path)
 
 
+# Names, functions and kinds that do not exist -----------------------------------------------------
+
+
+def classifier():
+    return mc.Sequential([mc.layers.Dense(3)])
+
+
+def fitted(**given):
+    options = {"x": X, "y": NUMBERS, "steps": 1, "verbose": False, "seed": 0}
+    return classifier().fit(**{**options, **given})
+
+
+@pytest.mark.parametrize(("given", "words"), [
+    ({"optimizer": "Adm"}, ["`optimizer` must be 'sgd' or", "or an Optimizer, got 'Adm'"]),
+    ({"optimizer": None}, ["`optimizer` must be a name", "got None"]),
+    ({"optimizer": "SGD"}, ["`learning_rate` must be given with 'SGD', got None", "0.1 for SGD"]),
+    ({"learning_rate": lambda: 0.1}, ["a number or a function of the step", "which takes ()"]),
+    ({"loss": "foo"}, ["or a function of (labels, outputs), got 'foo'"]),
+    ({"loss": "mse"}, ["got 'mse'; use mc.losses.mean_squared_error"]),
+    ({"loss": mc.losses.SoftmaxCrossEntropy}, ["`loss` must be 'softmax_cross_entropy' or"]),
+    ({"loss": lambda outputs: outputs}, ["a function of (labels, outputs)", "takes (outputs)"]),
+    ({"loss": lambda labels, outputs: outputs, "sample_weight": np.ones(12)},
+     ["of (labels, outputs, weights) with weights, got", "which takes (labels, outputs)"]),
+    ({"metrics": ["foo"]}, ["`metrics` must be 'accuracy' or", "or functions, got 'foo'"]),
+    ({"metrics": ["mean"]}, ["got 'mean'"]),  # would weight the labels by the predictions
+    ({"metrics": 3}, ["`metrics` must be a list of names"]),
+    ({"metrics": [lambda labels: 0.0]}, ["functions of (labels, predictions)", "takes (labels)"]),
+    ({"hooks": [lambda step: None]}, ["functions of (step, values)", "which takes (step)"]),
+    ({"augment": lambda x: x}, ["a function of (images, rng), got", "which takes (x)"]),
+    ({"verbose": np.zeros(3)}, ["`verbose` must be True, False, 0, 1 or 2, got array"]),
+    ({"x": lambda step: [], "y": None}, ["`x` must be a function without arguments"]),
+    ({"x": mc.datasets.load_dataset("mnist"), "y": None}, ["`x`", "one of its parts", "`.train`"]),
+    ({"validation_data": mc.datasets.load_dataset("mnist")}, ["`validation_data`", "`.train`"]),
+])
+def test_what_fit_cannot_be_given(given, words):
+    message = refused(fitted, **given)
+    assert all(word in message for word in words), message
+
+
+def test_what_the_errors_of_fit_say_to_do_works():
+    fitted(optimizer=mc.optimizers.SGD(0.1))
+    fitted(optimizer="SGD", learning_rate=0.1)
+    fitted(learning_rate=mc.optimizers.cosine_decay(0.1, 10))
+    fitted(loss=mc.losses.mean_squared_error, y=ROWS)
+    fitted(loss=lambda labels, outputs, weights: mc.losses.mean_squared_error(
+        mc.one_hot(labels, 3), outputs, weights), sample_weight=np.ones(12))
+    fitted(metrics=["top_k_accuracy"], validation_data=(X, NUMBERS))  # of the scores
+    fitted(hooks=[lambda step, values: None, print])
+    fitted(x=lambda: [(X, NUMBERS)], y=None)
+
+
+@pytest.mark.parametrize("thing", [
+    mc.layers.Dense(3), [mc.layers.Dense(3)], mc.layers.Residual([mc.layers.Dense(3)]), None,
+])
+def test_layers_in_the_place_of_a_model(thing, tmp_path):
+    message = refused(mc.Estimator, thing, tmp_path)
+    assert message.startswith("`model_fn` must be a function, or a Sequential: write Sequential([")
+    mc.Estimator(mc.Sequential([mc.layers.Dense(3)]), tmp_path)
+
+
+def test_a_data_set_in_the_place_of_its_arrays(tmp_path):
+    data = mc.datasets.Dataset(X, NUMBERS)
+    estimator = make(model, tmp_path)
+    for call in (estimator.fit, classifier().predict):
+        assert refused(call, data).endswith("; give its arrays, `.images` and `.labels`")
+    estimator.fit(data.images, data.labels, steps=1)
+
+
+def test_an_initializer_of_other_arguments():
+    message = refused(mc.layers.Dense, 3, kernel_initializer=lambda shape: np.zeros(shape))
+    assert "`kernel_initializer` must be a function of (shape, rng, dtype), got" in message
+    assert message.endswith("which takes (shape)")
+    assert "finite" in refused(mc.initializers.constant, 1e39)  # infinity in float32
+
+
+def test_a_metric_of_other_arguments(tmp_path):
+    estimator = make(model, tmp_path).fit(X, NUMBERS, steps=1)
+    metrics = {"one": mc.MetricSpec(lambda p: 0.0, "classes")}
+    message = refused(estimator.evaluate, X, NUMBERS, metrics=metrics)
+    assert "`one` must be a function of (labels, predictions), got" in message
+    assert "such as {'accuracy': MetricSpec(" in refused(estimator.evaluate, X, metrics=["loss"])
+
+
+@pytest.mark.parametrize(("later", "words"), [
+    ((np.ones((4, 65), np.float32), NUMBERS[:4]), ["`features`", "(64,) float32", "(65,) float32"]),
+    ((X.astype(int), NUMBERS), ["`features`", "(64,) float32", "(64,) int64"]),
+    ((X, ROWS), ["`labels`", "() int64", "(3,) float32"]),
+    (({"x": X}, NUMBERS), ["`features`", "(64,) float32", "{'x': '(64,) float32'}"]),
+])
+def test_a_later_batch_of_another_form(later, words, tmp_path):
+    batches = [(X, NUMBERS), later]
+    for call in (
+        lambda: make(model, tmp_path).fit(input_fn=lambda: batches),
+        lambda: classifier().fit(lambda: batches, verbose=False),
+        lambda: make(model, tmp_path).evaluate(input_fn=lambda: batches),
+    ):
+        message = refused(call)
+        assert all(word in message for word in words), message
+        assert message.endswith("; resize or convert them")
+    assert "`labels`" in words or "features" in refused(
+        lambda: list(make(model, tmp_path).predict(input_fn=lambda: [X, later[0]])))
+
+
+@pytest.mark.parametrize(("call", "text"), [
+    (lambda path: mc.load_weights(built(), path), "No such file"),
+    (lambda path: mc.Estimator(model, path.with_name("new"), warm_start_from=path).fit(
+        X, NUMBERS, steps=1), "No such file"),
+    (mc.datasets.read_idx, "No such file"),
+    (lambda path: mc.save_weights(built(), path / "weights.npz"), "; make its folder first"),
+])
+def test_a_file_that_does_not_exist(call, text, tmp_path):
+    path = tmp_path / "none.npz"
+    with pytest.raises(FileNotFoundError, match=text) as caught:
+        call(path)
+    assert str(path) in str(caught.value)
+    assert re.search("; check the path, and if it is relative|; make its", str(caught.value))
+    path.mkdir()
+    mc.save_weights(built(), path / "weights.npz")
+
+
+def built():
+    network = classifier()
+    network.build((None, 64), rng=0)
+    return network
+
+
 # The guide's names --------------------------------------------------------------------------------
 
 

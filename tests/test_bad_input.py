@@ -88,7 +88,7 @@ def test_variables_that_the_loss_does_not_know():
     train_op = mc.optimize_loss(
         bad_input.scalar_loss(), learning_rate=0.1, variables=["dense/kernle"]
     )
-    with pytest.raises(ValueError, match=r"must be among dense/kernel, .*dense/kernle"):
+    with pytest.raises(ValueError, match=r"must be one of 'dense/kernel', .*dense/kernle"):
         train_op.trained(list(train_op.loss.graph.parameters.values()))
 
 

@@ -567,7 +567,7 @@ def test_other_outputs_of_an_estimator(trained):
     fast = estimator.for_inference(x, outputs=["conv2d"])
     expected = estimator.predict(x, as_iterable=False, outputs=["conv2d"])
     np.testing.assert_allclose(fast(x)["conv2d"], expected["conv2d"], rtol=1e-5, atol=1e-6)
-    with pytest.raises(ValueError, match="expected those of the first"):
+    with pytest.raises(ValueError, match="must be rows of one form in all batches, expected"):
         fast(rows(0, 2, not is_dict))
 
 

@@ -476,10 +476,18 @@ def test_schedules_at_points_computed_by_hand(schedule, points):
         (lambda: SGD(0.1, weight_decay=-1), ValueError, "`weight_decay`"),
         (lambda: RMSprop(0.1, decay=1), ValueError, "`decay`"),
         (lambda: RMSprop(0.1, momentum=-0.1), ValueError, "`momentum`"),
-        (lambda: RMSprop(0.1, epsilon=0), ValueError, "`epsilon` .* at least 2.*e-308, got 0"),
+        (lambda: RMSprop(0.1, epsilon=0), ValueError, "`epsilon` .* at least 1.*e-38, got 0"),
         (lambda: Adam(beta1=1), ValueError, "`beta1`"),
         (lambda: Adam(beta2=-0.1), ValueError, "`beta2`"),
-        (lambda: Adam(epsilon=0), ValueError, "`epsilon` .* at least 2.*e-308, got 0"),
+        (lambda: Adam(epsilon=0), ValueError, "`epsilon` .* at least 1.*e-38, got 0"),
+        # float32, the type of the parameters, rounds these to 0 or to infinity
+        (lambda: Adam(epsilon=1e-50), ValueError, "`epsilon` .* at least 1.*e-38, got 1e-50"),
+        (lambda: RMSprop(0.1, epsilon=1e-50), ValueError, "at least 1.*e-38, got 1e-50"),
+        (lambda: clip_by_global_norm([], 1e-50), ValueError, "`max_norm` .* 1.*e-38, got 1e-50"),
+        (lambda: SGD(1e39), ValueError, r"`learning_rate` must be a float32 number .*1e\+39"),
+        (lambda: Adam(weight_decay=1e39), ValueError, "`weight_decay` must be a float32 number"),
+        (lambda: SGD(lambda: 0.1), TypeError, r"a function of the step, got .*, which takes \(\)"),
+        (lambda: SGD(cosine_decay), TypeError, "takes .rate: float, decay_steps"),
         (lambda: Adam(weight_decay=math.nan), ValueError, "`weight_decay`"),
     ],
 )
@@ -570,7 +578,7 @@ def test_get_from_classes_functions_and_instances():
 @pytest.mark.parametrize(
     ("optimizer", "rate", "error", "message"),
     [
-        ("Adagrad", 0.1, ValueError, "'sgd' or 'momentum' or 'adam' or 'adamw' or 'rmsprop', got"),
+        ("Adagrad", 0.1, ValueError, "'sgd' or 'momentum' or .* 'rmsprop' or an Optimizer, got"),
         ("SGD", None, ValueError, "`learning_rate` must be given with 'SGD', got None"),
         (Adam, None, ValueError, "`learning_rate` must be given with"),
         ("SGD", -1, ValueError, "`learning_rate`"),

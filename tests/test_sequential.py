@@ -155,7 +155,7 @@ def test_steps_count_from_here_and_max_steps_in_total(caplog):
 
 
 def test_at_most_one_limit():
-    with pytest.raises(ValueError, match=r"give one of .* got epochs and max_steps"):
+    with pytest.raises(ValueError, match=r"give at most one of .* got epochs=1 and max_steps=5"):
         small().fit(X, Y, epochs=1, max_steps=5, **QUIET)
 
 
@@ -439,10 +439,24 @@ def test_batches_may_have_weights():
     ({"class_weight": {"cat": 1}}, "a class in class_weight"),
     ({"class_weight": [1, 2, 3]}, "a dict from class numbers to weights"),
     ({"class_weight": {0: 2.0}, "loss": "mean_squared_error"}, "got mean_squared_error; give `sam"),
+    ({"class_weight": {0: 2.0}, "loss": "sigmoid_cross_entropy", "y": np.eye(3)[Y]},
+     r"one class for each row, got an array of shape \(60, 3\) .*; give `sample_weight`"),
+    ({"class_weight": {0: 2.0}, "loss": lambda *of: of[0], "y": np.ones((60, 3))},
+     "one class for each row"),
+    ({"class_weight": {0: 2.0}, "y": np.zeros((60, 2, 2), int)}, "one class for each row"),
 ])
 def test_what_weights_cannot_be(given, text):
     with pytest.raises((ValueError, TypeError), match=text):
-        small().fit(X, Y, **given, **QUIET)
+        small().fit(X, **{"y": Y, **given, **QUIET})
+
+
+@pytest.mark.parametrize("y", [np.arange(60) % 2, np.arange(60)[:, None] % 2, RNG.random((60, 1))])
+def test_the_classes_of_a_sigmoid_have_weights(y):
+    is_one = np.ravel(y) > 0.5
+    by_class, by_row = built(mc.Sequential([Dense(1)])), built(mc.Sequential([Dense(1)]))
+    by_class.fit(X, y, loss="sigmoid_cross_entropy", class_weight={1: 3.0}, **QUIET)
+    by_row.fit(X, y, loss="sigmoid_cross_entropy", sample_weight=1.0 + 2.0 * is_one, **QUIET)
+    assert_same_model(by_class, by_row)
 
 
 # Validation ---------------------------------------------------------------------------------------
@@ -526,8 +540,13 @@ def test_early_stopping_puts_the_best_weights_back():
 
 def test_early_stopping_by_the_accuracy():
     assert mc.hooks.EarlyStopping(2, "accuracy").minimize is False
-    with pytest.raises(TypeError, match="`minimize` must be True or False"):
+    with pytest.raises(TypeError, match=r"`minimize` must be True .* metric 'precision'"):
         mc.hooks.EarlyStopping(2, "precision")
+    stop = mc.hooks.EarlyStopping(2, "acc", minimize=False)
+    model = small()
+    with pytest.raises(ValueError, match="one of 'loss', 'accuracy', got 'acc'"):
+        model.fit(X, Y, validation_data=(X, Y), early_stopping=stop, **QUIET)
+    assert model.input_shape is None  # before the first step
     history = small().fit(
         X, Y, epochs=30, validation_data=(X, Y), learning_rate=0.0,
         early_stopping=mc.hooks.EarlyStopping(2, metric="accuracy"), **QUIET,
@@ -719,7 +738,7 @@ def test_an_iterator_that_is_used_up():
 
 
 @pytest.mark.parametrize(("augment", "error", "text"), [
-    (lambda x, rng: None, TypeError, "`augmented` must be an array of numbers, got None"),
+    (lambda x, rng: None, TypeError, "augment.* must be an array of numbers, got None"),
     (lambda x, rng: x[:5], ValueError, r"of the shape that it is given, \(20, 4\), got \(5, 4\)"),
 ])
 def test_what_augment_cannot_return(augment, error, text):
@@ -981,8 +1000,9 @@ def test_the_options_of_a_model_in_an_estimator(tmp_path):
         mc.Estimator(small(), tmp_path, {"lr": 1})
     with pytest.raises(TypeError, match="`params` must be a dict, got 5"):
         mc.Estimator(small(), tmp_path, 5)
-    with pytest.raises(TypeError, match="in_place"):  # an Estimator always trains a copy
-        mc.Estimator(small(), tmp_path, {"in_place": True})
+    for name in ("in_place", "model"):  # an Estimator always trains a copy of its own
+        with pytest.raises(TypeError, match=f"`{name}`; the arguments are loss, optimizer, learn"):
+            mc.Estimator(small(), tmp_path, {name: True})
     again = pickle.loads(pickle.dumps(estimator))
     assert again.fit(X, Y, steps=1).history.last["step"] == 2
 

@@ -1,5 +1,8 @@
 """Argument validation: one function for each kind of argument, one format of error message."""
 
+import contextlib
+import difflib
+import inspect
 import itertools
 import math
 import operator
@@ -10,8 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from minicnn.core.hints import NAMES
+
 PADDINGS = ("valid", "same")
 DATA_FORMATS = ("channels_last", "channels_first")
+TINY = float(np.finfo(np.float32).tiny)  # the smallest float32 above 0 that is not denormal
+LARGEST = float(np.finfo(np.float32).max)
 MOST = 2**31 - 1  # the largest size: products of a few of them fit into 64 bits
 
 
@@ -67,6 +74,16 @@ def integer(value: Any, name: str, least: int = 1, most: int = 2**63 - 1) -> int
 def optional(check: Callable[..., Any], value: Any, *arguments: Any) -> Any:
     """Return None for None, otherwise the result of a check."""
     return None if value is None else check(value, *arguments)
+
+
+def exclusive(*, least: int = 0, **given: Any) -> None:
+    """Raise if more than one of these arguments is given, or fewer than `least`; None is none."""
+    got = [f"{name}={describe(value)}" for name, value in given.items() if value is not None]
+    if not least <= len(got) <= 1:
+        raise ValueError(
+            f"give {'exactly' if least else 'at most'} one of `{'` and `'.join(given)}`, got "
+            f"{' and '.join(got) or None}"
+        )
 
 
 def pair(value: Any, name: str) -> tuple[int, int]:
@@ -128,9 +145,21 @@ def text(value: Any, name: str) -> str:
     return value
 
 
-def function(value: Any, name: str, what: str = "a function") -> Callable[..., Any]:
-    """Return a callable."""
-    return instance(value, Callable, name, what)
+def function(
+    value: Any, name: str, what: str = "a function", count: int | None = None
+) -> Callable[..., Any]:
+    """Return a callable, which must take `count` arguments if that is given."""
+    instance(value, Callable, name, what)
+    try:
+        with contextlib.suppress(ValueError):  # a built-in function may have no signature
+            inspect.signature(value).bind(*range(count or 0))
+    except TypeError as error:
+        if count is not None:
+            raise TypeError(
+                f"`{name}` must be {what}, got {describe(value)}, which takes "
+                f"{inspect.signature(value)}"
+            ) from error
+    return value
 
 
 def instance(value: Any, kind: Any, name: str, what: str = "") -> Any:
@@ -184,10 +213,17 @@ def _converted(values: np.ndarray, dtype: Any) -> np.ndarray | None:
 
 
 def part_of(value: Any) -> str:
-    """Return how to get an array out of a dict or a Parameter; "" for other values."""
+    """Return how to get an array out of a dict, a Parameter or a data set; "" for other values."""
     if isinstance(value, dict) and value:
         return f"; take one of its values, such as that of {next(iter(value))!r}"
-    return "; take its array, `.value`" if hasattr(value, "value") else ""
+    return next((advice for name, advice in _PARTS.items() if hasattr(value, name)), "")
+
+
+_PARTS = {
+    "value": "; take its array, `.value`",
+    "labels": "; give its arrays, `.images` and `.labels`",  # a Dataset
+    "train": "; take one of its parts, such as `.train`",  # what load_dataset returns
+}
 
 
 def _advice(values: np.ndarray, name: str, of_labels: bool) -> str:
@@ -215,30 +251,47 @@ def class_numbers(name: str, shape: tuple[int | None, ...], dtype: Any) -> str:
     return expression if np.dtype(dtype).kind in "iu" else f"{expression}.astype(int)"
 
 
-def choice(value: Any, name: str, known: Iterable[str]) -> str:
-    """Return one of the `known` words in lower case; the case of `value` does not matter."""
+def choice(value: Any, name: str, known: Iterable[str], others: str = "") -> str:
+    """Return one of the `known` words in lower case; the case of `value` does not matter.
+
+    `others` describes what the argument may also be, for the error.
+    """
     known = tuple(known)
     if isinstance(value, str) and value.lower() in known:
         return value.lower()
-    words = " or ".join(repr(word) for word in known)
-    raise ValueError(f"`{name}` must be {words}, got {describe(value)}")
+    words = " or ".join([*map(repr, known), *filter(None, [others])])
+    advice = f"; {NAMES[value]}" if isinstance(value, str) and value in NAMES else ""
+    raise ValueError(f"`{name}` must be {words}, got {describe(value)}{advice}")
+
+
+def existing(value: Any, name: str, known: Iterable[str | None]) -> Any:
+    """Return one of the names that exist."""
+    names = list(known)
+    if value not in names:
+        near = difflib.get_close_matches(str(value), map(str, names), n=3)
+        similar = f"; similar names: {', '.join(near)}" if near else ""
+        raise ValueError(
+            f"`{name}` must be one of {', '.join(map(repr, names))}, got {describe(value)}{similar}"
+        )
+    return value
 
 
 def number(value: Any, name: str, least: float = -math.inf, below: float = math.inf) -> float:
-    """Return a finite number with least <= value < below."""
+    """Return a number with least <= value < below that is finite, also as float32."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"`{name}` must be a number, got {describe(value)}")
     try:
         result = float(value)
     except OverflowError:
         result = math.inf
-    if not (math.isfinite(result) and least <= result < below):
+    if not (abs(result) <= LARGEST and least <= result < below):
         limits = (
             f" in [{least:g}, {below:g})"
             if below < math.inf
             else (f" of at least {least:g}" if least > -math.inf else "")
         )
-        raise ValueError(f"`{name}` must be a finite number{limits}, got {result:g}")
+        kind = "float32" if LARGEST < abs(result) < math.inf else "finite"
+        raise ValueError(f"`{name}` must be a {kind} number{limits}, got {result:g}")
     return result
 
 

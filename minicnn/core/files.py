@@ -62,7 +62,9 @@ def open_regular(
 
     try:
         file: IO[bytes] = open(path, mode, buffering, opener=opener)  # noqa: SIM115
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        remedy = "check the path, and if it is relative, the working directory"
+        error.strerror = f"{error.strerror}; {remedy}"
         raise
     except OSError:
         _check(path, os.stat(path, follow_symlinks=follow), mode, follow)  # a better error
@@ -122,7 +124,8 @@ def _naming(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno is None:
             raise OSError(f"{path} cannot be written ({error})") from error
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        remedy = "; make its folder first" if error.errno == errno.ENOENT else ""
+        raise OSError(error.errno, f"{error.strerror}{remedy}", str(path)) from error
 
 
 def _sync_folder(path: Path) -> None:

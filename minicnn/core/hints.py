@@ -139,7 +139,7 @@ def _refuse(owner: str, name: str) -> None:
 def hinted(function: Function) -> Function:
     """Let the error for an unknown keyword argument of a function say which one to use."""
     code = function.__code__
-    known = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    known = code.co_varnames[code.co_posonlyargcount : code.co_argcount + code.co_kwonlyargcount]
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:

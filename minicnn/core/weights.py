@@ -51,8 +51,7 @@ def save_weights(model: Any, path: str | Path) -> None:
     path = checks.path(path, "path")
     if path.suffix != ".npz":
         raise ValueError(f"`path` must end in .npz, got {str(path)!r}")
-    values = {name: parameter.value for name, parameter in parameters_of(model).items()}
-    write_npz(path, values)
+    write_npz(path, {name: each.value for name, each in parameters_of(model).items()})
 
 
 def load_into(

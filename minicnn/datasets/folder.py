@@ -7,7 +7,6 @@ import numpy as np
 
 from minicnn import images
 from minicnn.core import checks
-from minicnn.core.extras import require
 from minicnn.core.log import logger
 from minicnn.datasets.dataset import Dataset
 
@@ -61,14 +60,14 @@ def images_from_folder(
     """
     folder = checks.path(path, "path")
     size = checks.pair(size, "size")
-    mode = "RGB" if checks.boolean(color, "color") else "L"
+    color = checks.boolean(color, "color")
     classes = sorted(entry for entry in folder.glob("[!.]*") if entry.is_dir())
     found: list[tuple[int, np.ndarray]] = []
     bad = []
     for label, place in enumerate(classes):
         for file in sorted(place.glob("[!.]*")):
             try:
-                found.append((label, _pixels(file, size, mode)))
+                found.append((label, images.pixels(images.picture(file), size, color)))
             except (ValueError, OSError):  # the warning below names the file
                 bad.append(f"{place.name}/{file.name}")
     if bad:
@@ -87,12 +86,3 @@ def images_from_folder(
     return Dataset(
         np.divide(pixels, 255, dtype=np.float32), labels, seed, [place.name for place in classes]
     )
-
-
-def _pixels(file: Path, size: tuple[int, int], mode: str) -> np.ndarray:
-    """Return a picture as bytes (height, width, channels)."""
-    picture = images.picture(file)
-    paper = require("PIL.Image", "image").new("RGBA", picture.size, "white")
-    paper.alpha_composite(picture)
-    fit = require("PIL.ImageOps", "image").fit
-    return np.asarray(fit(paper.convert(mode), size[::-1])).reshape(*size, -1)

@@ -65,11 +65,7 @@ class TrainOp:
             return list(parameters)
         known = {parameter.name: parameter for parameter in parameters}
         for name in self.variables:
-            if name not in known:
-                raise ValueError(
-                    f"`variables` must be among {', '.join(known)}, on which the loss depends, got "
-                    f"{checks.describe(name)}"
-                )
+            checks.existing(name, "variables", known)  # those on which the loss depends
         return [parameter for parameter in parameters if parameter.name in self.variables]
 
     def apply(self, parameters: Sequence[Parameter]) -> None:
@@ -144,24 +140,25 @@ def optimize_loss(
             f"Estimator counts the steps), got {checks.describe(global_step)}; give the rate as "
             "learning_rate=0.1, the optimizer as optimizer='SGD'"
         )
-    if learning_rate is not None and not callable(learning_rate):
-        learning_rate = checks.number(learning_rate, "learning_rate", least=0.0)
-    if checks.optional(checks.number, clip_gradients, "clip_gradients", 0.0) == 0:
-        raise ValueError("`clip_gradients` must be above 0, got 0; None clips nothing")
-    rate: Any = learning_rate
+    checks.optional(checks.number, clip_gradients, "clip_gradients", checks.TINY)
     if learning_rate_decay_fn is not None:
         if learning_rate is None or callable(learning_rate):
             raise ValueError(
                 "optimize_loss: `learning_rate_decay_fn` needs a number as `learning_rate`, got "
                 f"{checks.describe(learning_rate)}"
             )
-        decay = checks.function(learning_rate_decay_fn, "learning_rate_decay_fn")
-        rate = functools.partial(_decayed, decay, learning_rate)
+        learning_rate = functools.partial(
+            _decayed,
+            checks.function(
+                learning_rate_decay_fn, "learning_rate_decay_fn", "a function of (rate, step)", 2
+            ),
+            checks.number(learning_rate, "learning_rate", least=0.0),
+        )
     if isinstance(optimizer, optimizers.Optimizer):
         optimizer = copy.copy(optimizer)
         optimizer.load_state_dict({"iterations": 0}, ())
     variables = checks.optional(checks.sequence, variables, "variables", "names of parameters")
-    return TrainOp(loss, optimizers.get(optimizer, rate), clip_gradients, variables)
+    return TrainOp(loss, optimizers.get(optimizer, learning_rate), clip_gradients, variables)
 
 
 def _decayed(decay: Callable[[float, int], float], rate: float, step: int) -> float:
@@ -210,9 +207,7 @@ class ModelFnOps(Hinting):
         loss: Tensor | None = None,
         train_op: TrainOp | None = None,
     ) -> None:
-        if not isinstance(mode, str) or mode not in _NEEDED:
-            raise ValueError(f"`mode` must be one of ModeKeys, got {checks.describe(mode)}")
-        self.mode = mode
+        self.mode = checks.existing(mode, "mode", _NEEDED)
         self.loss: Any = loss
         self.train_op: Any = train_op
         self.single = isinstance(predictions, Tensor)
@@ -266,7 +261,8 @@ class RunConfig(Hinting):
         terminal and in a notebook, otherwise as a line every four seconds on stderr. After two
         seconds, `evaluate` and `predict` show their progress too. A terminal then omits the log
         lines with the loss and the speed; a log file gets all lines. Nothing is shown if a handler
-        of the logger "minicnn" itself writes INFO to the console.
+        of the logger "minicnn" itself writes INFO to the console. False shows nothing, also during
+        a long skip of the batches that an earlier run has used; only a log line says how many.
     distribute : DataParallel, optional
         Several processes train together; see `minicnn.distributed`. None is one process.
 
@@ -290,14 +286,12 @@ class RunConfig(Hinting):
         distribute: Processes | None = None,
     ) -> None:
         self.seed = checks.optional(checks.integer, seed, "seed", 0)
+        checks.exclusive(
+            save_checkpoints_secs=save_checkpoints_secs,
+            save_checkpoints_steps=save_checkpoints_steps,
+        )
         if save_checkpoints_secs is None and save_checkpoints_steps is None:
             save_checkpoints_secs = 600
-        elif save_checkpoints_secs is not None and save_checkpoints_steps is not None:
-            raise ValueError(
-                "give `save_checkpoints_secs` or `save_checkpoints_steps`, not both, got "
-                f"{checks.describe(save_checkpoints_secs)} and "
-                f"{checks.describe(save_checkpoints_steps)}"
-            )
         self.save_checkpoints_secs = checks.optional(
             checks.number, save_checkpoints_secs, "save_checkpoints_secs", 0.0
         )
@@ -370,7 +364,9 @@ class MetricSpec:
                 f"`weight_key` weights, got one that takes {', '.join(wanted)}; rename these"
             )
         else:
-            value = self.metric_fn(*given.values())
+            value = checks.function(
+                self.metric_fn, name, f"a function of ({', '.join(given)})", len(given)
+            )(*given.values())
         value = checks.array(value, name, what="a number or an array of them from its metric_fn")
         return value if value.ndim else float(value)
 
@@ -387,16 +383,15 @@ def pick(values: Any, key: str | None, name: str) -> Any:
     named = values if isinstance(values, dict) else {None: values}
     if key is None and len(named) == 1:
         return next(iter(named.values()))
-    if key not in list(named):  # a list, since the key may not be hashable
-        raise ValueError(
-            f"MetricSpec: `{name}` must be one of {', '.join(map(repr, named))}, got {key!r}"
-        )
-    return named[key]
+    return named[checks.existing(key, name, named)]
 
 
 def checked_metrics(metrics: Any) -> dict[str, MetricSpec]:
     """Return the metrics of an evaluation by name."""
-    metrics = checks.instance(metrics or {}, Mapping, "metrics", "a dict from names to MetricSpec")
+    metrics = checks.instance(
+        metrics or {}, Mapping, "metrics", "a dict from names to MetricSpec, such as "
+        "{'accuracy': MetricSpec(metrics.accuracy, 'classes')}",
+    )
     for name, spec in metrics.items():
         if checks.text(name, "a name in metrics") in ("loss", "global_step", "name", "rows"):
             raise ValueError(f"`metrics` must have other names than evaluate's own, got {name!r}")
@@ -422,11 +417,9 @@ def call_model_fn(model_fn: Callable[..., Any], **arguments: Any) -> ModelFnOps:
     result = model_fn(**given)
     if isinstance(result, tuple) and len(result) == 3:
         result = ModelFnOps(arguments["mode"], *result)
-    if not isinstance(result, ModelFnOps):
-        raise TypeError(
-            "model_fn must return ModelFnOps(mode, predictions, loss, train_op), got "
-            f"{checks.describe(result)}"
-        )
+    checks.instance(
+        result, ModelFnOps, "model_fn(...)", "ModelFnOps(mode, predictions, loss, train_op)"
+    )
     if result.mode != arguments["mode"]:
         raise ValueError(
             f"model_fn must return ModelFnOps of the mode {arguments['mode']!r} that it was called "

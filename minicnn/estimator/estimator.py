@@ -15,6 +15,7 @@ import numpy as np
 from minicnn.core import checks
 from minicnn.core.hints import Hinting, hinted
 from minicnn.core.log import logger
+from minicnn.core.op import Op
 from minicnn.estimator import evaluation, feeding, training
 from minicnn.estimator.config import MetricSpec, ModeKeys, RunConfig
 from minicnn.estimator.history import History
@@ -112,12 +113,15 @@ class Estimator(Hinting):
         warm_start_from: str | Path | None = None,
         vars_to_warm_start: str | Sequence[str] = ".*",
     ) -> None:
-        if isinstance(model_fn, Chain):
-            model_fn = copy.deepcopy(model_fn)
+        what = "a function, or a Sequential: write Sequential([layer, ...])"
+        if isinstance(model_fn, Op):
+            model_fn = copy.deepcopy(checks.instance(model_fn, Chain, "model_fn", what))
             options = checks.instance({} if params is None else params, dict, "params", "a dict")
-            function: Callable[..., Any] = ModelFn(model_fn, in_place=False, **options)
+            function: Callable[..., Any] = ModelFn(
+                model_fn, False, **options  # type: ignore[arg-type]
+            )
         else:
-            function = checks.function(model_fn, "model_fn", "a function or a Sequential")
+            function = checks.function(model_fn, "model_fn", what)
         self.config = RunConfig() if config is None else config
         checks.instance(self.config, RunConfig, "config")
         self._removal: Any = None
@@ -153,10 +157,9 @@ class Estimator(Hinting):
         return History(self._models.folder / "history.jsonl")
 
     def __reduce__(self) -> tuple[Any, ...]:  # a copy starts from the latest checkpoint
-        patterns = [pattern.pattern for pattern in self._patterns]
         return type(self), (
             self._model_fn, self.model_dir, self._params, self.config, self._warm_start_from,
-            patterns,
+            [pattern.pattern for pattern in self._patterns],
         )
 
     @hinted
@@ -328,8 +331,7 @@ class Estimator(Hinting):
         batches = evaluation.predictions(trace, fast, feed)
         if checks.boolean(as_iterable, "as_iterable"):
             return evaluation.rows_in(batches)
-        wanted = self.config.progress and feed.batches > 1
-        return feeding.concatenate(evaluation.shown(batches, feed, wanted))
+        return feeding.concatenate(evaluation.shown(batches, feed, self.config.progress))
 
     def for_inference(
         self,
@@ -369,6 +371,16 @@ class Estimator(Hinting):
         trace = model.trace(ModeKeys.INFER, (feeding.feed(x, None, None, None).peek()[0], None))
         return with_kernels(trace.inference(outputs, self.config.fuse), weight_dtype)
 
+    def latest_checkpoint(self) -> Path:
+        """Return the file of the newest checkpoint, which `evaluate` and `predict` use.
+
+        Raises
+        ------
+        CheckpointError
+            If nothing has been trained yet.
+        """
+        return self._models.latest().checkpoint.path  # type: ignore[union-attr]
+
     def get_variable_names(self) -> list[str]:
         """Return the names of the parameters in the newest checkpoint, sorted."""
         return sorted(self._models.latest().weights())
@@ -387,11 +399,7 @@ class Estimator(Hinting):
             If no parameter has this name; the error lists the names.
         """
         weights = self._models.latest().weights()
-        if name not in list(weights):
-            raise ValueError(
-                f"no variable has the `name` {name!r}; there are {', '.join(sorted(weights))}"
-            )
-        return weights[name].copy()
+        return weights[checks.existing(name, "name", sorted(weights))].copy()
 
 
 def _remove(folder: str, process: int) -> None:

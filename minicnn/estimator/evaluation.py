@@ -105,7 +105,7 @@ def predictions(trace: Trace, fast: InferenceModel, feed: Feed) -> Iterator[Any]
 
 def shown(batches: Iterator[Any], feed: Feed, wanted: bool) -> list[Any]:
     """Return all batches of predictions, and show the progress if that takes long."""
-    with displayed(wanted, brief=True) as display:
+    with displayed(wanted and feed.batches > 1, brief=True) as display:
         return list(display.part("predicting", feed.batches, batches))
 
 

@@ -86,7 +86,9 @@ class ArrayFeed:
 
     def augmented(self, features: Any, rng: np.random.Generator) -> Any:
         """Return what `augment` makes of a copy of features; raise if the shapes are others."""
-        changed = _arrays(self.augment(each(np.copy, features), rng), "augmented", checks.array)
+        changed = _arrays(
+            self.augment(each(np.copy, features), rng), "augment(images, rng)", checks.array
+        )
         if each(np.shape, changed) != each(np.shape, features):
             raise ValueError(
                 "`augment` must return images of the shape that it is given, "
@@ -121,7 +123,7 @@ class FunctionFeed:
     skips = True
 
     def __init__(self, input_fn: Callable[[], Any]) -> None:
-        self.input_fn = checks.function(input_fn, "input_fn", "a function without arguments")
+        self.input_fn = checks.function(input_fn, "input_fn", "a function without arguments", 0)
         self.epoch, self.taken = 0, 0
         self._iterator: Iterator[Any] | None = None
         self._peeked: Batch | None = None
@@ -227,7 +229,7 @@ def augmented(feed: Feed, augment: Any) -> Feed:
                 f"`augment` is for arrays, got {checks.describe(augment)}; call it where the "
                 "batches are made, with a generator of their own"
             )
-        feed.augment = checks.function(augment, "augment", "a function of (images, rng)")
+        feed.augment = checks.function(augment, "augment", "a function of (images, rng)", 2)
         images, _ = feed._take(slice(0, feed.batch_size))
         feed.augmented(images, np.random.default_rng(0))  # raises before the first step
     return feed

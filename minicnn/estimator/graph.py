@@ -4,7 +4,6 @@ A `Graph` records the ops that are applied to its tensors, in an order in which 
 computed. A `Plan` is the part of it that some tensors need; chains of layers in it are fused.
 """
 
-import difflib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -98,14 +97,7 @@ class Graph:
             If no tensor has the name; the error lists similar names.
         """
         key = checks.text(name, "name").removesuffix(":0")
-        if key not in self.tensors:
-            near = difflib.get_close_matches(key, self.tensors, n=3, cutoff=0.5)
-            raise ValueError(
-                f"no tensor has the `name` {name!r}; "
-                + (f"similar names: {', '.join(near)}; " if near else "")
-                + f"all names: {', '.join(self.tensors)}"
-            )
-        return self.tensors[key]
+        return self.tensors[checks.existing(key, "name", self.tensors)]
 
     def plan(self, fetches: Iterable[Tensor], fuse: bool = True) -> "Plan":
         """Return how to compute the fetched tensors.

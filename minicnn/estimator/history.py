@@ -7,6 +7,7 @@ from typing import Any
 from minicnn.core import checks
 from minicnn.core.files import JsonLines, finite
 from minicnn.core.hints import Hinting
+from minicnn.core.log import logger
 from minicnn.hooks import SessionRunContext, SessionRunHook, SessionRunValues
 
 
@@ -40,8 +41,8 @@ class History(Hinting):
 
     def __init__(self, path: Any = None, rows: Iterable[Mapping[str, Any]] = ()) -> None:
         self._file = JsonLines(checks.optional(checks.path, path, "path"))
-        given = rows if path is None else self._file.read()
-        self.rows = [dict(row) for row in given if _is_row(row)]
+        given = rows if path is None else read_rows(path, "step")
+        self.rows = [dict(row) for row in given if _is_row(row, "step")]
 
     def to_dict(self) -> dict[str, list[Any]]:
         """Return a list for each name, all of the same length; None where a row has no value."""
@@ -82,10 +83,28 @@ class History(Hinting):
         return f"History({len(self.rows)} rows, last {self.last})"
 
 
-def _is_row(row: Any) -> bool:
-    """Return whether something is a row: a step, and numbers."""
-    is_row = isinstance(row, Mapping) and isinstance(row.get("step"), int)
-    return is_row and all(isinstance(value, int | float | None) for value in row.values())
+def read_rows(path: Any, key: str) -> list[Any]:
+    """Return the lines of a file that are rows of numbers; warn of others.
+
+    `key` is the name of the step in a row.
+    """
+    lines = JsonLines(path).read()
+    rows = [line for line in lines if _is_row(line, key)]
+    if len(rows) < len(lines):
+        logger.warning(
+            "%s: %d lines are left out, since they are not numbers by name with a %r", path,
+            len(lines) - len(rows), key,
+        )
+    return rows
+
+
+def _is_row(row: Any, key: str) -> bool:
+    """Return whether something is a row: a step, numbers by name, and maybe the data's name."""
+    is_row = isinstance(row, Mapping) and type(row.get(key)) is int and row[key] >= 0
+    return is_row and all(
+        isinstance(value, str if name == "name" else int | float | None)
+        for name, value in row.items()
+    )
 
 
 class HistoryHook(SessionRunHook):
@@ -105,7 +124,7 @@ class HistoryHook(SessionRunHook):
 
     def resume(self, run_context: SessionRunContext, name: str, state: dict[str, Any]) -> None:
         self.history.cut(run_context.session.global_step)
-        is_known = _is_row({"step": state.get("count"), "loss": state.get("sum")})
+        is_known = _is_row({"step": state.get("count"), "loss": state.get("sum")}, "step")
         self._sum = state["sum"] if is_known else 0.0
         self._count = state["count"] if is_known else 0
         self._start = time.monotonic() - (self.history.last.get("seconds") or 0.0)
@@ -129,5 +148,7 @@ class HistoryHook(SessionRunHook):
     def _add(self, session: Any) -> None:
         seconds = round(time.monotonic() - self._start, 3)
         mean = {"loss": self._sum / self._count} if self._count else {}
-        row = {"step": session.global_step, **mean, "learning_rate": session.rate}
-        self.history.add(row | {"seconds": seconds} | session.evaluations)
+        self.history.add({
+            "step": session.global_step, **mean, "learning_rate": session.rate,
+            "seconds": seconds, **session.evaluations,
+        })

@@ -268,11 +268,12 @@ class Models:
             self._chosen = self._of(checkpoints.load(path)._replace(identity=now))
             return self._chosen
 
-    def keep(self, run: Model, is_chief: bool) -> None:
+    def keep(self, run: Model) -> None:
         """Keep the weights that a run has saved: they are used if the folder is gone."""
         with self._lock():
             self._latest = self._of(run.checkpoint, run._parameters)
-            self._is_gone = not is_chief  # the folder of the run is on another disk
+            # The chief may have saved them on another disk.
+            self._is_gone = not self.folder.is_dir()
 
     def _of(self, checkpoint: Checkpoint | None, parameters: Any = None) -> Model:
         return Model(self.model_fn, self._options, self._lock, checkpoint, 0, parameters)
@@ -303,6 +304,9 @@ class InPlace(Models):
         if self.folder is None:
             return self.left
         return checkpoints.newest(self.folder, self.left, self._damaged)
+
+    def keep(self, run: Model) -> None:
+        """Do nothing: the model has the weights itself."""
 
     def leave(self, session: Any) -> None:
         """Note where the next run goes on, in whatever way this one has ended."""

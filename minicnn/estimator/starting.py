@@ -64,10 +64,10 @@ def load_weights(
     >>> mc.load_weights(model, path, only="conv2d")
     >>> model.layers[0].trainable = False
     """
-    parameters = parameters_of(model)
-    path = _file(checks.path(path, "path"))
-    strict = checks.boolean(strict, "strict")
-    load_into(parameters, path, by_patterns(only, skip), SKIP_THEM, strict)
+    load_into(
+        parameters_of(model), _file(checks.path(path, "path")), by_patterns(only, skip), SKIP_THEM,
+        checks.boolean(strict, "strict"),
+    )
 
 
 def expressions(value: Any, name: str) -> list[re.Pattern[str]]:

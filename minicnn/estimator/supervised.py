@@ -112,9 +112,9 @@ def head_of(loss: Any) -> Head:
     name = getattr(loss, "__name__", "")
     if name in HEADS and loss is getattr(losses, name, None):
         loss = name
-    if callable(loss):
+    if callable(loss) and not isinstance(loss, type):
         return Head(loss)
-    return HEADS[checks.choice(loss, "loss", HEADS)]
+    return HEADS[checks.choice(loss, "loss", HEADS, "a function of (labels, outputs)")]
 
 
 class ModelFn:
@@ -126,20 +126,21 @@ class ModelFn:
     Parameters
     ----------
     model : Chain
-    loss, optimizer, learning_rate
-        As for `Sequential.fit`.
     in_place : bool
         Whether training changes the model itself, or a copy of it.
+    loss, optimizer, learning_rate
+        As for `Sequential.fit`.
     """
 
     @hinted
     def __init__(
         self,
         model: Chain,
+        in_place: bool,
+        /,
         loss: Any = "softmax_cross_entropy",
         optimizer: Any = "Adam",
         learning_rate: Any = None,
-        in_place: bool = False,
     ) -> None:
         self.model = model
         self.head = head_of(loss)
@@ -180,13 +181,13 @@ class ModelFn:
         return outputs, predictions
 
     def _loss(self, labels: Any, outputs: Tensor) -> Any:
-        weights: tuple[Any, ...] = ()
+        given = [labels, outputs]
         if isinstance(labels, dict):
-            weights = (labels["weights"],)
-            labels = labels["labels"]
-        if labels is None:
+            given = [labels["labels"], outputs, labels["weights"]]
+        if given[0] is None:
             raise ValueError("there are no labels: give `y` beside `x`")
-        return self.head.loss(labels, outputs, *weights)
+        what = "a function of (labels, outputs), and of (labels, outputs, weights) with weights"
+        return checks.function(self.head.loss, "loss", what, len(given))(*given)
 
     def metrics(self, given: Any = None) -> dict[str, MetricSpec]:
         """Return the metrics of an argument: names, functions, or a dict; None for the usual."""
@@ -199,16 +200,14 @@ class ModelFn:
         return checked_metrics({name: self._metric(metric) for name, metric in given.items()})
 
     def check(self, feed: feeding.Feed, x: Any = None, y: Any = None) -> None:
-        """Raise what a run would raise later, also for validation data; change nothing."""
-        model_fn = copy.copy(self)
-        model_fn.model = copy.deepcopy(self.model)
+        """Raise what a run would raise later, also for validation data."""
         rng = np.random.default_rng(0)
-        Trace(model_fn, ModeKeys.TRAIN, feed.peek(), {}, rng, {}).check_labels(feed.y)
+        Trace(self, ModeKeys.TRAIN, feed.peek(), {}, rng, {}).check_labels(feed.y)
         if x is None:
             return
         try:
             validation = feeding.ArrayFeed(x, y, 1)
-            trace = Trace(model_fn, ModeKeys.EVAL, validation.peek(), {}, rng, {})
+            trace = Trace(self, ModeKeys.EVAL, validation.peek(), {}, rng, {})
             trace.check_labels(validation.y)
         except (ValueError, TypeError) as error:
             kind = TypeError if isinstance(error, TypeError) else ValueError
@@ -218,8 +217,8 @@ class ModelFn:
         if isinstance(metric, MetricSpec):
             return metric
         if isinstance(metric, str):
-            metric = _NAMED[checks.choice(metric, "metrics", _NAMED)]
-        function = checks.function(metric, "metrics", _METRICS)
+            metric = _NAMED[checks.choice(metric, "metrics", _NAMED, "functions")]
+        function = checks.function(metric, "metrics", _METRICS, 2)
         numbers = self.head.numbers
 
         def adapted(labels: np.ndarray, predictions: np.ndarray) -> Any:
@@ -228,7 +227,8 @@ class ModelFn:
             is_same = predictions.size == labels.size
             return function(labels, predictions.reshape(labels.shape) if is_same else predictions)
 
-        return MetricSpec(adapted, "outputs" if numbers is None else "classes")
+        has_classes = numbers is not None and metric is not metrics.top_k_accuracy
+        return MetricSpec(adapted, "classes" if has_classes else "outputs")
 
 
 _SCALING = ("adam", "adamw", "rmsprop")  # optimizers for which one rate fits most networks
@@ -237,7 +237,7 @@ _NAMED = {
     name: function
     for name, function in vars(metrics).items()
     if isinstance(function, FunctionType)
-    and function.__module__ == metrics.__name__ and not name.startswith("_")
+    and function.__module__ == metrics.__name__ and not name.startswith("_") and name != "mean"
 }
 
 
@@ -290,12 +290,13 @@ def data(x: Any, y: Any = None) -> Data:
     is_array = isinstance(x, list | tuple | dict | str) or hasattr(x, "__array__")
     if y is None and not is_array and hasattr(x, "images") and hasattr(x, "labels"):  # a Dataset
         return Data(x.images, x.labels)
-    if is_array or not (callable(x) or isinstance(x, Iterable)):
+    # What has `train` comes from load_dataset: an error follows.
+    if is_array or hasattr(x, "train") or not (callable(x) or isinstance(x, Iterable)):
         return Data(x, y)
     if y is not None:
         raise ValueError(f"`y` must be None if `x` makes batches (x, y), got {checks.describe(y)}")
     if callable(x):
-        return Data(None, None, x)
+        return Data(None, None, checks.function(x, "x", "a function without arguments", 0))
     batches = len(x) if hasattr(x, "__len__") else math.inf
     return Data(None, None, lambda: x, batches, isinstance(x, Iterator))
 
@@ -323,14 +324,16 @@ def weighted(given: Data, class_weight: Any, sample_weight: Any, head: Head) -> 
             )
         return given._replace(
             input_fn=lambda: (
-                (x, _with_weights(y, class_weight, *own))
+                (x, _with_weights(y, head, class_weight, *own))
                 for x, y, *own in _parts(given.input_fn)
             )
         )
-    return given._replace(y=_with_weights(given.y, class_weight, sample_weight))
+    return given._replace(y=_with_weights(given.y, head, class_weight, sample_weight))
 
 
-def _with_weights(y: Any, by_class: dict[int, float] | None, own: Any = None) -> Any:
+def _with_weights(
+    y: Any, head: Head, by_class: dict[int, float] | None, own: Any = None
+) -> Any:
     """Return labels, together with weights of rows if there are any."""
     if by_class is None and own is None:
         return y
@@ -339,7 +342,15 @@ def _with_weights(y: Any, by_class: dict[int, float] | None, own: Any = None) ->
         return y  # an error follows
     weights = np.ones(y.shape[:1], np.float32)
     for number, weight in (by_class or {}).items():
-        weights[class_numbers(y) == number] = weight
+        is_class = (head.numbers or class_numbers)(y).reshape(-1) == number
+        if len(is_class) != len(y) or (
+            y.ndim == 2 and y.shape[1] > 1 and not np.allclose(y.sum(axis=1), 1, atol=1e-3)
+        ):
+            raise ValueError(
+                "`class_weight` needs labels with one class for each row, got "
+                f"{checks.describe(y)}; give `sample_weight`, a weight for each row, instead"
+            )
+        weights[is_class] = weight
     if own is not None:
         array = checks.array(own, "sample_weight").astype(np.float32)
         fits = array.shape in (weights.shape, (*weights.shape, 1))
@@ -402,14 +413,10 @@ def training_feed(given: Data, batch_size: int, shuffle: bool) -> feeding.Feed:
 
 def ends(feed: feeding.Feed, **given: Any) -> tuple[int | None, int | None]:
     """Return the steps from here and in total after which a run ends; None: no such limit."""
+    checks.exclusive(**given)
     limits: dict[str, Any] = {
         name: checks.integer(value, name) for name, value in given.items() if value is not None
     }
-    if len(limits) > 1:
-        raise ValueError(
-            "give one of `epochs` and `steps` (from here), `max_epochs` and `max_steps` (in "
-            f"total), got {' and '.join(limits)}"
-        )
     limits = limits or {"epochs": 1}
     if isinstance(feed, feeding.FunctionFeed):
         feed.epochs = limits.get("epochs", math.inf)
@@ -448,6 +455,7 @@ def monitors(
         The steps from one validation to the next; None is an epoch.
     early_stopping : int or EarlyStopping, optional
     """
+    specs = model_fn.metrics(metrics)
     if given is None:
         model_fn.check(feed)
         if early_stopping is not None:
@@ -481,7 +489,7 @@ def monitors(
     rounds = None if early_stopping is None else early_stopping.patience * steps
     stop = early_stopping or EarlyStopping(1)  # its defaults
     return [_Validation(
-        x, y, input_fn, metrics=model_fn.metrics(metrics), every_n_steps=steps,
+        x, y, input_fn, metrics=specs, every_n_steps=steps,
         early_stopping_rounds=rounds, early_stopping_metric=stop.metric,
         early_stopping_metric_minimize=bool(stop.minimize),
     )]

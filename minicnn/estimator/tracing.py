@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from minicnn import initializers
-from minicnn.core.checks import describe, sequence
+from minicnn.core import checks
 from minicnn.core.context import Context
 from minicnn.core.op import Op, Tensor, parts
 from minicnn.core.parameter import Parameter
@@ -109,8 +109,7 @@ class Trace:
             )
             raise TypeError(f"{error}; `labels` are None {remedy}") from error
         trained = self.ops.train_op and self.ops.train_op.loss
-        outputs = (*self.ops.predictions.values(), self.ops.loss, trained)
-        for tensor in outputs:
+        for tensor in (*self.ops.predictions.values(), self.ops.loss, trained):
             if tensor is not None and tensor.graph is not self.graph:
                 raise ValueError(
                     f"model_fn returned {tensor!r}, which belongs to another graph; build "
@@ -163,7 +162,7 @@ class Trace:
 
     def _row_tensors(self, outputs: Any) -> dict[str, Tensor]:
         predicted = self.ops.predictions
-        names = list(predicted) if outputs is None else sequence(outputs, "outputs", "names")
+        names = list(predicted) if outputs is None else checks.sequence(outputs, "outputs", "names")
         found = {n: predicted[n] if n in list(predicted) else self.graph.find(n) for n in names}
         for tensor in found.values():
             if tensor.shape[:1] != (None,):
@@ -188,12 +187,12 @@ class Trace:
 
     def feeds(self, batch: Batch) -> dict[Tensor, np.ndarray]:
         """Return the value of each placeholder for a batch."""
-        got = form(batch)
-        if got != self.form:
-            raise ValueError(
-                "all batches must have the same names, shapes and types: expected those of the "
-                f"first, {self.form}, got {got}"
-            )
+        for name, first, got in zip(("features", "labels"), self.form, form(batch), strict=True):
+            if first != got:
+                raise ValueError(
+                    f"the `{name}` must be rows of one form in all batches, expected {first} as in "
+                    f"the first batch, got {got}; resize or convert them"
+                )
         return {
             holder: by_name(part)[name]
             for holders, part in zip((self._features, self._labels), batch, strict=True)
@@ -207,7 +206,7 @@ class Trace:
 
 def form(batch: Batch) -> tuple[Any, ...]:
     """Return the names, row shapes and types of a batch's features and labels."""
-    return tuple(each(lambda a: (a.shape[1:], str(a.dtype)), part) for part in batch)
+    return tuple(each(lambda a: f"{a.shape[1:]} {a.dtype}", part) for part in batch)
 
 
 def _placeholders(graph: Graph, name: str, part: Any) -> Any:
@@ -218,6 +217,5 @@ def _placeholders(graph: Graph, name: str, part: Any) -> Any:
 
 
 def _placeholder(graph: Graph, name: Any, array: np.ndarray) -> Tensor:
-    if not isinstance(name, str):
-        raise TypeError(f"the names of features and labels must be strings, got {describe(name)}")
+    checks.text(name, "a name in features or labels")
     return graph.placeholder(name, (None, *array.shape[1:]), array.dtype)

@@ -42,13 +42,12 @@ class _FunctionHook(SessionRunHook):
 
 def as_hooks(hooks: Any, name: str) -> list[SessionRunHook]:
     """Return the hooks of an argument; plain functions of (step, values) become hooks."""
+    what = "SessionRunHook objects, or functions of (step, values)"
     made = []
     for hook in checks.sequence(hooks or (), name, "hooks, [hook]"):
         if callable(hook) and not isinstance(hook, SessionRunHook | type):
-            hook = _FunctionHook(hook)
-        made.append(checks.instance(
-            hook, SessionRunHook, name, "SessionRunHook objects, or functions of (step, values)"
-        ))
+            hook = _FunctionHook(checks.function(hook, name, what, 2))
+        made.append(checks.instance(hook, SessionRunHook, name, what))
     return made
 
 
@@ -61,11 +60,7 @@ def run_hooks(
     history: History,
 ) -> list[SessionRunHook]:
     """Return the hooks of a run, in the order in which they act after a step."""
-    if steps is not None and max_steps is not None:
-        raise ValueError(
-            "give `steps` (from here) or `max_steps` (in total), not both, got "
-            f"{checks.describe(steps)} and {checks.describe(max_steps)}"
-        )
+    checks.exclusive(steps=steps, max_steps=max_steps)
     own = as_hooks(monitors, "monitors")
     every = config.log_step_count_steps
     losses = LoggingTensorHook({"loss": "loss", "step": "global_step"}, every_n_iter=every)
@@ -79,8 +74,10 @@ def run_hooks(
             CheckpointSaverHook(config.save_checkpoints_secs, config.save_checkpoints_steps)
         )
     if steps is not None or max_steps is not None:
-        steps = checks.optional(checks.integer, steps, "steps")
-        hooks.append(StopAtStepHook(steps, checks.optional(checks.integer, max_steps, "max_steps")))
+        hooks.append(StopAtStepHook(
+            checks.optional(checks.integer, steps, "steps"),
+            checks.optional(checks.integer, max_steps, "max_steps"),
+        ))
     if not config.distribute.is_chief:  # the other processes only note the step and the place
         return [hook for hook in hooks if isinstance(hook, CheckpointSaverHook)]
     if not any(isinstance(hook, StopAtStepHook) for hook in hooks):
@@ -145,27 +142,15 @@ def train(
             session.run(hooks)
         finally:
             models.leave(session)
-        _finish(models, model, session, hooks, config.distribute.is_chief)
-
-
-def _finish(
-    models: Models,
-    model: Model,
-    session: TrainingSession,
-    hooks: Sequence[SessionRunHook],
-    is_chief: bool,
-) -> None:
-    """Keep the weights of a run if they are saved; raise if they are not finite."""
-    if model.checkpoint is not None and model.checkpoint.meta["global_step"] == model.step:
-        models.keep(model, is_chief)
-    else:
         is_strict = any(isinstance(h, NanTensorHook) and h.fail_on_nan_loss for h in hooks)
-        if is_strict and (said := checks.fault(session.snapshot()[0])):
+        if model.checkpoint is not None and model.checkpoint.meta["global_step"] == model.step:
+            models.keep(model)
+        elif is_strict and (said := checks.fault(session.snapshot()[0])):
             raise NanLossError(
                 f"{said} after step {model.step}; lower the learning rate. No checkpoint holds it"
             )
-    if session.last_loss is not None:
-        logger.info("Loss for final step: %.6g.", session.last_loss)
+        if session.last_loss is not None:
+            logger.info("Loss for final step: %.6g.", session.last_loss)
 
 
 def _compare(model: Model, checkpoint: checkpoints.Checkpoint, feed: Feed) -> None:

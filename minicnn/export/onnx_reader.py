@@ -173,7 +173,8 @@ class _File:
             kind = node.domain + node.op_type
             try:
                 _need(kind in _READERS, f"it must be one of {', '.join(_READERS)}; replace it in "
-                      "the original network, or run the file with ONNX Runtime")
+                      "the original network (a Pad by the padding of the convolution, the Clip of "
+                      "ReLU6 by Relu), or run the file with ONNX Runtime")
                 _need(name not in {**self.values, **self.constants}, f"{name!r} is there already")
                 _need(given, "its first input must be computed from the model's input")
                 self.values[name] = _READERS[kind](self, node, attributes, *given)
@@ -256,7 +257,7 @@ def _conv(file: _File, node: Any, a: dict[str, Any], x: _Value) -> _Value:
     _need(w.ndim == 4 and w.shape[not is_turned] * groups == channels
           and (groups == 1 or (groups == channels and not is_turned)),
           f"its weights {w.shape} in {groups} groups must fit {channels} channels, in one group or "
-          "a group for each")
+          "a group for each; replace it in the original network, or run the file with ONNX Runtime")
     options = {
         "strides": a.get("strides", 1), "padding": _padding(node, a, x, w.shape[2:]),
         "data_format": x.data_format, "use_bias": bool(bias), "name": _name(node),

@@ -268,8 +268,9 @@ def dropout(
     >>> mc.layers.dropout(inputs=x, rate=0.4, training=True)
     Tensor('dropout', shape=(None, 1024), dtype=float32)
     """
-    training = checks.boolean(training, "training")
-    return _apply(inputs, Dropout(rate, noise_shape, seed, training, name))
+    return _apply(
+        inputs, Dropout(rate, noise_shape, seed, checks.boolean(training, "training"), name)
+    )
 
 
 def _apply(inputs: Any, layer: Op) -> Any:

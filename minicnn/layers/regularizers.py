@@ -7,7 +7,14 @@ from minicnn.core.hints import Hinting
 from minicnn.core.parameter import sum_of_squares
 
 
-class l1_regularizer(Hinting):  # noqa: N801
+class _Scaled(Hinting):
+    """The base of regularizers with a factor."""
+
+    def __init__(self, scale: float) -> None:
+        self.scale = checks.number(scale, "scale", 0.0)
+
+
+class l1_regularizer(_Scaled):  # noqa: N801
     """Add scale * sum(|w|) to the loss: many weights become nearly zero.
 
     The sum of all regularizers is added to the loss of training and evaluation by the Estimator
@@ -27,9 +34,6 @@ class l1_regularizer(Hinting):  # noqa: N801
     >>> layer = mc.layers.Dense(10, kernel_regularizer=regularizer)
     """
 
-    def __init__(self, scale: float) -> None:
-        self.scale = checks.number(scale, "scale", 0.0)
-
     def __call__(self, value: np.ndarray) -> float:
         return self.scale * float(np.abs(value).sum(dtype=np.float64))
 
@@ -38,7 +42,7 @@ class l1_regularizer(Hinting):  # noqa: N801
         return self.scale * np.sign(value)
 
 
-class l2_regularizer(Hinting):  # noqa: N801
+class l2_regularizer(_Scaled):  # noqa: N801
     """Add scale * sum(w^2) / 2 to the loss: weights stay small.
 
     The formula is that of ``tf.contrib.layers.l2_regularizer``; Keras' ``l2`` has no factor 1/2.
@@ -59,9 +63,6 @@ class l2_regularizer(Hinting):  # noqa: N801
     1.25
     >>> layer = mc.layers.Conv2D(32, 3, kernel_regularizer=regularizer)
     """
-
-    def __init__(self, scale: float) -> None:
-        self.scale = checks.number(scale, "scale", 0.0)
 
     def __call__(self, value: np.ndarray) -> float:
         return self.scale * sum_of_squares(value) / 2

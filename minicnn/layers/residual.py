@@ -22,7 +22,8 @@ class Residual(Layer):
     ----------
     block : Layer or list of Layer
         The layers of the block: a Sequential, a list or a single layer. The names of their
-        parameters begin with ``residual/block/``.
+        parameters begin with ``residual/block/``. The block is fused, also in a model with
+        ``fuse=False``, unless it is a Sequential with ``fuse=False`` itself.
     shortcut : Layer or list of Layer, optional
         The layers on the other path, named ``residual/shortcut/``, whose output has the shape of
         the block's; for example ``Conv2D(filters, 1, strides)`` if the block changes the shape. By

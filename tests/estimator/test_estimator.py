@@ -220,7 +220,7 @@ def test_one_step_is_one_update_by_the_gradient(tmp_path):
 
 
 @pytest.mark.parametrize("arguments, words", [
-    ({"steps": 1, "max_steps": 2}, ["`steps`", "`max_steps`", "not both"]),
+    ({"steps": 1, "max_steps": 2}, ["`steps`", "`max_steps`", "at most one"]),
     ({"steps": 0}, ["`steps`", "at least 1", "0"]),
     ({"max_steps": -1}, ["`max_steps`", "at least 1", "-1"]),
     ({"steps": 1, "batch_size": 0}, ["`batch_size`", "at least 1", "0"]),
@@ -330,8 +330,8 @@ def test_a_train_op_of_another_graph(tmp_path, loss):
 
 
 @pytest.mark.parametrize("result, words", [
-    (None, "model_fn must return ModelFnOps.*got None"),
-    ({"loss": 1}, "model_fn must return ModelFnOps.*dict"),
+    (None, "must be ModelFnOps.*got None"),
+    ({"loss": 1}, "must be ModelFnOps.*dict"),
 ])
 def test_model_fn_returns_something_else(tmp_path, result, words):
     with pytest.raises(TypeError, match=words):
@@ -346,7 +346,7 @@ def test_what_model_fn_ops_holds_is_checked():
         mc.ModelFnOps(EVAL, loss=x)
     with pytest.raises(ValueError, match=r"prediction 'loss' must have a row .* the shape \(\)"):
         mc.ModelFnOps(INFER, {"loss": mc.losses.softmax_cross_entropy(mc.softmax(x), x)})
-    with pytest.raises(ValueError, match="`mode` must be one of ModeKeys, got 'training'"):
+    with pytest.raises(ValueError, match=r"`mode` must be one of 'train', .* got 'training'"):
         mc.ModelFnOps("training", predictions={"x": x})
     onehot = mc.losses.softmax_cross_entropy(mc.softmax(x), x)
     with pytest.raises(TypeError, match="`train_op` must be what optimize_loss returns"):
@@ -669,7 +669,7 @@ def test_a_batch_of_another_form(tmp_path):
         yield X[:10], Y[:10]
         yield X[:10, :3], Y[:10]
 
-    with pytest.raises(ValueError, match=r"same names, shapes and types.*\(4,\).*\(3,\)"):
+    with pytest.raises(ValueError, match=r"`features` must be.*\(4,\) fl.*got \(3,\)"):
         estimator_in(tmp_path).fit(input_fn=input_fn, steps=2)
 
 
@@ -1011,7 +1011,7 @@ def test_a_temporary_folder_goes_at_the_end_of_the_program():
 
 
 def test_what_an_estimator_cannot_be_made_of(tmp_path):
-    with pytest.raises(TypeError, match="`model_fn` must be a function or a Sequential, got None"):
+    with pytest.raises(TypeError, match=r"`model_fn` must be a function, or a Seq.*, got None"):
         mc.Estimator(None, tmp_path)
     with pytest.raises(TypeError, match="`config` must be a RunConfig"):
         mc.Estimator(network(), tmp_path, config={"seed": 1})
@@ -1035,7 +1035,7 @@ def test_variables(trained):
     kernel = trained.get_variable_value("hidden/kernel")
     kernel[...] = 0  # a copy
     assert trained.get_variable_value("hidden/kernel").any()
-    with pytest.raises(ValueError, match="'hidden/weights'; there are hidden/bias, hidden/kernel"):
+    with pytest.raises(ValueError, match=r"one of 'hidden/bias', .* got 'hidden/weights'"):
         trained.get_variable_value("hidden/weights")
 
 

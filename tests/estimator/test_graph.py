@@ -202,9 +202,9 @@ def test_find_by_name():
     assert graph.find("softmax_tensor:0") is graph.find("softmax_tensor")  # TensorFlow's way
     assert graph.find("features") is features
     assert graph.find(loss.name) is loss
-    with pytest.raises(ValueError, match=r"'softmax_tensr'; similar names: softmax_tensor.*conv2d"):
+    with pytest.raises(ValueError, match=r"conv2d.*'softmax_tensr'; similar names: softmax_te"):
         graph.find("softmax_tensr")
-    with pytest.raises(ValueError, match="'zzz'; all names: features, labels, reshape, conv2d"):
+    with pytest.raises(ValueError, match=r"one of 'features', 'labels', 'reshape', .*'zzz'$"):
         graph.find("zzz")
 
 

@@ -47,6 +47,16 @@ def test_a_picture_is_cut_around_its_middle_and_not_stretched(tmp_path):
     np.testing.assert_allclose(images[0, :, 1:-1], 1, atol=0.01)
 
 
+def test_the_pixels_of_an_image():
+    red = image.new("RGBA", (6, 4), (255, 0, 0, 255))
+    clear = image.new("RGBA", (6, 4), (255, 0, 0, 0))
+    assert (mc.images.pixels(red, (2, 3), color=True) == [255, 0, 0]).all()
+    assert (mc.images.pixels(clear, (2, 3)) == np.full((2, 3, 1), 255)).all()
+    assert mc.images.pixels(red.convert("P"), 5).shape == (5, 5, 1)
+    with pytest.raises(TypeError, match=r"`picture` must be an image of Pillow, got 'a.png'"):
+        mc.images.pixels("a.png", 5)
+
+
 def test_rotation_and_transparency(tmp_path):
     picture = image.new("RGB", (20, 20))
     picture.paste((255, 255, 255), (0, 0, 20, 10))  # the upper half is white

@@ -100,12 +100,20 @@ def test_learning_curve_passes_over_a_damaged_line(tmp_path, line):
     assert loss.lines[0].get_xdata().tolist() == [100, 200]
 
 
-@pytest.mark.parametrize("line", ["[1]", '{"loss": 1}', '{"global_step": 1, "loss": "1"}',
-                                  '{"global_step": NaN, "loss": 1}'])
-def test_learning_curve_refuses_a_record_that_is_no_evaluation(tmp_path, line):
-    (tmp_path / "evaluations.jsonl").write_text(line + "\n")
-    with pytest.raises((TypeError, ValueError), match=r"`source.*` must be"):
-        plots.learning_curve(tmp_path)
+@pytest.mark.parametrize("line", [
+    "[1]", '{"loss": 1}', '{"STEP": 1, "loss": "1"}', '{"STEP": NaN, "loss": 1}',
+    '{"STEP": -1, "loss": 1}', '{"STEP": true, "loss": 1}',
+])
+@pytest.mark.parametrize(("file", "step"), [("evaluations", "global_step"), ("history", "step")])
+def test_learning_curve_leaves_out_a_line_that_is_no_record(tmp_path, caplog, file, step, line):
+    path = tmp_path / f"{file}.jsonl"
+    lines = ['{"STEP": 1, "loss": 2}', line, '{"STEP": 3, "loss": 1}']
+    path.write_text("\n".join(lines).replace("STEP", step) + "\n")
+    (loss,) = plots.learning_curve(tmp_path).axes
+    assert loss.lines[0].get_xdata().tolist() == [1, 3]
+    assert f"{path}: 1 lines are left out, since they are not numbers by name" in caplog.text
+    with pytest.raises((TypeError, ValueError), match=r"`source.*` must be"):  # from the user
+        plots.learning_curve([json.loads(line.replace("STEP", step))])
 
 
 def test_learning_curve_leaves_out_what_is_no_number():

@@ -138,13 +138,19 @@ def test_a_page_of_a_folder_without_curves(tmp_path, undrawn, caplog):
     "5", '{"loss": 1}', '{"global_step": 3, "loss": "1"}', '{"global_step": -3, "loss": 1}',
     '{"global_step": 3, "loss": 1, "name": 7}', '{"global_step": 3, "loss": {"a": 1}}',
 ])
-def test_a_record_that_no_evaluation_writes_costs_the_curve_only(tmp_path, undrawn, caplog, line):
+def test_a_record_that_no_evaluation_writes_is_left_out(tmp_path, undrawn, caplog, line):
     trained(tmp_path)
+    whole = Page(mc.report(tmp_path)).text
     with open(tmp_path / "evaluations.jsonl", "a") as file:
         file.write(f"{line}\n")
-    page = Page(mc.report(tmp_path))
-    assert page.headings == ["What the first layer detects", "The parameters"]
-    assert "The report has no learning curve: `source" in caplog.text
+    assert Page(mc.report(tmp_path)).text == whole
+    assert "evaluations.jsonl: 1 lines are left out" in caplog.text
+
+
+def test_rows_without_the_model_that_predicts_them(tmp_path, undrawn):
+    trained(tmp_path)
+    with pytest.raises(TypeError, match="`model` must be the Estimator or Sequential that predic"):
+        mc.report(tmp_path, np.zeros((2, 4), np.float32), [0, 1])
 
 
 def test_numbers_that_cannot_be_drawn_are_left_out(tmp_path, undrawn):

@@ -226,9 +226,16 @@ def test_a_checkpoint_that_cannot_be_used_is_not_served(client, service, folder,
         service.look()
     index.unlink()
     service.look()
-    first, second = caplog.messages
-    assert "step 1 is served still" in first and "model.ckpt-2.npz" in first
-    assert "there is no checkpoint" in second
+    (message,) = caplog.messages
+    assert "model.ckpt-2.npz" in message and "using model.ckpt-1.npz instead" in message
+    assert_answer(client.post("/predict", json=body), before)
+    other = mc.Sequential([mc.layers.Flatten(), mc.layers.Dense(5)])
+    config = mc.RunConfig(seed=0, progress=False)
+    mc.Estimator(other, folder.with_name("other"), config=config).fit(ROWS, [0] * 5, steps=3)
+    shutil.copy(folder.with_name("other") / "model.ckpt-3.npz", folder)
+    for _ in range(2):
+        service.look()
+    assert "step 1 is served still" in caplog.messages[1] and len(caplog.messages) == 2
     assert_answer(client.post("/predict", json=body), before)
 
 
@@ -441,7 +448,9 @@ def test_the_container_starts_without_compiling_for_another_user(container):
         finally:
             process.kill()
         said = process.stderr.read().splitlines()
-    assert [line.split("  ")[1] for line in said] == ["step 120 is served"]  # nothing is compiled
+    texts = [line.split("  ")[1] for line in said]
+    assert texts[0].startswith("Restored model from ")  # nothing is compiled
+    assert texts[1:] == ["step 120 is served"]
     assert sorted(container.rglob("*.nbc")) == kernels
 
 

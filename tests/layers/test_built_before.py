@@ -109,6 +109,19 @@ def test_a_new_head_on_old_layers_draws_values_for_the_head_alone(caplog):
     assert [p.name for p in fresh.parameters][-2:] == ["dense_1/kernel", "dense_1/bias"]
 
 
+def test_fit_warns_of_them_once(caplog):
+    model = small_cnn()
+    before = values(model)[:2]
+    fresh = Sequential([*model.layers[:4], Dense(3)])
+    with pytest.raises(ValueError, match="outside the classes"):
+        fresh.fit(images(), [0, 1, 9], verbose=False)
+    assert fresh.input_shape is fresh.layers[-1].input_shape is None  # as before
+    assert_same(model.parameters[:2], before)
+    caplog.clear()
+    fresh.fit(images(), [0, 1, 2], validation_data=(images(), [0, 1, 2]), steps=1, verbose=False)
+    assert len([text for text in caplog.messages if "built before, keep" in text]) == 1
+
+
 def test_without_an_rng_there_is_no_warning(caplog):
     model = small_cnn()
     assert model.build(SHAPE, rng=None) == (None, 3)
