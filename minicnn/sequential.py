@@ -28,8 +28,8 @@ from minicnn.ops import activation
 class Sequential(Chain):
     """Run layers one after the other.
 
-    Models may share layers. Layers that were built before keep their parameters; if all layers
-    were, and their shapes fit, the model can be used without `build`.
+    Models may share layers. A layer that was built before keeps its parameters. If all layers were
+    built before, and their shapes fit, the model can be used without a call of `build`.
 
     Parameters
     ----------
@@ -120,11 +120,11 @@ class Sequential(Chain):
     ) -> History:
         """Train the model in place; build it for the data first if that has not been done.
 
-        Without a `model_dir` another `fit` goes on: with the step, the order of the data and, for
-        the same optimizer, its state. With a `model_dir` there are checkpoints, and a run that was
-        stopped or killed continues from the newest one, with the same bits as without the stop.
-        Ctrl-C ends the run after the step. If the loss becomes NaN, the model gets back the values
-        from before this fit.
+        Without a `model_dir`, another `fit` continues this one: the count of steps, the order of
+        the data and, for the same optimizer, its state. With a `model_dir` there are checkpoints,
+        and a run that was stopped or killed continues from the newest one, with the same bits as
+        without the stop. Ctrl-C ends the run after the step. If the loss becomes NaN, the values
+        that the model had before this fit are restored.
 
         Parameters
         ----------
@@ -138,8 +138,8 @@ class Sequential(Chain):
         epochs, steps : int, optional
             How many passes over the data, or steps, to do from here. The default is one epoch.
         max_epochs, max_steps : int, optional
-            Instead of these: the number of passes or steps in total, so that the same command
-            continues a run that was killed, and ends where that would have ended.
+            In place of these: the number of passes or steps in total. Then the same command
+            continues a run that was killed, and ends at the same step.
         optimizer : str, Optimizer, class or callable
             As for `optimizers.get`. An Optimizer is copied.
         learning_rate : float or schedule, optional
@@ -152,17 +152,21 @@ class Sequential(Chain):
         metrics : list or dict, optional
             Names of functions in `minicnn.metrics`, functions of (labels, predictions), or a dict
             of these or of `MetricSpec` by name. For a loss of classes, labels and predictions are
-            class numbers, and the default is the accuracy.
+            class numbers (predictions for "top_k_accuracy": the outputs), and the default is the
+            accuracy.
         validation_data : tuple (x, y), Dataset, function or iterable, optional
-            Measured at the end of each epoch, and of the run; if `x` is a function or an iterable
-            without a length, of the run only, unless `validation_steps` is given.
+            Measured at the end of each epoch and at the end of the run. If `x` is a function, or an
+            iterable without a length, it is measured only at the end of the run, unless
+            `validation_steps` is given.
         validation_split : float, optional
-            In place of it: the share of the rows that are held back for validation. They are drawn
-            by the seed, with the same share of each class, and are the same when a run is resumed.
+            In place of `validation_data`: the share of the rows that are held back for validation.
+            They are drawn by the seed, with the same share of each class, and are the same when a
+            run is resumed.
         validation_steps : int, optional
             How many steps to do from one validation to the next, in place of an epoch.
         class_weight : dict, optional
-            Weights by class number; the other classes have the weight 1.
+            Weights by class number; the other classes have the weight 1. Each row of `y` must be of
+            one class.
         sample_weight : array, (N,), optional
             The weight w of each row, multiplied by that of its class. The loss of a step is
             sum(w loss) / count(w != 0). Validation and `evaluate` are not weighted.
@@ -170,8 +174,8 @@ class Sequential(Chain):
             `SessionRunHook` objects, or functions of (step, values), called after each step;
             `values` has the loss, the learning rate and, after a validation, its results.
         early_stopping : int or EarlyStopping, optional
-            Stop after so many validations without a lower loss. The weights of the best
-            validation are then put back.
+            Stop after this many validations without a lower loss, and restore the weights of the
+            best validation.
         model_dir : str or Path, optional
             The folder of checkpoints, and of the history. If it has a checkpoint, its values
             replace the model's.
@@ -181,8 +185,9 @@ class Sequential(Chain):
         shuffle : bool
             Whether the rows are in another order in each epoch.
         augment : callable, optional
-            Changes the images of each batch: takes a copy and a generator; returns images of the
-            same shape. `datasets.augment` makes one that shifts, flips, crops and rotates.
+            A function of (images, rng) that changes the images of each batch: it takes a copy of
+            them and a random generator, and returns images of the same shape. `datasets.augment`
+            makes one that shifts, flips, crops and rotates.
         verbose : bool or int
             Whether progress is shown: True or 1, 2 for few lines, False or 0 for nothing.
         config : RunConfig, optional
@@ -373,9 +378,10 @@ class Sequential(Chain):
     def predict(self, x: Any, batch_size: int = 100) -> np.ndarray:
         """Return the outputs for all rows of `x`, computed `batch_size` rows at a time.
 
-        They are what the last layer returns: without a softmax at the end logits, not
-        probabilities. `predict_proba` returns those, and `predict_classes` class numbers. The
-        outputs of a layer in the middle are those of a part of the model: ``model[:2].predict(x)``.
+        They are what the last layer returns: logits, not probabilities, if the model does not end
+        in a softmax. `predict_proba` returns probabilities, and `predict_classes` class numbers.
+        For the outputs of a layer in the middle take a part of the model:
+        ``model[:2].predict(x)``.
 
         Parameters
         ----------
@@ -438,8 +444,8 @@ class Sequential(Chain):
     def predict_proba(self, x: Any, batch_size: int = 100) -> np.ndarray:
         """Return the probability of each class for all rows of `x`.
 
-        It is the softmax of the outputs (or what belongs to the loss of the last `fit`), or the
-        outputs as they are if the model ends in it.
+        It is the softmax of the outputs, or their sigmoid if the last `fit` was with
+        "sigmoid_cross_entropy". If the model itself ends in this activation, it is the outputs.
 
         Parameters
         ----------

@@ -36,8 +36,9 @@ class Estimator(Hinting):
         A Sequential: the Estimator begins with its values, if it was built, and trains a copy;
         ``load_weights(model, model_dir)`` brings the trained values into it. The predictions are
         "outputs", "probabilities" and "classes".
-        A function: called with those of (features, labels, mode, params, config) that it names,
-        on symbolic Tensors, once for each mode of a run and of a checkpoint. Returns `ModelFnOps`.
+        A function of some of (features, labels, mode, params, config), by these names, that
+        returns `ModelFnOps`. Features and labels are symbolic Tensors. It is called once for each
+        mode of a run and of a checkpoint.
     model_dir : str or Path, optional
         The folder of checkpoints; training continues from the latest one. None makes a temporary
         folder, which is removed with the Estimator, or at the end of the program. It is kept if

@@ -24,17 +24,16 @@ class BatchNormalization(Layer):
 
         moving = moving + w (batch - moving),   w = (1 - momentum) / (1 - momentum^k)
 
-    at the k-th update. So the start values do not count: the moving averages are weighted means of
-    the batches that were seen, and early evaluations are not those of chance. After about
-    ``1 / (1 - momentum)`` updates w is ``1 - momentum``, as in TensorFlow. Averages that were set
-    or loaded without their number of updates, and other start values than 0 and 1, have this weight
-    from the first update on.
+    at the k-th update. The start values have no influence: the moving averages are weighted means
+    of the batches so far, so that a model can be evaluated after a few steps. After about
+    ``1 / (1 - momentum)`` updates w is ``1 - momentum``, as in TensorFlow. It is so from the first
+    update if the start values are not 0 and 1, or if the averages were set or loaded without their
+    number of updates.
 
-    Outside training the moving averages are used. So they are if the layer is frozen
-    (``trainable=False``), and they do not change then, as transfer learning needs it. They are
-    updated by `forward` itself: there is no list of update operations (``UPDATE_OPS`` in
-    TensorFlow) that a training loop could forget to run. With several processes, the statistics
-    are those of the rows of all of them.
+    Outside training, and if the layer is frozen (``trainable=False``, for transfer learning), the
+    moving averages are used and do not change. `forward` itself updates them: there is no list of
+    update operations (``UPDATE_OPS`` in TensorFlow) that a training loop could forget to run. With
+    several processes, the statistics are those of the rows of all of them.
 
     Parameters
     ----------
@@ -46,8 +45,8 @@ class BatchNormalization(Layer):
         Added to the variance; at least 0.
     center, scale : bool
         Whether there is a `beta`, and a `gamma`.
-    beta_initializer, gamma_initializer : str or function
-    moving_mean_initializer, moving_variance_initializer : str or function
+    beta_initializer, gamma_initializer : str, float or function
+    moving_mean_initializer, moving_variance_initializer : str, float or function
     trainable : bool
     name : str, optional
     training : bool, optional

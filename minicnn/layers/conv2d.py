@@ -38,9 +38,9 @@ class Conv2D(Convolution):
         "relu", "leaky_relu", "gelu", "softmax", "log_softmax", "sigmoid", "tanh", "identity", or
         the function of that name.
     use_bias : bool
-    kernel_initializer : str or function, optional
+    kernel_initializer : str, float or function, optional
         Default "glorot_uniform".
-    bias_initializer : str or function
+    bias_initializer : str, float or function
     trainable : bool
     name : str, optional
     kernel_regularizer, bias_regularizer : callable, optional

@@ -39,9 +39,9 @@ class Conv2DTranspose(Convolution):
     activation : str, function, Op or None
         As for `Conv2D`.
     use_bias : bool
-    kernel_initializer : str or function, optional
+    kernel_initializer : str, float or function, optional
         Default "glorot_uniform".
-    bias_initializer : str or function
+    bias_initializer : str, float or function
     trainable : bool
     name : str, optional
     kernel_regularizer, bias_regularizer : callable, optional

@@ -29,9 +29,9 @@ class Dense(Affine):
         "relu", "leaky_relu", "gelu", "softmax", "log_softmax", "sigmoid", "tanh", "identity", or
         the function of that name.
     use_bias : bool
-    kernel_initializer : str or function, optional
+    kernel_initializer : str, float or function, optional
         Default "glorot_uniform".
-    bias_initializer : str or function
+    bias_initializer : str, float or function
     trainable : bool
     name : str, optional
     kernel_regularizer, bias_regularizer : callable, optional
@@ -43,6 +43,11 @@ class Dense(Affine):
         (inputs, units)
     bias : Parameter or None
         (units,)
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument or the input shape is invalid.
 
     Examples
     --------

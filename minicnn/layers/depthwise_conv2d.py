@@ -36,9 +36,9 @@ class DepthwiseConv2D(Convolution):
     activation : str, function, Op or None
         As for `Conv2D`.
     use_bias : bool
-    depthwise_initializer : str or function, optional
+    depthwise_initializer : str, float or function, optional
         Default "glorot_uniform".
-    bias_initializer : str or function
+    bias_initializer : str, float or function
     trainable : bool
     name : str, optional
     depthwise_regularizer, bias_regularizer : callable, optional
@@ -143,9 +143,9 @@ class SeparableConv2D(DepthwiseConv2D):
     activation : str, function, Op or None
         As for `Conv2D`.
     use_bias : bool
-    depthwise_initializer, pointwise_initializer : str or function, optional
+    depthwise_initializer, pointwise_initializer : str, float or function, optional
         Default "glorot_uniform".
-    bias_initializer : str or function
+    bias_initializer : str, float or function
     depthwise_regularizer, pointwise_regularizer, bias_regularizer : callable, optional
         Such as ``l2_regularizer(0.001)``: its value is added to the loss.
     trainable : bool
