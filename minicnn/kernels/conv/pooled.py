@@ -261,9 +261,8 @@ def _stage(gradient, winner, place, wide, depth, filters, values, offsets, taps,
     Add the gradients to db.
     """
     for f in range(filters):
-        tap = np.int32(winner[f])
-        taps[f] = tap
-        offsets[f] = np.int32(place + (tap >> 1 & 1) * wide + (tap & 1)) * np.int32(depth)
+        taps[f] = np.int32(winner[f])
+        offsets[f] = np.int32(place + (taps[f] >> 1 & 1) * wide + (taps[f] & 1)) * np.int32(depth)
     for f in range(0, filters, LANES):  # complete vectors, without a branch for each gradient
         some = filters - f
         value = where_tagged(load_some(gradient, f, some), pointer(taps, f), 0, ZEROED)
