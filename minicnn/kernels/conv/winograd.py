@@ -28,9 +28,8 @@ The rows of B' and G and the columns of A' for opposite points differ only in si
 odd parts are therefore computed once, and then added and subtracted.
 
 In float32, the result differs from the direct sum by about 2e-6 of the largest output of the tile,
-and by up to 2e-5 of it if one input is much larger than the others. Inputs above 1e36 overflow. If
-all inputs of an output are zero (half of an MNIST image is blank), a rounding error could remain
-and pass through ReLU, so such outputs are set to zero. NaN and infinity in an input spread to all
+and by up to 2e-5 of it if one input is much larger than the others. This is also true of an output
+whose inputs are all zero. Inputs above 1e36 overflow. NaN and infinity in an input spread to all
 outputs of the tiles that read it.
 
 The gradient of the kernel is the transposed map. With tiles dy of 4x4 gradients, for each point,
@@ -48,6 +47,8 @@ PANEL).
 A. Lavin and S. Gray, "Fast algorithms for convolutional neural networks", CVPR 2016.
 """
 
+from typing import Any
+
 import numpy as np
 
 from minicnn.kernels.conv.shared import copy_image, pack_filters, write_maxima
@@ -59,14 +60,11 @@ from minicnn.kernels.simd import (
     PANEL,
     ROWS,
     add,
-    fma,
     linear,
     load,
     load_some,
     pointer,
     relu,
-    splat,
-    store,
     store_some,
 )
 from minicnn.kernels.threads import aligned, parallel_for, share
@@ -76,8 +74,8 @@ _OUT = 4  # rows and columns of outputs in a tile
 # The finite points, exact in float32: 0, and others with their opposites.
 _POINTS = {3: (0.0, 11 / 16, -11 / 16, 23 / 16, -23 / 16),
            5: (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)}
-# Of `_gain`; with less, the transforms cost more than they save.
-_LEAST_GAIN, _LEAST_GRADIENT_GAIN = {(3, 3): 6, (5, 5): 5}, 4
+# Multiplications in relation to transforms; with fewer, the transforms cost more than they save.
+_LEAST_GAIN, _LEAST_GRADIENT_GAIN = {(3, 3): 6, (5, 5): 5}, {(3, 3): 4}
 _FEW_FILTERS = 16  # fewer take as long as so many
 _FEW_CHUNKS = 4  # of fewer images, the filters are split as well (V is computed again), or tiles
 _MOST_TILES = 28  # in a block, whose V stays in the second-level cache
@@ -127,16 +125,47 @@ _gradient_line = linear({6: _OUTPUTS[6].T}, _BOTH)
 _kernel_line = linear({6: _BOTH[6]}, {6: _FILTERS[6].T})
 
 
+def _both_ways(line: Any) -> Any:
+    """Return a helper that writes L S L' for a tile S of vectors; `line` writes L s for a column.
+
+    S has `inputs` and the result `outputs` rows and columns; `half` has room for L S.
+    """
+
+    @helper
+    def transform(side, inputs, outputs, source, row, column, half, target, target_row,
+                  target_column):
+        for j in range(inputs):
+            line(side, pointer(source, j * column), row, pointer(half, j * LANES), inputs * LANES)
+        for i in range(outputs):
+            line(side, pointer(half, i * inputs * LANES), LANES, pointer(target, i * target_row),
+                 target_column)
+
+    return transform
+
+
+_transform_input, _transform_output = _both_ways(_input_line), _both_ways(_output_line)
+_transform_filter = _both_ways(_filter_line)
+_transform_gradient, _transform_sum = _both_ways(_gradient_line), _both_ways(_kernel_line)
+
+
 def fits(window: Window, channels: int, filters: int) -> bool:
-    """Return whether Winograd supports the window and is faster for so many channels."""
-    least = _LEAST_GAIN.get((window.kernel_h, window.kernel_w), np.inf)
-    return _gain(channels, filters) >= least and window[4:8] == (1, 1, 1, 1)
+    """Return whether `forward` supports the window and is faster for so many channels."""
+    return _is_faster(_LEAST_GAIN, window, channels, filters)
 
 
-def _gain(channels: int, filters: int) -> float:
-    """Return the multiplications of a tile in relation to its transforms."""
+def fits_gradient(window: Window, channels: int, filters: int) -> bool:
+    """Return whether `kernel_gradient` supports the window and is faster for so many channels."""
+    return _is_faster(_LEAST_GRADIENT_GAIN, window, channels, filters)
+
+
+def _is_faster(
+    least: dict[tuple[int, int], float], window: Window, channels: int, filters: int
+) -> bool:
+    """Return whether a tile has enough multiplications in relation to its transforms."""
     filters = max(filters, _FEW_FILTERS)
-    return channels * filters / (channels + filters)
+    gain = channels * filters / (channels + filters)
+    needed = least.get((window.kernel_h, window.kernel_w), np.inf)
+    return gain >= needed and window[4:8] == (1, 1, 1, 1)
 
 
 def pack(w: np.ndarray, turned: bool = False) -> np.ndarray:
@@ -183,25 +212,16 @@ def forward(
     rows, columns = tiles[0] * _OUT + size - 1, tiles[1] * _OUT + size - 1
     parallel_for(
         _forward, -(-total // length) * -(-len(b) // some), (x, transformed, b), (y, code),
-        tuple(window), length, some, tiles, relu, pool, work=work,
+        tuple(window), length, some, block, tiles, relu, pool, work=work,
         scratch={
             "padded": ((rows, columns, depth), np.float32),
             "v": ((points, block | 1, depth), np.float32),
             "m": ((points, ROWS, PANEL), np.float32),
-            "line": ((2, points, LANES), np.float32),  # a tile between its two passes
+            "half": ((points, LANES), np.float32),  # a tile between its two transforms
+            "outputs": ((_OUT * _OUT, LANES), np.float32),
             "zeros": ((PANEL,), np.float32),
-            "bias": ((panels, PANEL), np.float32),
-            "live": ((rows, columns), np.float32),  # 1 if a pixel of an output's inputs is nonzero
-            "blanks": ((block,), np.int32),  # a bit for each output of a tile
         },
     )
-
-
-def fits_gradient(window: Window, channels: int, filters: int) -> bool:
-    """Return whether `kernel_gradient` supports the window and is faster for so many channels."""
-    is_three = (window.kernel_h, window.kernel_w) == (3, 3)
-    is_faster = _gain(channels, filters) >= _LEAST_GRADIENT_GAIN
-    return is_three and is_faster and window[4:8] == (1, 1, 1, 1)
 
 
 def kernel_gradient(
@@ -232,7 +252,8 @@ def kernel_gradient(
             "v": ((side * side, _BLOCK, depth), np.float32),
             "d": ((side * side, panels, _BLOCK, PANEL), np.float32),
             "m": ((side * side, _ROOM, PANEL), np.float32),
-            "line": ((side, side, LANES), np.float32),
+            "half": ((side * side, LANES), np.float32),  # a tile between its two transforms
+            "taps": ((size * size, LANES), np.float32),
             "zeros": ((PANEL,), np.float32),
         },
     )
@@ -243,7 +264,7 @@ def kernel_gradient(
 @kernel
 def _kernel_gradient(chunk, scratch, x, dy, partial, biases, window, images, tiles, blocks):
     """Sum M = V' D over the tiles of a chunk of images, and write dw = G' M G."""
-    padded, gradient, v, d, m, line, zeros = scratch
+    padded, gradient, v, d, m, half, taps, zeros = scratch
     points, panels, _, _ = d.shape
     channels, filters, depth, per_image = x.shape[3], dy.shape[3], v.shape[2], tiles[0] * tiles[1]
     clear(pointer(padded, 0), padded.size)
@@ -255,8 +276,9 @@ def _kernel_gradient(chunk, scratch, x, dy, partial, biases, window, images, til
     end = min(x.shape[0] * per_image, begin + images * per_image)
     for first in range(begin, end, _BLOCK):
         count = min(_BLOCK, end - first)
-        sums = pointer(biases, (chunk * blocks + (first - begin) // _BLOCK) * filters)
-        _transform_pairs(x, dy, first, count, padded, gradient, v, d, line, sums, window, tiles)
+        db = pointer(biases, (chunk * blocks + (first - begin) // _BLOCK) * filters)
+        _transform_inputs(x, begin, first, count, padded, v, half, window, tiles)
+        _transform_gradients(dy, first, count, gradient, d, half, db, tiles)
         for f in range(0, filters, PANEL):
             for c in range(0, channels, _GROUP):
                 rows = min(_GROUP, channels - c)
@@ -268,108 +290,71 @@ def _kernel_gradient(chunk, scratch, x, dy, partial, biases, window, images, til
                 for r in range(rows):
                     at = chunk * partial.shape[1] + (c + r) * filters
                     for g in range(f, min(f + PANEL, filters), LANES):
-                        _add_kernel(pointer(m, r * PANEL + g - f), pointer(line, 0),
-                                    pointer(partial, at + g), channels * filters, filters - g,
-                                    tiles)
+                        _add_kernel(pointer(m, r * PANEL + g - f), pointer(half, 0),
+                                    pointer(taps, 0), pointer(partial, at + g), channels * filters,
+                                    filters - g, tiles)
 
 
 @helper
-def _transform_pairs(x, dy, first, count, padded, gradient, v, d, line, sums, window, tiles):
-    """Write V = B' d B and D = A dy A' for `count` tiles, and add the sums of the tiles of dy."""
-    (_, wide, depth), (_, across, _), panels = padded.shape, gradient.shape, d.shape[1]
-    filters, side = dy.shape[3], tiles[3]
+def _transform_gradients(dy, first, count, gradient, d, half, db, tiles):
+    """Write D = A dy A' for `count` tiles, and add the sums of the tiles of dy to db."""
+    (_, wide, _), (_, panels, _, _), filters = gradient.shape, d.shape, dy.shape[3]
+    pixel, side = panels * PANEL, tiles[3]
     for i in range(count):
         n, row, column = _tile(first + i, tiles)
         if row + column == 0:  # the first tile of an image
-            inside = pointer(padded, (window[8] * wide + window[9]) * depth)
-            copy_image(pointer(x, n * x[0].size), x.shape[1:], 0, x.shape[3], inside, wide, depth,
-                       False)
             copy_image(pointer(dy, n * dy[0].size), dy.shape[1:], 0, filters, pointer(gradient, 0),
-                       across, panels * PANEL, False)
-        corner = pointer(padded, (row * wide + column) * _OUT * depth)
-        for c in range(0, depth, LANES):
-            _input_tile(pointer(corner, c), wide * depth, depth, pointer(line, 0),
-                        pointer(v, i * depth + c), _BLOCK * depth, side)
-        corner = pointer(gradient, (row * across + column) * _OUT * panels * PANEL)
+                       wide, pixel, False)
+        corner = pointer(gradient, (row * wide + column) * _OUT * pixel)
         for f in range(0, filters, LANES):
+            source = pointer(corner, f)
             target = pointer(d, (f // PANEL * _BLOCK + i) * PANEL + f % PANEL)
-            _gradient_tile(pointer(corner, f), across * panels * PANEL, panels * PANEL,
-                           pointer(line, 0), target, panels * _BLOCK * PANEL, side)
-            total = _sum_tile(pointer(corner, f), across * panels * PANEL, panels * PANEL)
-            store_some(add(load_some(sums, f, filters - f), total), sums, f, filters - f)
+            point = panels * _BLOCK * PANEL
+            _transform_gradient(side, _OUT, side, source, wide * pixel, pixel, pointer(half, 0),
+                                target, side * point, point)
+            total = load(source, 0)
+            for q in range(1, _OUT * _OUT):
+                total = add(total, load(source, (q // _OUT * wide + q % _OUT) * pixel))
+            store_some(add(load_some(db, f, filters - f), total), db, f, filters - f)
 
 
 @helper
-def _sum_tile(source, row, column):
-    """Return the sum of a tile for one vector of filters."""
-    total = load(source, 0)
-    for q in range(1, _OUT * _OUT):
-        total = add(total, load(source, q // _OUT * row + q % _OUT * column))
-    return total
-
-
-@helper
-def _gradient_tile(source, row, column, line, d, point, side):
-    """Write D = A dy A' for one tile and one vector of filters."""
-    for j in range(_OUT):
-        _gradient_line(side, pointer(source, j * column), row, pointer(line, j * LANES),
-                       _OUT * LANES)
-    for i in range(side):
-        _gradient_line(side, pointer(line, i * _OUT * LANES), LANES, pointer(d, i * side * point),
-                       point)
-
-
-@helper
-def _add_kernel(m, line, dw, tap, some, tiles):
+def _add_kernel(m, half, taps, dw, tap, some, tiles):
     """Add G' M G to the gradients of a channel and a vector of filters."""
     size, side, point = tiles[2], tiles[3], _ROOM * PANEL
-    out = pointer(line, size * side * LANES)
-    for v in range(side):
-        _kernel_line(side, pointer(m, v * point), side * point, pointer(line, v * LANES),
-                     side * LANES)
-    for i in range(size):
-        _kernel_line(side, pointer(line, i * side * LANES), LANES, out, LANES)
-        for j in range(size):
-            at = (i * size + j) * tap
-            store_some(add(load(out, j * LANES), load_some(dw, at, some)), dw, at, some)
+    _transform_sum(side, side, size, m, side * point, point, half, taps, size * LANES, LANES)
+    for q in range(size * size):
+        total = add(load(taps, q * LANES), load_some(dw, q * tap, some))
+        store_some(total, dw, q * tap, some)
 
 
 @kernel
 def _transform_filters(panel, scratch, w, transformed, channels, turned):
     """Write U = G g G' for the filters of a panel, one channel and one vector at a time."""
     packed, half = scratch
-    side, size = half.shape[0], half.shape[1]
-    rows = transformed.shape[2]
+    side, size, _ = half.shape
+    column, point = channels * PANEL, transformed.shape[2] * PANEL
     pack_filters(w, panel * PANEL, turned, pointer(packed, 0))
     for first in range(0, channels * PANEL, LANES):
-        source = pointer(packed, first)
-        line = pointer(half, 0)
-        target = pointer(transformed, panel * side * side * rows * PANEL + first)
-        for j in range(size):
-            _filter_line(side, pointer(source, j * channels * PANEL), size * channels * PANEL,
-                         pointer(line, j * LANES), size * LANES)
-        for t in range(side):
-            _filter_line(side, pointer(line, t * size * LANES), LANES,
-                         pointer(target, t * side * rows * PANEL), rows * PANEL)
+        target = pointer(transformed, panel * side * side * point + first)
+        _transform_filter(side, size, side, pointer(packed, first), size * column, column,
+                          pointer(half, 0), target, side * point, point)
 
 
 @kernel
-def _forward(chunk, scratch, x, u, b, y, code, window, length, some, tiles, relu, pool):
+def _forward(chunk, scratch, x, u, b, y, code, window, length, some, block, tiles, relu, pool):
     """Compute `some` filters in blocks of tiles: first V, then M and Y for each panel."""
-    padded, v, m, line, zeros, bias, live, blanks = scratch
-    block, filters, per_image = blanks.size, b.size, tiles[0] * tiles[1]
-    (_, height, width, _), side = y.shape, _OUT >> pool
+    padded, v, m, half, outputs, zeros = scratch
+    filters, per_image, point = b.size, tiles[0] * tiles[1], ROWS * PANEL
+    (_, height, width, _), high = y.shape, _OUT >> pool
     clear(pointer(padded, 0), padded.size)
     clear(pointer(zeros, 0), PANEL)
-    bias_ = pointer(bias, 0)
-    for f in range(bias.size):
-        bias_[f] = b[f] if f < filters else 0
     parts = -(-filters // some)
     begin, first_filter = chunk // parts * length, chunk % parts * some
     end = min(begin + length, x.shape[0] * per_image)
     for first in range(begin, end, block):
         count = min(block, end - first)
-        _transform_inputs(x, begin, first, count, padded, v, line, live, blanks, window, tiles)
+        _transform_inputs(x, begin, first, count, padded, v, half, window, tiles)
         for f in range(first_filter, min(first_filter + some, filters), PANEL):
             for i in range(0, count, ROWS):
                 rows = min(ROWS, count - i)
@@ -377,40 +362,33 @@ def _forward(chunk, scratch, x, u, b, y, code, window, length, some, tiles, relu
                           min(PANEL, round_up(filters - f, LANES)))
                 for r in range(rows):
                     n, row, column = _tile(first + i + r, tiles)
-                    top, left = row * side, column * side
-                    high, wide = min(side, height - top), min(side, width - left)
+                    top, left = row * high, column * high
                     for g in range(f, min(f + PANEL, filters), LANES):
-                        _output_tile(pointer(m, r * PANEL + g - f), pointer(line, 0), tiles[3])
-                        _set_blanks(pointer(line, 0), np.int64(blanks[i + r]))
+                        _transform_output(tiles[3], tiles[3], _OUT, pointer(m, r * PANEL + g - f),
+                                          tiles[3] * point, point, pointer(half, 0),
+                                          pointer(outputs, 0), _OUT * LANES, LANES)
                         at = ((n * height + top) * width + left) * filters + g
-                        if pool:
-                            write_maxima(pointer(line, 0), _OUT * LANES, LANES, high, wide,
-                                         load(bias_, g), pointer(y, at), pointer(code, at),
-                                         width * filters, filters, filters - g)
-                        else:
-                            _emit(pointer(line, 0), high, wide, load(bias_, g), pointer(y, at),
-                                  width * filters, filters, filters - g, relu)
+                        _emit(pointer(outputs, 0), min(high, height - top),
+                              min(high, width - left),
+                              load_some(pointer(b, 0), g, filters - g), pointer(y, at),
+                              pointer(code, at), width * filters, filters, filters - g, relu, pool)
 
 
 @helper
-def _transform_inputs(x, begin, first, count, padded, v, line, live, blanks, window, tiles):
-    """Write V = B' d B for `count` tiles, and mark the outputs whose inputs are all zero.
-
-    `begin` is the first tile of the chunk, `first` that of the block.
-    """
-    (_, wide, depth), block, size, side = padded.shape, v.shape[1], tiles[2], tiles[3]
+def _transform_inputs(x, begin, first, count, padded, v, half, window, tiles):
+    """Write V = B' d B for `count` tiles; `begin` is the first tile of the chunk."""
+    (_, wide, depth), (_, block, _), side = padded.shape, v.shape, tiles[3]
     for i in range(count):
         n, row, column = _tile(first + i, tiles)
         if row + column == 0 or first + i == begin:  # the first tile of an image
             inside = pointer(padded, (window[8] * wide + window[9]) * depth)
             copy_image(pointer(x, n * x[0].size), x.shape[1:], 0, x.shape[3], inside, wide, depth,
                        False)
-            _find_live(pointer(padded, 0), pointer(live, 0), padded.shape, size)
-        blanks[i] = _blank_outputs(pointer(live, (row * wide + column) * _OUT), wide)
         corner = pointer(padded, (row * wide + column) * _OUT * depth)
         for c in range(0, depth, LANES):
-            _input_tile(pointer(corner, c), wide * depth, depth, pointer(line, 0),
-                        pointer(v, i * depth + c), block * depth, side)
+            _transform_input(side, side, side, pointer(corner, c), wide * depth, depth,
+                             pointer(half, 0), pointer(v, i * depth + c), side * block * depth,
+                             block * depth)
 
 
 @helper
@@ -433,66 +411,14 @@ def _tile(number, tiles):
 
 
 @helper
-def _find_live(padded, live, shape, size):
-    """Mark each pixel from which on a square of size x size pixels has one that is nonzero."""
-    rows, columns, depth = shape
-    for pixel in range(rows * columns):
-        values = pointer(padded, pixel * depth)
-        any_ = False
-        for c in range(depth):
-            any_ |= values[c] != 0
-        live[pixel] = any_
-    for step in (1, columns):
-        for _ in range(size - 1):
-            for pixel in range(rows * columns - step):
-                live[pixel] = max(live[pixel], live[pixel + step])
-
-
-@helper
-def _blank_outputs(live, wide):
-    """Return a bit mask of the outputs of a tile whose inputs are all zero."""
-    bits = 0
-    for q in range(_OUT * _OUT):
-        bits |= (live[q // _OUT * wide + q % _OUT] == 0) << q
-    return bits
-
-
-@helper
-def _set_blanks(line, bits):
-    """Set the outputs in a bit mask to zero, except those that are NaN."""
-    zero = splat(np.float32(0))
-    for q in range(_OUT * _OUT if bits else 0):
-        if bits >> q & 1:
-            store(fma(load(line, q * LANES), zero, zero), line, q * LANES)
-
-
-@helper
-def _input_tile(source, row, column, line, v, point, side):
-    """Write V = B' d B for one tile and one vector of channels."""
-    step = side * LANES
-    for j in range(side):
-        _input_line(side, pointer(source, j * column), row, pointer(line, j * LANES), step)
-    for i in range(side):
-        _input_line(side, pointer(line, i * step), LANES, pointer(v, i * side * point), point)
-
-
-@helper
-def _output_tile(m, line, side):
-    """Write Y = A' M A for one tile and vector of filters; Y (4, 4) is at the start of `line`."""
-    point, step = ROWS * PANEL, side * LANES
-    half = pointer(line, _OUT * _OUT * LANES)
-    for j in range(side):
-        _output_line(side, pointer(m, j * point), side * point, pointer(half, j * LANES), step)
-    for i in range(_OUT):
-        _output_line(side, pointer(half, i * step), LANES, pointer(line, i * _OUT * LANES), LANES)
-
-
-@helper
-def _emit(line, rows, columns, bias, y, y_row, filters, some, relu_):
-    """Add the bias to a tile's outputs for a vector of filters, apply ReLU if asked, and write."""
+def _emit(outputs, rows, columns, bias, y, code, line, step, some, relu_, pool):
+    """Add the bias to the outputs of a tile, apply ReLU and pooling if asked, and write them."""
+    if pool:
+        write_maxima(outputs, _OUT * LANES, LANES, rows, columns, bias, y, code, line, step, some)
+        return
     for i in range(rows):
         for j in range(columns):
-            output = add(load(line, (i * _OUT + j) * LANES), bias)
+            output = add(load(outputs, (i * _OUT + j) * LANES), bias)
             if relu_:
                 output = relu(output)
-            store_some(output, y, i * y_row + j * filters, some)
+            store_some(output, y, i * line + j * step, some)
