@@ -344,7 +344,7 @@ def test_what_cuts_sums_over_lists_does_not_depend_on_the_width(monkeypatch, lan
     monkeypatch.setattr(pooled, "LANES", lanes)
     monkeypatch.setattr(pooled, "PANEL", 2 * lanes)
     for size, channels, filters, band, together in [
-        ((24, 26), 33, 3, 3, 3), ((6, 300), 17, 3, 1, 3), ((14, 14), 32, 64, 7, 1),
+        ((24, 26), 33, 3, 5, 3), ((6, 300), 17, 3, 1, 3), ((14, 14), 32, 64, 7, 1),
         ((9, 9), 3, 8, 4, 3), ((1, 7), 20, 5, 1, 3),
     ]:
         kernel = (5, 5) if together == 1 else (3, 3)

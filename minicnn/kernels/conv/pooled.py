@@ -24,7 +24,7 @@ is padded to complete vectors.
 
 Lists are created and used for one *band* of pooled rows at a time, so that the pixels of a block
 stay in the first-level cache. Sums of dw are split into bands, so the size of a band depends on
-pixels and channels only, not on the vector width.
+pixels and channels only, not on the vector width. A chunk adds the sums of few bands in order.
 """
 
 from typing import NamedTuple
@@ -32,7 +32,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minicnn.kernels.conv.shared import copy_image
-from minicnn.kernels.elementwise import add_waiting, sum_sums, waiting_sums
+from minicnn.kernels.elementwise import sum_sums
 from minicnn.kernels.gather import gather
 from minicnn.kernels.gemm import clear, round_up
 from minicnn.kernels.jit import helper, kernel
@@ -57,10 +57,9 @@ from minicnn.kernels.window import Window
 _MANY_CHANNELS = 16  # from this number on, blocks consist of complete vectors
 # These sizes split sums, so they assume blocks of 32 channels for any vector width.
 _CHANNELS = 32
-_WHOLE = 11 << 10  # elements of a padded image that is one band; fits into a first-level cache
-_BAND = 8 << 10  # elements of the padded rows of a band
+_BAND = 11 << 10  # elements of the padded rows of a band, which stay in the first-level cache
 _TERMS = 256  # positions per band, summed separately for dw and db: more would lose precision
-_FEW = 16  # sums of bands that are added in order, before these are added pairwise
+_BANDS = 16  # per chunk, unless an image has more, whose sums are added in order
 _LINES = 10 << 10  # elements of w that stay in the first-level cache together with dx
 
 
@@ -96,13 +95,13 @@ def gradients(
     vectors = run // LANES
     need_dx = dx is not None
     lines = _lines(w, layout) if need_dx else np.empty((0, 0, 0, 0), np.float32)
-    images = share(n, chunks)
+    bands = -(-ph // band)
+    images = min(share(n, chunks), max(1, _BANDS // max(bands, 1)))
     chunks = -(-n // images)
     partial = aligned((chunks, blocks * filters * kh * run), np.float32)
-    biases = np.zeros((n, -(-ph // band), filters), np.float32)
+    biases = np.zeros((n, bands, filters), np.float32)
     padded = blocks * high * wide * depth + run  # the last gather accesses one run too many
     positions, width = band * pw, round_up(filters, LANES)
-    waiting = waiting_sums(images * -(-ph // band), _FEW)
     length = positions + LANES  # of a list: `compress` writes complete vectors
     target = np.empty((0, 0, 0, 0), np.float32) if dx is None else dx
     parallel_for(
@@ -112,7 +111,6 @@ def gradients(
         scratch={
             "padded": ((padded,), np.float32),
             "dpadded": ((padded,), np.float32),
-            "sums": ((waiting * partial.shape[1],), np.float32),
             # the gradients of one position per lane of a vector
             "values": ((LANES, width), np.float32),
             "offsets": ((LANES, width), np.int32),
@@ -145,12 +143,9 @@ def _layout(
     run = round_up(window.kernel_w * depth, LANES)
     counted = min(channels, _CHANNELS)
     band = (_BAND // (wide * counted) - window.kernel_h + 1) // 2
-    if high * wide * counted <= _WHOLE:
-        band = pooled_rows
-    band = min(band, _TERMS // max(pooled_columns, 1))
+    band = min(band, pooled_rows, _TERMS // max(pooled_columns, 1))
     together = window.kernel_h if window.taps * filters * counted <= _LINES else 1
-    return _Layout(-(-channels // depth), depth, high, wide, run, max(1, min(band, pooled_rows)),
-                   together)
+    return _Layout(-(-channels // depth), depth, high, wide, run, max(1, band), together)
 
 
 def _lines(w: np.ndarray, layout: _Layout) -> np.ndarray:
@@ -171,11 +166,11 @@ def _lines(w: np.ndarray, layout: _Layout) -> np.ndarray:
 @kernel
 def _gradients(chunk, scratch, x, dy, code, lines, dw_blocks, dx_blocks, partial, biases, dx,
                layout, window, images, need_dx):
-    """Sum dw over a chunk of images, and write dx and the block sums of db for each image."""
-    (padded, dpadded, sums, values, offsets, taps, places, f_values, f_offsets, f_bounds, p_values,
+    """Sum dw over a chunk of images, and write dx and the sums of bands of db for each image."""
+    (padded, dpadded, values, offsets, taps, places, f_values, f_offsets, f_bounds, p_values,
      p_offsets, p_bounds) = scratch
     (_, rows, columns, filters), run, band, kh = dy.shape, layout[4], layout[5], window[2]
-    image = x.shape[1] * x.shape[2] * x.shape[3]
+    image, dw = x[0].size, pointer(partial, chunk * partial.shape[1])
     staged = (pointer(values, 0), pointer(offsets, 0), pointer(taps, 0), pointer(places, 0),
               values.shape[1])
     by_filter = (pointer(f_offsets, 0), pointer(f_values, 0), pointer(f_bounds, 0),
@@ -185,13 +180,9 @@ def _gradients(chunk, scratch, x, dy, code, lines, dw_blocks, dx_blocks, partial
     for f in range(filters):
         places[f] = f * run
         f_bounds[0, f] = f * f_values.shape[1]
-    size, waiting, bands = partial.shape[1], 0, 0
-    dw = pointer(partial, chunk * size)
-    begin = chunk * images
-    end = min(x.shape[0], begin + images)
-    clear(dw, size)
+    clear(dw, partial.shape[1])
     clear(pointer(padded, 0), padded.size)
-    for n in range(begin, end):
+    for n in range(chunk * images, min(x.shape[0], (chunk + 1) * images)):
         _fill_padded(pointer(x, n * image), pointer(padded, 0), x.shape[1:], layout, window, False)
         clear(pointer(dpadded, 0), dpadded.size if need_dx else 0)
         for first in range(0, rows, band):
@@ -200,16 +191,8 @@ def _gradients(chunk, scratch, x, dy, code, lines, dw_blocks, dx_blocks, partial
             db = pointer(biases, (n * biases.shape[1] + first // band) * filters)
             _make_lists(pointer(dy, at), pointer(code, at), db, first, count * columns, columns,
                         filters, layout, staged, by_filter, by_position, need_dx)
-            total = pointer(sums, (waiting - 1) * size) if waiting else dw
-            if waiting and bands % _FEW == 0:
-                clear(total, size)
             _filter_gradient(pointer(padded, 0), by_filter, layout, filters, kh,
-                             pointer(dw_blocks, 0), dw_blocks.shape[0], total)
-            bands += 1
-            last = n + 1 == end and first + band >= rows
-            if bands % _FEW == 0 or last:
-                waiting = add_waiting(waiting + 1, -(-bands // _FEW), last, dw, 0, pointer(sums, 0),
-                                      size, 1, size)
+                             pointer(dw_blocks, 0), dw_blocks.shape[0], dw)
             if need_dx:
                 _input_gradient(pointer(lines, 0), by_position, layout, filters, kh,
                                 pointer(dx_blocks, 0), dx_blocks.shape[0], first, count, columns,
@@ -241,11 +224,10 @@ def _make_lists(gradient, winner, db, first, count, columns, filters, layout, st
         ends[f] = begins[f]
     end = 0
     for begin in range(0, count, LANES):
-        for i in range(LANES):
+        positions = min(LANES, count - begin)
+        clear(pointer(values, positions * width), (LANES - positions) * width)
+        for i in range(positions):
             p, line = begin + i, pointer(values, i * width)
-            if p >= count:
-                clear(line, width)
-                continue
             place = 2 * (first + p // columns) * wide + 2 * (p % columns)
             _stage(pointer(gradient, p * filters), pointer(winner, p * filters), place, wide, depth,
                    filters, line, pointer(offsets, i * width), taps, db)
