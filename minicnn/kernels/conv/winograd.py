@@ -47,6 +47,7 @@ PANEL).
 A. Lavin and S. Gray, "Fast algorithms for convolutional neural networks", CVPR 2016.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -159,7 +160,7 @@ def fits_gradient(window: Window, channels: int, filters: int) -> bool:
 
 
 def _is_faster(
-    least: dict[tuple[int, int], float], window: Window, channels: int, filters: int
+    least: Mapping[tuple[int, int], float], window: Window, channels: int, filters: int
 ) -> bool:
     """Return whether a tile has enough multiplications in relation to its transforms."""
     filters = max(filters, _FEW_FILTERS)
@@ -207,14 +208,12 @@ def forward(
     few = max(1, _FEW_CHUNKS * images // max(len(x), 1))  # chunks of so many images
     some = share(panels, few, work) * PANEL
     length = share(images * tiles[0] * tiles[1], max(1, few // panels), work)
-    most = max(ROWS, _MOST_TILES // ROWS * ROWS)
-    block = max(ROWS, min(most, _V_BYTES // (points * depth * 4) // ROWS * ROWS))
-    rows, columns = tiles[0] * _OUT + size - 1, tiles[1] * _OUT + size - 1
+    block = max(ROWS, min(_MOST_TILES, _V_BYTES // (points * depth * 4)) // ROWS * ROWS)
     parallel_for(
         _forward, -(-total // length) * -(-len(b) // some), (x, transformed, b), (y, code),
         tuple(window), length, some, block, tiles, relu, pool, work=work,
         scratch={
-            "padded": ((rows, columns, depth), np.float32),
+            "padded": ((tiles[0] * _OUT + size - 1, tiles[1] * _OUT + size - 1, depth), np.float32),
             "v": ((points, block | 1, depth), np.float32),
             "m": ((points, ROWS, PANEL), np.float32),
             "half": ((points, LANES), np.float32),  # a tile between its two transforms
