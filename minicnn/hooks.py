@@ -180,6 +180,7 @@ class Timer:
     """
 
     def __init__(self, every_steps: int | None = None, every_secs: float | None = None) -> None:
+        checks.exclusive(least=1, every_steps=every_steps, every_secs=every_secs)
         self.every_steps = checks.optional(checks.integer, every_steps, "every_steps")
         self.every_secs = checks.optional(checks.number, every_secs, "every_secs", 0.0)
         self.reset()
@@ -391,6 +392,7 @@ class NanTensorHook(SessionRunHook):
     Parameters
     ----------
     loss_tensor : str or Tensor
+        Any tensor, all of whose elements are then checked.
     fail_on_nan_loss : bool
         True raises `NanLossError`, so no checkpoint of the invalid weights is written; False only
         ends the run.
@@ -411,7 +413,7 @@ class NanTensorHook(SessionRunHook):
         return SessionRunArgs(self.loss_tensor)
 
     def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
-        loss = float(run_values.results)
+        loss = float(np.sum(run_values.results, dtype=np.float64))  # of a tensor's elements
         if math.isfinite(loss):
             return
         message = (
@@ -489,8 +491,7 @@ class ValidationMonitor(SessionRunHook):
         restore_best_weights: bool = True,
         keep_best: bool = False,
     ) -> None:
-        if x is None and input_fn is None:
-            raise ValueError("there is no data: give `x` (and `y`), or `input_fn`, got neither")
+        checks.exclusive(least=1, x=x, input_fn=input_fn)
         self.data = {
             "x": x,
             "y": y,

@@ -117,7 +117,8 @@ class SummarySaverHook(SessionRunHook):
             fetches["predictions"] = {
                 key: tensor
                 for key, tensor in session.trace.ops.predictions.items()
-                if keys & {key, None}
+                # All, if there is an unknown key: the error lists them.
+                if keys & {key, None} or keys - session.trace.ops.predictions.keys()
             }
             fetches["fed"] = {k: t for k, t in session.graph.tensors.items() if t.op is None}
         return SessionRunArgs(fetches)

@@ -356,6 +356,7 @@ ONE_OF_TWO = [
     (hooks.CheckpointSaverHook, "save_steps", "save_secs", True),
     (hooks.StopAtStepHook, "num_steps", "last_step", True),
     (hooks.StepCounterHook, "every_n_steps", "every_n_secs", False),
+    (hooks.Timer, "every_steps", "every_secs", True),
 ]
 
 
@@ -434,6 +435,16 @@ def test_steps_a_second(run, lines, clock):
 def test_steps_a_second_are_logged_every_hundred_steps(run, lines, clock):
     run(Tick(clock, 0.5), steps=201)
     assert lines("global_step/sec") == ["global_step/sec: 2"] * 2
+
+
+def test_each_element_of_a_tensor_is_to_be_finite(run):
+    run(hooks.NanTensorHook("hidden"), steps=2)
+    hook = hooks.NanTensorHook("hidden")
+    with pytest.raises(mc.NanLossError, match="the loss is inf at step 3"):
+        hook.after_run(
+            SimpleNamespace(session=SimpleNamespace(global_step=3)),
+            hooks.SessionRunValues(np.array([[3e38, 3e38], [math.inf, 0]], np.float32)),
+        )
 
 
 def test_nan_is_an_error_or_the_end(run, lines):
@@ -568,7 +579,7 @@ def test_a_metric_that_is_an_array_cannot_stop(run):
 
 
 def test_validation_needs_data():
-    with pytest.raises(ValueError, match="there is no data: give `x`"):
+    with pytest.raises(ValueError, match="give exactly one of `x` and `input_fn`, got None"):
         hooks.ValidationMonitor()
     hooks.ValidationMonitor(input_fn=lambda: [(X, Y)])
 
@@ -580,6 +591,8 @@ def test_validation_arguments(run):
         hooks.ValidationMonitor(X, Y, early_stopping_rounds=0)
     with pytest.raises(ValueError, match=r"must be one of 'loss', 'accuracy', got 'acc'"):
         hooks.ValidationMonitor(X, Y, early_stopping_metric="acc", metrics=ACCURACY)
+    with pytest.raises(ValueError, match="give exactly one of `x` and `input_fn`, got x=an array"):
+        hooks.ValidationMonitor(X, input_fn=lambda: [(X, Y)])
     monitor = hooks.ValidationMonitor(X, Y, every_n_steps=1, early_stopping_metric="acc")
     with pytest.raises(ValueError, match=r"`early_stopping_metric` must be one of 'loss', got"):
         run(monitor, steps=3)

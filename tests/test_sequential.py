@@ -920,6 +920,8 @@ def test_the_history_is_lines_of_json(tmp_path):
 
 
 def test_columns_have_one_length_and_say_where_nothing_is_known():
+    with pytest.raises(TypeError, match="`rows` must be a list of dicts, got 3"):
+        mc.History(rows=3)
     history = mc.History(rows=[{"step": 1, "loss": 2.0}, {"step": 2, "validation_loss": 1.0}])
     assert history.to_dict() == {"step": [1, 2], "loss": [2.0, None], "validation_loss": [None, 1]}
     assert history.last == {"step": 2, "loss": 2.0, "validation_loss": 1.0}

@@ -41,7 +41,7 @@ class History(Hinting):
 
     def __init__(self, path: Any = None, rows: Iterable[Mapping[str, Any]] = ()) -> None:
         self._file = JsonLines(checks.optional(checks.path, path, "path"))
-        given = rows if path is None else read_rows(path, "step")
+        given = checks.sequence(rows, "rows", "dicts") if path is None else read_rows(path, "step")
         self.rows = [dict(row) for row in given if _is_row(row, "step")]
 
     def to_dict(self) -> dict[str, list[Any]]:

@@ -281,6 +281,12 @@ def test_another_training_in_the_folder_is_a_warning(tmp_path, caplog):
     assert f"{folder} already has events, and this run begins with step 1" in said[0]
 
 
+def test_an_unknown_prediction_is_answered_with_those_that_there_are(tmp_path):
+    metrics = {"a": mc.MetricSpec(mc.metrics.accuracy, "class")}
+    with pytest.raises(ValueError, match="`prediction_key` must be one of 'classes'"):
+        fit(tmp_path, SummarySaverHook(tmp_path / "tb", save_steps=1, metrics=metrics))
+
+
 def test_what_was_written_before_an_error_is_kept(tmp_path):
     class Fail(hooks.SessionRunHook):
         def after_run(self, run_context, run_values):
