@@ -532,3 +532,14 @@ def test_a_signal_handler_predicts_while_its_thread_traces(folder):
     estimator = estimator_in(folder, model_fn)
     expected = saved_as(folder, 3)
     assert_same_bits(probabilities(estimator), expected, probabilities(estimator), outputs[1])
+
+
+def test_the_file_of_the_newest_checkpoint(tmp_path):
+    reader, writer = estimator_in(tmp_path), estimator_in(tmp_path)
+    with pytest.raises(mc.CheckpointError, match="call fit first"):
+        reader.latest_checkpoint()
+    for step in (1, 2):
+        writer.fit(**FIT, steps=1)
+        assert reader.latest_checkpoint() == tmp_path / f"model.ckpt-{step}.npz"
+    cut(tmp_path / "model.ckpt-2.npz")  # as evaluate and predict do, the next older one
+    assert reader.latest_checkpoint() == tmp_path / "model.ckpt-1.npz"
