@@ -68,13 +68,13 @@ def _transposed(x: np.ndarray) -> np.ndarray:
 
 def relu(x: np.ndarray, y: np.ndarray, slope: float = 0.0) -> None:
     """Write y = x where x > 0, else slope x. NaN stays NaN."""
-    parallel_for(_relu, spans(x.size), (x.reshape(-1),), (y.reshape(-1),), x.dtype.type(slope))
+    relu_gradient(x, x, y, slope=slope)
 
 
 def relu_gradient(
     dy: np.ndarray, y: np.ndarray, dx: np.ndarray, scale: float = 1.0, slope: float = 0.0
 ) -> None:
-    """Write dx = scale dy where y > 0, else slope dy."""
+    """Write dx = scale dy where y is positive or NaN, else slope dy."""
     parallel_for(_relu_gradient, spans(y.size), (dy.reshape(-1), y.reshape(-1)),
                  (dx.reshape(-1),), *map(dx.dtype.type, (scale, slope)))
 
@@ -183,19 +183,11 @@ def _transpose(chunk, scratch, x, y, length):
 
 
 @kernel
-def _relu(chunk, scratch, x, y, slope):
-    x, y = x[span(chunk)], y[span(chunk)]
-    for e in range(y.size):
-        below = slope * x[e] if slope != 0 else 0  # not 0 * infinity
-        y[e] = below if x[e] <= 0 else x[e]
-
-
-@kernel
 def _relu_gradient(chunk, scratch, dy, y, dx, scale, slope):
     dy, y, dx = dy[span(chunk)], y[span(chunk)], dx[span(chunk)]
     for e in range(dx.size):
-        below = slope * dy[e] if slope != 0 else 0
-        dx[e] = scale * dy[e] if y[e] > 0 else below
+        below = slope * dy[e] if slope != 0 else 0  # not 0 * infinity
+        dx[e] = below if y[e] <= 0 else scale * dy[e]
 
 
 @kernel

@@ -123,12 +123,12 @@ def add(x, y):
     return x + y
 
 
-def relu(x):
-    return np.where(x <= 0, x.dtype.type(0), x)
-
-
 def where_positive(x, y):
-    return np.where(x > 0, y, y.dtype.type(0))
+    return np.where(x <= 0, y.dtype.type(0), y)
+
+
+def relu(x):
+    return where_positive(x, x)
 
 
 def largest_of_four(x0, x1, x2, x3, bias, y, code, count):
