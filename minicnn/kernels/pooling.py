@@ -46,7 +46,7 @@ def mean(x: np.ndarray, y: np.ndarray, window: Window) -> None:
     chunks, images = _check(x, y, y, window)
     numbers = _numbers(window, x.shape[3], x.dtype)
     parallel_for(_mean, chunks, (x, numbers), (y,), tuple(window), images,
-                 scratch={"sums": (y.shape[2:], y.dtype)})
+                 scratch={"sums": (y.shape[2:], np.float64)})
 
 
 def mean_gradient(dy: np.ndarray, dx: np.ndarray, window: Window) -> None:
@@ -109,29 +109,27 @@ def _take_larger(x, step, y, winner, tap, count, channels):
 
 @kernel
 def _mean(chunk, scratch, x, numbers, y, window, images):
-    """Add the sums of the rows of a window, so that a large window loses little precision."""
+    """Add up the windows of a row in float64, so that a large window loses no precision."""
     (sums,) = scratch
     rows, columns, channels = y.shape[1:]
     for n in range(chunk * images, min(x.shape[0], (chunk + 1) * images)):
-        y[n] = 0
         for row in range(rows):
+            clear(pointer(sums, 0), sums.size)
             for ky in range(window[2]):
-                clear(pointer(sums, 0), sums.size)
                 for kx in range(window[3]):
                     inside, out, count = overlap(window, ky, kx, row)
                     _add(pointer(x, n * x[0].size + inside * channels), window[5] * channels,
-                         pointer(sums, out % columns * channels), channels, count, channels)
-                at = (n * rows + row) * columns * channels
-                _add(pointer(sums, 0), channels, pointer(y, at), channels, columns, channels)
-        for e in range(numbers.size):
-            pointer(y, n * numbers.size)[e] /= pointer(numbers, 0)[e]
+                         pointer(sums, (out - row * columns) * channels), count, channels)
+            means = pointer(y, (n * rows + row) * sums.size)
+            for e in range(sums.size):
+                means[e] = pointer(sums, 0)[e] / pointer(numbers, row * sums.size)[e]
 
 
 @helper
-def _add(source, source_step, target, target_step, count, channels):
+def _add(source, step, sums, count, channels):
     for i in range(count):
         for c in range(channels):
-            target[i * target_step + c] += source[i * source_step + c]
+            sums[i * channels + c] += source[i * step + c]
 
 
 @kernel
