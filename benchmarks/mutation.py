@@ -390,7 +390,7 @@ MUTATIONS = [
     ("ReLU: gradient at zero", "kernels.elementwise:_relu_gradient", compare("<=", "<"), None,
      ELEMENTWISE),
     ("normal distribution: the other half", "kernels.elementwise:_gelu",
-     replace("-z * _SQRT_HALF", "z * _SQRT_HALF"), None, OPS),
+     replace("-x[e] * _SQRT_HALF", "x[e] * _SQRT_HALF"), None, OPS),
     ("dropout: rows counted in the part", "kernels.elementwise:_dropout",
      replace("first_row + r", "r"), None, ELEMENTWISE),
     ("dropout: wrong scale", "kernels.elementwise:mask_of", arithmetic("/", "left"), None,

@@ -43,26 +43,25 @@ def add(a: np.ndarray, b: np.ndarray, y: np.ndarray, relu: bool = False) -> None
 
 def axis_to_end(x: np.ndarray, axis: int) -> np.ndarray:
     """Return x with an axis moved to the end, in C order."""
-    before, size, after = x.shape[:axis], x.shape[axis], x.shape[axis:][1:]
-    y = _transposed(x.reshape(math.prod(before), size, math.prod(after)))
-    return y.reshape(*before, *after, size)
+    axis %= x.ndim
+    return _exchanged(x, axis, axis + 1)
 
 
 def axis_from_end(x: np.ndarray, axis: int) -> np.ndarray:
     """Return x with the last axis moved to `axis`, in C order."""
-    before, after, size = x.shape[:axis], x.shape[axis:-1], x.shape[-1]
-    y = _transposed(x.reshape(math.prod(before), math.prod(after), size))
-    return y.reshape(*before, size, *after)
+    return _exchanged(x, axis % x.ndim, x.ndim - 1)
 
 
-def _transposed(x: np.ndarray) -> np.ndarray:
-    """Return the matrices x (N, A, B) transposed; x itself if they have one row or column."""
-    matrices, rows, columns = x.shape
+def _exchanged(x: np.ndarray, first: int, middle: int) -> np.ndarray:
+    """Return x with the axes from `middle` on before those from `first` on, in C order."""
+    before, left, right = x.shape[:first], x.shape[first:middle], x.shape[middle:]
+    matrices, rows, columns = map(math.prod, (before, left, right))
     if min(rows, columns) == 1:
-        return np.ascontiguousarray(x)
-    y = np.empty((matrices, columns, rows), x.dtype)
+        return np.ascontiguousarray(x).reshape(*before, *right, *left)
+    y = np.empty((*before, *right, *left), x.dtype)
     length = max(1, SPAN // max(rows * columns, 1))  # matrices of a chunk
-    parallel_for(_transpose, -(-matrices // length), (x,), (y,), length)
+    parallel_for(_transpose, -(-matrices // length), (x.reshape(matrices, rows, columns),),
+                 (y.reshape(matrices, columns, rows),), length)
     return y
 
 
@@ -106,11 +105,10 @@ def _series(dtype: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     info = np.finfo(dtype)
     log2 = math.log(2)
     high = math.floor(log2 * 2.0**12) / 2.0**12  # n times this is exact
-    least = -_BIAS * log2  # exp of this and of less is 0
-    constants = least, 1 / log2, 1.5 * 2.0**info.nmant, high, log2 - high + 2.3190468138462996e-17
-    terms = (1 / math.factorial(n) for n in range(7 if info.bits == 32 else 13, 0, -1))
-    real = info.dtype.type
-    return tuple(map(real, constants)), tuple(map(real, terms))
+    low = log2 - high + 2.3190468138462996e-17
+    constants = -_BIAS * log2, 1 / log2, 1.5 * 2.0**info.nmant, high, low
+    terms = [1 / math.factorial(n) for n in range(7 if info.bits == 32 else 13, 0, -1)]
+    return tuple(np.array(constants, dtype)), tuple(np.array(terms, dtype))
 
 
 def dropout(x: np.ndarray, y: np.ndarray, key: int, rate: float, first_row: int) -> None:
@@ -204,7 +202,7 @@ def _exponential(x, constants, terms):
     With the integer n next to x / log 2 and r = x - n log 2, s = 2^n and p = r + r^2 / 2 + ...
     Adding `rounding` moves n into the last bits.
     """
-    least, log2_e, rounding, high, low = constants
+    least, log2_e, rounding, high, low = constants  # exp of `least` and of less is 0
     x = least if x < least else x
     n = x * log2_e + rounding - rounding
     r = x - n * high - n * low
@@ -234,11 +232,8 @@ def _squash(chunk, scratch, x, y, slope, constants, terms, is_tanh):
 def _gelu(chunk, scratch, x, y, slope, constants, terms, exact):
     x, y, slope = x[span(chunk)], y[span(chunk)], slope[span(chunk)]
     for e in range(x.size if exact else 0):  # a loop of its own: the other one is vectorized
-        z = x[e]
-        upper = math.erfc(-z * _SQRT_HALF) / 2
-        y[e] = z * upper
-        slope[e] = upper + z * math.exp(-z * z / 2) * _DENSITY
-    for e in range(0 if exact else x.size):
+        y[e] = math.erfc(-x[e] * _SQRT_HALF) / 2
+    for e in range(x.size):
         z = np.float64(x[e])
         scale, p = _exponential(-z * z / 2, constants, terms)
         density = scale * p + scale
@@ -247,6 +242,7 @@ def _gelu(chunk, scratch, x, y, slope, constants, terms, exact):
         for term in _TAIL_TERMS:
             tail = (tail + term) * t
         upper = tail * density if z < 0 else 1 - tail * density
+        upper = y[e] if exact else upper
         y[e] = z * upper
         slope[e] = upper + z * density * _DENSITY
 
