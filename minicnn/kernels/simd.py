@@ -205,8 +205,7 @@ def _call(
 
 def _vector_of(element: Any) -> ir.VectorType:
     """Return the LLVM type of a vector that fills a register."""
-    bits = int(element.intrinsic_name[1:])  # f32, f64, i32
-    return ir.VectorType(element, VECTOR_BYTES * 8 // bits)
+    return ir.VectorType(element, VECTOR_BYTES * 8 // int(element.intrinsic_name[1:]))  # f32: 32
 
 
 def _same(kind: ir.VectorType, number: float) -> ir.Constant:
@@ -360,14 +359,15 @@ def largest_of_four(
         better = builder.or_(
             builder.fcmp_ordered(">", y[0], x[0]), builder.fcmp_unordered("uno", y[0], y[0])
         )
-        return tuple(builder.select(better, b, a) for a, b in zip(x, y, strict=True))
+        return [builder.select(better, b, a) for a, b in zip(x, y, strict=True)]
 
-    first, second, third, last = ((v, _same(code_kind, i)) for i, v in enumerate((x0, x1, x2, x3)))
-    value, winner = larger(larger(first, second), larger(third, last))
-    value = builder.fadd(value, bias)
-    negative = builder.fcmp_ordered("<=", value, value.type(None))
-    winner = builder.select(negative, _same(code_kind, ZEROED), winner)
-    store_some.emit(builder, relu.emit(builder, value), y, _I64(0), count)
+    x = [(value, _same(code_kind, i)) for i, value in enumerate((x0, x1, x2, x3))]
+    value, winner = larger(larger(x[0], x[1]), larger(x[2], x[3]))
+    value = relu.emit(builder, builder.fadd(value, bias))
+    winner = builder.select(
+        builder.fcmp_ordered("==", value, value.type(None)), _same(code_kind, ZEROED), winner
+    )
+    store_some.emit(builder, value, y, _I64(0), count)
     store_some.emit(builder, winner, code, _I64(0), count)
 
 
@@ -481,8 +481,8 @@ def tile(
     If `adds`, the result is added to C.
     """
     kind = _vector_of(c.type.pointee)
-    is_half = b.type.pointee == ir.IntType(16)  # the bits of float16 numbers
-    b_kind = ir.VectorType(ir.HalfType(), kind.count) if is_half else kind
+    halves = ir.VectorType(ir.HalfType(), kind.count)  # whose bits are given as integers
+    b_kind = halves if b.type.pointee == ir.IntType(16) else kind
     last = builder.sub(height, _I64(1))
     numbers = [_I64(0), *(
         builder.select(builder.icmp_signed("<", _I64(r), last), _I64(r), last)
