@@ -31,39 +31,34 @@ def winner_type(window: Window) -> type[np.unsignedinteger]:
 
 def forward(x: np.ndarray, y: np.ndarray, winner: np.ndarray, window: Window) -> None:
     """Write the largest elements and their indices in the windows."""
-    chunks, images = _check(x, y, winner, window)
-    parallel_for(_forward, chunks, (x,), (y, winner), tuple(window), images)
+    _run(_forward, x, y, winner, (x,), (y, winner), window)
 
 
 def backward(dy: np.ndarray, winner: np.ndarray, dx: np.ndarray, window: Window) -> None:
     """Write dx: each dy is added at the largest element of its window."""
-    chunks, images = _check(dx, dy, winner, window)
-    parallel_for(_backward, chunks, (dy, winner), (dx,), tuple(window), images, False)
+    _run(_backward, dx, dy, winner, (dy, winner), (dx,), window, False)
 
 
 def mean(x: np.ndarray, y: np.ndarray, window: Window) -> None:
     """Write the means of the windows."""
-    chunks, images = _check(x, y, y, window)
     numbers = _numbers(window, x.shape[3], x.dtype)
-    parallel_for(_mean, chunks, (x, numbers), (y,), tuple(window), images,
-                 scratch={"sums": (y.shape[2:], np.float64)})
+    _run(_mean, x, y, y, (x, numbers), (y,), window, scratch={"sums": (y.shape[2:], np.float64)})
 
 
 def mean_gradient(dy: np.ndarray, dx: np.ndarray, window: Window) -> None:
     """Write dx: each dy is spread evenly over its window."""
-    chunks, images = _check(dx, dy, dy, window)
     parts = dy / _numbers(window, dx.shape[3], dx.dtype)
-    parallel_for(_backward, chunks, (parts, _NONE), (dx,), tuple(window), images, True)
+    _run(_backward, dx, dy, dy, (parts, _NONE), (dx,), window, True)
 
 
-def _check(x: np.ndarray, y: np.ndarray, winner: np.ndarray, window: Window) -> tuple[int, int]:
-    """Check the shapes, and return the number of chunks and of the images of a chunk."""
+def _run(kernel, x, y, winner, reads, writes, window, *options, **scratch):
+    """Check the shapes of x, y and the winners, and run a kernel on chunks of images."""
     n, channels = len(x), x.shape[3]
     shape = (n, window.out_h, window.out_w, channels)
     check(x=(x, (n, window.height, window.width, channels)), y=(y, shape))
     check(winner=(winner, shape))
     images = share(n, CHUNKS, _WORK * x.size)
-    return -(-n // images), images
+    parallel_for(kernel, -(-n // images), reads, writes, tuple(window), images, *options, **scratch)
 
 
 @functools.cache
