@@ -52,7 +52,7 @@ def convolution(n, size, kernel, strides, padding, dilation, c, f):
         run(conv.forward, (x, w, b), (np.zeros_like(dy),), window, relu)
     run(conv.input_gradient, (dy, w), (np.zeros_like(x),), window)
     run(conv.kernel_gradient, (x, dy), (np.zeros_like(w), np.zeros_like(b)), window)
-    run(im2col.forward, (x, w, b), (np.zeros_like(dy),), window, False)
+    run(im2col.forward, (x, w, b), (np.zeros_like(dy),), window)
     run(im2col.kernel_gradient, (x, dy), (np.zeros_like(w), np.zeros_like(b)), window)
 
 

@@ -37,13 +37,16 @@ def forward(
     if path is not None:
         path.forward(x, w, b, y, _NO_CODE if code is None else code, window, relu or pool, pool,
                      CHUNKS, packed=packed)
-    elif code is None:
-        im2col.forward(x, w, b, y, window, relu)
-    else:
-        whole = np.empty((len(x), window.out_h, window.out_w, w.shape[3]), x.dtype)
-        im2col.forward(x, w, b, whole, window, True)
+        return
+    whole = y if code is None else np.empty(
+        (len(x), window.out_h, window.out_w, w.shape[3]), x.dtype
+    )
+    im2col.forward(x, w, b, whole, window)
+    if code is not None:
         pooling.forward(whole, y, code, _pool_window(window))
         code[y <= 0] = ZEROED
+    if relu or pool:
+        elementwise.relu(y, y)
 
 
 def packed_filters(w: np.ndarray, window: Window) -> np.ndarray | None:

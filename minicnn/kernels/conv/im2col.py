@@ -43,14 +43,14 @@ _LEAST_POSITIONS = 60  # of a chunk: with fewer, packing w again costs more than
 
 
 def forward(
-    x: np.ndarray, w: np.ndarray, b: np.ndarray, y: np.ndarray, window: Window, relu: bool
+    x: np.ndarray, w: np.ndarray, b: np.ndarray, y: np.ndarray, window: Window
 ) -> None:
-    """Write y = x * w + b, and max(y, 0) if `relu`."""
+    """Write y = x * w + b."""
     depth, filters = w.size // w.shape[3], w.shape[3]
     positions = y.size // filters
     length = max(share(positions, CHUNKS, positions * w.size), _LEAST_POSITIONS)
     parallel_for(
-        _forward, -(-positions // length), (x, w, b), (y,), tuple(window), length, relu,
+        _forward, -(-positions // length), (x, w, b), (y,), tuple(window), length,
         scratch={
             "columns": ((_block(depth, x.itemsize), depth), x.dtype),
             "packed": (packed_shape(depth, filters, x.dtype), x.dtype),
@@ -104,7 +104,7 @@ def _block(depth: int, itemsize: int) -> int:
 
 
 @kernel
-def _forward(chunk, scratch, x, w, b, y, window, length, relu):
+def _forward(chunk, scratch, x, w, b, y, window, length):
     """Write y = columns w + b for a chunk of positions."""
     columns, packed = scratch
     channels, filters = w.shape[2], w.shape[3]
@@ -114,12 +114,8 @@ def _forward(chunk, scratch, x, w, b, y, window, length, relu):
     for first in range(chunk * length, last, block):
         count = min(block, last - first)
         _columns(pointer(x, 0), channels, window, first, count, pointer(columns, 0), False)
-        out = pointer(y, first * filters)
-        multiply(pointer(columns, 0), depth, 1, pointer(packed, 0), pointer(b, 0), 0, 1, out,
-                 filters, count, filters, depth, DEPTH)
-        if relu:
-            for e in range(count * filters):
-                out[e] = 0 if out[e] <= 0 else out[e]
+        multiply(pointer(columns, 0), depth, 1, pointer(packed, 0), pointer(b, 0), 0, 1,
+                 pointer(y, first * filters), filters, count, filters, depth, DEPTH)
 
 
 @kernel

@@ -91,8 +91,7 @@ def forward(
         _forward, -(-total // length), (x, packed, b), (y, code), tuple(window), tuple(bands),
         length, relu, pool, work=work,
         scratch={
-            **_offsets(window, bands, 1),
-            "padded": (_padded(bands, channels), np.float32),
+            **_places(window, bands, channels, 1),
             "outputs": ((bands.rows * window.out_w * pool, round_up(filters, LANES)), np.float32),
         },
     )
@@ -121,8 +120,7 @@ def kernel_gradient(
         (partial, biases, nothing if dz is None else dz), tuple(window), tuple(bands), length,
         y is not None, dz is not None,
         scratch={
-            **_offsets(window, bands, bands.depth),
-            "padded": (_padded(bands, channels), np.float32),
+            **_places(window, bands, channels, bands.depth),
             "packed": (packed_shape(positions, filters, np.float32), np.float32),
             "zeros": ((PANEL,), np.float32),
             "sums": ((waiting * dw.size,), np.float32),
@@ -137,9 +135,8 @@ def _bands(window: Window, pool: bool) -> _Bands:
     _, _, kh, kw, sh, sw, dh, dw, top, left, out_h, out_w = window
     rows = min(max(1, _POSITIONS // out_w), out_h)
     rows = -(-out_h // -(-out_h // rows))  # of nearly equal bands
-    images = max(1, _POSITIONS // (out_h * out_w))
+    images = 1 if pool else max(1, _POSITIONS // (out_h * out_w))
     if pool:
-        images = 1
         out_h = out_h // 2 * 2
         rows = 2 * max(1, _POOLED_POSITIONS // (2 * out_w))
     high = (window.out_h - 1) * sh + (kh - 1) * dh + 1
@@ -152,20 +149,18 @@ def _bands(window: Window, pool: bool) -> _Bands:
     return _Bands(rows, images, -(-out_h // rows), in_place, depth, high, wide, run)
 
 
-def _padded(bands: _Bands, channels: int) -> tuple[int, ...]:
-    """Return the shape of the copied rows of a band, with no rows if they are read in place."""
-    return (0 if bands.in_place else bands.images * bands.high, bands.wide, channels)
-
-
-def _offsets(window: Window, bands: _Bands, depth: int) -> dict[str, Any]:
+def _places(window: Window, bands: _Bands, channels: int, depth: int) -> dict[str, Any]:
     """Return the scratch for the offsets of patches, `depth` positions apart, and of taps.
 
-    Each list has one item more, as `simd.tile` needs.
+    Each list has one item more, as `simd.tile` needs. The copied rows of a band, which the offsets
+    refer to, have no rows if they are read in place.
     """
     positions = bands.images * bands.rows * window.out_w
+    high = 0 if bands.in_place else bands.images * bands.high
     return {
         "patches": ((-(-positions // depth) + 1,), np.int64),
         "taps": ((window.taps // bands.run + 1,), np.int64),
+        "padded": ((high, bands.wide, channels), np.float32),
     }
 
 
