@@ -97,14 +97,21 @@ class DepthwiseConv2D(Convolution):
 
     def kernel_shapes(self, channels: int) -> tuple[int, dict[str, tuple[int, ...]]]:
         """Return the number of filters and the shape of the kernel."""
-        kernel_shape = (*self.size, channels, self.depth_multiplier)
-        return channels * self.depth_multiplier, {"depthwise_kernel": kernel_shape}
+        return channels * self.depth_multiplier, {
+            "depthwise_kernel": (*self.size, channels, self.depth_multiplier)
+        }
+
+    def weights(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the kernel, with the filters as its last axis, and the bias or zeros."""
+        return self.depthwise_kernel.value.reshape(*self.size, self.outputs), self.bias_value()
 
     def multiply(
-        self, x: np.ndarray, y: np.ndarray, ctx: Context, relu: bool, *_: Any
+        self, x: np.ndarray, y: np.ndarray, ctx: Context, relu: bool, last: Any = None,
+        weights: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> Any:
         """Write y = x * w + b."""
-        depthwise.forward(x, self.depthwise_kernel.value, self.bias_value(), y, self.window, relu)
+        w, b = weights or self.weights()
+        depthwise.forward(x, w.reshape(self.depthwise_kernel.shape), b, y, self.window, relu)
 
     def write_gradients(
         self, x: np.ndarray, dy: np.ndarray, dx: np.ndarray | None, ctx: Context, saved: Any
@@ -214,28 +221,36 @@ class SeparableConv2D(DepthwiseConv2D):
         kernels["pointwise_kernel"] = (1, 1, outputs, self.filters)
         return self.filters, kernels
 
+    def weights(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the pointwise kernel, and the bias or zeros."""
+        return self.pointwise_kernel.value, self.bias_value()
+
     def multiply(
-        self, x: np.ndarray, y: np.ndarray, ctx: Context, relu: bool, *_: Any
-    ) -> np.ndarray:
-        """Write y = (x * w) * p + b; return x * w."""
-        w, p = self.depthwise_kernel.value, self.pointwise_kernel.value
-        z = ctx.empty(self, "z", (*y.shape[:3], p.shape[2]), x.dtype)
+        self, x: np.ndarray, y: np.ndarray, ctx: Context, relu: bool, pool: Any = None,
+        weights: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> Any:
+        """Write y = (x * w) * p + b, or its 2x2 maxima with `pool`; return x * w and their code."""
+        w, (p, b) = self.depthwise_kernel.value, weights or self.weights()
+        code = None if pool is None else ctx.empty(self, "code", y.shape, np.uint8)
+        z = ctx.empty(self, "z", (len(x), *self.output[-2:], p.shape[2]), x.dtype)
         depthwise.forward(x, w, np.zeros(p.shape[2], x.dtype), z, self.window)
         packed = ctx.pack(self, conv.packed_filters, p, _pixels(z))
-        conv.forward(z, p, self.bias_value(), y, _pixels(z), relu, packed=packed)
-        return z
+        conv.forward(z, p, b, y, _pixels(z), relu, code, packed)
+        return z, code
 
     def all_gradients(
-        self, x: np.ndarray, y: Any, dy: np.ndarray, dx: Any, ctx: Context, saved: np.ndarray
+        self, x: np.ndarray, y: Any, dy: np.ndarray, dx: Any, ctx: Context, saved: Any
     ) -> None:
         # dp = z' * dy, with the gradient of ReLU and db in the same pass; dz = dy * p'
-        p = self.pointwise_kernel
-        window = _pixels(saved)
-        before = None if y is None else ctx.empty(self, "dz", dy.shape, dy.dtype)  # before ReLU
-        grad = p.writable("grad")
-        conv.kernel_gradient(saved, dy, grad, self.bias_grad(), window, y, before)
-        dz = ctx.empty(self, "dz of the depthwise part", saved.shape, x.dtype)
-        conv.input_gradient(dy if before is None else before, p.value, dz, window)
+        z, code = saved
+        p, dp, db = self.weights()[0], self.pointwise_kernel.writable("grad"), self.bias_grad()
+        dz = ctx.empty(self, "dz of the depthwise part", z.shape, x.dtype)
+        if code is not None:
+            conv.pooled_gradients(z, dy, code, p, dp, db, dz, _pixels(z))
+        else:
+            before = None if y is None else ctx.empty(self, "dz", dy.shape, dy.dtype)  # before ReLU
+            conv.kernel_gradient(z, dy, dp, db, _pixels(z), y, before)
+            conv.input_gradient(dy if before is None else before, p, dz, _pixels(z))
         self.write_gradients(x, dz, dx, ctx, None)
 
 

@@ -17,6 +17,7 @@ from minicnn.layers.activation import Activation
 from minicnn.layers.batch_normalization import BatchNormalization
 from minicnn.layers.conv2d import Conv2D
 from minicnn.layers.dense import Dense
+from minicnn.layers.depthwise_conv2d import DepthwiseConv2D, SeparableConv2D
 from minicnn.layers.dropout import Dropout
 from minicnn.layers.pooling2d import MaxPooling2D
 from minicnn.layers.sliding import DataFormat
@@ -26,10 +27,10 @@ from minicnn.ops import Relu
 class Fused(Op):
     """A convolution, Dense or Residual layer or a sum, with ReLU and maybe the layer after it.
 
-    The layer after a Conv2D is a 2x2 max pooling: one byte is saved for each maximum, the image
-    before pooling is never stored, and its gradient is a list of the few elements that are not
-    zero. After a Dense it is dropout: the output is above zero exactly where ReLU and dropout let
-    it pass, so that backward needs no mask.
+    The layer after a Conv2D or SeparableConv2D is a 2x2 max pooling: one byte is saved for each
+    maximum, the image before pooling is never stored, and its gradient is a list of the few
+    elements that are not zero. After a Dense it is dropout: the output is above zero exactly where
+    ReLU and dropout let it pass, so that backward needs no mask.
     """
 
     def __init__(self, layer: Any, last: Any) -> None:
@@ -45,7 +46,7 @@ class Fused(Op):
 
 
 class Folded(Fused):
-    """A Conv2D or Dense layer with the BatchNormalization after it, and what `Fused` also takes.
+    """A convolution or Dense layer with the BatchNormalization after it, and what `Fused` takes.
 
     In prediction the normalization is a part of the kernel and the bias. Otherwise, and where
     backward may follow, the layers are computed one after the other.
@@ -116,11 +117,11 @@ def _first(chain: Sequence[Op]) -> tuple[Op, int]:
 
 def _can_fold(layer: Any, norm: Any) -> bool:
     """Return whether a layer can do what the batch normalization after it does in prediction."""
-    is_pair = type(norm) is BatchNormalization and type(layer) in (Conv2D, Dense)
-    if not is_pair or layer.activation is not None:
+    is_kind = isinstance(layer, Conv2D | Dense | DepthwiseConv2D)
+    if not is_kind or type(norm) is not BatchNormalization or layer.activation is not None:
         return False
     rank = len(norm.input_shape or ())
-    is_first = isinstance(layer, Conv2D) and layer.data_format == DataFormat.FIRST
+    is_first = getattr(layer, "data_format", DataFormat.LAST) == DataFormat.FIRST
     return norm.axis % rank == (1 if is_first else rank - 1)
 
 
@@ -132,11 +133,11 @@ def _fits(layer: Any, last: Any) -> bool:
     """Return whether a layer can compute the layer after its ReLU in the same pass."""
     if isinstance(layer, Dense):
         return type(last) is Dropout and last.noise_shape is None
-    is_pooled = isinstance(layer, Conv2D) and type(last) is MaxPooling2D
+    is_pooled = isinstance(layer, Conv2D | SeparableConv2D) and type(last) is MaxPooling2D
     return is_pooled and _pools_by_two(layer, last)
 
 
-def _pools_by_two(conv: Conv2D, pool: MaxPooling2D) -> bool:
+def _pools_by_two(conv: Any, pool: MaxPooling2D) -> bool:
     """Return whether a pooling takes the maxima of 2x2 blocks of a convolution's output."""
     out = conv.window
     return (

@@ -100,6 +100,38 @@ CHAINS = [  # name, layers, shape, number of ops when fused
         "separable relu, pool",
         lambda: [SeparableConv2D(8, 3, activation="relu"), MaxPooling2D(2)],
         (6, 8, 9),
+        1,
+    ),
+    (
+        "separable with strides, normalization, relu, pool",
+        lambda: [
+            SeparableConv2D(8, 3, strides=2, depth_multiplier=2, padding="same"),
+            BatchNormalization(epsilon=0.1), Activation("relu"), MaxPooling2D(2),
+        ],
+        (8, 7, 9),
+        1,
+    ),
+    (
+        "depthwise, normalization, relu",
+        lambda: [
+            DepthwiseConv2D((2, 3), depth_multiplier=2), BatchNormalization(epsilon=0.1),
+            Activation("relu"),
+        ],
+        (6, 7, 9),
+        1,
+    ),
+    (
+        "depthwise, normalization of channels first",
+        lambda: [
+            DepthwiseConv2D(3, data_format="channels_first"), BatchNormalization(1, epsilon=0.1),
+        ],
+        (4, 6, 6),
+        1,
+    ),
+    (
+        "depthwise relu, pool",
+        lambda: [DepthwiseConv2D(3, activation="relu"), MaxPooling2D(2)],
+        (6, 8, 9),
         2,
     ),
     ("transposed relu", lambda: [Conv2DTranspose(8, 3), Activation("relu")], (6, 7, 9), 2),
