@@ -8,7 +8,7 @@ import numpy as np
 
 from minicnn.kernels.jit import helper, kernel
 from minicnn.kernels.simd import lanes, pointer, transpose
-from minicnn.kernels.threads import parallel_for, share
+from minicnn.kernels.threads import aligned, parallel_for, share
 
 SPAN = 1 << 17  # elements per chunk, whose computation takes as long as to wake a thread
 _COLUMNS = 1 << 13  # that one chunk sums
@@ -58,7 +58,7 @@ def _exchanged(x: np.ndarray, first: int, middle: int) -> np.ndarray:
     matrices, rows, columns = map(math.prod, (before, left, right))
     if min(rows, columns) == 1:
         return np.ascontiguousarray(x).reshape(*before, *right, *left)
-    y = np.empty((*before, *right, *left), x.dtype)
+    y = aligned((*before, *right, *left), x.dtype)
     length = max(1, SPAN // max(rows * columns, 1))  # matrices of a chunk
     parallel_for(_transpose, -(-matrices // length), (x.reshape(matrices, rows, columns),),
                  (y.reshape(matrices, columns, rows),), length)
@@ -168,11 +168,13 @@ def _transpose(chunk, scratch, x, y, length):
     _, rows, columns = x.shape
     size = lanes(pointer(x, 0))
     high, wide = rows // size * size, columns // size * size
+    is_tall = rows > columns  # the inner loop is along the longer rows of x or y
     for n in range(chunk * length, min(x.shape[0], (chunk + 1) * length)):
         source = pointer(x, n * rows * columns)
         target = pointer(y, n * rows * columns)
-        for i in range(0, high, size):
-            for j in range(0, wide, size):
+        for a in range(0, wide if is_tall else high, size):
+            for b in range(0, high if is_tall else wide, size):
+                i, j = (b, a) if is_tall else (a, b)
                 transpose(pointer(source, i * columns + j), columns,
                           pointer(target, j * rows + i), rows)
         for i in range(rows):
