@@ -31,9 +31,12 @@ def spans(size: int) -> int:
 
 
 @helper
-def span(chunk):
-    """Return the elements of a chunk."""
-    return slice(chunk * SPAN, (chunk + 1) * SPAN)
+def elements(chunk, size):
+    """Return the numbers of the elements of a chunk.
+
+    They are unsigned: otherwise each index would be checked for being negative.
+    """
+    return range(np.uint64(chunk * SPAN), np.uint64(min(size, (chunk + 1) * SPAN)))
 
 
 def add(a: np.ndarray, b: np.ndarray, y: np.ndarray, relu: bool = False) -> None:
@@ -157,8 +160,7 @@ def waiting_sums(terms: int, block: int = BLOCK) -> int:
 
 @kernel
 def _add(chunk, scratch, a, b, y, relu):
-    a, b, y = a[span(chunk)], b[span(chunk)], y[span(chunk)]
-    for e in range(y.size):
+    for e in elements(chunk, y.size):
         total = a[e] + b[e]
         y[e] = 0 if relu and total <= 0 else total
 
@@ -184,16 +186,14 @@ def _transpose(chunk, scratch, x, y, length):
 
 @kernel
 def _relu_gradient(chunk, scratch, dy, y, dx, scale, slope):
-    dy, y, dx = dy[span(chunk)], y[span(chunk)], dx[span(chunk)]
-    for e in range(dx.size):
+    for e in elements(chunk, dx.size):
         below = slope * dy[e] if slope != 0 else 0  # not 0 * infinity
         dx[e] = below if y[e] <= 0 else scale * dy[e]
 
 
 @kernel
 def _product(chunk, scratch, a, b, y):
-    a, b, y = a[span(chunk)], b[span(chunk)], y[span(chunk)]
-    for e in range(y.size):
+    for e in elements(chunk, y.size):
         y[e] = a[e] * b[e]
 
 
@@ -219,8 +219,7 @@ def _exponential(x, constants, terms):
 @kernel
 def _squash(chunk, scratch, x, y, slope, constants, terms, is_tanh):
     """Write y from e = exp(-|x|), or from e = exp(-2|x|) and 1 - e."""
-    x, y, slope = x[span(chunk)], y[span(chunk)], slope[span(chunk)]
-    for i in range(x.size):
+    for i in elements(chunk, x.size):
         size = abs(x[i])
         scale, p = _exponential(-size - size if is_tanh else -size, constants, terms)
         e, rest = scale * p + scale, 1 - scale - scale * p
@@ -232,10 +231,9 @@ def _squash(chunk, scratch, x, y, slope, constants, terms, is_tanh):
 
 @kernel
 def _gelu(chunk, scratch, x, y, slope, constants, terms, exact):
-    x, y, slope = x[span(chunk)], y[span(chunk)], slope[span(chunk)]
-    for e in range(x.size if exact else 0):  # a loop of its own: the other one is vectorized
+    for e in elements(chunk, x.size if exact else 0):  # alone: the other loop is vectorized
         y[e] = math.erfc(-x[e] * _SQRT_HALF) / 2
-    for e in range(x.size):
+    for e in elements(chunk, x.size):
         z = np.float64(x[e])
         scale, p = _exponential(-z * z / 2, constants, terms)
         density = scale * p + scale

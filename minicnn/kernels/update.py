@@ -5,7 +5,7 @@ Arguments: w value, g gradient, v velocity, m and s running means of g and g^2.
 
 import numpy as np
 
-from minicnn.kernels.elementwise import span, spans
+from minicnn.kernels.elementwise import elements, spans
 from minicnn.kernels.jit import kernel
 from minicnn.kernels.threads import parallel_for
 
@@ -48,15 +48,13 @@ def _for_all(step, reads, writes, *numbers, flags=()):
 
 @kernel
 def _sgd(chunk, scratch, g, w, rate, decay):
-    g, w = g[span(chunk)], w[span(chunk)]
-    for e in range(w.size):
+    for e in elements(chunk, w.size):
         w[e] -= rate * (g[e] + decay * w[e])
 
 
 @kernel
 def _momentum(chunk, scratch, g, w, v, rate, decay, mu, nesterov):
-    g, w, v = g[span(chunk)], w[span(chunk)], v[span(chunk)]
-    for e in range(w.size):
+    for e in elements(chunk, w.size):
         slope = g[e] + decay * w[e]
         v[e] = mu * v[e] + slope
         w[e] -= rate * (slope + mu * v[e]) if nesterov else rate * v[e]
@@ -64,8 +62,7 @@ def _momentum(chunk, scratch, g, w, v, rate, decay, mu, nesterov):
 
 @kernel
 def _adam(chunk, scratch, g, w, m, s, rate, decay, beta1, rest1, beta2, rest2, epsilon):
-    g, w, m, s = g[span(chunk)], w[span(chunk)], m[span(chunk)], s[span(chunk)]
-    for e in range(w.size):
+    for e in elements(chunk, w.size):
         m[e] = beta1 * m[e] + rest1 * g[e]
         s[e] = beta2 * s[e] + rest2 * g[e] * g[e]
         w[e] -= rate * (m[e] / (np.sqrt(s[e]) + epsilon) + decay * w[e])
@@ -73,8 +70,7 @@ def _adam(chunk, scratch, g, w, m, s, rate, decay, beta1, rest1, beta2, rest2, e
 
 @kernel
 def _rmsprop(chunk, scratch, g, w, s, v, rate, decay, rest, mu, epsilon):
-    g, w, s, v = g[span(chunk)], w[span(chunk)], s[span(chunk)], v[span(chunk)]
-    for e in range(w.size):
+    for e in elements(chunk, w.size):
         s[e] = decay * s[e] + rest * g[e] * g[e]
         v[e] = mu * v[e] + rate * g[e] / np.sqrt(s[e] + epsilon)
         w[e] -= v[e]
