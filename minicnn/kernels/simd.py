@@ -21,6 +21,7 @@ integer addresses can be miscompiled if Numba links the kernel again from its ca
 `load`, `store`, `broadcast`           load and store complete vectors; one element in all lanes
 `load_some`, `store_some`              the same for the first lanes only, at the end of a row
 `splat`, `fma`, `add`, `relu`          arithmetic
+`number_fma`, `power_of_two`           arithmetic of single numbers
 `where_positive`                       the gradient of ReLU
 `largest_of_four`                      2x2 max pooling with ReLU, and the index of the maximum
 `transpose`                            a square block of vectors
@@ -316,6 +317,32 @@ def _first_lanes(builder: Any, count: Any, kind: Any) -> Any:
 def fma(builder: Any, x: Any, y: Any, z: Any) -> Any:
     """Return ``x * y + z`` with a single rounding."""
     return _call(builder, "llvm.fma.*", x.type, [x, y, z])
+
+
+@intrinsic
+def number_fma(typingctx, x, y, z):
+    """Return ``x * y + z`` of numbers with a single rounding; loops over it are vectorized."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.fma(*arguments)
+
+    return x(x, x, x), generate
+
+
+@intrinsic
+def power_of_two(typingctx, t):
+    """Return 2^n, where t = n + 1.5 * 2^m, and m is the number of bits of a mantissa.
+
+    The last bits of t are those of the integer n; the least n gives 0.
+    """
+    mantissa, bias = (23, 127) if t.bitwidth == 32 else (52, 1023)
+
+    def generate(context, builder, signature, arguments):
+        whole = ir.IntType(t.bitwidth)
+        bits = builder.add(builder.bitcast(arguments[0], whole), whole(bias))
+        return builder.bitcast(builder.shl(bits, whole(mantissa)), arguments[0].type)
+
+    return t(t), generate
 
 
 @operation(Vector)

@@ -46,8 +46,9 @@ def simd():
     module.gather_blocks = compiled_simd.gather_blocks
     vars(module).update({name: getattr(compiled_simd, name) for name in CONSTANTS})
     functions = (
-        pointer, lanes, load, load_some, store, store_some, broadcast, splat, fma, add, relu,
-        where_positive, largest_of_four, transpose, linear, tile, where_tagged, compress, gather,
+        pointer, lanes, load, load_some, store, store_some, broadcast, splat, fma, number_fma,
+        power_of_two, add, relu, where_positive, largest_of_four, transpose, linear, tile,
+        where_tagged, compress, gather,
     )
     vars(module).update({function.__name__: function for function in functions})
     return module
@@ -117,6 +118,14 @@ def splat(x):
 
 def fma(x, y, z):
     return (x.astype(np.longdouble) * y + z).astype(x.dtype)
+
+
+def number_fma(x, y, z):
+    return fma(x, y, z)
+
+
+def power_of_two(t):
+    return np.exp2(t - t.dtype.type(1.5 * 2.0 ** np.finfo(t.dtype).nmant))
 
 
 def add(x, y):
