@@ -411,7 +411,7 @@ def measure_strangers(folders, draw):
 def load_damaged_kernels(files, draw):
     """Run a kernel; read damaged copies of its file; print the results."""
     w = np.ones(3)
-    update.sgd(w, np.ones(3), 1.0, 0.0)
+    update.sgd(w, np.ones(3), (1.0, 0.0))
     cache, path = update._sgd._cache, next(Path(os.environ["NUMBA_CACHE_DIR"]).rglob("*.nbc"))
     signature, context, good = update._sgd.signatures[0], update._sgd.targetctx, path.read_bytes()
     refused = 0

@@ -33,6 +33,7 @@ from minicnn.layers import (
 )
 from minicnn.layers.chain import Chain, is_chain
 from minicnn.layers.fusion import Folded, Fused
+from minicnn.layers.repeated import Repeated
 from minicnn.ops import Add, Gelu, LeakyRelu, Relu, Sigmoid, Tanh
 
 _SIZES = 4  # numbers of rows whose buffers are kept
@@ -237,8 +238,8 @@ def _feed(model: Chain, x: Any) -> dict[Any, np.ndarray]:
 _REPEATABLE = (
     Activation, Add, AveragePooling2D, BatchNormalization, Conv2D, Conv2DTranspose, Dense,
     DepthwiseConv2D, Dropout, Flatten, Folded, Fused, Gelu, GlobalAveragePooling2D,
-    GlobalMaxPooling2D, LeakyRelu, MaxPooling2D, Relu, Reshape, Residual, SeparableConv2D, Sigmoid,
-    Tanh,
+    GlobalMaxPooling2D, LeakyRelu, MaxPooling2D, Relu, Repeated, Reshape, Residual, SeparableConv2D,
+    Sigmoid, Tanh,
 )
 
 

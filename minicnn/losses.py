@@ -154,7 +154,15 @@ class _SparseSoftmaxCrossEntropy(SoftmaxCrossEntropy):
             )
         classes = outputs.shape[1]
         check_labels(labels, classes, self.label)
-        return super().terms(labels[:, None] == np.arange(classes), outputs)
+        if self.label_smoothing:
+            return super().terms(labels[:, None] == np.arange(classes), outputs)
+        at = np.arange(len(labels)), labels
+        shifted = outputs - outputs.max(axis=1, keepdims=True)
+        exp = np.exp(shifted)
+        total = exp.sum(axis=1, keepdims=True)
+        slopes = exp / total
+        slopes[at] -= 1
+        return (np.log(total[:, 0]) - shifted[at]).astype(np.float64), slopes
 
 
 class _SigmoidCrossEntropy(_Loss):

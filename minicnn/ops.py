@@ -574,9 +574,11 @@ def one_hot(
 
 def check_labels(labels: np.ndarray, classes: int, label: str) -> None:
     """Raise ValueError if a label is not an integer in [0, classes); the error names the row."""
-    outside = np.flatnonzero((labels < 0) | (labels >= classes) | (labels % 1 != 0))
-    if outside.size:
-        row = int(outside[0])
+    is_class = (labels >= 0) & (labels < classes)
+    if labels.dtype.kind == "f":
+        is_class &= labels % 1 == 0
+    if not is_class.all():
+        row = int(np.argmin(is_class))
         remedy = "correct the labels or the number of classes"
         if labels.min() == 1 and labels.max() == classes:
             remedy = "labels that begin at 1 need y - 1"

@@ -23,6 +23,7 @@ from minicnn.core.checks import (
 from minicnn.core.hints import Hinting
 from minicnn.core.parameter import Parameter, sum_of_squares
 from minicnn.kernels import update as kernels
+from minicnn.kernels.recording import Repeatable
 
 Schedule = Callable[[int], float]
 Rate = float | Schedule
@@ -66,11 +67,16 @@ class Optimizer(Hinting):
     """
 
     slots: tuple[str, ...] = ()  # names of the arrays that are kept for each parameter
+    _kernel: Any = None  # of kernels.update: what updates a parameter, if `update` does not
+    _numbers: Callable[[float], tuple[float, ...]]  # (rate): those of a step, for the kernel
 
     def __init__(self, learning_rate: Rate) -> None:
         self.learning_rate = _checked_rate(learning_rate)
         self.iterations = 0
         self._state: dict[str, np.ndarray] = {}  # by name: "conv2d/kernel/momentum"
+        # Of the parameters of the last step: their form, their arrays and what updates them.
+        self._known: Any = None
+        self._arrays: list[tuple[np.ndarray, np.ndarray, list[np.ndarray]]] = []
 
     def update(self, w: np.ndarray, g: np.ndarray, state: list[np.ndarray], rate: float) -> None:
         """Update one parameter in place.
@@ -86,7 +92,9 @@ class Optimizer(Hinting):
         rate : float
             The learning rate of this step.
         """
-        raise TypeError(f"{type(self).__name__} must define `update`")
+        if self._kernel is None:
+            raise TypeError(f"{type(self).__name__} must define `update`")
+        self._kernel(w, g, *state, self._numbers(rate))
 
     def rate(self) -> float:
         """Return the learning rate of the next step."""
@@ -116,12 +124,30 @@ class Optimizer(Hinting):
                 "`parameters` must contain at least one Parameter, got none; build the model "
                 "first, and take model.parameters after that"
             )
-        trained = _trained(parameters)
-        values = [parameter.writable("value") for parameter in trained]
-        states = [self._state_of(parameter) for parameter in trained]
-        for parameter, value, state in zip(trained, values, states, strict=True):
-            self.update(value, parameter.grad, state, rate)
+        if self._known != _form(parameters):
+            trained = _trained(parameters)
+            self._arrays = [(p.writable("value"), p.grad, self._state_of(p)) for p in trained]
+            self._call = Repeatable()
+            self._known = _form(parameters)
+        self._update_all(rate)
         self.iterations += 1
+
+    def _update_all(self, rate: float) -> None:
+        """Update all parameters; if a kernel does it, by calls that are recorded."""
+        dtypes = {w.dtype for w, *_ in self._arrays}
+        if len(dtypes) == 1 and type(self).update is Optimizer.update and self._kernel is not None:
+            self._call(self._run_kernels, np.array(self._numbers(rate), *dtypes))
+            return
+        for w, g, state in self._arrays:
+            self.update(w, g, state, rate)
+
+    def _run_kernels(self, numbers: np.ndarray) -> None:
+        for w, g, state in self._arrays:
+            self._kernel(w, g, *state, numbers)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy gets: it finds the arrays of its parameters at its first step."""
+        return vars(self) | {"_known": None, "_arrays": []}
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Return a copy of the state that is needed to resume training.
@@ -177,6 +203,7 @@ class Optimizer(Hinting):
         if said := fault(entries):
             raise ValueError(f"{said}, which no step leaves; {remedy}")
         self._state, self.iterations = entries, int(count)
+        self._known = None
 
     def _state_of(self, parameter: Parameter) -> list[np.ndarray]:
         """Return the state of a parameter, one array per slot; zeros at its first step."""
@@ -238,12 +265,13 @@ class SGD(Optimizer):
             raise ValueError("`momentum` must be above 0 with nesterov=True, got 0; 0.9 is usual")
         self.slots = ("momentum",) if self.momentum else ()
 
-    def update(self, w: np.ndarray, g: np.ndarray, state: list[np.ndarray], rate: float) -> None:
-        """Update one parameter in place."""
-        if self.momentum:
-            kernels.momentum(w, g, state[0], rate, self.weight_decay, self.momentum, self.nesterov)
-        else:
-            kernels.sgd(w, g, rate, self.weight_decay)
+
+    @property
+    def _kernel(self) -> Any:
+        return kernels.momentum if self.momentum or self.slots else kernels.sgd
+
+    def _numbers(self, rate: float) -> tuple[float, ...]:
+        return rate, self.weight_decay, self.momentum, self.nesterov
 
 
 class Adam(Optimizer):
@@ -291,6 +319,7 @@ class Adam(Optimizer):
     """
 
     slots = ("adam_m", "adam_s")
+    _kernel = staticmethod(kernels.adam)
 
     def __init__(self, learning_rate: Rate = 0.001, beta1: float = 0.9, beta2: float = 0.999,
                  epsilon: float = 1e-8, weight_decay: float = 0.0) -> None:
@@ -300,17 +329,15 @@ class Adam(Optimizer):
         self.epsilon = number(epsilon, "epsilon", least=TINY)
         self.weight_decay = number(weight_decay, "weight_decay", least=0)
 
-    def update(self, w: np.ndarray, g: np.ndarray, state: list[np.ndarray], rate: float) -> None:
-        """Update one parameter in place."""
-        m, s = state
+    def _numbers(self, rate: float) -> tuple[float, ...]:
         t = self.iterations + 1
         root = math.sqrt(1 - self.beta2**t)
         # The kernel uses m and s, not m' and s': with correction = root / (1 - beta1^t),
         # m' / (sqrt(s') + epsilon) = correction m / (sqrt(s) + root epsilon). It also multiplies
         # the decay by its rate, so the decay is divided by the correction here.
         correction = root / (1 - self.beta1**t)
-        kernels.adam(w, g, m, s, rate * correction, self.weight_decay / correction,
-                     self.beta1, self.beta2, root * self.epsilon)
+        return (rate * correction, self.weight_decay / correction, self.beta1, 1 - self.beta1,
+                self.beta2, 1 - self.beta2, root * self.epsilon)
 
 
 class AdamW(Adam):
@@ -379,6 +406,7 @@ class RMSprop(Optimizer):
     """
 
     slots = ("rms", "momentum")
+    _kernel = staticmethod(kernels.rmsprop)
 
     def __init__(self, learning_rate: Rate, decay: float = 0.9, momentum: float = 0.0,
                  epsilon: float = 1e-10) -> None:
@@ -387,12 +415,10 @@ class RMSprop(Optimizer):
         self.momentum = number(momentum, "momentum", least=0, below=1)
         self.epsilon = number(epsilon, "epsilon", least=TINY)
 
-    def update(self, w: np.ndarray, g: np.ndarray, state: list[np.ndarray], rate: float) -> None:
-        """Update one parameter in place."""
+    def _numbers(self, rate: float) -> tuple[float, ...]:
         # The arrays of the state start at 0. What is left of a start at 1 is decay^t.
         start = self.decay ** (self.iterations + 1)
-        s, v = state
-        kernels.rmsprop(w, g, s, v, rate, self.decay, self.momentum, self.epsilon + start)
+        return rate, self.decay, 1 - self.decay, self.momentum, self.epsilon + start
 
 
 class constant(Hinting):  # noqa: N801
@@ -642,6 +668,14 @@ def _trained(parameters: list[Parameter]) -> list[Parameter]:
             f"{max(names, key=names.count)!r} twice; rename one"
         )
     return trained
+
+
+def _form(parameters: list[Parameter]) -> list[Any]:
+    """Return what the update of parameters depends on, beside the elements of their arrays."""
+    return [
+        (p.scope, p.key, p.trainable, id(p._value), p._value.flags.writeable, id(p._grad))
+        for p in parameters
+    ]
 
 
 def _checked(parameters: Iterable[Parameter]) -> list[Parameter]:

@@ -175,7 +175,7 @@ def test_threads_change_no_bit(name, monkeypatch):
 def use_threads(monkeypatch):
     """Use threads for any work, in recordings from the third call on."""
     monkeypatch.setattr(threads, "_LEAST_WORK", 0)
-    monkeypatch.setattr(threads, "_LEAST_TAPED", 1)
+    monkeypatch.setattr(threads, "_LEAST_CHUNK", 1)
     monkeypatch.setattr(recording, "_TRIALS", 1)
     monkeypatch.setattr(recording, "_LEAST_SECONDS", 0)
 

@@ -1,12 +1,17 @@
 """Tests of minicnn.optimizers against the formulas in plain NumPy."""
 
+import copy
 import io
 import math
+import pickle
 
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
+from tolerances import assert_same_bits
 
 from minicnn.core.parameter import Parameter
+from minicnn.kernels import recording
 from minicnn.kernels.threads import get_num_threads, set_num_threads
 from minicnn.optimizers import (
     SGD,
@@ -589,3 +594,69 @@ def test_get_from_classes_functions_and_instances():
 def test_get_refuses(optimizer, rate, error, message):
     with pytest.raises(error, match=message):
         get(optimizer, rate)
+
+
+MAKERS = {
+    "sgd": lambda: SGD(0.1),
+    "nesterov": lambda: SGD(
+        step_decay(0.1, 3, 0.5), momentum=0.9, nesterov=True, weight_decay=0.01),
+    "adam": lambda: Adam(0.01),
+    "adamw": lambda: AdamW(0.01),
+    "rmsprop": lambda: RMSprop(0.01, momentum=0.5),
+}
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_recorded_steps_are_those_that_python_makes(make, monkeypatch):
+    """Also if parameters freeze, have other names or types, or the optimizer is copied."""
+    monkeypatch.setattr(recording.Repeatable.__init__, "__defaults__", (2,))
+    models, both = [], [make(), make()]
+    for _ in both:
+        rng = np.random.default_rng(0)
+        models.append([Parameter(f"{i}/w", rng.standard_normal((3 + i, 5), np.float32))
+                       for i in range(3)])
+    was_recorded = 0
+    for step in range(30):
+        for parameters in models:
+            rng = np.random.default_rng(step)
+            for parameter in parameters:
+                parameter.grad[...] = rng.standard_normal(parameter.shape)
+            parameters[1].trainable = step // 6 != 1
+            parameters[0].name = "renamed/w" if step >= 12 else "0/w"
+            if step == 18:
+                parameters[2] = Parameter("3/w", rng.standard_normal(4))  # float64
+            if step == 24:
+                parameters[2].trainable = False
+        if step == 4:
+            both[0] = copy.deepcopy(both[0])
+        if step == 28:
+            both[0] = pickle.loads(pickle.dumps(both[0]))
+        both[1]._known = None  # so that nothing is recorded
+        for optimizer, parameters in zip(both, models, strict=True):
+            optimizer.step(parameters)
+        was_recorded += both[0]._call.is_recorded
+        for one, other in zip(*models, strict=True):
+            assert_same_bits(one.value, other.value)
+    assert was_recorded > 8
+
+
+def test_an_update_of_a_subclass_is_not_passed_over():
+    class Halved(Adam):
+        def update(self, w, g, state, rate):
+            w /= 2
+
+    parameter = Parameter("w", np.ones(2, np.float32))
+    Halved().step([parameter])
+    assert_array_equal(parameter.value, 0.5)
+
+
+def test_a_recorded_step_does_not_write_to_a_read_only_parameter(monkeypatch):
+    monkeypatch.setattr(recording.Repeatable.__init__, "__defaults__", (1,))
+    parameter, sgd = Parameter("w", np.ones(2, np.float32)), SGD(1.0)
+    parameter.grad[...] = 1
+    for _ in range(4):
+        sgd.step([parameter])
+    parameter.value.flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        sgd.step([parameter])
+    assert_array_equal(parameter.value, -3)

@@ -150,15 +150,16 @@ def function(
 ) -> Callable[..., Any]:
     """Return a callable, which must take `count` arguments if that is given."""
     instance(value, Callable, name, what)
+    if count is None:
+        return value
     try:
         with contextlib.suppress(ValueError):  # a built-in function may have no signature
-            inspect.signature(value).bind(*range(count or 0))
+            inspect.signature(value).bind(*range(count))
     except TypeError as error:
-        if count is not None:
-            raise TypeError(
-                f"`{name}` must be {what}, got {describe(value)}, which takes "
-                f"{inspect.signature(value)}"
-            ) from error
+        raise TypeError(
+            f"`{name}` must be {what}, got {describe(value)}, which takes "
+            f"{inspect.signature(value)}"
+        ) from error
     return value
 
 

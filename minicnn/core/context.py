@@ -143,6 +143,7 @@ class Workspace:
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[Any, str], np.ndarray] = {}
+        self.calls: dict[Any, Any] = {}  # of `layers.repeated`
 
     def empty(self, layer: Any, role: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         """Return the first part of the buffer of (layer, role) as an array of this shape."""

@@ -15,7 +15,7 @@ from minicnn.core.context import Context
 from minicnn.core.op import Op, Shape, Tensor, give_names, parts
 from minicnn.core.op import gradients as gradients_of_inputs
 from minicnn.core.parameter import Parameter, count_parameters, parameter_table
-from minicnn.layers.fusion import fuse, fusing
+from minicnn.layers.fusion import fuse, fusing, joined
 from minicnn.layers.layer import build_once
 
 
@@ -288,7 +288,7 @@ def _nodes(
             chain.append(followers[0])
         done.update(chain)
         ops = [tensor.op for tensor in chain if tensor.op]
-        for op, length in fuse(ops) if fusing else [(op, 1) for op in ops]:
+        for op, length in joined(fuse(ops)) if fusing else [(op, 1) for op in ops]:
             nodes.append((op, chain[0].inputs, chain[length - 1]))
             del chain[:length]
     return nodes

@@ -189,6 +189,7 @@ class Trace:
         """Return the value of each placeholder for a batch."""
         for name, first, got in zip(("features", "labels"), self.form, form(batch), strict=True):
             if first != got:
+                first, got = (each("{0[0]} {0[1]}".format, part) for part in (first, got))
                 raise ValueError(
                     f"the `{name}` must be rows of one form in all batches, expected {first} as in "
                     f"the first batch, got {got}; resize or convert them"
@@ -206,7 +207,7 @@ class Trace:
 
 def form(batch: Batch) -> tuple[Any, ...]:
     """Return the names, row shapes and types of a batch's features and labels."""
-    return tuple(each(lambda a: f"{a.shape[1:]} {a.dtype}", part) for part in batch)
+    return tuple(each(lambda a: (a.shape[1:], a.dtype), part) for part in batch)
 
 
 def _placeholders(graph: Graph, name: str, part: Any) -> Any:

@@ -17,7 +17,7 @@ import numpy as np
 from minicnn.kernels.gemm import clear
 from minicnn.kernels.jit import helper, kernel
 from minicnn.kernels.simd import pointer
-from minicnn.kernels.threads import CHUNKS, check, parallel_for, share
+from minicnn.kernels.threads import CHUNKS, check, parallel_for, share, step
 from minicnn.kernels.window import Window, overlap
 
 _NONE = np.empty((0, 0, 0, 0), np.uint8)  # in place of winners: each element gets the gradient
@@ -47,7 +47,8 @@ def mean(x: np.ndarray, y: np.ndarray, window: Window) -> None:
 
 def mean_gradient(dy: np.ndarray, dx: np.ndarray, window: Window) -> None:
     """Write dx: each dy is spread evenly over its window."""
-    parts = dy / _numbers(window, dx.shape[3], dx.dtype)
+    parts = np.empty_like(dy)
+    step(np.divide, dy, _numbers(window, dx.shape[3], dx.dtype), parts)
     _run(_backward, dx, dy, dy, (parts, _NONE), (dx,), window, True)
 
 

@@ -7,9 +7,12 @@ counter, and continues when all of them are done. So a thread may join at any ti
 waits until it has woken up.
 """
 
+import contextlib
 import functools
 import itertools
+import threading
 import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -22,19 +25,70 @@ from minicnn.kernels.jit import kernel
 from minicnn.kernels.simd import enter, increment, peek, pointer
 
 _WORD = ir.IntType(64)
+_CALLS = 100  # from Python: to prepare native code takes as long
+_MOST_BYTES = 1 << 26
 _LOOKS = 1 << 17  # at a counter before a thread sleeps, about 40 us
 _SLEEP = 1e-5  # seconds
 _TRIALS = 3  # runs without workers
+_DONE = 1 << 62  # more chunks than any call has
 _LEAST_SECONDS = 4e-5  # of a run that is worth waking the workers
 
 _libraries: list[Any] = []  # keeps the native code of `_entry`
 
 
+class Repeatable:
+    """Call a function of an array; one of its calls of kernels is recorded, and then repeated.
+
+    The function must call the same kernels each time, with the same arrays beside its argument,
+    which is copied. Between kernels it may change arrays with `threads.step`. It is not recorded if
+    it depends on values, or if its arrays are large: then kernels take most of the time.
+
+    Attributes
+    ----------
+    is_recorded : bool
+        From then on the function is not called, and the result is always the same object.
+    next : dict
+        Calls that follow this one, and use the arrays that it writes.
+    """
+
+    def __init__(self, calls: int = _CALLS) -> None:
+        self._left = calls  # before one is recorded
+        self.is_recorded = False
+        self._steps: list[Callable[[], None]] = []
+        self._x: Any = None
+        self._result: Any = None
+        self.next: dict[Any, Repeatable] = {}
+
+    def __reduce__(self) -> Any:
+        return Repeatable, (max(self._left, 0),)  # a copy has other arrays
+
+    def __call__(self, function: Callable[..., Any], x: np.ndarray, *rest: Any) -> Any:
+        if self.is_recorded:
+            self._x[...] = x
+            for step in self._steps:
+                step()
+            return self._result
+        self._left -= 1
+        if self._left != -1:
+            return function(x, *rest)
+        self._x = np.array(x, order="C")
+        with threads.taped() as tape:
+            self._result = function(self._x, *rest)
+        given = [each for call in tape if isinstance(call, tuple) for each in call[2]]
+        sizes = {id(each): each.nbytes for each in given if isinstance(each, np.ndarray)}
+        if None not in tape and sum(sizes.values()) <= _MOST_BYTES:
+            for is_python, group in itertools.groupby(tape, callable):
+                calls = list(group)
+                self._steps += calls if is_python else [Recording(calls).run]
+            self.is_recorded = True
+        return self._result
+
+
 class Recording:
     """Calls that `threads.taped` recorded: add them to `calls` before the first `run`."""
 
-    def __init__(self) -> None:
-        self.calls: list[tuple[Any, int, tuple[Any, ...], Any]] = []
+    def __init__(self, calls: Iterable[Any] = ()) -> None:
+        self.calls: list[tuple[Any, int, tuple[Any, ...], Any]] = list(calls)
         self._seconds: list[float] = []  # of the trials
 
     @functools.cached_property
@@ -56,29 +110,42 @@ class Recording:
     def run(self) -> None:
         """Repeat the calls, with the workers if that pays and if they are free.
 
-        Two threads must not run a recording at the same time: they would write to its arrays. Nor
-        may it run again after an exception, e.g. KeyboardInterrupt: workers may still run it.
+        Two threads must not run a recording at the same time: they would write to its arrays.
         """
         if not self.calls:
             return
         counters = np.zeros((len(self.calls), 2), np.int64)
-        walk = functools.partial(self._walk, counters, itertools.count(2).__next__)
-        if len(self._seconds) == _TRIALS:
-            is_long = min(self._seconds) > _LEAST_SECONDS
-            threads.together(walk, self._table.shape[1] - 3 if is_long else 0)
-            return
-        start = time.perf_counter()
-        walk()
-        self._seconds.append(time.perf_counter() - start)
+        walkers: set[int] = set()  # the threads that are in a walk
+        caller, next_column = threading.get_ident(), itertools.count(3).__next__
 
-    def _walk(self, counters: np.ndarray, take_column: Any) -> None:
+        def take_column() -> int:  # the caller has the first one, also if a worker begins earlier
+            return 2 if threading.get_ident() == caller else next_column()
+
+        walk = functools.partial(self._walk, counters, take_column, walkers)
+        is_known = len(self._seconds) == _TRIALS
+        is_long = is_known and min(self._seconds) > _LEAST_SECONDS
+        start = time.perf_counter()
+        try:
+            threads.together(walk, self._table.shape[1] - 3 if is_long else 0)
+        except BaseException:  # e.g. KeyboardInterrupt: let all threads leave first
+            counters += _DONE
+            while walkers - {caller}:
+                with contextlib.suppress(KeyboardInterrupt):
+                    time.sleep(_SLEEP)
+            raise
+        if not is_known:
+            self._seconds.append(time.perf_counter() - start)
+
+    def _walk(self, counters: np.ndarray, take_column: Any, walkers: set[int]) -> None:
         """Go through the calls as one of the threads, each with a column of the table."""
         table, call = self._table, 0
         column = take_column()
+        walkers.add(threading.get_ident())
         while column < table.shape[1] and call < len(table):
             call = _walk(call, table, counters, column, threads.starts())
             if call < len(table):
                 time.sleep(_SLEEP)
+        walkers.discard(threading.get_ident())
 
 
 @kernel

@@ -33,7 +33,7 @@ _MOST_THREADS = 1024
 _LAYOUTS = 256  # of scratch that are kept, at most
 CHUNKS = 16  # of most kernels, at most; enough to balance the load of a few threads
 _LEAST_WORK = 1 << 22  # multiply-adds that take longer than to wake a thread, about 50 us
-_LEAST_TAPED = 1 << 18  # of a chunk, if the threads are awake
+_LEAST_CHUNK = 1 << 18  # of a chunk
 
 
 def parallel_for(
@@ -65,9 +65,10 @@ def parallel_for(
     work : int, optional
         The number of multiply-adds. If they are few, the calling thread computes all chunks.
     """
-    if not all(array.flags.writeable for array in writes):  # a kernel would write to it
-        raise ValueError("output array is read-only; set array.flags.writeable = True")
-    arrays = (*(_frozen(array) for array in reads), *writes)
+    for array in writes:
+        if not array.flags.writeable:  # a kernel would write to it
+            raise ValueError("output array is read-only; set array.flags.writeable = True")
+    arrays = *map(_frozen, reads), *writes
     if _local.calls is not None:  # see `recorded`
         arguments = (0, _scratch(scratch), *arrays, *sizes)
         _local.calls.add((kernel, tuple(map(kernel.typeof_pyval, arguments))))
@@ -134,6 +135,24 @@ def taped() -> Iterator[list[Any]]:
         _local.tape = None
 
 
+def is_taping() -> bool:
+    """Return whether this thread records its calls; see `taped`."""
+    return _local.tape is not None
+
+
+def step(function: Callable[..., Any], *arguments: Any) -> None:
+    """Call a function that changes arrays between two kernels, so that a tape holds it, too."""
+    function(*arguments)
+    if _local.tape is not None:
+        _local.tape.append(functools.partial(function, *arguments))
+
+
+def depends_on_values() -> None:
+    """Note that the next calls depend on the elements of arrays: a tape cannot be repeated."""
+    if _local.tape is not None:
+        _local.tape.append(None)
+
+
 @contextlib.contextmanager
 def recorded() -> Iterator[set[tuple[Any, Any]]]:
     """Record the kernels that this thread calls instead of running them; they write zeros.
@@ -180,11 +199,7 @@ def check(**arrays: tuple[np.ndarray, tuple[int, ...]]) -> None:
 
 def share(items: int, chunks: int, work: int = _LEAST_WORK) -> int:
     """Return the number of items per chunk, for at most `chunks` chunks; one for little work."""
-    if _local.tape is not None:
-        chunks = min(chunks, work // _LEAST_TAPED)
-    elif work < _LEAST_WORK:
-        chunks = 1
-    return max(1, -(-items // max(chunks, 1)))
+    return max(1, -(-items // max(1, min(chunks, work // _LEAST_CHUNK))))
 
 
 def set_num_threads(n: int) -> None:
@@ -235,10 +250,11 @@ def get_num_threads() -> int:
 
 def _frozen(array: np.ndarray) -> np.ndarray:
     """Return a read-only, C-contiguous, aligned array with the values of `array`."""
-    if not (array.flags.c_contiguous and array.flags.aligned):
+    flags = array.flags
+    if not (flags.c_contiguous and flags.aligned):
         array = np.array(array, order="C")
     frozen = array.view()
-    frozen.flags.writeable = False
+    frozen.setflags(write=False)
     return frozen
 
 

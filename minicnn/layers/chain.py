@@ -12,7 +12,7 @@ from minicnn.core.context import Context
 from minicnn.core.log import logger
 from minicnn.core.op import Op, Shape, Tensor, give_names, named_parameters, parts
 from minicnn.core.parameter import count_parameters, parameter_table
-from minicnn.layers.fusion import fuse, fusing
+from minicnn.layers.fusion import fuse, fusing, joined
 from minicnn.layers.layer import Layer, build_once
 
 LAYERS = "layers such as Dense(10) or Activation('relu')"  # for errors
@@ -72,7 +72,9 @@ class Chain(Layer):
             shapes.append(build_once(layer, shapes[-1], rng, dtype))
         named_parameters(self)  # raises if two have the same name
         self._shapes = shapes[1:]
-        self._chain = [op for op, _ in fuse(self.layers)] if fusing(self.fuse) else self.layers
+        self._chain = self.layers
+        if fusing(self.fuse):
+            self._chain = [op for op, _ in joined(fuse(self.layers))]
         self.dtype = np.dtype(dtype)
         self.input_shape = shape  # last: other threads may use the model from now on
         if kept and rng is not None:

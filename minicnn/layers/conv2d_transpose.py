@@ -126,4 +126,5 @@ class Conv2DTranspose(Convolution):
         no_bias = np.zeros(x.shape[3], x.dtype)
         if dx is not None:
             conv.forward(dy, self.kernel.value, no_bias, dx, self.window)
-        conv.kernel_gradient(dy, x, self.kernel.writable("grad"), no_bias, self.window)
+        no_db = np.empty_like(no_bias)
+        conv.kernel_gradient(dy, x, self.kernel.writable("grad"), no_db, self.window)

@@ -5,6 +5,7 @@ names and checkpoints do not change. With ``fuse=False`` or ``MINICNN_FUSE=0`` e
 computed by itself.
 """
 
+import itertools
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -12,16 +13,27 @@ from typing import Any
 import numpy as np
 
 from minicnn.core.context import Context
-from minicnn.core.op import Op
+from minicnn.core.op import Op, parts
+from minicnn.core.parameter import count_parameters
 from minicnn.layers.activation import Activation
 from minicnn.layers.batch_normalization import BatchNormalization
 from minicnn.layers.conv2d import Conv2D
+from minicnn.layers.conv2d_transpose import Conv2DTranspose
 from minicnn.layers.dense import Dense
 from minicnn.layers.depthwise_conv2d import DepthwiseConv2D, SeparableConv2D
 from minicnn.layers.dropout import Dropout
-from minicnn.layers.pooling2d import MaxPooling2D
+from minicnn.layers.pooling2d import (
+    AveragePooling2D,
+    GlobalAveragePooling2D,
+    GlobalMaxPooling2D,
+    MaxPooling2D,
+)
+from minicnn.layers.repeated import Repeated
+from minicnn.layers.shape import Flatten, Reshape
 from minicnn.layers.sliding import DataFormat
-from minicnn.ops import Relu
+from minicnn.ops import Gelu, Identity, LeakyRelu, Relu, Sigmoid, Tanh
+
+_LARGE = 1 << 20  # elements of a kernel
 
 
 class Fused(Op):
@@ -92,6 +104,40 @@ def fuse(chain: Sequence[Op]) -> list[tuple[Op, int]]:
         fused.append((op, length))
         chain = chain[length:]
     return fused
+
+
+def joined(ops: Sequence[tuple[Op, int]]) -> list[tuple[Op, int]]:
+    """Replace neighbours in the result of `fuse` that can be repeated by one `Repeated`."""
+    result: list[tuple[Op, int]] = []
+    for can_repeat, group in itertools.groupby(ops, lambda each: _can_repeat(each[0])):
+        members = list(group)
+        if can_repeat:
+            members = [(Repeated([op for op, _ in members]), sum(n for _, n in members))]
+        result += members
+    return result
+
+
+# Ops whose forward and backward passes consist of calls of kernels and of views, once they have
+# been built.
+_REPEATABLE = (
+    Activation, AveragePooling2D, Conv2D, Conv2DTranspose, Dense, DepthwiseConv2D, Flatten, Fused,
+    Gelu, GlobalAveragePooling2D, GlobalMaxPooling2D, Identity, LeakyRelu, MaxPooling2D, Relu,
+    Reshape, SeparableConv2D, Sigmoid, Tanh,
+)
+
+
+def _can_repeat(op: Op) -> bool:
+    """Return whether a `Repeated` may hold an op: each part, and no large kernel.
+
+    With a large kernel a step takes long, and other processes wait for its gradient.
+    """
+    return count_parameters(op.parameters) <= _LARGE and all(
+        type(part) in _REPEATABLE
+        and getattr(part, "dtype", None) != np.float64  # whose convolutions use NumPy, too
+        and getattr(part, "depth_multiplier", 1) == 1  # copied channels as well
+        and not getattr(part, "approximate", False)
+        for part in parts(op)
+    )
 
 
 def _first(chain: Sequence[Op]) -> tuple[Op, int]:

@@ -300,13 +300,13 @@ import os, sys
 import numpy as np
 from minicnn.kernels import cache, update
 w, one = np.ones(3), np.ones(3)
-update.momentum(w, one, one.copy(), 1.0, 0.0, 0.0, False)
+update.momentum(w, one, one.copy(), (1.0, 0.0, 0.0, 0.0))
 if sys.argv[1:] and os.geteuid() == 0:
     os.setgroups([])
     os.setgid(65534)
     os.setuid(65534)
 cache.folders.cache_clear()
-update.sgd(np.ones(3), np.ones(3), 1.0, 0.0)
+update.sgd(np.ones(3), np.ones(3), (1.0, 0.0))
 stats = update._sgd.stats
 print(*map(sum, (stats.cache_hits.values(), stats.cache_misses.values())))
 """

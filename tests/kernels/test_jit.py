@@ -129,7 +129,7 @@ SGD = """
 import numpy as np
 from minicnn.kernels import update
 w, one = np.ones(3), np.ones(3)
-update.sgd(w, one, 1.0, 0.0)
+update.sgd(w, one, (1.0, 0.0))
 stats = update._sgd.stats
 print(*w, sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
 """
@@ -223,7 +223,7 @@ cache.os.replace = replace_with_the_other
 import numpy as np
 from minicnn.kernels import update
 w = np.ones(3, sys.argv[3])
-update.sgd(w, w.copy(), 1.0, 0.0)
+update.sgd(w, w.copy(), (1.0, 0.0))
 """
 
 
@@ -276,7 +276,7 @@ from pathlib import Path
 import numpy as np
 from minicnn.kernels import update
 open("runs", "a").write("run ")
-update.sgd(np.ones(3, np.float32), np.ones(3, np.float32), 1.0, 0.0)
+update.sgd(np.ones(3, np.float32), np.ones(3, np.float32), (1.0, 0.0))
 end = time.monotonic() + 300
 while time.monotonic() < end and not any(Path("cache").rglob("*pooled._gradients*.nbc")):
     time.sleep(0.05)

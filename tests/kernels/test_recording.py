@@ -109,11 +109,11 @@ def test_a_worker_that_starts_after_the_end_writes_nothing(set_threads):
     recording_ = recorded(example.calls)
     counters, columns = np.zeros((4, 2), np.int64), itertools.count(2)
     expected = example.changed(2)
-    recording_._walk(counters, columns.__next__)
+    recording_._walk(counters, columns.__next__, set())
     example.check(expected)
     example.changed(2)
     for _ in range(2):  # the second finds no column left
-        recording_._walk(counters, columns.__next__)
+        recording_._walk(counters, columns.__next__, set())
     assert all(np.isnan(output).all() for output in example.outputs)
 
 
@@ -129,7 +129,7 @@ def test_a_call_begins_when_the_one_before_has_ended(set_threads, monkeypatch, l
     counters = np.zeros((4, 2), np.int64)
     chunks = recording_._table[0, 1]
     counters[0] = chunks, chunks - 1
-    thread = threading.Thread(target=recording_._walk, args=(counters, lambda: 3))
+    thread = threading.Thread(target=recording_._walk, args=(counters, lambda: 3, set()))
     thread.start()
     time.sleep(0.3 if looks == 1 else 0.01)  # the compiled loop gives up, or not yet
     assert np.isnan(example.outputs[1]).all()

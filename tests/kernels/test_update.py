@@ -39,11 +39,13 @@ def rmsprop(w, g, s, v):
 
 
 STEPS = {  # name: (number of states, reference, kernel function)
-    "sgd": (0, sgd, lambda *arrays: update.sgd(*arrays, RATE, DECAY)),
-    "momentum": (1, momentum, lambda *arrays: update.momentum(*arrays, RATE, DECAY, MU, False)),
-    "nesterov": (1, nesterov, lambda *arrays: update.momentum(*arrays, RATE, DECAY, MU, True)),
-    "adam": (2, adam, lambda *arrays: update.adam(*arrays, RATE, DECAY, BETA1, BETA2, EPSILON)),
-    "rmsprop": (2, rmsprop, lambda *arrays: update.rmsprop(*arrays, RATE, BETA1, MU, EPSILON)),
+    "sgd": (0, sgd, lambda *arrays: update.sgd(*arrays, (RATE, DECAY))),
+    "momentum": (1, momentum, lambda *arrays: update.momentum(*arrays, (RATE, DECAY, MU, 0))),
+    "nesterov": (1, nesterov, lambda *arrays: update.momentum(*arrays, (RATE, DECAY, MU, 1))),
+    "adam": (2, adam, lambda *arrays: update.adam(
+        *arrays, (RATE, DECAY, BETA1, 1 - BETA1, BETA2, 1 - BETA2, EPSILON))),
+    "rmsprop": (2, rmsprop, lambda *arrays: update.rmsprop(
+        *arrays, (RATE, BETA1, 1 - BETA1, MU, EPSILON))),
 }
 by_step = pytest.mark.parametrize("step", STEPS)
 by_dtype = pytest.mark.parametrize("dtype", DTYPES)

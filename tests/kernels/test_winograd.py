@@ -113,11 +113,11 @@ def test_few_images_are_split_into_filters_and_tiles(monkeypatch, by_threads, n,
         return y
 
     results = by_threads(forward)
-    monkeypatch.setattr(threads, "_LEAST_TAPED", 1)
+    monkeypatch.setattr(threads, "_LEAST_CHUNK", 1)
     with threads.taped() as tape:
         forward()
     assert tape[-1][1] == chunks
-    monkeypatch.setattr(threads, "_LEAST_WORK", 1 << 60)  # an image is one chunk
+    monkeypatch.setattr(threads, "_LEAST_CHUNK", 1 << 60)  # an image is one chunk
     for y in results:
         assert_same_bits(y, forward())
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from tolerances import assert_same_bits
 
 import minicnn as mc
+from minicnn.layers.repeated import Repeated
 
 
 class Pass(NamedTuple):
@@ -25,6 +26,11 @@ def built(make, shape, dtype=np.float32):
     for parameter in layer.parameters:
         parameter.value[...] += rng.uniform(-0.1, 0.1, parameter.shape)
     return layer, declared
+
+
+def without_groups(ops):
+    """Return the ops that are run, with those inside of each `Repeated` instead of it."""
+    return [op for each in ops for op in (each.ops if isinstance(each, Repeated) else [each])]
 
 
 def numbers(shape, dtype=np.float32, seed=2):

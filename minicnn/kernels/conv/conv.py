@@ -13,7 +13,7 @@ import numpy as np
 from minicnn.kernels import elementwise, pooling
 from minicnn.kernels.conv import im2col, implicit, pooled, winograd
 from minicnn.kernels.simd import ZEROED
-from minicnn.kernels.threads import CHUNKS, check
+from minicnn.kernels.threads import CHUNKS, check, step
 from minicnn.kernels.window import Window, slide
 
 FAST_PATHS = True  # False: always use the general algorithm, as a reference in tests
@@ -124,11 +124,18 @@ def pooled_gradients(
         pooled.gradients(x, dy, code, w, dw, db, dx, window, CHUNKS)
         return
     whole = np.empty((len(x), window.out_h, window.out_w, w.shape[3]), x.dtype)
-    nonzero = np.where(code == ZEROED, x.dtype.type(0), dy)
-    pooling.backward(nonzero, code % ZEROED, whole, _pool_window(window))
+    nonzero, winner = np.empty_like(dy), np.empty_like(code)
+    step(_unmask, dy, code, nonzero, winner)
+    pooling.backward(nonzero, winner, whole, _pool_window(window))
     kernel_gradient(x, whole, dw, db, window)
     if dx is not None:
         input_gradient(whole, w, dx, window)
+
+
+def _unmask(dy: np.ndarray, code: np.ndarray, nonzero: np.ndarray, winner: np.ndarray) -> None:
+    """Write dy, or 0 where ReLU is zero, and the positions of the maxima."""
+    nonzero[...] = np.where(code == ZEROED, 0, dy)
+    winner[...] = code % ZEROED
 
 
 def _check(

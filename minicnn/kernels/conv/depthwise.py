@@ -24,7 +24,7 @@ from minicnn.kernels.simd import (
     relu,
     store_some,
 )
-from minicnn.kernels.threads import CHUNKS, check, parallel_for, share
+from minicnn.kernels.threads import CHUNKS, check, parallel_for, share, step
 from minicnn.kernels.window import Window, overlap
 
 
@@ -51,7 +51,8 @@ def input_gradient(dy: np.ndarray, w: np.ndarray, dx: np.ndarray, window: Window
 def kernel_gradient(x: np.ndarray, dy: np.ndarray, dw: np.ndarray, window: Window) -> None:
     """Write dw, the gradient of the kernel."""
     _check(x, dw, dy, window)
-    partial = np.zeros((len(x), dw.size), dw.dtype)  # the gradient of each image
+    partial = np.empty((len(x), dw.size), dw.dtype)  # the gradient of each image
+    step(partial.fill, 0)
     images = share(len(x), CHUNKS)
     parallel_for(_kernel_gradient, -(-len(x) // images), (_repeated(x, dw), dy), (partial,),
                  tuple(window), images, work=dy.size * window.taps)

@@ -51,7 +51,7 @@ from minicnn.kernels.simd import (
     transpose,
     where_tagged,
 )
-from minicnn.kernels.threads import aligned, parallel_for, share
+from minicnn.kernels.threads import aligned, parallel_for, share, step
 from minicnn.kernels.window import Window
 
 _MANY_CHANNELS = 16  # from this number on, blocks consist of complete vectors
@@ -94,12 +94,15 @@ def gradients(
     blocks, depth, high, wide, run, band, together = layout
     vectors = run // LANES
     need_dx = dx is not None
-    lines = _lines(w, layout) if need_dx else np.empty((0, 0, 0, 0), np.float32)
+    lines = aligned((blocks, kh, filters, run) if need_dx else (0, 0, 0, 0), np.float32)
+    if need_dx:
+        step(_write_lines, w, layout, lines)
     bands = -(-ph // band)
     images = min(share(n, chunks), max(1, _BANDS // max(bands, 1)))
     chunks = -(-n // images)
     partial = aligned((chunks, blocks * filters * kh * run), np.float32)
-    biases = np.zeros((n, bands, filters), np.float32)
+    biases = np.empty((n, bands, filters), np.float32)
+    step(biases.fill, 0)
     padded = blocks * high * wide * depth + run  # the last gather accesses one run too many
     positions, width = band * pw, round_up(filters, LANES)
     length = positions + LANES  # of a list: `compress` writes complete vectors
@@ -129,7 +132,7 @@ def gradients(
     total = np.empty((blocks, filters, kh, run), np.float32)
     sum_sums(partial, total.reshape(-1))
     taps = total[..., : kw * depth].reshape(blocks, filters, kh, kw, depth)
-    dw[...] = taps.transpose(2, 3, 0, 4, 1).reshape(kh, kw, -1, filters)[:, :, :channels]
+    step(_write_taps, taps, dw)
     sum_sums(biases, db)
 
 
@@ -148,19 +151,23 @@ def _layout(
     return _Layout(-(-channels // depth), depth, high, wide, run, max(1, band), together)
 
 
-def _lines(w: np.ndarray, layout: _Layout) -> np.ndarray:
-    """Return w as (blocks, KH, F, run): the factors of a gradient for one row of dx."""
-    (kh, kw, channels, filters), (blocks, depth, *_, run, _, _) = w.shape, layout
+def _write_taps(taps: np.ndarray, dw: np.ndarray) -> None:
+    """Write dw from the sums (blocks, F, KH, KW, depth)."""
+    (kh, kw, channels, filters) = dw.shape
+    dw[...] = taps.transpose(2, 3, 0, 4, 1).reshape(kh, kw, -1, filters)[:, :, :channels]
+
+
+def _write_lines(w: np.ndarray, layout: _Layout, lines: np.ndarray) -> None:
+    """Write w as (blocks, KH, F, run): the factors of a gradient for one row of dx."""
+    (kh, kw, channels, filters), (blocks, depth, *_) = w.shape, layout
     padded = np.zeros((kh, kw, blocks * depth, filters), np.float32)
     padded[:, :, :channels] = w
-    lines = aligned((blocks, kh, filters, run), np.float32)
     lines[..., kw * depth :] = 0
     lines[..., : kw * depth] = (
         padded.reshape(kh, kw, blocks, depth, filters)
         .transpose(2, 0, 4, 1, 3)
         .reshape(blocks, kh, filters, kw * depth)
     )
-    return lines
 
 
 @kernel

@@ -29,6 +29,7 @@ _CHUNK = 64  # columns of the result per chunk; each chunk packs its part of B
 _FEW_ROWS = 14  # up to this many, w is not packed: packing would cost more than the product
 _SLAB = 16  # rows of w that are read at a time if it is not packed
 _WIDE_CHUNK = 512  # columns per chunk in that case: long contiguous reads of w
+_LEAST_LISTED = 1 << 17  # elements of w; with fewer, the packed product takes little time
 _READING = 2  # multiply-adds that take as long as to read an element of w
 
 
@@ -95,10 +96,11 @@ def gradients(
     x: np.ndarray, dy: np.ndarray, w: np.ndarray, dw: np.ndarray, dx: np.ndarray | None,
     skip_zeros: bool,
 ) -> None:
-    """Write dw, and dx if given; with `skip_zeros`, use lists if many elements of dy are zero."""
+    """Write dw, and dx if given; with `skip_zeros`, use lists if w is large and many dy are 0."""
     (n, d), u = x.shape, dy.shape[1]
     check(x=(x, (n, d)), dy=(dy, (n, u)), w=(w, (d, u)), dw=(dw, (d, u)))
-    if skip_zeros and x.dtype == np.float32 and lists.gradients(x, dy, w, dw, dx):
+    is_listed = skip_zeros and x.dtype == np.float32 and w.size >= _LEAST_LISTED
+    if is_listed and lists.gradients(x, dy, w, dw, dx):
         return
     kernel_gradient(x, dy, dw)
     if dx is not None:

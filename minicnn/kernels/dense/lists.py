@@ -20,7 +20,7 @@ from minicnn.kernels.elementwise import BLOCK, blocks_of
 from minicnn.kernels.gemm import clear, copy, round_up
 from minicnn.kernels.jit import helper, kernel
 from minicnn.kernels.simd import LANES, gather, pointer, transpose
-from minicnn.kernels.threads import parallel_for
+from minicnn.kernels.threads import depends_on_values, parallel_for
 
 _SIDE = 64  # of a block; sums of dx are split by it, so it must not depend on the vector width
 _VECTORS = min(8, _SIDE // LANES)  # of sums in registers
@@ -36,6 +36,7 @@ def gradients(
     x, dx (N, D)   w, dw (D, U)   dy (N, U)
     """
     (n, units), inputs = dy.shape, x.shape[1]
+    depends_on_values()
     if n > _MOST_ROWS or np.count_nonzero(dy) > _MOST_NONZERO * dy.size:
         return False
     blocks = -(-units // _SIDE)
