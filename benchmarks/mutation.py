@@ -78,6 +78,7 @@ GRADCHECK = "tests/core/test_gradcheck.py"
 ARITHMETIC = "tests/test_arithmetic.py"
 OTHER_LOSSES = "tests/test_other_losses.py"
 RECORDING = "tests/kernels/test_recording.py"
+REPEATED = "tests/layers/test_repeated.py"
 RESIDUAL = "tests/layers/test_residual.py"
 ONNX_READER = "tests/extras/test_onnx_reader.py"
 OPTIMIZERS = "tests/test_optimizers.py"
@@ -544,6 +545,16 @@ MUTATIONS = [
      replace("min(self._seconds) > _LEAST_SECONDS", "True"), None, f"{RECORDING} -k little_work"),
     ("recording: wrong size of an array", "kernels.recording:_words",
      replace("value.size", "value.size // 2"), None, RECORDING),
+    ("repeated calls: the input of the first one", "kernels.recording:Repeatable.__call__",
+     drop("Assign"), "self._x[...] = x", REPEATED),
+    ("repeated calls: steps of NumPy are left out", "kernels.threads:step", condition(False), None,
+     REPEATED),
+    ("repeated calls: a choice is made once", "kernels.threads:depends_on_values",
+     condition(False), None, REPEATED),
+    ("repeated calls: arrays of another layer", "layers.repeated:Repeated._arrays",
+     replace("id(array)", "0"), None, REPEATED),
+    ("optimizers: another schedule is not seen", "optimizers:Optimizer._update_all",
+     replace("self._numbers(rate)", "self._numbers(0.1)"), None, OPTIMIZERS),
     ("recording: workers help one of many callers", "kernels.threads:together",
      replace("workers.is_wanted", "False"), None,
      f"{RECORDING} -k leave_the_workers"),

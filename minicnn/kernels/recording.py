@@ -31,7 +31,7 @@ _LOOKS = 1 << 17  # at a counter before a thread sleeps, about 40 us
 _SLEEP = 1e-5  # seconds
 _TRIALS = 3  # runs without workers
 _DONE = 1 << 62  # more chunks than any call has
-_LEAST_SECONDS = 4e-5  # of a run that is worth waking the workers
+_LEAST_SECONDS = 6e-5  # of a run that is worth waking the workers
 
 _libraries: list[Any] = []  # keeps the native code of `_entry`
 

@@ -17,7 +17,7 @@ from minicnn.core.parameter import Parameter
 from minicnn.kernels import threads
 from minicnn.kernels.recording import Repeatable
 
-_FORMS = 16  # of passes that a workspace knows
+_FORMS = 200  # of passes of all ops that a workspace knows
 
 
 class Repeated(Op):
@@ -46,7 +46,7 @@ class Repeated(Op):
         if ctx.workspace is None or not ctx.save or threads.is_taping():
             return self._forward(x, ctx)
         calls = ctx.workspace.calls
-        if len(calls) == _FORMS:
+        if len(calls) > _FORMS:
             calls.clear()
         key = self, _form(x), ctx.training, *self._arrays()
         call = calls.setdefault(key, Repeatable())
