@@ -34,9 +34,9 @@ def compile_ahead(parent: int | None = None) -> None:
         lambda: dense.forward(rows, rows, b, _new(8, 8)),
         lambda: conv.pooled_gradients(x, half, code, w, _new(3, 3, 8, 8), _new(8), None, window),
         lambda: dense.gradients(rows, rows, rows, _new(8, 8), _new(8, 8), True),  # from lists
-        lambda: dense.gradients(rows, rows, rows, _new(8, 8), _new(8, 8), False),
-        lambda: relu_gradient(rows, rows, _new(8, 8)),
         lambda: update.sgd(_new(8), b, (0.0, 0.0)),
+        lambda: relu_gradient(rows, rows, _new(8, 8)),
+        lambda: dense.gradients(rows, rows, rows, _new(8, 8), _new(8, 8), False),
         lambda: conv.kernel_gradient(x, x, _new(3, 3, 8, 8), _new(8), window),
         lambda: conv.forward(_new(1, 4, 4, 32), _new(5, 5, 32, 8), b, x, large),  # Winograd
         lambda: conv.forward(x, w[:1, :1], b, _new(1, 4, 4, 8), one),  # implicit
