@@ -7,6 +7,7 @@ processes do not communicate, and neither waits for the other. If the child fail
 lost.
 """
 
+import gc
 import os
 import sys
 
@@ -32,8 +33,8 @@ def compile_ahead(parent: int | None = None) -> None:
     half, code = _new(1, 2, 2, 8), np.zeros((1, 2, 2, 8), np.uint8)
     for door in (
         lambda: dense.forward(rows, rows, b, _new(8, 8)),
-        lambda: conv.pooled_gradients(x, half, code, w, _new(3, 3, 8, 8), _new(8), None, window),
         lambda: dense.gradients(rows, rows, rows, _new(8, 8), _new(8, 8), True),  # from lists
+        lambda: conv.pooled_gradients(x, half, code, w, _new(3, 3, 8, 8), _new(8), None, window),
         lambda: update.sgd(_new(8), b, (0.0, 0.0)),
         lambda: relu_gradient(rows, rows, _new(8, 8)),
         lambda: dense.gradients(rows, rows, rows, _new(8, 8), _new(8, 8), False),
@@ -50,4 +51,6 @@ def _new(*shape: int) -> np.ndarray:
 
 
 if __name__ == "__main__":
+    gc.disable()
+    sys.modules["scipy"] = None  # type: ignore[assignment]  # Numba imports it, kernels do not
     compile_ahead(int(sys.argv[1]) if os.name == "posix" else None)
