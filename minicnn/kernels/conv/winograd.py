@@ -41,8 +41,7 @@ a time and transformed, so that sums are short. The error is about 1e-6 of the l
 any number of images.
 
 Layouts (all arrays except U are scratch): padded (HP, WP, CP), the image with channels padded to
-complete vectors; V (points, tiles, CP); U (panels, points, CP, PANEL); M (points, ROWS tiles,
-PANEL).
+complete vectors; V (points, tiles, CP); U (panels, points, CP, PANEL); M (points, tiles, PANEL).
 
 A. Lavin and S. Gray, "Fast algorithms for convolutional neural networks", CVPR 2016.
 """
@@ -215,7 +214,7 @@ def forward(
         scratch={
             "padded": ((tiles[0] * _OUT + size - 1, tiles[1] * _OUT + size - 1, depth), np.float32),
             "v": ((points, block | 1, depth), np.float32),
-            "m": ((points, ROWS, PANEL), np.float32),
+            "m": ((points, block | 1, PANEL), np.float32),
             "half": ((points, LANES), np.float32),  # a tile between its two transforms
             "outputs": ((_OUT * _OUT, LANES), np.float32),
             "zeros": ((PANEL,), np.float32),
@@ -344,7 +343,7 @@ def _transform_filters(panel, scratch, w, transformed, channels, turned):
 def _forward(chunk, scratch, x, u, b, y, code, window, length, some, block, tiles, relu, pool):
     """Compute `some` filters in blocks of tiles: first V, then M and Y for each panel."""
     padded, v, m, half, outputs, zeros = scratch
-    filters, per_image, point = b.size, tiles[0] * tiles[1], ROWS * PANEL
+    filters, per_image, point = b.size, tiles[0] * tiles[1], v.shape[1] * PANEL
     (_, height, width, _), high = y.shape, _OUT >> pool
     clear(pointer(padded, 0), padded.size)
     clear(pointer(zeros, 0), PANEL)
@@ -355,22 +354,19 @@ def _forward(chunk, scratch, x, u, b, y, code, window, length, some, block, tile
         count = min(block, end - first)
         _transform_inputs(x, begin, first, count, padded, v, half, window, tiles)
         for f in range(first_filter, min(first_filter + some, filters), PANEL):
-            for i in range(0, count, ROWS):
-                rows = min(ROWS, count - i)
-                _multiply(v, u, m, zeros, i, rows, f // PANEL, x.shape[3],
-                          min(PANEL, round_up(filters - f, LANES)))
-                for r in range(rows):
-                    n, row, column = _tile(first + i + r, tiles)
-                    top, left = row * high, column * high
-                    for g in range(f, min(f + PANEL, filters), LANES):
-                        _transform_output(tiles[3], tiles[3], _OUT, pointer(m, r * PANEL + g - f),
-                                          tiles[3] * point, point, pointer(half, 0),
-                                          pointer(outputs, 0), _OUT * LANES, LANES)
-                        at = ((n * height + top) * width + left) * filters + g
-                        _emit(pointer(outputs, 0), min(high, height - top),
-                              min(high, width - left),
-                              load_some(pointer(b, 0), g, filters - g), pointer(y, at),
-                              pointer(code, at), width * filters, filters, filters - g, relu, pool)
+            _multiply(v, u, m, zeros, count, f // PANEL, x.shape[3],
+                      min(PANEL, round_up(filters - f, LANES)))
+            for i in range(count):
+                n, row, column = _tile(first + i, tiles)
+                top, left = row * high, column * high
+                for g in range(f, min(f + PANEL, filters), LANES):
+                    _transform_output(tiles[3], tiles[3], _OUT, pointer(m, i * PANEL + g - f),
+                                      tiles[3] * point, point, pointer(half, 0),
+                                      pointer(outputs, 0), _OUT * LANES, LANES)
+                    at = ((n * height + top) * width + left) * filters + g
+                    _emit(pointer(outputs, 0), min(high, height - top), min(high, width - left),
+                          load_some(pointer(b, 0), g, filters - g), pointer(y, at),
+                          pointer(code, at), width * filters, filters, filters - g, relu, pool)
 
 
 @helper
@@ -391,15 +387,14 @@ def _transform_inputs(x, begin, first, count, padded, v, half, window, tiles):
 
 
 @helper
-def _multiply(v, u, m, zeros, first, rows, panel, channels, filters):
-    """Write M[point] = V[point] U[point] for some tiles and the filters of a panel."""
+def _multiply(v, u, m, zeros, count, panel, channels, filters):
+    """Write M[point] = V[point] U[point] for `count` tiles and the filters of a panel."""
     points, block, depth = v.shape
     for p in range(points):
-        block_of_rows(pointer(v, (p * block + first) * depth), depth, 1, 0,
+        block_of_rows(pointer(v, p * block * depth), depth, 1, 0,
                       pointer(u, (panel * points + p) * u.shape[2] * PANEL), PANEL,
                       pointer(zeros, 0), 0,
-                      pointer(m, p * ROWS * PANEL), PANEL, rows, filters, channels,
-                      1, False)
+                      pointer(m, p * block * PANEL), PANEL, count, filters, channels, 1, False)
 
 
 @helper
