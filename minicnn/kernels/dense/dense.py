@@ -78,7 +78,7 @@ def input_gradient(dy: np.ndarray, w: np.ndarray, dx: np.ndarray) -> None:
     """Write dx = dy w'."""
     u = dy.shape[1]
     scratch = {**_packed(u, dx.dtype), "sums": ((0,), dx.dtype)}
-    parallel_for(_multiply, _chunks(dx.shape[1]), (dy, w), (dx,), (u, 1), (1, u), u, max(u, 1),
+    parallel_for(_multiply, -(-dx.shape[1] // _CHUNK), (dy, w), (dx,), (u, 1), (1, u), u, max(u, 1),
                  scratch=scratch, work=dy.size * dx.shape[1])
 
 
@@ -88,8 +88,8 @@ def kernel_gradient(x: np.ndarray, dy: np.ndarray, dw: np.ndarray) -> None:
     scratch = {
         **_packed(min(n, BLOCK), dw.dtype), "sums": ((waiting_sums(n) * d * _CHUNK,), dw.dtype)
     }
-    parallel_for(_multiply, _chunks(u), (x, dy), (dw,), (1, d), (u, 1), n, BLOCK, scratch=scratch,
-                 work=x.size * u)
+    parallel_for(_multiply, -(-u // _CHUNK), (x, dy), (dw,), (1, d), (u, 1), n, BLOCK,
+                 scratch=scratch, work=x.size * u)
 
 
 def gradients(
@@ -105,10 +105,6 @@ def gradients(
     kernel_gradient(x, dy, dw)
     if dx is not None:
         input_gradient(dy, w, dx)
-
-
-def _chunks(columns: int) -> int:
-    return -(-columns // _CHUNK)
 
 
 def _packed(k: int, dtype: Any) -> dict[str, tuple[tuple[int, ...], Any]]:
