@@ -14,27 +14,8 @@ from minicnn.core.context import Context, Workspace
 from minicnn.core.op import Op, parts
 from minicnn.kernels import threads
 from minicnn.kernels.recording import Recording
-from minicnn.layers import (
-    Activation,
-    AveragePooling2D,
-    BatchNormalization,
-    Conv2D,
-    Conv2DTranspose,
-    Dense,
-    DepthwiseConv2D,
-    Dropout,
-    Flatten,
-    GlobalAveragePooling2D,
-    GlobalMaxPooling2D,
-    MaxPooling2D,
-    Reshape,
-    Residual,
-    SeparableConv2D,
-)
+from minicnn.layers import Dense
 from minicnn.layers.chain import Chain, is_chain
-from minicnn.layers.fusion import Folded, Fused
-from minicnn.layers.repeated import Repeated
-from minicnn.ops import Add, Gelu, LeakyRelu, Relu, Sigmoid, Tanh
 
 _SIZES = 4  # numbers of rows whose buffers are kept
 
@@ -157,7 +138,7 @@ class _Run:
             arguments = *(values[source] for source in inputs), ctx
             with threads.taped() as calls:
                 output = forward(*arguments)
-            if _is_repeatable(op):
+            if _is_repeatable(op, arguments[:-1], calls):
                 for call in calls:
                     arrays = [a for a in call[2] if isinstance(a, np.ndarray)]
                     if any(np.may_share_memory(a, b) for a in arrays for b in changing):
@@ -181,6 +162,21 @@ class _Run:
 
     def outputs(self) -> dict[Any, np.ndarray]:
         return {name: output.copy() for name, output in self._outputs.items()}
+
+
+def _is_repeatable(op: Op, inputs: Sequence[Any], calls: Sequence[Any]) -> bool:
+    """Return whether the recorded calls of kernels compute the outputs of an op for any inputs.
+
+    They do not if an array was copied for a kernel. Nor do they compute statistics or a mask of
+    the batch, or what NumPy computes: repeated channels and the approximation of GELU.
+    """
+    return (
+        None not in calls and all(array.flags.c_contiguous for array in inputs)
+        and all(part.repeatable or is_chain(part) for part in parts(op))
+        and not any(getattr(part, "training", None) for part in parts(op))
+        and not any(getattr(part, "approximate", False) for part in parts(op))
+        and all(getattr(part, "depth_multiplier", 1) == 1 for part in parts(op))
+    )
 
 
 def _copy_output(forward: Callable[..., Any], arguments: Any, output: np.ndarray) -> None:
@@ -232,28 +228,3 @@ def _halve(layer: Dense) -> None:
 
 def _feed(model: Chain, x: Any) -> dict[Any, np.ndarray]:
     return {0: model.converted(x)}
-
-
-# Layers whose forward pass consists of calls of kernels and of views.
-_REPEATABLE = (
-    Activation, Add, AveragePooling2D, BatchNormalization, Conv2D, Conv2DTranspose, Dense,
-    DepthwiseConv2D, Dropout, Flatten, Folded, Fused, Gelu, GlobalAveragePooling2D,
-    GlobalMaxPooling2D, LeakyRelu, MaxPooling2D, Relu, Repeated, Reshape, Residual, SeparableConv2D,
-    Sigmoid, Tanh,
-)
-
-
-def _is_repeatable(op: Op) -> bool:
-    """Return whether the recorded calls of kernels compute the outputs of an op for any inputs."""
-    return all(
-        (type(part) in _REPEATABLE or is_chain(part)) and _uses_kernels_alone(part)
-        for part in parts(op)
-    )
-
-
-def _uses_kernels_alone(layer: Any) -> bool:
-    """Return whether a layer copies no arrays in NumPy and uses no batch statistics."""
-    is_repeated = getattr(layer, "depth_multiplier", 1) > 1  # each channel is copied
-    of_batch = getattr(layer, "training", None)
-    is_numpy = getattr(layer, "approximate", False)  # of Gelu
-    return not (is_repeated or of_batch or is_numpy)

@@ -3,6 +3,7 @@
 Each is an `Op`, followed by the function that applies it to an array or a Tensor.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -20,37 +21,37 @@ _CUBIC = 0.044715  # of the approximation of GELU
 
 
 class _Activation(Op):
-    """The base of functions whose output has the shape and the type of the input.
+    """The base of functions whose output has the shape and the type of the input."""
 
-    A subclass defines `output`, or `forward`, which saves a tuple: an array of that shape, and what
-    else `gradient` needs.
-    """
-
-    output: Callable[..., np.ndarray]  # (x, ctx): return the output
-    # (dy, ctx, *saved): return the gradient of the input; by default the output is saved
-    gradient: Callable[..., np.ndarray]
+    # (x, y, dy=None): write the output; or with dy the gradient of the input, into y
+    write: Callable[..., None]
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
-        y = self.output(x, ctx)
-        ctx[self] = (y,)
+        y = ctx.empty(self, "y", x.shape, x.dtype)
+        self.write(x, y)
+        ctx[self] = x
         return y
 
     def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
-        saved = ctx[self]
-        checks.gradient(dy, saved[0].shape, saved[0].dtype, self.label)
-        return self.gradient(dy, ctx, *saved) if need_dx else None
+        x = ctx[self]
+        checks.gradient(dy, x.shape, x.dtype, self.label)
+        if not need_dx:
+            return None
+        dx = ctx.empty(self, "dx", x.shape, x.dtype)
+        self.write(x, dx, dy)
+        return dx
 
 
-class Relu(_Activation):
+class Relu(_Activation, repeatable=True):
     """y = max(x, 0);  dx = dy where x > 0."""
 
-    def output(self, x: np.ndarray, ctx: Context) -> np.ndarray:
-        y = ctx.empty(self, "y", x.shape, x.dtype)
-        elementwise.relu(x, y)
-        return y
+    alpha = 0.0  # the slope below zero
 
-    def gradient(self, dy: np.ndarray, ctx: Context, y: np.ndarray) -> np.ndarray:
-        return relu_gradient(dy, y, ctx, self)
+    def write(self, x: np.ndarray, y: np.ndarray, dy: np.ndarray | None = None) -> None:
+        if dy is None:
+            elementwise.relu(x, y, self.alpha)
+        else:
+            elementwise.relu_gradient(dy, x, y, slope=self.alpha)
 
 
 def relu(inputs: Any, name: str | None = None) -> Any:
@@ -75,23 +76,12 @@ def relu(inputs: Any, name: str | None = None) -> Any:
     return apply(Relu(name), _floats(inputs, "relu"))
 
 
-class LeakyRelu(_Activation):
+class LeakyRelu(Relu, repeatable=True):
     """y = x where x > 0, else alpha x;  dx = dy where x > 0, else alpha dy."""
 
     def __init__(self, alpha: float = 0.2, name: str | None = None) -> None:
         super().__init__(name)
         self.alpha = checks.number(alpha, "alpha")
-
-    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
-        y = ctx.empty(self, "y", x.shape, x.dtype)
-        elementwise.relu(x, y, self.alpha)
-        ctx[self] = (x,)
-        return y
-
-    def gradient(self, dy: np.ndarray, ctx: Context, x: np.ndarray) -> np.ndarray:
-        dx = ctx.empty(self, "dx", x.shape, x.dtype)
-        elementwise.relu_gradient(dy, x, dx, slope=self.alpha)
-        return dx
 
 
 def leaky_relu(inputs: Any, alpha: float = 0.2, name: str | None = None) -> Any:
@@ -123,28 +113,7 @@ def leaky_relu(inputs: Any, alpha: float = 0.2, name: str | None = None) -> Any:
     return apply(LeakyRelu(alpha, name), _floats(inputs, "leaky_relu"))
 
 
-class _Smooth(_Activation):
-    """The base of functions that save their derivative.
-
-    A subclass defines `write`, for the output and the derivative.
-    """
-
-    write: Callable[..., None]  # (x, y, slope)
-
-    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
-        y = ctx.empty(self, "y", x.shape, x.dtype)
-        slope = ctx.empty(self, "slope", x.shape, x.dtype)
-        self.write(x, y, slope)
-        ctx[self] = (slope,)
-        return y
-
-    def gradient(self, dy: np.ndarray, ctx: Context, slope: np.ndarray) -> np.ndarray:
-        dx = ctx.empty(self, "dx", slope.shape, slope.dtype)
-        elementwise.product(dy, slope, dx)
-        return dx
-
-
-class Gelu(_Smooth):
+class Gelu(_Activation, repeatable=True):
     """y = x P(x), P the standard normal distribution function;  dx = dy (P(x) + x P'(x)).
 
     With `approximate`, P(x) is (1 + tanh(u)) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3).
@@ -154,13 +123,13 @@ class Gelu(_Smooth):
         super().__init__(name)
         self.approximate = checks.boolean(approximate, "approximate")
 
-    def write(self, x: np.ndarray, y: np.ndarray, slope: np.ndarray) -> None:
+    def write(self, x: np.ndarray, y: np.ndarray, dy: np.ndarray | None = None) -> None:
         if not self.approximate:
-            elementwise.gelu(x, y, slope)
+            elementwise.gelu(x, y, dy)
             return
         p = (1 + np.tanh(_SQRT_2_PI * x * (1 + _CUBIC * x * x))) / 2
-        np.multiply(x, p, out=y)
-        slope[...] = p + y * (2 * (1 - p) * _SQRT_2_PI * (1 + 3 * _CUBIC * x * x))
+        slope = 2 * p * (1 - p) * _SQRT_2_PI * (1 + 3 * _CUBIC * x * x)
+        y[...] = x * p if dy is None else dy * (p + x * slope)
 
 
 def gelu(inputs: Any, approximate: bool = False, name: str | None = None) -> Any:
@@ -193,11 +162,10 @@ def gelu(inputs: Any, approximate: bool = False, name: str | None = None) -> Any
     return apply(Gelu(approximate, name), _floats(inputs, "gelu"))
 
 
-class Sigmoid(_Smooth):
+class Sigmoid(_Activation, repeatable=True):
     """y = 1 / (1 + exp(-x));  dx = dy y (1 - y)."""
 
-    def write(self, x: np.ndarray, y: np.ndarray, slope: np.ndarray) -> None:
-        elementwise.squash(x, y, slope, is_tanh=False)
+    write = staticmethod(functools.partial(elementwise.squash, is_tanh=False))
 
 
 def sigmoid(inputs: Any, name: str | None = None) -> Any:
@@ -221,11 +189,10 @@ def sigmoid(inputs: Any, name: str | None = None) -> Any:
     return apply(Sigmoid(name), _floats(inputs, "sigmoid"))
 
 
-class Tanh(_Smooth):
+class Tanh(_Activation, repeatable=True):
     """y = tanh(x);  dx = dy (1 - y^2)."""
 
-    def write(self, x: np.ndarray, y: np.ndarray, slope: np.ndarray) -> None:
-        elementwise.squash(x, y, slope, is_tanh=True)
+    write = staticmethod(functools.partial(elementwise.squash, is_tanh=True))
 
 
 def tanh(inputs: Any, name: str | None = None) -> Any:
@@ -249,15 +216,16 @@ def tanh(inputs: Any, name: str | None = None) -> Any:
     return apply(Tanh(name), _floats(inputs, "tanh"))
 
 
-class Identity(_Activation):
+class Identity(Op, repeatable=True):
     """y = x."""
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
-        ctx[self] = (x,)
+        ctx[self] = x
         return x
 
-    def gradient(self, dy: np.ndarray, ctx: Context, x: np.ndarray) -> np.ndarray:
-        return dy
+    def backward(self, dy: np.ndarray, ctx: Context, need_dx: bool = True) -> np.ndarray | None:
+        checks.gradient(dy, ctx[self].shape, ctx[self].dtype, self.label)
+        return dy if need_dx else None
 
 
 def identity(inputs: Any, name: str | None = None) -> Any:
@@ -289,20 +257,25 @@ class _AlongAxis(Op):
         self.axis = axis
 
 
-class Softmax(_AlongAxis, _Activation):
+class Softmax(_AlongAxis, _Activation, repeatable=True):
     """y = exp(x) / sum exp(x) along an axis;  dx = y (dy - sum(dy y))."""
+
+    is_log = False
 
     def build(self, input_shape: Shape, rng: Any, dtype: Any = np.float32) -> Shape:
         _axis(self.axis, input_shape, self.label)
         return input_shape
 
-    def output(self, x: np.ndarray, ctx: Context) -> np.ndarray:
-        y = np.exp(x - x.max(axis=self.axis, keepdims=True))
-        y /= y.sum(axis=self.axis, keepdims=True)
+    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        rows = elementwise.axis_to_end(x, self.axis)
+        y = ctx.empty(self, "y", rows.shape, rows.dtype)
+        elementwise.softmax(rows, y, self.is_log)
+        y = elementwise.axis_from_end(y, self.axis)
+        ctx[self] = y
         return y
 
-    def gradient(self, dy: np.ndarray, ctx: Context, y: np.ndarray) -> np.ndarray:
-        return y * (dy - (dy * y).sum(axis=self.axis, keepdims=True))
+    def write(self, y: np.ndarray, dx: np.ndarray, dy: np.ndarray) -> None:
+        np.multiply(y, dy - (dy * y).sum(axis=self.axis, keepdims=True), out=dx)
 
 
 def softmax(logits: Any, axis: int = -1, name: str | None = None) -> Any:
@@ -330,15 +303,13 @@ def softmax(logits: Any, axis: int = -1, name: str | None = None) -> Any:
     return apply(Softmax(_axis(axis, logits.shape, "softmax"), name), logits)
 
 
-class LogSoftmax(Softmax):
+class LogSoftmax(Softmax, repeatable=True):
     """y = x - log sum exp(x) along an axis;  dx = dy - exp(y) sum(dy)."""
 
-    def output(self, x: np.ndarray, ctx: Context) -> np.ndarray:
-        shifted = x - x.max(axis=self.axis, keepdims=True)
-        return shifted - np.log(np.exp(shifted).sum(axis=self.axis, keepdims=True))
+    is_log = True
 
-    def gradient(self, dy: np.ndarray, ctx: Context, y: np.ndarray) -> np.ndarray:
-        return dy - np.exp(y) * dy.sum(axis=self.axis, keepdims=True)
+    def write(self, y: np.ndarray, dx: np.ndarray, dy: np.ndarray) -> None:
+        np.subtract(dy, np.exp(y) * dy.sum(axis=self.axis, keepdims=True), out=dx)
 
 
 def log_softmax(logits: Any, axis: int = -1, name: str | None = None) -> Any:
@@ -392,7 +363,7 @@ def activation(spec: Any) -> Op | None:
     )
 
 
-class Reshape(Op):
+class Reshape(Op, repeatable=True):
     """The same elements in another shape, whose first size is the batch.
 
     `layers.Reshape` is the layer; it takes the shape of a row.
@@ -635,7 +606,7 @@ def cast(x: Any, dtype: Any, name: str | None = None) -> Any:
     return apply(Cast(dtype, name), x)
 
 
-class Add(Op):
+class Add(Op, repeatable=True):
     """y = a + b;  da = db = dy."""
 
     takes_relu = True  # fusion: `linear` can add a ReLU

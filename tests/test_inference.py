@@ -18,6 +18,7 @@ from minicnn.core.op import parts
 from minicnn.estimator import evaluation
 from minicnn.inference import InferenceModel, _Run
 from minicnn.kernels import recording, threads
+from minicnn.kernels.dense import dense as product
 from minicnn.layers import (
     Activation,
     AveragePooling2D,
@@ -291,6 +292,57 @@ def test_a_call_runs_only_what_depends_on_the_inputs():
     fast = built("normalized").for_inference()
     fast(draw(0, 1, 8, 8, 1))
     assert kernels(fast) == ["_scale", "_forward", "_forward", "_forward"]  # folded
+
+
+class Centered(Dense):
+    """A user's layer, which calls the forward pass of its parent and goes on in NumPy."""
+
+    def forward(self, x, ctx):
+        y = super().forward(x, ctx)
+        return y - y.mean()
+
+
+class Rectified(Dense):
+    """A user's layer without a forward pass of its own."""
+
+    def linear(self, x, ctx, *arguments):
+        return np.maximum(super().linear(x, ctx, *arguments), 0)
+
+
+@pytest.mark.parametrize("kind", [Centered, Rectified])
+def test_a_subclass_is_not_recorded_as_its_parent_is(kind):
+    model = mc.Sequential([Flatten(), kind(3), Dense(2)])
+    model.build((None, 8, 8, 1), 0)
+    fast = model.for_inference()
+    for seed in (0, 1, 2):
+        close(model, fast, draw(seed, 2, 8, 8, 1))
+
+
+class Exchanged(mc.Op, repeatable=True):
+    """Rows and columns of a square matrix, by a kernel that gets its transpose."""
+
+    def forward(self, x, ctx):
+        y = ctx.empty(self, "y", x.shape, x.dtype)
+        product.forward(x.T, np.eye(len(x), dtype=x.dtype), np.zeros(len(x), x.dtype), y)
+        return y
+
+
+class Flipped(mc.Op, repeatable=True):
+    """The columns in reverse order, as a view."""
+
+    def forward(self, x, ctx):
+        return x[:, ::-1]
+
+
+@pytest.mark.parametrize("ops", [
+    [Exchanged()], [Flipped(), Activation("sigmoid")], [Flipped(), Dense(2)],
+])  # fmt: skip
+def test_arrays_not_in_c_order(ops):
+    model = mc.Sequential([Dense(3), *ops])
+    model.build((None, 5), 0)
+    fast = model.for_inference()
+    for seed in (0, 1, 2):
+        close(model, fast, draw(seed, 3, 5))
 
 
 def test_a_model_with_a_forward_of_its_own():

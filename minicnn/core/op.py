@@ -72,6 +72,10 @@ class Op(hints.Hinting):
 
     kind = "op"  # the class in default names: max_pooling2d for MaxPooling2D
     output_dtype: Any = None  # None: that of the inputs
+    # Whether `forward` consists of calls of kernels and of views, so that an InferenceModel can
+    # repeat these calls alone. A subclass says so by `class Relu(Op, repeatable=True)`; it is not
+    # inherited, since a subclass may compute something else.
+    repeatable = False
     _built: Built | None = None  # set by `build`
     _name: str | None = None
     _trainable = True
@@ -79,8 +83,9 @@ class Op(hints.Hinting):
     def __init__(self, name: str | None = None) -> None:
         self.name = name
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, repeatable: bool = False) -> None:
         super().__init_subclass__()
+        cls.repeatable = repeatable
         if "kind" not in vars(cls):
             cls.kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__).lower()
         if "build" in vars(cls):

@@ -7,21 +7,31 @@ from typing import Any
 import numpy as np
 
 from minicnn.kernels.jit import helper, kernel
-from minicnn.kernels.simd import lanes, pointer, transpose
+from minicnn.kernels.simd import lanes, number_fma, pointer, power_of_two, transpose
 from minicnn.kernels.threads import aligned, parallel_for, share
 
 SPAN = 1 << 17  # elements per chunk, whose computation takes as long as to wake a thread
 _COLUMNS = 1 << 13  # that one chunk sums
 BLOCK = 128  # terms per partial sum; the float32 rounding error of a longer one exceeds 2e-6
-_SQRT_HALF = math.sqrt(0.5)
-_BIAS, _ROUND = 1023, 1.5 * 2.0**52  # of float64
 _DENSITY = 1 / math.sqrt(2 * math.pi)
 # For z >= 0 and t = 1 / (1 + z / 4), erfc(z / sqrt(2)) / 2 is exp(-z^2 / 2) times a polynomial of t
-# without a constant term: a fit at Chebyshev points with a relative error of 4e-8.
-_TAIL_TERMS = (
-    0.02006712694, -0.0820437608, 0.0975669293, -0.03349240999, 0.06461994986, 0.05869830752,
-    0.08164917488, 0.09346256973, 0.09973655088, 0.09973556604,
-)
+# without a constant term: a fit at Chebyshev points with a relative error of 4e-8, or 6e-16.
+_TAIL_TERMS = {
+    np.dtype(np.float32): tuple(map(np.float32, (
+        0.02006712694, -0.0820437608, 0.0975669293, -0.03349240999, 0.06461994986, 0.05869830752,
+        0.08164917488, 0.09346256973, 0.09973655088, 0.09973556604,
+    ))),
+    np.dtype(np.float64): (
+        0.0003132406787726121, -0.005370007761471452, 0.039476632909220724, -0.16952243216666416,
+        0.4807852902820685, -0.9575776497158862, 1.3851689913437077, -1.486739490005359,
+        1.2097492679211976, -0.7687890836750976, 0.38895627969753194, -0.15078786457360835,
+        0.047687279036871894, -0.017044219922536026, -0.004268780119283862, -0.003415302709333344,
+        0.0072246895272808686, 0.023396339387922866, 0.0432449328495216, 0.06350349892868172,
+        0.08103515091944231, 0.09350209696628875, 0.09973557010037278, 0.09973557010035816,
+    ),
+}
+_FAR = 40.0  # where exp(-z^2 / 2) is 0
+_MORE = 64  # than n: 2^(n + _MORE) has an exponent, where 2^n is subnormal
 _FEW = 16  # terms per partial sum if the terms are themselves sums of blocks
 
 
@@ -81,35 +91,46 @@ def relu_gradient(
                  (dx.reshape(-1),), *map(dx.dtype.type, (scale, slope)))
 
 
-def product(a: np.ndarray, b: np.ndarray, y: np.ndarray) -> None:
-    """Write y = a b."""
-    parallel_for(_product, spans(y.size), (a.reshape(-1), b.reshape(-1)), (y.reshape(-1),))
+def squash(
+    x: np.ndarray, y: np.ndarray, dy: np.ndarray | None = None, is_tanh: bool = False
+) -> None:
+    """Write y = tanh(x) or y = 1 / (1 + exp(-x)); or with dy the gradient, dy times the slope."""
+    parallel_for(_squash, spans(x.size), (x.reshape(-1), (x if dy is None else dy).reshape(-1)),
+                 (y.reshape(-1),), *_series(x.dtype), is_tanh, dy is not None)
 
 
-def squash(x: np.ndarray, y: np.ndarray, slope: np.ndarray, is_tanh: bool) -> None:
-    """Write y = tanh(x) or y = 1 / (1 + exp(-x)), and its derivative."""
-    parallel_for(_squash, spans(x.size), (x.reshape(-1),), (y.reshape(-1), slope.reshape(-1)),
-                 *_series(x.dtype), is_tanh)
-
-
-def gelu(x: np.ndarray, y: np.ndarray, slope: np.ndarray) -> None:
-    """Write y = x P(x), and its derivative P(x) + x P'(x), computed in float64.
+def gelu(x: np.ndarray, y: np.ndarray, dy: np.ndarray | None = None) -> None:
+    """Write y = x P(x); or with dy the gradient, y = dy (P(x) + x P'(x)).
 
     P(x) = erfc(-x / sqrt(2)) / 2 is the standard normal distribution function. `erfc` keeps its
-    precision for negative x, where 1 + erf cancels. For float32 it is a polynomial.
+    precision for negative x, where 1 + erf cancels.
     """
-    parallel_for(_gelu, spans(x.size), (x.reshape(-1),), (y.reshape(-1), slope.reshape(-1)),
-                 *_series(np.float64), x.dtype == np.float64)
+    parallel_for(_gelu, spans(x.size), (x.reshape(-1), (x if dy is None else dy).reshape(-1)),
+                 (y.reshape(-1),), *_series(x.dtype), _TAIL_TERMS[x.dtype], dy is not None)
+
+
+def softmax(x: np.ndarray, y: np.ndarray, is_log: bool = False) -> None:
+    """Write y = exp(x) / sum exp(x) along the last axis, or the logarithm of it."""
+    rows = x.reshape(-1, max(x.shape[-1], 1))
+    length = max(1, SPAN // rows.shape[1])  # rows of a chunk
+    parallel_for(_softmax, -(-len(rows) // length), (rows,), (y.reshape(rows.shape),),
+                 *_series(x.dtype), length, is_log)
 
 
 @functools.cache
 def _series(dtype: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Return what `_exponential` needs for a type: constants and the terms of the series."""
+    """Return what `_exponential` needs for a type: constants and the terms of the series.
+
+    The product with the last constant cuts a number into two halves of its bits.
+    """
     info = np.finfo(dtype)
     log2 = math.log(2)
     high = math.floor(log2 * 2.0**12) / 2.0**12  # n times this is exact
     low = log2 - high + 2.3190468138462996e-17
-    constants = -_BIAS * log2, 1 / log2, 1.5 * 2.0**info.nmant, high, low
+    constants = (
+        (info.minexp - 1 - _MORE) * log2, 1 / log2, 1.5 * 2.0**info.nmant + _MORE, high, low,
+        2.0**-_MORE, 2.0 ** math.ceil(info.nmant / 2 + 0.5) + 1,
+    )
     terms = [1 / math.factorial(n) for n in range(7 if info.bits == 32 else 13, 0, -1)]
     return tuple(np.array(constants, dtype)), tuple(np.array(terms, dtype))
 
@@ -191,60 +212,79 @@ def _relu_gradient(chunk, scratch, dy, y, dx, scale, slope):
         dx[e] = below if y[e] <= 0 else scale * dy[e]
 
 
-@kernel
-def _product(chunk, scratch, a, b, y):
-    for e in elements(chunk, y.size):
-        y[e] = a[e] * b[e]
-
-
 @helper
-def _exponential(x, constants, terms):
-    """Return p and a power of two s with exp(x) = s (1 + p), for x <= 0; s is float64.
+def _exponential(x, rest, constants, terms):
+    """Return p and a power of two s with exp(x + rest) = s (1 + p), for x <= 0 and a small rest.
 
     With the integer n next to x / log 2 and r = x - n log 2, s = 2^n and p = r + r^2 / 2 + ...
-    Adding `rounding` moves n into the last bits.
+    Adding `rounding` moves n + _MORE into the last bits.
     """
-    least, log2_e, rounding, high, low = constants  # exp of `least` and of less is 0
+    least, log2_e, rounding, high, low, less, _ = constants  # exp of `least` and of less is 0
     x = least if x < least else x
-    n = x * log2_e + rounding - rounding
-    r = x - n * high - n * low
+    shifted = number_fma(x, log2_e, rounding)
+    n = shifted - rounding
+    r = number_fma(-n, low, number_fma(-n, high, x)) + rest
     p = terms[0]
     for term in terms[1:]:
-        p = p * r + term
-    shifted = np.float64(n) + _ROUND
-    bits = (np.float64(shifted).view(np.int64) + _BIAS) << 52
-    return np.int64(bits).view(np.float64), p * r
+        p = number_fma(p, r, term)
+    return power_of_two(shifted) * less, p * r
 
 
 @kernel
-def _squash(chunk, scratch, x, y, slope, constants, terms, is_tanh):
-    """Write y from e = exp(-|x|), or from e = exp(-2|x|) and 1 - e."""
+def _squash(chunk, scratch, x, dy, y, constants, terms, is_tanh, is_gradient):
+    """Compute the output from e = exp(-|x|), or from e = exp(-2|x|) and 1 - e."""
+    one, factor = x.dtype.type(1), x.dtype.type(4 if is_tanh else 1)
     for i in elements(chunk, x.size):
         size = abs(x[i])
-        scale, p = _exponential(-size - size if is_tanh else -size, constants, terms)
-        e, rest = scale * p + scale, 1 - scale - scale * p
-        upper = e if x[i] < 0 else 1.0
-        value = (rest if is_tanh else upper) / (1 + e)
-        y[i] = math.copysign(value, x[i]) if is_tanh else value
-        slope[i] = (value + 1 if is_tanh else value) * (1 - value)
+        scale, p = _exponential(-size - size if is_tanh else -size, one - one, constants, terms)
+        e, rest = number_fma(scale, p, scale), number_fma(-scale, p, one - scale)
+        upper = e if x[i] < 0 else one
+        value = (rest if is_tanh else upper) / (one + e)
+        value = math.copysign(value, x[i]) if is_tanh else value
+        slope = factor * e / ((one + e) * (one + e))
+        y[i] = dy[i] * slope if is_gradient else value
 
 
 @kernel
-def _gelu(chunk, scratch, x, y, slope, constants, terms, exact):
-    for e in elements(chunk, x.size if exact else 0):  # alone: the other loop is vectorized
-        y[e] = math.erfc(-x[e] * _SQRT_HALF) / 2
+def _gelu(chunk, scratch, x, dy, y, constants, terms, tail_terms, is_gradient):
+    """Compute exp(-z^2 / 2) from two parts of z^2: rounding it would lose bits of large ones."""
+    one, half = x.dtype.type(1), x.dtype.type(0.5)
+    far, split = x.dtype.type(_FAR), constants[-1]
     for e in elements(chunk, x.size):
-        z = np.float64(x[e])
-        scale, p = _exponential(-z * z / 2, constants, terms)
-        density = scale * p + scale
-        t = 1 / (1 + abs(z) / 4)
-        tail = 0.0
-        for term in _TAIL_TERMS:
-            tail = (tail + term) * t
-        upper = tail * density if z < 0 else 1 - tail * density
-        upper = y[e] if exact else upper
-        y[e] = z * upper
-        slope[e] = upper + z * density * _DENSITY
+        z = x[e]
+        size = far if abs(z) > far else abs(z)
+        high = size * split
+        high -= high - size
+        rest = (high - size) * (high + size) * half
+        scale, p = _exponential(-high * high * half, rest, constants, terms)
+        density = number_fma(scale, p, scale)
+        t = one / number_fma(size, half * half, one)
+        tail = one - one
+        for term in tail_terms:
+            tail = number_fma(tail, t, term)
+        tail *= t * density
+        upper = tail if z < 0 else one - tail
+        slope = upper + z * density * x.dtype.type(_DENSITY)
+        y[e] = dy[e] * slope if is_gradient else z * upper
+
+
+@kernel
+def _softmax(chunk, scratch, x, y, constants, terms, length, is_log):
+    """Subtract the largest element of a row first, so that exp cannot overflow."""
+    rows, size = x.shape
+    for r in range(chunk * length, min(rows, (chunk + 1) * length)):
+        row, out = pointer(x, r * size), pointer(y, r * size)
+        largest, total = x[r, 0], 0.0
+        for u in range(size):
+            largest = row[u] if row[u] > largest else largest
+        for u in range(size):
+            scale, p = _exponential(row[u] - largest, largest - largest, constants, terms)
+            out[u] = number_fma(scale, p, scale)
+        for u in range(size):
+            total += out[u]
+        divisor = x.dtype.type(math.log(total) if is_log else total)
+        for u in range(size):
+            out[u] = row[u] - largest - divisor if is_log else out[u] / divisor
 
 
 @kernel

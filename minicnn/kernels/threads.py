@@ -126,7 +126,8 @@ def taped() -> Iterator[list[Any]]:
 
     Yields
     ------
-    list of (kernel, chunks, arguments, layout of the scratch)
+    list of (kernel, chunks, arguments, layout of the scratch), or None
+        None before a call for which an input had to be copied: repeating it gives no new values.
     """
     _local.tape = []
     try:
@@ -253,6 +254,7 @@ def _frozen(array: np.ndarray) -> np.ndarray:
     flags = array.flags
     if not (flags.c_contiguous and flags.aligned):
         array = np.array(array, order="C")
+        depends_on_values()  # the copy keeps those of this call
     frozen = array.view()
     frozen.setflags(write=False)
     return frozen

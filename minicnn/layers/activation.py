@@ -11,7 +11,7 @@ from minicnn.core.op import Op, Shape
 from minicnn.layers.layer import Layer
 
 
-class Activation(Layer):
+class Activation(Layer, repeatable=True):
     """Apply an activation function to each element (softmax: to each row of the last axis).
 
     Parameters

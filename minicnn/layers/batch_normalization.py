@@ -14,7 +14,7 @@ from minicnn.layers.layer import Layer
 _MANY = 2**24  # updates: the weight of the next one does not change any more
 
 
-class BatchNormalization(Layer):
+class BatchNormalization(Layer, repeatable=True):
     """Normalize each channel to mean 0 and variance 1 over the batch, then scale and shift it.
 
         y = gamma (x - mean) / sqrt(variance + epsilon) + beta

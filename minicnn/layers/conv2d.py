@@ -10,7 +10,7 @@ from minicnn.kernels.conv import conv
 from minicnn.layers.convolution import Convolution
 
 
-class Conv2D(Convolution):
+class Conv2D(Convolution, repeatable=True):
     """Convolve images with trained filters, add a bias and apply an activation.
 
     As usual in deep learning it is the cross-correlation; with strides s and dilation d:

@@ -11,7 +11,7 @@ from minicnn.kernels.window import slide
 from minicnn.layers.convolution import Convolution
 
 
-class Conv2DTranspose(Convolution):
+class Conv2DTranspose(Convolution, repeatable=True):
     """Enlarge images: add a filter, multiplied by an input, to the output around each input.
 
     It is the adjoint of the linear map of `Conv2D` with the same window, that is, the gradient of

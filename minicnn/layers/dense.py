@@ -14,7 +14,7 @@ from minicnn.kernels.dense import dense as kernels
 from minicnn.layers.affine import Affine
 
 
-class Dense(Affine):
+class Dense(Affine, repeatable=True):
     """Multiply by a trained matrix, add a bias and apply an activation.
 
         y = activation(x w + b)

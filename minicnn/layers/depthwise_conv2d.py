@@ -12,7 +12,7 @@ from minicnn.kernels.window import Window, slide
 from minicnn.layers.convolution import Convolution
 
 
-class DepthwiseConv2D(Convolution):
+class DepthwiseConv2D(Convolution, repeatable=True):
     """Convolve each channel of the images with its own trained filters.
 
     With M filters for each channel, strides s and dilation d, output channel k = c M + m is
@@ -122,7 +122,7 @@ class DepthwiseConv2D(Convolution):
             depthwise.input_gradient(dy, self.depthwise_kernel.value, dx, self.window)
 
 
-class SeparableConv2D(DepthwiseConv2D):
+class SeparableConv2D(DepthwiseConv2D, repeatable=True):
     """Convolve each channel with its own filters, then combine the channels of each pixel.
 
     It has fewer weights and takes less time than the `Conv2D` of the same size: a depthwise

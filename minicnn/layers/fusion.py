@@ -36,7 +36,7 @@ from minicnn.ops import Gelu, Identity, LeakyRelu, Relu, Sigmoid, Tanh
 _LARGE = 1 << 20  # elements of a kernel
 
 
-class Fused(Op):
+class Fused(Op, repeatable=True):
     """A convolution, Dense or Residual layer or a sum, with ReLU and maybe the layer after it.
 
     The layer after a Conv2D or SeparableConv2D is a 2x2 max pooling: one byte is saved for each
@@ -57,7 +57,7 @@ class Fused(Op):
         return self.layer.linear_backward(dy, ctx, need_dx)
 
 
-class Folded(Fused):
+class Folded(Fused, repeatable=True):
     """A convolution or Dense layer with the BatchNormalization after it, and what `Fused` takes.
 
     In prediction the normalization is a part of the kernel and the bias. Otherwise, and where

@@ -78,7 +78,7 @@ class Pooling2D(Layer):
         return self.data_format.from_nhwc(dx)
 
 
-class MaxPooling2D(Pooling2D):
+class MaxPooling2D(Pooling2D, repeatable=True):
     """Take the largest element of each window, for each channel.
 
     Padding counts as minus infinity. The gradient goes to one position of each window: the first
@@ -112,7 +112,7 @@ class MaxPooling2D(Pooling2D):
         pooling.backward(dy, saved, dx, self.window)
 
 
-class AveragePooling2D(Pooling2D):
+class AveragePooling2D(Pooling2D, repeatable=True):
     """Take the mean of each window, for each channel.
 
     Padding does not count: a window at the border is the mean of fewer elements.
@@ -147,7 +147,16 @@ class AveragePooling2D(Pooling2D):
         pooling.mean_gradient(dy, dx, self.window)
 
 
-class GlobalMaxPooling2D(MaxPooling2D):
+class _Global(Pooling2D):
+    """The base of layers that pool complete images."""
+
+    is_global = True
+
+    def __init__(self, data_format: str = "channels_last", name: str | None = None) -> None:
+        super().__init__(1, data_format=data_format, name=name)
+
+
+class GlobalMaxPooling2D(_Global, MaxPooling2D, repeatable=True):
     """Take the largest element of each channel of an image.
 
     Parameters
@@ -162,13 +171,8 @@ class GlobalMaxPooling2D(MaxPooling2D):
     (None, 64)
     """
 
-    is_global = True
 
-    def __init__(self, data_format: str = "channels_last", name: str | None = None) -> None:
-        super().__init__(1, data_format=data_format, name=name)
-
-
-class GlobalAveragePooling2D(AveragePooling2D):
+class GlobalAveragePooling2D(_Global, AveragePooling2D, repeatable=True):
     """Take the mean of each channel of an image.
 
     Parameters
@@ -186,8 +190,3 @@ class GlobalAveragePooling2D(AveragePooling2D):
     >>> mc.layers.GlobalAveragePooling2D().build((None, 7, 7, 64), rng=0)
     (None, 64)
     """
-
-    is_global = True
-
-    def __init__(self, data_format: str = "channels_last", name: str | None = None) -> None:
-        super().__init__(1, data_format=data_format, name=name)

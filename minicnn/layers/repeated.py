@@ -20,7 +20,7 @@ from minicnn.kernels.recording import Repeatable
 _FORMS = 200  # of passes of all ops that a workspace knows
 
 
-class Repeated(Op):
+class Repeated(Op, repeatable=True):
     """Ops in a row, each of which consists of calls of kernels and of views.
 
     Passes make the same calls if the inputs have the same form, and the parameters the same

@@ -12,7 +12,7 @@ from minicnn.layers.chain import Chain
 from minicnn.layers.layer import Layer
 
 
-class Residual(Layer):
+class Residual(Layer, repeatable=True):
     """Add the output of a block of layers to its input:  y = block(x) + shortcut(x).
 
     The gradient of x is the sum of those through the block and the shortcut. A ReLU that follows

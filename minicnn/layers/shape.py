@@ -11,7 +11,7 @@ from minicnn.layers.layer import Layer
 from minicnn.ops import row_shape
 
 
-class Reshape(Layer):
+class Reshape(Layer, repeatable=True):
     """Reshape each row of the batch.
 
     Parameters
@@ -48,7 +48,7 @@ class Reshape(Layer):
         return dy.reshape(shape) if need_dx else None
 
 
-class Flatten(Reshape):
+class Flatten(Reshape, repeatable=True):
     """Flatten each row of the batch: (N, H, W, C) becomes (N, H * W * C).
 
     Parameters

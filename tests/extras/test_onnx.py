@@ -41,7 +41,6 @@ onnxruntime = pytest.importorskip("onnxruntime", reason='pip install -e ".[test-
 # Ops without an export, and the reasons.
 NOT_EXPORTED = {
     mc.ops._Activation: "a base",
-    mc.ops._Smooth: "a base",
     mc.layers.Layer: "the base",
     Affine: "a base",
     Pooling2D: "a base",

@@ -122,10 +122,11 @@ def element_by_element(n, u):
     run(elementwise.relu, (x,), (y,))
     digest.update(elementwise.axis_to_end(x[None], 1).tobytes())
     run(elementwise.relu_gradient, (x, y), (np.zeros_like(x),))
-    run(elementwise.product, (x, y), (np.zeros_like(x),))
-    for is_tanh in (False, True):
-        run(elementwise.squash, (x,), (np.zeros_like(x), np.zeros_like(x)), is_tanh)
-    run(elementwise.gelu, (x,), (np.zeros_like(x), np.zeros_like(x)))
+    for flag in (False, True):
+        for dy in (None, y):
+            run(elementwise.squash, (x,), (np.zeros_like(x),), dy, flag)
+            run(elementwise.gelu, (x,), (np.zeros_like(x),), dy)
+        run(elementwise.softmax, (x,), (np.zeros_like(x),), flag)
     run(elementwise.dropout, (x,), (np.zeros_like(x),), 1234567890123456789, 0.4, 5)
     run(elementwise.sum_rows, (x,), (np.zeros(u, np.float32),))
     for step, states, *options in [

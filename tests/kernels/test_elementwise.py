@@ -174,14 +174,14 @@ def test_a_slope_below_zero(slope, dtype):
 
 def smooth(x):
     """Return (output, derivative) of each function."""
-    results = {}
-    for name, write in {
-        "sigmoid": lambda *arrays: elementwise.squash(*arrays, is_tanh=False),
-        "tanh": lambda *arrays: elementwise.squash(*arrays, is_tanh=True),
-        "gelu": elementwise.gelu,
-    }.items():
-        results[name] = empty(x.shape, x.dtype), empty(x.shape, x.dtype)
-        write(x, *results[name])
+    one, results = np.ones_like(x), {}
+    for name, is_tanh in (("sigmoid", False), ("tanh", True)):
+        y, slope = results[name] = empty(x.shape, x.dtype), empty(x.shape, x.dtype)
+        elementwise.squash(x, y, is_tanh=is_tanh)
+        elementwise.squash(x, slope, one, is_tanh=is_tanh)
+    y, slope = results["gelu"] = empty(x.shape, x.dtype), empty(x.shape, x.dtype)
+    elementwise.gelu(x, y)
+    elementwise.gelu(x, slope, one)
     return results
 
 
@@ -190,7 +190,10 @@ def expected(x):
     x = x.astype(np.longdouble)
     with np.errstate(over="ignore"):
         sigmoid, tanh = 1 / (1 + np.exp(-x)), np.tanh(x)
-    p = np.array([math.erfc(-each / math.sqrt(2)) / 2 for each in x], np.longdouble)
+    z = -x / np.sqrt(np.longdouble(2))
+    near = z.astype(np.float64)  # and a first-order correction
+    p = np.array([math.erfc(each) for each in near], np.longdouble) / 2
+    p -= np.exp(-z * z) / np.sqrt(np.longdouble(math.pi)) * (z - near)
     density = np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
     return {
         "sigmoid": (sigmoid, sigmoid / (1 + np.exp(np.minimum(x, 11000)))),
@@ -203,11 +206,12 @@ def expected(x):
 def test_smooth_functions_are_accurate_from_tiny_to_large_inputs(dtype):
     size = np.logspace(-12, 1.3, 3000)
     x = np.concatenate([size, -size, [0]]).astype(dtype)
-    limits = {"sigmoid": 2, "tanh": 3, "gelu": 3 if dtype == np.float32 else 600}
+    limits = {"sigmoid": 2, "tanh": 3, "gelu": 4 if dtype == "float32" else 8}
+    tiny = np.finfo(dtype).tiny
     results = smooth(x)
     for name, (y, slope) in expected(x).items():
-        off = np.abs(results[name][0] - y) / np.maximum(np.abs(y), np.finfo(dtype).tiny)
-        assert off.max() < limits[name] * np.finfo(dtype).eps, name
+        off, limit = np.abs(results[name][0] - y), limits[name] * np.finfo(dtype).eps
+        assert (off <= limit * np.maximum(np.abs(y), 20 * tiny)).all(), name
         off = np.abs(results[name][1] - slope)
         assert off.max() < 4 * np.finfo(dtype).eps, name
 
@@ -221,6 +225,63 @@ def test_smooth_functions_at_the_special_values(dtype):
     assert_array_equal(results["gelu"][0][1:], [0, 0, 1e4, np.inf, np.nan])
     for name in ("sigmoid", "tanh"):
         assert_array_equal(results[name][1][[0, 1, 3, 4, 5]], [0, 0, 0, 0, np.nan])
+
+
+def softmax(x, is_log=False):
+    y = empty(x.shape, x.dtype)
+    elementwise.softmax(x, y, is_log)
+    return y
+
+
+@by_dtype
+@pytest.mark.parametrize("classes", [1, 2, 10, 63, 64, 65, 128, 1000])
+def test_softmax(classes, dtype, by_threads):
+    rng = np.random.default_rng(0)
+    x = 5 * normal(rng, (7, classes), dtype)
+    x[1] = 0
+    x[2] *= 1e3  # no overflow
+    x[3, rng.integers(classes)] = 60  # the largest in any place
+    x[4, -1] = 100
+    shifted = x.astype(np.longdouble)
+    shifted -= shifted.max(axis=1, keepdims=True)
+    total = np.exp(shifted).sum(axis=1, keepdims=True)
+    expected = np.exp(shifted) / total
+    for y in by_threads(lambda: softmax(x)):
+        limit = (4 + classes / 20 - shifted) * np.finfo(dtype).eps * expected
+        least = np.finfo(dtype).smallest_subnormal
+        assert (np.abs(y - expected) <= np.maximum(limit, least)).all()
+        assert_same_bits(softmax(np.flip(x, 0)), np.flip(y, 0))
+    logarithms = shifted - np.log(total)
+    for y in by_threads(lambda: softmax(x, True)):
+        off = np.abs(y - logarithms) / np.maximum(np.abs(logarithms), 1)
+        assert off.max() < (4 + classes / 20) * np.finfo(dtype).eps
+
+
+@by_dtype
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0), (2, 0, 4), (2, 3, 4)])
+def test_softmax_of_empty_and_of_more_axes(shape, dtype):
+    x = normal(np.random.default_rng(0), shape, dtype)
+    expected = np.exp(x)
+    if x.size:
+        expected /= expected.sum(axis=-1, keepdims=True)
+    assert_close(softmax(x), expected)
+
+
+@by_dtype
+@pytest.mark.parametrize("column", [0, 3, 70, 99])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_softmax_of_special_values(value, column, dtype):
+    x = normal(np.random.default_rng(0), (3, 100), dtype).copy()
+    x[1, column] = value
+    y = softmax(x)
+    assert np.isfinite(y[::2]).all()
+    if value < 0:
+        assert y[1, column] == 0
+        assert_close(y[1].sum(), 1)
+        assert softmax(x, True)[1, column] == value
+    else:
+        assert np.isnan(y[1]).all()
+        assert np.isnan(softmax(x, True)[1]).all()
 
 
 @by_dtype

@@ -228,12 +228,14 @@ def test_element_by_element(both):
     assert_array_equal(*(modules["elementwise"].axis_to_end(lines, 1) for modules in both))
     check(both, "elementwise", "relu_gradient", (x, y), {"dx": x.shape}, 2.0)
     check(both, "elementwise", "relu", (x,), {"y": x.shape}, 0.2)
-    check(both, "elementwise", "product", (x, y), {"y": x.shape})
-    for is_tanh in (False, True):
-        check(both, "elementwise", "squash", (x,), {"y": x.shape, "slope": x.shape}, is_tanh)
-    for numbers in (x, x.astype(np.float64)):
-        check(both, "elementwise", "gelu", (numbers,), {"y": x.shape, "slope": x.shape},
-              dtype=str(numbers.dtype))
+    for flag in (False, True):
+        check(both, "elementwise", "softmax", (x,), {"y": x.shape}, flag)
+        check(both, "elementwise", "softmax", (lines,), {"y": lines.shape}, flag)
+        for numbers in (x, x.astype(np.float64)):
+            for dy in (None, numbers):
+                for door, *options in (("squash", flag), ("gelu",)):
+                    check(both, "elementwise", door, (numbers,), {"y": x.shape}, dy, *options,
+                          dtype=str(numbers.dtype))
     check(both, "elementwise", "dropout", (x,), {"y": x.shape}, 2**63 + 1, 0.5, 7)
     for rows in (2, 400):  # one block, and several
         check(both, "elementwise", "sum_rows", (x[:1].repeat(rows, 0),), {"db": 4})
