@@ -88,7 +88,7 @@ def test_relu_at_zero_has_no_gradient():
     x = np.array([[-0.0, 0.0, 1e-30, np.nan]], np.float32)
     y, dx, _ = forward_and_back(layer, x, np.ones((1, 4), np.float32))
     np.testing.assert_array_equal(y, [[0, 0, np.float32(1e-30), np.nan]])
-    np.testing.assert_array_equal(dx, [[0, 0, 1, 0]])
+    np.testing.assert_array_equal(dx, [[0, 0, 1, 1]])
 
 
 def test_softmax_and_sigmoid_do_not_overflow():
