@@ -390,11 +390,11 @@ def largest_of_four(
 
     x = [(value, _same(code_kind, i)) for i, value in enumerate((x0, x1, x2, x3))]
     value, winner = larger(larger(x[0], x[1]), larger(x[2], x[3]))
-    value = relu.emit(builder, builder.fadd(value, bias))
+    value = builder.fadd(value, bias)
     winner = builder.select(
-        builder.fcmp_ordered("==", value, value.type(None)), _same(code_kind, ZEROED), winner
+        builder.fcmp_ordered("<=", value, value.type(None)), _same(code_kind, ZEROED), winner
     )
-    store_some.emit(builder, value, y, _I64(0), count)
+    store_some.emit(builder, relu.emit(builder, value), y, _I64(0), count)
     store_some.emit(builder, winner, code, _I64(0), count)
 
 
