@@ -107,6 +107,11 @@ def _vector_model(manager, vector):
     return models.PrimitiveModel(manager, vector, _vector_of(element))
 
 
+def _vector(kind: Any) -> Vector:
+    """Return the type of a vector of numbers of a type, or of the elements of a pointer's."""
+    return Vector(getattr(kind, "dtype", kind))
+
+
 def operation(
     result: Any = types.void, sizes: Sequence[tuple[int, ...]] = ((),)
 ) -> Callable[[Callable[..., Any]], Any]:
@@ -117,8 +122,8 @@ def operation(
 
     Parameters
     ----------
-    result : Numba type, Vector or types.CPointer
-        The two classes stand for a vector of, or a pointer to, the type of the first argument.
+    result : Numba type, or function
+        The function returns it for the type of the first argument.
     sizes : sequence of tuples of int
         The possible values of the first arguments, which the function gets as integers. If they
         are literals in a call, code for these is emitted, else for all sizes, with a switch.
@@ -134,8 +139,7 @@ def operation(
                 value = _emit_for_sizes(builder, emit, sizes, values)
                 return context.get_dummy_value() if value is None else value
 
-            of = getattr(given[0], "dtype", given[0])
-            returned = result(of) if isinstance(result, type) else result
+            returned = result if isinstance(result, types.Type) else result(given[0])
             return returned(*given[:count], *map(_argument, given[count:])), generate
 
         function = intrinsic(prefer_literal=count > 0)(typed)
@@ -214,7 +218,7 @@ def _same(kind: ir.VectorType, number: float) -> ir.Constant:
     return kind([number] * kind.count)
 
 
-@operation(Vector)
+@operation(_vector)
 def splat(builder: Any, x: Any) -> Any:
     """Return a vector with the number x in all lanes."""
     return _repeat(builder, x, _vector_of(x.type))
@@ -232,7 +236,7 @@ def lanes(builder: Any, place: Any) -> Any:
     return _I64(_vector_of(place.type.pointee).count)
 
 
-@operation(types.CPointer)
+@operation(lambda base: types.CPointer(base.dtype))
 def pointer(builder: Any, base: Any, index: Any) -> Any:
     """Return a pointer to element `index` of an array, or `index` elements after a pointer."""
     if not isinstance(base.type, ir.PointerType):
@@ -245,19 +249,19 @@ def _element(builder: Any, source: Any, index: Any) -> Any:
     return builder.load(builder.gep(source, [index]))
 
 
-@operation(Vector)
+@operation(_vector)
 def broadcast(builder: Any, source: Any, index: Any) -> Any:
     """Return a vector with ``source[index]`` in all lanes."""
     return splat.emit(builder, _element(builder, source, index))
 
 
-@operation(Vector)
+@operation(_vector)
 def load(builder: Any, source: Any, index: Any) -> Any:
     """Return the vector that starts at ``source[index]``."""
     return _read(builder, source, index)
 
 
-@operation(Vector)
+@operation(_vector)
 def load_some(builder: Any, source: Any, index: Any, count: Any) -> Any:
     """Return a vector of `count` elements from ``source[index]`` on, padded with zeros."""
     return _read(builder, source, index, count)
@@ -313,57 +317,49 @@ def _first_lanes(builder: Any, count: Any, kind: Any) -> Any:
 # Arithmetic ---------------------------------------------------------------------------------------
 
 
-@operation(Vector)
+@operation(_vector)
 def fma(builder: Any, x: Any, y: Any, z: Any) -> Any:
     """Return ``x * y + z`` with a single rounding."""
     return _call(builder, "llvm.fma.*", x.type, [x, y, z])
 
 
-@intrinsic
-def number_fma(typingctx, x, y, z):
+@operation(lambda x: x)
+def number_fma(builder: Any, x: Any, y: Any, z: Any) -> Any:
     """Return ``x * y + z`` of numbers with a single rounding; loops over it are vectorized."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.fma(*arguments)
-
-    return x(x, x, x), generate
+    return builder.fma(x, y, z)
 
 
-@intrinsic
-def power_of_two(typingctx, t):
+@operation(lambda t: t)
+def power_of_two(builder: Any, t: Any) -> Any:
     """Return 2^n, where t = n + 1.5 * 2^m, and m is the number of bits of a mantissa.
 
     The last bits of t are those of the integer n; the least n gives 0.
     """
-    mantissa, bias = (23, 127) if t.bitwidth == 32 else (52, 1023)
-
-    def generate(context, builder, signature, arguments):
-        whole = ir.IntType(t.bitwidth)
-        bits = builder.add(builder.bitcast(arguments[0], whole), whole(bias))
-        return builder.bitcast(builder.shl(bits, whole(mantissa)), arguments[0].type)
-
-    return t(t), generate
+    is_single = t.type == ir.FloatType()
+    whole, mantissa, bias = (_I32, 23, 127) if is_single else (_I64, 52, 1023)
+    bits = builder.add(builder.bitcast(t, whole), whole(bias))
+    return builder.bitcast(builder.shl(bits, whole(mantissa)), t.type)
 
 
-@operation(Vector)
+@operation(_vector)
 def add(builder: Any, x: Any, y: Any) -> Any:
     """Return ``x + y``."""
     return builder.fadd(x, y)
 
 
-@operation(Vector)
+@operation(_vector)
 def where_positive(builder: Any, x: Any, y: Any) -> Any:
     """Return y in the lanes where x is positive or NaN, and 0 in the others."""
     return builder.select(builder.fcmp_unordered(">", x, x.type(None)), y, y.type(None))
 
 
-@operation(Vector)
+@operation(_vector)
 def relu(builder: Any, x: Any) -> Any:
     """Return ``max(x, 0)``; NaN stays NaN."""
     return where_positive.emit(builder, x, x)
 
 
-@operation(Vector)
+@operation(_vector)
 def where_tagged(builder: Any, x: Any, tags: Any, first: Any, count: Any) -> Any:
     """Return x in the lanes with one of `count` int32 tags from `first` on, and zero elsewhere."""
     low, size = (splat.emit(builder, builder.trunc(n, _I32)) for n in (first, count))
