@@ -245,7 +245,7 @@ def test_element_by_element(both):
     ("sgd", 0, (0.1, 0.01)),
     ("momentum", 1, (0.1, 0.01, 0.9, False)),
     ("momentum", 1, (0.1, 0.01, 0.9, True)),
-    ("adam", 2, (0.1, 0.01, 0.9, 0.99, 1e-8)),
+    ("adam", 2, (0.1, 0.01, 0.9, 0.1, 0.99, 0.01, 1e-8)),
 ])
 def test_update(both, rule, states, options):
     rng = np.random.default_rng(0)
@@ -253,6 +253,6 @@ def test_update(both, rule, states, options):
     results = []
     for modules in both:
         w, g, *arrays = start.copy()
-        getattr(modules["update"], rule)(w, g, *arrays, *options)
+        getattr(modules["update"], rule)(w, g, *arrays, options)
         results.append(np.stack([w, *arrays]))
     assert_close(results[1], results[0], 1)
