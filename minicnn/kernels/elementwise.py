@@ -112,7 +112,7 @@ def gelu(x: np.ndarray, y: np.ndarray, dy: np.ndarray | None = None) -> None:
 def softmax(x: np.ndarray, y: np.ndarray, is_log: bool = False) -> None:
     """Write y = exp(x) / sum exp(x) along the last axis, or the logarithm of it."""
     rows = x.reshape(-1, max(x.shape[-1], 1))
-    length = max(1, SPAN // rows.shape[1])  # rows of a chunk
+    length = max(1, SPAN // 8 // rows.shape[1])  # exp takes as long as a few sums
     parallel_for(_softmax, -(-len(rows) // length), (rows,), (y.reshape(rows.shape),),
                  *_series(x.dtype), length, is_log)
 
