@@ -74,7 +74,7 @@ class Optimizer(Hinting):
         self.learning_rate = _checked_rate(learning_rate)
         self.iterations = 0
         self._state: dict[str, np.ndarray] = {}  # by name: "conv2d/kernel/momentum"
-        # Of the parameters of the last step: their form, their arrays and what updates them.
+        # Of the last step: the kernel and the form of the parameters, and their arrays.
         self._known: Any = None
         self._arrays: list[tuple[np.ndarray, np.ndarray, list[np.ndarray]]] = []
 
@@ -124,18 +124,19 @@ class Optimizer(Hinting):
                 "`parameters` must contain at least one Parameter, got none; build the model "
                 "first, and take model.parameters after that"
             )
-        if self._known != _form(parameters):
+        if self._known != (self._kernel, _form(parameters)):
             trained = _trained(parameters)
             self._arrays = [(p.writable("value"), p.grad, self._state_of(p)) for p in trained]
             self._call = Repeatable()
-            self._known = _form(parameters)
+            self._known = self._kernel, _form(parameters)
         self._update_all(rate)
         self.iterations += 1
 
     def _update_all(self, rate: float) -> None:
         """Update all parameters; if a kernel does it, by calls that are recorded."""
         dtypes = {w.dtype for w, *_ in self._arrays}
-        if len(dtypes) == 1 and type(self).update is Optimizer.update and self._kernel is not None:
+        is_own = getattr(self.update, "__func__", None) is Optimizer.update
+        if len(dtypes) == 1 and is_own and self._kernel is not None:
             self._call(self._run_kernels, np.array(self._numbers(rate), *dtypes))
             return
         for w, g, state in self._arrays:

@@ -660,3 +660,20 @@ def test_a_recorded_step_does_not_write_to_a_read_only_parameter(monkeypatch):
     with pytest.raises(ValueError, match="read-only"):
         sgd.step([parameter])
     assert_array_equal(parameter.value, -3)
+
+
+def test_a_recorded_step_does_not_hide_that_sgd_has_another_rule(monkeypatch):
+    monkeypatch.setattr(recording.Repeatable.__init__, "__defaults__", (1,))
+    parameter, sgd = Parameter("w", np.ones(2, np.float32)), SGD(1.0)
+    for _ in range(4):
+        sgd.step([parameter])
+    sgd.momentum = 0.9  # without the array that it needs
+    with pytest.raises(TypeError):
+        sgd.step([parameter])
+
+
+def test_an_update_of_an_instance_is_not_passed_over():
+    parameter, sgd = Parameter("w", np.ones(2, np.float32)), SGD(1.0)
+    sgd.update = lambda w, g, state, rate: np.copyto(w, 5)
+    sgd.step([parameter])
+    assert_array_equal(parameter.value, 5)
