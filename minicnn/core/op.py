@@ -8,7 +8,7 @@ import contextlib
 import functools
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -79,6 +79,7 @@ class Op(hints.Hinting):
     _built: Built | None = None  # set by `build`
     _name: str | None = None
     _trainable = True
+    _changes = 0  # how often a public attribute was set to another object
 
     def __init__(self, name: str | None = None) -> None:
         self.name = name
@@ -90,6 +91,14 @@ class Op(hints.Hinting):
             cls.kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__).lower()
         if "build" in vars(cls):
             cls.build = _recorded(cls.build)  # type: ignore[method-assign]
+
+    if not TYPE_CHECKING:  # to a type checker, any attribute could be set
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            before = vars(self).get(name)
+            super().__setattr__(name, value)
+            if not name.startswith("_") and vars(self).get(name) is not before:
+                self._changes += 1
 
     @property
     def name(self) -> str | None:

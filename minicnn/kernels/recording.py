@@ -73,7 +73,7 @@ class Repeatable:
             return function(x, *rest)
         self._x = np.array(x, order="C")
         with threads.taped() as tape:
-            self._result = function(self._x, *rest)
+            self._result = result = function(self._x, *rest)
         given = [each for call in tape if isinstance(call, tuple) for each in call[2]]
         sizes = {id(each): each.nbytes for each in given if isinstance(each, np.ndarray)}
         if None not in tape and sum(sizes.values()) <= _MOST_BYTES:
@@ -81,7 +81,9 @@ class Repeatable:
                 calls = list(group)
                 self._steps += calls if is_python else [Recording(calls).run]
             self.is_recorded = True
-        return self._result
+        else:
+            self._x = self._result = None  # their memory
+        return result
 
 
 class Recording:

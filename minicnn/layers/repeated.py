@@ -13,7 +13,6 @@ import numpy as np
 
 from minicnn.core.context import Context
 from minicnn.core.op import Op, parts
-from minicnn.core.parameter import Parameter
 from minicnn.kernels import threads
 from minicnn.kernels.recording import Repeatable
 
@@ -23,9 +22,10 @@ _FORMS = 200  # of passes of all ops that a workspace knows
 class Repeated(Op, repeatable=True):
     """Ops in a row, each of which consists of calls of kernels and of views.
 
-    Passes make the same calls if the inputs have the same form, and the parameters the same
-    arrays. The arrays that a recorded pass has written are kept, so that a layer finds in them what
-    it has saved.
+    Passes with inputs of the same form make the same calls, unless an attribute of an op or of a
+    part of it is set: the activation, or another parameter. From then on, Python makes all calls.
+    The arrays that a recorded pass has written are kept, so that a layer finds in them what it has
+    saved.
 
     Parameters
     ----------
@@ -35,33 +35,27 @@ class Repeated(Op, repeatable=True):
     def __init__(self, ops: Sequence[Op]) -> None:
         super().__init__(ops[0].name)
         self.ops = list(ops)
-        self._owners = [
-            (part, name)
-            for part in parts(self)
-            for name, value in vars(part).items()
-            if isinstance(value, Parameter)
-        ]
+        self._parameters = self.parameters
+        self._parts = [(part, part._changes) for part in parts(self)]
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
-        if ctx.workspace is None or not ctx.save or threads.is_taping():
+        ctx._slots.pop(self, None)  # of an earlier pass
+        if ctx.workspace is None or not ctx.save or self._must_call():
             return self._forward(x, ctx)
         calls = ctx.workspace.calls
         if len(calls) > _FORMS:
             calls.clear()
-        key = self, _form(x), ctx.training, *self._arrays()
-        call = calls.setdefault(key, Repeatable())
+        call = calls.setdefault((self, ctx.training, _form(x)), Repeatable())
         outer = ctx._slots
         y, saved = call(self._pass, x, ctx)
-        ctx._slots = outer | saved
-        if call.is_recorded:
-            ctx[self] = call.next
+        ctx._slots = outer | saved | {self: call}
         return y
 
     def backward(self, dy: Any, ctx: Context, need_dx: bool = True) -> Any:
-        calls = ctx._slots.get(self)
-        if calls is None or threads.is_taping():
+        before = ctx._slots.get(self)
+        if before is None or not before.is_recorded or self._must_call():
             return self._backward(dy, ctx, need_dx)
-        call = calls.setdefault((_form(dy), need_dx), Repeatable(0))
+        call = before.next.setdefault((_form(dy), need_dx), Repeatable(0))
         return call(self._backward, dy, ctx, need_dx)
 
     def _pass(self, x: np.ndarray, ctx: Context) -> tuple[np.ndarray, dict[Any, Any]]:
@@ -79,14 +73,13 @@ class Repeated(Op, repeatable=True):
             dy = op.backward(dy, ctx)
         return self.ops[0].backward(dy, ctx, need_dx)
 
-    def _arrays(self) -> list[Any]:
-        """Return which arrays the parameters have now, and whether they may be written."""
-        state: list[Any] = []
-        for op, name in self._owners:
-            parameter = getattr(op, name)
-            for array in (parameter._value, parameter._grad):
-                state += id(array), array is None or array.flags.writeable
-        return state
+    def _must_call(self) -> bool:
+        """Return whether Python must make the calls, e.g. since a read-only gradient raises."""
+        return (
+            threads.is_taping()
+            or any(part._changes != changes for part, changes in self._parts)
+            or not all(p._grad is None or p._grad.flags.writeable for p in self._parameters)
+        )
 
 
 def _form(x: Any) -> tuple[Any, ...]:

@@ -14,6 +14,7 @@ from tolerances import assert_same_bits
 import minicnn as mc
 from minicnn.kernels import recording
 from minicnn.kernels import threads as pool
+from minicnn.kernels.conv import conv
 from minicnn.layers import Activation, Conv2D, Dense, Dropout, Flatten, MaxPooling2D, repeated
 
 PASSES = 9
@@ -112,6 +113,7 @@ def test_large_arrays_are_not_kept(monkeypatch):
     monkeypatch.setattr(recording, "_MOST_BYTES", 100)
     found = recorded(compare(network, (8, 9, 2)))
     assert found and not any(each.is_recorded for each in found)
+    assert all(each._x is each._result is None for each in found)
 
 
 def test_a_choice_by_values_is_made_at_each_step():
@@ -144,6 +146,90 @@ def test_a_context_may_be_used_again():
     assert_same_bits(model.forward(x, plain), y)
     model.backward(y, plain)
     assert_same(grads, [p.grad for p in model.parameters])
+
+
+@pytest.mark.parametrize("rows, training", [(3, True), (4, False)])
+def test_a_context_may_be_used_again_for_another_form(rows, training):
+    """The pass of the other form is not recorded yet; backward must not repeat another one."""
+    model, other = (
+        model_of(Dense(9, activation="relu"), Dense(5), shape=(7,)) for _ in range(2)
+    )
+    ctx, plain = mc.Context(workspace=mc.Workspace()), mc.Context()
+    for step in range(PASSES):
+        is_other = step > PASSES - 3
+        x = numbers((rows if is_other else 4, 7), seed=step)
+        for each, context in ((other, plain), (model, ctx)):
+            context.training = training or not is_other
+            each.backward(each.forward(x, context), context)
+        assert_same(*([p.grad for p in each.parameters] for each in (other, model)))
+
+
+class Square(mc.Op):
+    def forward(self, x, ctx):
+        ctx[self] = x
+        return x * x
+
+    def backward(self, dy, ctx, need_dx=True):
+        return 2 * ctx[self] * dy
+
+
+def set_slope(layer):
+    layer.activation.alpha *= 0.9
+
+
+def set_activation(layer):
+    layer.activation = Square()
+
+
+def set_method(layer):
+    linear = layer.linear
+    layer.linear = lambda x, ctx: linear(2 * x, ctx)
+
+
+def set_bias(layer):
+    layer.use_bias = False
+    layer.build((None, 6), rng=1)
+
+
+@pytest.mark.parametrize("change", [set_slope, set_activation, set_method, set_bias])
+def test_attributes_may_be_set_between_steps(change):
+    model, other = (
+        model_of(Dense(6, activation="tanh"), Dense(5, activation="leaky_relu"), shape=(7,))
+        for _ in range(2)
+    )
+    workspace = mc.Workspace()
+    for step in range(PASSES):
+        x = numbers((4, 7), seed=step)
+        if step >= PASSES - 3:
+            change(model.layers[1])
+            change(other.layers[1])
+        expected = one_pass(other, x, step)
+        assert_same(one_pass(model, x, step, workspace=workspace), expected)
+
+
+def test_names_and_trainable_are_not_such_attributes():
+    model, workspace = network(), mc.Workspace()
+    for step in range(PASSES):
+        model.layers[0].trainable = step % 2 == 0
+        model.layers[0].name = f"step{step}"
+        one_pass(model, numbers((4, 8, 9, 2)), step, workspace=workspace)
+    assert all(call.is_recorded for call in recorded(workspace))
+
+
+def test_a_gradient_that_is_read_only_after_forward_is_not_written():
+    model, workspace = network(), mc.Workspace()
+    for step in range(PASSES):
+        one_pass(model, numbers((4, 8, 9, 2)), step, workspace=workspace)
+    ctx = mc.Context(training=True, rng=0, workspace=workspace)
+    y = model.forward(numbers((4, 8, 9, 2)), ctx)
+    model.parameters[0].grad.flags.writeable = False
+    with pytest.raises(ValueError, match="`grad` is read-only"):
+        model.backward(y, ctx)
+
+
+def test_the_general_convolution_is_not_repeated_with_pooling(monkeypatch):
+    monkeypatch.setattr(conv, "FAST_PATHS", False)
+    compare(network, (8, 9, 2))
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))])

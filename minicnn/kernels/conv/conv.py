@@ -13,7 +13,7 @@ import numpy as np
 from minicnn.kernels import elementwise, pooling
 from minicnn.kernels.conv import im2col, implicit, pooled, winograd
 from minicnn.kernels.simd import ZEROED
-from minicnn.kernels.threads import CHUNKS, check, step
+from minicnn.kernels.threads import CHUNKS, check, depends_on_values, step
 from minicnn.kernels.window import Window, slide
 
 FAST_PATHS = True  # False: always use the general algorithm, as a reference in tests
@@ -44,6 +44,7 @@ def forward(
     im2col.forward(x, w, b, whole, window)
     if code is not None:
         pooling.forward(whole, y, code, _pool_window(window))
+        depends_on_values()  # a tape does not hold what NumPy does
         code[y <= 0] = ZEROED
     if relu or pool:
         elementwise.relu(y, y)
