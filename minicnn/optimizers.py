@@ -67,14 +67,15 @@ class Optimizer(Hinting):
     """
 
     slots: tuple[str, ...] = ()  # names of the arrays that are kept for each parameter
-    _kernel: Any = None  # of kernels.update: what updates a parameter, if `update` does not
-    _numbers: Callable[[float], tuple[float, ...]]  # (rate): those of a step, for the kernel
+    _kernel: Any = None  # the function of kernels.update that `update` calls, if it is not defined
+    _numbers: Callable[[float], tuple[float, ...]]  # returns its last argument for a rate
 
     def __init__(self, learning_rate: Rate) -> None:
         self.learning_rate = _checked_rate(learning_rate)
         self.iterations = 0
         self._state: dict[str, np.ndarray] = {}  # by name: "conv2d/kernel/momentum"
-        # Of the last step: the kernel and the form of the parameters, and their arrays.
+        # Of the last step: the kernel and the form of the parameters, and (value, gradient, state)
+        # of each parameter.
         self._known: Any = None
         self._arrays: list[tuple[np.ndarray, np.ndarray, list[np.ndarray]]] = []
 
@@ -133,7 +134,7 @@ class Optimizer(Hinting):
         self.iterations += 1
 
     def _update_all(self, rate: float) -> None:
-        """Update all parameters; if a kernel does it, by calls that are recorded."""
+        """Update all parameters; if a kernel does it, by calls that are recorded and repeated."""
         dtypes = {w.dtype for w, *_ in self._arrays}
         is_own = getattr(self.update, "__func__", None) is Optimizer.update
         if len(dtypes) == 1 and is_own and self._kernel is not None:
@@ -265,7 +266,6 @@ class SGD(Optimizer):
         if self.nesterov and not self.momentum:
             raise ValueError("`momentum` must be above 0 with nesterov=True, got 0; 0.9 is usual")
         self.slots = ("momentum",) if self.momentum else ()
-
 
     @property
     def _kernel(self) -> Any:

@@ -72,9 +72,9 @@ class Op(hints.Hinting):
 
     kind = "op"  # the class in default names: max_pooling2d for MaxPooling2D
     output_dtype: Any = None  # None: that of the inputs
-    # Whether `forward` consists of calls of kernels and of views, so that an InferenceModel can
-    # repeat these calls alone. A subclass says so by `class Relu(Op, repeatable=True)`; it is not
-    # inherited, since a subclass may compute something else.
+    # Whether `forward` in prediction consists of calls of kernels and of views, so that an
+    # InferenceModel can repeat these calls alone. A class says so by
+    # `class Relu(Op, repeatable=True)`. It is not inherited: a subclass may compute something else.
     repeatable = False
     _built: Built | None = None  # set by `build`
     _name: str | None = None

@@ -1,10 +1,10 @@
 """Recorded calls of kernels that run without Python between them: `Recording`.
 
-To call a kernel from Python takes a microsecond, and to wake a worker for a call twenty more. A
+A call of a kernel from Python takes one microsecond, and waking a worker for it twenty more. A
 recording is therefore a table for native code: the address of each kernel, and its arguments as
 words of 64 bits. Each thread goes through all calls. It takes the chunks of a call from an atomic
-counter, and continues when all of them are done. So a thread may join at any time, and no other
-waits until it has woken up.
+counter, and continues when all of them are done. A thread can therefore join at any time, and no
+other thread waits for it to wake up.
 """
 
 import contextlib
@@ -25,8 +25,8 @@ from minicnn.kernels.jit import kernel
 from minicnn.kernels.simd import enter, increment, peek, pointer
 
 _WORD = ir.IntType(64)
-_CALLS = 100  # from Python: to prepare native code takes as long
-_MOST_BYTES = 1 << 26
+_CALLS = 100  # from Python, which take as long as to prepare native code
+_MOST_BYTES = 1 << 26  # of the arrays that recorded calls keep
 _LOOKS = 1 << 17  # at a counter before a thread sleeps, about 40 us
 _SLEEP = 1e-5  # seconds
 _TRIALS = 3  # runs without workers
@@ -37,18 +37,25 @@ _libraries: list[Any] = []  # keeps the native code of `_entry`
 
 
 class Repeatable:
-    """Call a function of an array; one of its calls of kernels is recorded, and then repeated.
+    """Call a function again and again; after some calls, only the kernels that it calls.
 
-    The function must call the same kernels each time, with the same arrays beside its argument,
-    which is copied. Between kernels it may change arrays with `threads.step`. It is not recorded if
-    it depends on values, or if its arrays are large: then kernels take most of the time.
+    The first argument of the function is an array, which is then copied. The function must call the
+    same kernels each time, with the same arrays beside this copy. Between kernels it may change
+    arrays with `threads.step`. It is always called if it depends on values, or if its arrays are
+    large: then kernels take most of the time.
+
+    Parameters
+    ----------
+    calls : int
+        How often the function is called before its calls of kernels are recorded.
 
     Attributes
     ----------
     is_recorded : bool
-        From then on the function is not called, and the result is always the same object.
+        Whether the kernels are called in place of the function. The result is then always the same
+        object.
     next : dict
-        Calls that follow this one, and use the arrays that it writes.
+        For the caller: a `Repeatable` by key, for functions that use what this one writes.
     """
 
     def __init__(self, calls: int = _CALLS) -> None:
@@ -139,7 +146,7 @@ class Recording:
             self._seconds.append(time.perf_counter() - start)
 
     def _walk(self, counters: np.ndarray, take_column: Any, walkers: set[int]) -> None:
-        """Go through the calls as one of the threads, each with a column of the table."""
+        """Go through the calls as one of the threads, each of which has a column of the table."""
         table, call = self._table, 0
         column = take_column()
         walkers.add(threading.get_ident())
@@ -152,10 +159,10 @@ class Recording:
 
 @kernel
 def _walk(call, table, counters, column, starts):
-    """Run chunks of the calls from `call` on; return the first that others take long for.
+    """Run chunks of the calls from `call` on; return early if another thread takes long.
 
-    The first thread counts the start of the run. The others wait for the next one for some time:
-    to wake them would take longer.
+    The result is the number of the call to continue with. The caller's thread counts the start of
+    the run. The other threads wait some time for the next run, because waking them takes longer.
     """
     before = peek(pointer(starts, 0))
     if column == 2:
@@ -181,7 +188,7 @@ def _walk(call, table, counters, column, starts):
 
 
 def _words(value: Any) -> list[int]:
-    """Return an argument of a kernel as native code gets it; an array as Numba's structure."""
+    """Return an argument of a kernel as words for native code; an array as Numba's structure."""
     if isinstance(value, tuple):
         return [word for element in value for word in _words(element)]
     if isinstance(value, np.ndarray):

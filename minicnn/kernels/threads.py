@@ -116,7 +116,7 @@ def together(job: Callable[[], None], most: int) -> None:
 
 
 def starts() -> np.ndarray:
-    """Return the counter of jobs, which workers that wait in compiled code look at."""
+    """Return a counter, one element, that each new job changes; see `recording`."""
     return _workers.starts
 
 
@@ -126,8 +126,9 @@ def taped() -> Iterator[list[Any]]:
 
     Yields
     ------
-    list of (kernel, chunks, arguments, layout of the scratch), or None
-        None before a call for which an input had to be copied: repeating it gives no new values.
+    list
+        A tuple (kernel, chunks, arguments, layout of the scratch) for each call, a function without
+        arguments for each call of `step`, and None for each call of `depends_on_values`.
     """
     _local.tape = []
     try:
@@ -142,14 +143,14 @@ def is_taping() -> bool:
 
 
 def step(function: Callable[..., Any], *arguments: Any) -> None:
-    """Call a function that changes arrays between two kernels, so that a tape holds it, too."""
+    """Call a function that changes arrays between two kernels; record it if calls are recorded."""
     function(*arguments)
     if _local.tape is not None:
         _local.tape.append(functools.partial(function, *arguments))
 
 
 def depends_on_values() -> None:
-    """Note that the next calls depend on the elements of arrays: a tape cannot be repeated."""
+    """Note that the next calls depend on the elements of arrays, so that none is repeated."""
     if _local.tape is not None:
         _local.tape.append(None)
 
@@ -254,7 +255,7 @@ def _frozen(array: np.ndarray) -> np.ndarray:
     flags = array.flags
     if not (flags.c_contiguous and flags.aligned):
         array = np.array(array, order="C")
-        depends_on_values()  # the copy keeps those of this call
+        depends_on_values()  # a repeated call would read this copy again
     frozen = array.view()
     frozen.setflags(write=False)
     return frozen
@@ -440,7 +441,7 @@ def _say_once_that_threads_are_missing(reason: str) -> None:
     )
 
 
-def _begin_anew_after_fork() -> None:
+def _replace_workers_after_fork() -> None:
     """Replace the pool in a forked child, because threads are not inherited."""
     global _workers
     _workers = _Workers(_workers.count)
@@ -449,4 +450,4 @@ def _begin_anew_after_fork() -> None:
 _local = _Local()
 _workers = _Workers(_threads_from_environment() - 1)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_anew_after_fork)
+    os.register_at_fork(after_in_child=_replace_workers_after_fork)

@@ -58,7 +58,7 @@ class Fused(Op, repeatable=True):
 
 
 class Folded(Fused, repeatable=True):
-    """A convolution or Dense layer with the BatchNormalization after it, and what `Fused` takes.
+    """A convolution or Dense layer, the BatchNormalization after it, and what `Fused` takes.
 
     In prediction the normalization is a part of the kernel and the bias. Otherwise, and where
     backward may follow, the layers are computed one after the other.
@@ -117,8 +117,8 @@ def joined(ops: Sequence[tuple[Op, int]]) -> list[tuple[Op, int]]:
     return result
 
 
-# Ops whose forward and backward passes consist of calls of kernels and of views, once they have
-# been built.
+# Ops whose passes in training, forward and backward, consist of calls of kernels, of views and of
+# `threads.step`. (`Op.repeatable` is about prediction, and holds for more ops.)
 _REPEATABLE = (
     Activation, AveragePooling2D, Conv2D, Conv2DTranspose, Dense, DepthwiseConv2D, Flatten, Fused,
     Gelu, GlobalAveragePooling2D, GlobalMaxPooling2D, Identity, LeakyRelu, MaxPooling2D, Relu,
@@ -127,9 +127,10 @@ _REPEATABLE = (
 
 
 def _can_repeat(op: Op) -> bool:
-    """Return whether a `Repeated` may hold an op: each part, and no large kernel.
+    """Return whether a `Repeated` may hold an op: each part of it, and no large kernel.
 
-    With a large kernel a step takes long, and other processes wait for its gradient.
+    A step with a large kernel takes long anyway, and in a run of several processes its gradient is
+    sent while the gradients of the layers below are computed.
     """
     return count_parameters(op.parameters) <= _LARGE and all(
         type(part) in _REPEATABLE

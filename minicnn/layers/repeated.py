@@ -1,9 +1,9 @@
 """`Repeated`: layers in a row that call their kernels without Python between them.
 
 A layer checks shapes, finds buffers and calls kernels. For a batch of few rows this takes longer
-than the kernels themselves. In a training loop with a `Workspace` every step makes the same calls
-with the same arrays. After some steps they are therefore recorded (`threads.taped`), and repeated
-by native code, in which all threads share even short calls (`kernels.recording`).
+than the kernels themselves. In a training loop with a `Workspace`, every step makes the same calls
+with the same arrays. After some steps these calls are therefore recorded, and native code repeats
+them (`kernels.recording`). There all threads share even short calls.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from minicnn.core.op import Op, parts
 from minicnn.kernels import threads
 from minicnn.kernels.recording import Repeatable
 
-_FORMS = 200  # of passes of all ops that a workspace knows
+_FORMS = 200  # of inputs and parameters, whose calls a workspace keeps at most
 
 
 class Repeated(Op, repeatable=True):
@@ -83,4 +83,5 @@ class Repeated(Op, repeatable=True):
 
 
 def _form(x: Any) -> tuple[Any, ...]:
+    """Return the class, the shape and the type of an array; None for the type of other values."""
     return type(x), np.shape(x), getattr(x, "dtype", None)
