@@ -54,6 +54,8 @@ class Repeatable:
     is_recorded : bool
         Whether the kernels are called in place of the function. The result is then always the same
         object.
+    size : int
+        The bytes of the arrays of a recorded call.
     next : dict
         For the caller: a `Repeatable` by key, for functions that use what this one writes.
     """
@@ -61,6 +63,7 @@ class Repeatable:
     def __init__(self, calls: int = _CALLS) -> None:
         self._left = calls  # before one is recorded
         self.is_recorded = False
+        self.size = 0
         self._steps: list[Callable[[], None]] = []
         self._x: Any = None
         self._result: Any = None
@@ -83,13 +86,15 @@ class Repeatable:
             self._result = result = function(self._x, *rest)
         given = [each for call in tape if isinstance(call, tuple) for each in call[2]]
         sizes = {id(each): each.nbytes for each in given if isinstance(each, np.ndarray)}
-        if None not in tape and sum(sizes.values()) <= _MOST_BYTES:
+        self.size = sum(sizes.values())
+        if None not in tape and self.size <= _MOST_BYTES:
             for is_python, group in itertools.groupby(tape, callable):
                 calls = list(group)
                 self._steps += calls if is_python else [Recording(calls).run]
             self.is_recorded = True
         else:
-            self._x = self._result = None  # their memory
+            self._x = self._result = None
+            self.size = 0
         return result
 
 

@@ -16,7 +16,8 @@ from minicnn.core.op import Op, parts
 from minicnn.kernels import threads
 from minicnn.kernels.recording import Repeatable
 
-_FORMS = 200  # of inputs and parameters, whose calls a workspace keeps at most
+_FORMS = 200  # of inputs, whose calls a workspace keeps at most
+_MOST_BYTES = 1 << 28  # of the arrays of recorded forward passes that it keeps
 
 
 class Repeated(Op, repeatable=True):
@@ -42,13 +43,13 @@ class Repeated(Op, repeatable=True):
         ctx._slots.pop(self, None)  # of an earlier pass
         if ctx.workspace is None or not ctx.save or self._must_call():
             return self._forward(x, ctx)
-        calls = ctx.workspace.calls
-        if len(calls) > _FORMS:
-            calls.clear()
-        call = calls.setdefault((self, ctx.training, _form(x)), Repeatable())
-        outer = ctx._slots
-        y, saved = call(self._pass, x, ctx)
-        ctx._slots = outer | saved | {self: call}
+        calls, key = ctx.workspace.calls, (self, ctx.training, _form(x))
+        if key not in calls:
+            if len(calls) > _FORMS or sum(call.size for call in calls.values()) > _MOST_BYTES:
+                calls.clear()
+            calls[key] = Repeatable()
+        y, saved = calls[key](self._pass, x, ctx)
+        ctx._slots |= {**saved, self: calls[key]}
         return y
 
     def backward(self, dy: Any, ctx: Context, need_dx: bool = True) -> Any:
@@ -60,8 +61,8 @@ class Repeated(Op, repeatable=True):
 
     def _pass(self, x: np.ndarray, ctx: Context) -> tuple[np.ndarray, dict[Any, Any]]:
         """Return the output, and what the ops have saved."""
-        ctx._slots = {}
-        return self._forward(x, ctx), ctx._slots
+        y, slots = self._forward(x, ctx), ctx._slots
+        return y, {part: slots[part] for part, _ in self._parts if part in slots}
 
     def _forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
         for op in self.ops:

@@ -109,11 +109,18 @@ def test_many_sizes_are_forgotten(monkeypatch):
     assert len(compare(network, (8, 9, 2), lambda step: 1 + step).calls) <= 5
 
 
+@pytest.mark.parametrize("most, kept", [(100, 2), (1 << 28, 6)])
+def test_arrays_of_earlier_sizes_are_forgotten_if_they_are_large(monkeypatch, most, kept):
+    monkeypatch.setattr(repeated, "_MOST_BYTES", most)
+    found = recorded(compare(network, (8, 9, 2), lambda step: 4 + step * 3 // PASSES))
+    assert [call.is_recorded for call in found] == [True] * kept
+
+
 def test_large_arrays_are_not_kept(monkeypatch):
     monkeypatch.setattr(recording, "_MOST_BYTES", 100)
     found = recorded(compare(network, (8, 9, 2)))
     assert found and not any(each.is_recorded for each in found)
-    assert all(each._x is each._result is None for each in found)
+    assert all(each._x is each._result is None and each.size == 0 for each in found)
 
 
 def test_a_choice_by_values_is_made_at_each_step():
