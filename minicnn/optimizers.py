@@ -69,15 +69,15 @@ class Optimizer(Hinting):
     slots: tuple[str, ...] = ()  # names of the arrays that are kept for each parameter
     _kernel: Any = None  # the function of kernels.update that `update` calls, if it is not defined
     _numbers: Callable[[float], tuple[float, ...]]  # returns its last argument for a rate
+    # Of the last step: the kernel and the form of the parameters, and (value, gradient, state) of
+    # each parameter.
+    _known: Any = None
+    _arrays: list[tuple[np.ndarray, np.ndarray, list[np.ndarray]]]
 
     def __init__(self, learning_rate: Rate) -> None:
         self.learning_rate = _checked_rate(learning_rate)
         self.iterations = 0
         self._state: dict[str, np.ndarray] = {}  # by name: "conv2d/kernel/momentum"
-        # Of the last step: the kernel and the form of the parameters, and (value, gradient, state)
-        # of each parameter.
-        self._known: Any = None
-        self._arrays: list[tuple[np.ndarray, np.ndarray, list[np.ndarray]]] = []
 
     def update(self, w: np.ndarray, g: np.ndarray, state: list[np.ndarray], rate: float) -> None:
         """Update one parameter in place.
@@ -149,7 +149,8 @@ class Optimizer(Hinting):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy gets: it finds the arrays of its parameters at its first step."""
-        return vars(self) | {"_known": None, "_arrays": []}
+        own = "_known", "_arrays", "_call"
+        return {name: value for name, value in vars(self).items() if name not in own}
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Return a copy of the state that is needed to resume training.

@@ -677,3 +677,13 @@ def test_an_update_of_an_instance_is_not_passed_over():
     sgd.update = lambda w, g, state, rate: np.copyto(w, 5)
     sgd.step([parameter])
     assert_array_equal(parameter.value, 5)
+
+
+def test_an_optimizer_that_an_earlier_version_has_pickled():
+    parameter, sgd = Parameter("w", np.ones(2, np.float32)), SGD(1.0)
+    sgd.__dict__ = {name: vars(sgd)[name] for name in (
+        "learning_rate", "iterations", "_state", "momentum", "nesterov", "weight_decay", "slots"
+    )}
+    parameter.grad[...] = 1
+    sgd.step([parameter])
+    assert_array_equal(parameter.value, 0)
