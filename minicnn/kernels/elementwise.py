@@ -14,8 +14,9 @@ SPAN = 1 << 17  # elements per chunk, whose computation takes as long as to wake
 _COLUMNS = 1 << 13  # that one chunk sums
 BLOCK = 128  # terms per partial sum; the float32 rounding error of a longer one exceeds 2e-6
 _DENSITY = 1 / math.sqrt(2 * math.pi)
-# For z >= 0 and t = 1 / (1 + z / 4), erfc(z / sqrt(2)) / 2 is exp(-z^2 / 2) times a polynomial of t
-# without a constant term: a fit at Chebyshev points with a relative error of 4e-8, or 6e-16.
+# For z >= 0 and t = 1 / (1 + z / 4), erfc(z / sqrt(2)) / 2 is exp(-z^2 / 2) times a polynomial of
+# t. Its coefficients, from the highest power to that of t, are a fit at Chebyshev points with a
+# relative error of 4e-8 (float32) or 6e-16.
 _TAIL_TERMS = {
     np.dtype(np.float32): tuple(map(np.float32, (
         0.02006712694, -0.0820437608, 0.0975669293, -0.03349240999, 0.06461994986, 0.05869830752,
@@ -30,9 +31,9 @@ _TAIL_TERMS = {
         0.08103515091944231, 0.09350209696628875, 0.09973557010037278, 0.09973557010035816,
     ),
 }
-_FAR = 40.0  # where exp(-z^2 / 2) is 0
-_MORE = 64  # than n: 2^(n + _MORE) has an exponent, where 2^n is subnormal
-_FEW = 16  # terms per partial sum if the terms are themselves sums of blocks
+_FAR = 40.0  # z from which exp(-z^2 / 2) is 0
+_MORE = 64  # 2^n is computed as 2^(n + _MORE) 2^-_MORE, since it may be subnormal
+FEW = 16  # terms per partial sum if the terms are themselves sums of blocks
 
 
 def spans(size: int) -> int:
@@ -94,13 +95,13 @@ def relu_gradient(
 def squash(
     x: np.ndarray, y: np.ndarray, dy: np.ndarray | None = None, is_tanh: bool = False
 ) -> None:
-    """Write y = tanh(x) or y = 1 / (1 + exp(-x)); or with dy the gradient, dy times the slope."""
+    """Write y = 1 / (1 + exp(-x)) or y = tanh(x); with dy, y = dy times the slope at x."""
     parallel_for(_squash, spans(x.size), (x.reshape(-1), (x if dy is None else dy).reshape(-1)),
                  (y.reshape(-1),), *_series(x.dtype), is_tanh, dy is not None)
 
 
 def gelu(x: np.ndarray, y: np.ndarray, dy: np.ndarray | None = None) -> None:
-    """Write y = x P(x); or with dy the gradient, y = dy (P(x) + x P'(x)).
+    """Write y = x P(x); with dy, the gradient y = dy (P(x) + x P'(x)).
 
     P(x) = erfc(-x / sqrt(2)) / 2 is the standard normal distribution function. `erfc` keeps its
     precision for negative x, where 1 + erf cancels.
@@ -110,7 +111,7 @@ def gelu(x: np.ndarray, y: np.ndarray, dy: np.ndarray | None = None) -> None:
 
 
 def softmax(x: np.ndarray, y: np.ndarray, is_log: bool = False) -> None:
-    """Write y = exp(x) / sum exp(x) along the last axis, or the logarithm of it."""
+    """Write y = exp(x) / sum exp(x) along the last axis, or its logarithm if `is_log`."""
     rows = x.reshape(-1, max(x.shape[-1], 1))
     length = max(1, SPAN // 8 // rows.shape[1])  # exp takes as long as a few sums
     parallel_for(_softmax, -(-len(rows) // length), (rows,), (y.reshape(rows.shape),),
@@ -119,14 +120,15 @@ def softmax(x: np.ndarray, y: np.ndarray, is_log: bool = False) -> None:
 
 @functools.cache
 def _series(dtype: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Return what `_exponential` needs for a type: constants and the terms of the series.
+    """Return the constants of `_exponential` for a type, and the coefficients of its series.
 
-    The product with the last constant cuts a number into two halves of its bits.
+    The last constant cuts a number into two halves of its bits: T. Dekker, "A floating-point
+    technique for extending the available precision", Numerische Mathematik 18, 1971.
     """
     info = np.finfo(dtype)
     log2 = math.log(2)
     high = math.floor(log2 * 2.0**12) / 2.0**12  # n times this is exact
-    low = log2 - high + 2.3190468138462996e-17
+    low = log2 - high + 2.3190468138462996e-17  # log 2 - log2, its rounding error
     constants = (
         (info.minexp - 1 - _MORE) * log2, 1 / log2, 1.5 * 2.0**info.nmant + _MORE, high, low,
         2.0**-_MORE, 2.0 ** math.ceil(info.nmant / 2 + 0.5) + 1,
@@ -171,7 +173,7 @@ def sum_rows(dy: np.ndarray, db: np.ndarray, block: int = BLOCK) -> None:
 
 def sum_sums(partial: np.ndarray, total: np.ndarray) -> None:
     """Write total (U,) = the sum of the block sums `partial` (..., U)."""
-    sum_rows(partial, total, _FEW)
+    sum_rows(partial, total, FEW)
 
 
 def waiting_sums(terms: int, block: int = BLOCK) -> int:
@@ -214,12 +216,12 @@ def _relu_gradient(chunk, scratch, dy, y, dx, scale, slope):
 
 @helper
 def _exponential(x, rest, constants, terms):
-    """Return p and a power of two s with exp(x + rest) = s (1 + p), for x <= 0 and a small rest.
+    """Return a power of two s and p with exp(x + rest) = s (1 + p), for x <= 0 and a small rest.
 
-    With the integer n next to x / log 2 and r = x - n log 2, s = 2^n and p = r + r^2 / 2 + ...
-    Adding `rounding` moves n + _MORE into the last bits.
+    With the integer n next to x / log 2 and r = x + rest - n log 2, s = 2^n and
+    p = r + r^2 / 2 + ... Adding `rounding` moves n + _MORE into the last bits of the sum.
     """
-    least, log2_e, rounding, high, low, less, _ = constants  # exp of `least` and of less is 0
+    least, log2_e, rounding, high, low, less, _ = constants  # exp of `least` is 0
     x = least if x < least else x
     shifted = number_fma(x, log2_e, rounding)
     n = shifted - rounding
@@ -232,7 +234,7 @@ def _exponential(x, rest, constants, terms):
 
 @kernel
 def _squash(chunk, scratch, x, dy, y, constants, terms, is_tanh, is_gradient):
-    """Compute the output from e = exp(-|x|), or from e = exp(-2|x|) and 1 - e."""
+    """Compute 1 / (1 + exp(-x)) from e = exp(-|x|), or tanh(x) from e = exp(-2|x|) and 1 - e."""
     one, factor = x.dtype.type(1), x.dtype.type(4 if is_tanh else 1)
     for i in elements(chunk, x.size):
         size = abs(x[i])

@@ -21,7 +21,14 @@ reference for tests of the other algorithms.
 
 import numpy as np
 
-from minicnn.kernels.elementwise import BLOCK, add_waiting, sum_rows, sum_sums, waiting_sums
+from minicnn.kernels.elementwise import (
+    BLOCK,
+    FEW,
+    add_waiting,
+    sum_rows,
+    sum_sums,
+    waiting_sums,
+)
 from minicnn.kernels.gemm import (
     DEPTH,
     block_of_rows,
@@ -37,7 +44,6 @@ from minicnn.kernels.threads import CHUNKS, parallel_for, share
 from minicnn.kernels.window import Window
 
 _COLUMN_BYTES = 1 << 20
-_FEW = 16  # sums of the gradient of the kernel that are added in order
 _LEAST_BLOCK = 8  # positions whose columns are computed at a time
 _LEAST_POSITIONS = 60  # of a chunk: with fewer, packing w again costs more than a thread gains
 
@@ -91,7 +97,7 @@ def kernel_gradient(
             "columns": ((block, depth), x.dtype),
             "packed": (packed_shape(block, filters, x.dtype), x.dtype),
             "zeros": (packed_shape(1, 1, x.dtype)[2:], x.dtype),
-            "sums": ((waiting_sums(-(-length // block), _FEW) * dw.size,), x.dtype),
+            "sums": ((waiting_sums(-(-length // block), FEW) * dw.size,), x.dtype),
         },
     )
     sum_sums(partial, dw.reshape(-1))
@@ -157,10 +163,10 @@ def _kernel_gradient(chunk, scratch, x, dy, partial, window, length):
         for f in range(0, filters, width):
             block_of_rows(pointer(columns, 0), 1, depth, 0, pointer(packed, f * count), width,
                           pointer(zeros, 0), 0, pointer(total, f), filters, depth,
-                          min(width, filters - f), count, 1, done % _FEW > 0)
+                          min(width, filters - f), count, 1, done % FEW > 0)
         last = first + count == end
-        if done % _FEW == _FEW - 1 or last:
-            waiting = add_waiting(waiting + 1, done // _FEW + 1, last, dw, 0, pointer(sums, 0),
+        if done % FEW == FEW - 1 or last:
+            waiting = add_waiting(waiting + 1, done // FEW + 1, last, dw, 0, pointer(sums, 0),
                                   size, 1, size)
 
 

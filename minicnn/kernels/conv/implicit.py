@@ -32,7 +32,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minicnn.kernels.conv.shared import pack_filters, write_maxima
-from minicnn.kernels.elementwise import BLOCK, add_waiting, blocks_of, sum_sums, waiting_sums
+from minicnn.kernels.elementwise import (
+    BLOCK,
+    FEW,
+    add_waiting,
+    blocks_of,
+    sum_sums,
+    waiting_sums,
+)
 from minicnn.kernels.gemm import block_of_rows, clear, copy, packed_shape, round_up
 from minicnn.kernels.jit import helper, kernel
 from minicnn.kernels.simd import (
@@ -50,7 +57,6 @@ from minicnn.kernels.threads import aligned, parallel_for, share
 from minicnn.kernels.window import Window
 
 _POSITIONS = 128  # of a band
-_FEW = 16  # sums of the gradient of the kernel that are added in order
 _POOLED_POSITIONS = 64  # of a band with max pooling
 
 
@@ -111,7 +117,7 @@ def kernel_gradient(
     length = share(total, chunks, dy.size * (dw.size // filters))
     chunks = -(-total // length)
     positions = bands.images * bands.rows * window.out_w
-    waiting = waiting_sums(length * blocks_of(positions), _FEW)
+    waiting = waiting_sums(length * blocks_of(positions), FEW)
     partial = aligned((chunks, dw.size), np.float32)
     biases = np.empty((total, blocks_of(positions), filters), np.float32)
     nothing = np.empty((0, 0, 0, 0), np.float32)
@@ -240,11 +246,11 @@ def _kernel_gradient(chunk, scratch, x, dy, y, partial, biases, dz, window, band
                     block_of_rows(pointer(image, taps[t] + p * sw * channels), 1, sw * channels,
                                   pointer(patches, 0), pointer(packed, f * positions + p * PANEL),
                                   PANEL, pointer(zeros, 0), 0, target, filters, run * channels,
-                                  min(PANEL, filters - f), depth, height // depth, done % _FEW > 0)
+                                  min(PANEL, filters - f), depth, height // depth, done % FEW > 0)
             done += 1
             last = band + 1 == end and p + BLOCK >= positions
-            if done % _FEW == 0 or last:
-                waiting = add_waiting(waiting + 1, -(-done // _FEW), last, dw, 0, pointer(sums, 0),
+            if done % FEW == 0 or last:
+                waiting = add_waiting(waiting + 1, -(-done // FEW), last, dw, 0, pointer(sums, 0),
                                       size, 1, size)
 
 
