@@ -16,7 +16,7 @@ from minicnn.core.op import Op, parts
 from minicnn.kernels import threads
 from minicnn.kernels.recording import Repeatable
 
-_FORMS = 200  # of inputs, whose calls a workspace keeps at most
+_FORMS = 200  # of inputs of all ops, whose calls a workspace keeps
 _MOST_BYTES = 1 << 28  # of the arrays of recorded forward passes that it keeps
 
 
