@@ -110,9 +110,9 @@ def picture(path: str | Path) -> Any:
 
 
 def pixels(picture: Any, size: Any, color: bool = False) -> np.ndarray:
-    """Return an image of Pillow as an array of this size; transparent pixels become white.
+    """Return an image of Pillow as an array of a given size; transparent pixels become white.
 
-    It is cut to the proportions of `size`, around its middle, and scaled.
+    The image is cut to the proportions of `size`, around its middle, and scaled.
 
     Parameters
     ----------
@@ -126,6 +126,11 @@ def pixels(picture: Any, size: Any, color: bool = False) -> np.ndarray:
     Returns
     -------
     ndarray of uint8, (height, width, channels)
+
+    Raises
+    ------
+    TypeError
+        If `picture` is not an image of Pillow.
 
     Examples
     --------

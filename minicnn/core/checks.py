@@ -77,7 +77,7 @@ def optional(check: Callable[..., Any], value: Any, *arguments: Any) -> Any:
 
 
 def exclusive(*, least: int = 0, **given: Any) -> None:
-    """Raise if more than one of these arguments is given, or fewer than `least`; None is none."""
+    """Raise if more than one of these arguments is not None, or fewer than `least` are."""
     got = [f"{name}={describe(value)}" for name, value in given.items() if value is not None]
     if not least <= len(got) <= 1:
         raise ValueError(

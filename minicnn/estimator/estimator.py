@@ -375,6 +375,13 @@ class Estimator(Hinting):
     def latest_checkpoint(self) -> Path:
         """Return the file of the newest checkpoint, which `evaluate` and `predict` use.
 
+        If its checksum is wrong, it is that of the next older one.
+
+        Returns
+        -------
+        Path
+            For example ``model_dir / "model.ckpt-20000.npz"``.
+
         Raises
         ------
         CheckpointError

@@ -108,7 +108,7 @@ def _vector_model(manager, vector):
 
 
 def _vector(kind: Any) -> Vector:
-    """Return the type of a vector of numbers of a type, or of the elements of a pointer's."""
+    """Return the type of a vector for a type of numbers, of vectors or of pointers to numbers."""
     return Vector(getattr(kind, "dtype", kind))
 
 
@@ -123,7 +123,7 @@ def operation(
     Parameters
     ----------
     result : Numba type, or function
-        The function returns it for the type of the first argument.
+        The type of the result, or a function that returns it for the type of the first argument.
     sizes : sequence of tuples of int
         The possible values of the first arguments, which the function gets as integers. If they
         are literals in a call, code for these is emitted, else for all sizes, with a switch.
@@ -516,7 +516,10 @@ def tile(
     full = builder.icmp_signed(">=", width, _I64(vectors * kind.count))
 
     def places(stride: Any) -> Iterator[Any]:
-        """Yield each sum and its place in a matrix; again, with the number of columns, if cut."""
+        """Yield each sum and its place in a matrix, in a branch for tiles that are inside of C.
+
+        Then yield them in a branch for other tiles, with the number of columns inside of C.
+        """
         with builder.if_else(full) as branches:
             for branch, is_cut in zip(branches, (False, True), strict=True):
                 with branch:

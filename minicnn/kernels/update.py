@@ -44,7 +44,7 @@ def rmsprop(w: np.ndarray, g: np.ndarray, s: np.ndarray, v: np.ndarray, numbers:
 
 
 def _for_all(step: Any, g: np.ndarray, writes: Sequence[np.ndarray], numbers: Any) -> None:
-    """Run `step` on all elements."""
+    """Run a kernel on all elements; `numbers` gets the type of the parameter."""
     numbers = np.asarray(numbers, writes[0].dtype)
     parallel_for(step, spans(g.size), (g.reshape(-1), numbers),
                  [array.reshape(-1) for array in writes])

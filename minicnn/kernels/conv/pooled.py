@@ -59,7 +59,7 @@ _MANY_CHANNELS = 16  # from this number on, blocks consist of complete vectors
 _CHANNELS = 32
 _BAND = 11 << 10  # elements of the padded rows of a band, which stay in the first-level cache
 _TERMS = 256  # positions per band, summed separately for dw and db: more would lose precision
-_BANDS = 16  # per chunk, unless an image has more, whose sums are added in order
+_BANDS = 16  # of a chunk, at most, unless an image has more; their sums are added in order
 _LINES = 10 << 10  # elements of w that stay in the first-level cache together with dx
 
 
@@ -139,7 +139,7 @@ def gradients(
 def _layout(
     window: Window, channels: int, filters: int, pooled_rows: int, pooled_columns: int
 ) -> _Layout:
-    """Return the sizes for a convolution; the last two depend on its shape only."""
+    """Return the sizes for a convolution; the last two do not depend on the vector width."""
     many = channels >= _MANY_CHANNELS
     depth = min(round_up(channels, LANES), PANEL) if many else channels
     high, wide = window.out_h + window.kernel_h - 1, window.out_w + window.kernel_w - 1

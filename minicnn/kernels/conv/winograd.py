@@ -74,17 +74,20 @@ _OUT = 4  # rows and columns of outputs in a tile
 # The finite points, exact in float32: 0, and others with their opposites.
 _POINTS = {3: (0.0, 11 / 16, -11 / 16, 23 / 16, -23 / 16),
            5: (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)}
-# Multiplications in relation to transforms; with fewer, the transforms cost more than they save.
-_LEAST_GAIN, _LEAST_GRADIENT_GAIN = {(3, 3): 6, (5, 5): 5}, {(3, 3): 4}
-_FEW_FILTERS = 16  # fewer take as long as so many
-_FEW_CHUNKS = 4  # of fewer images, the filters are split as well (V is computed again), or tiles
+# Multiplications in relation to transforms, by the size of the filters; with fewer, the transforms
+# cost more than they save.
+_LEAST_GAIN = {(3, 3): 6, (5, 5): 5}
+_LEAST_GRADIENT_GAIN = {(3, 3): 4}
+_FEW_FILTERS = 16  # fewer filters take as long as this many
+_FEW_CHUNKS = 4  # fewer chunks of images are split by filters (V is computed again) or by tiles
 _MOST_TILES = 28  # in a block, whose V stays in the second-level cache
 _V_BYTES = 1 << 20
 _LEAST_TERMS, _MOST_TERMS = 16, 2048  # tiles of a chunk of the gradient of the kernel
 _GROUP = 16  # channels whose M is computed at a time
-# Rows of M, and tiles of a block, whose products are one sum. Both are odd: a power of two apart,
-# points would evict each other from the cache.
-_ROOM, _BLOCK = _GROUP + 1, 49
+# Rows of M in memory, and tiles of a block, whose products are one sum. Both are odd: if points
+# were a power of two apart, they would evict each other from the cache.
+_ROOM = _GROUP + 1
+_BLOCK = 49
 
 
 def matrices(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -104,7 +107,8 @@ def matrices(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _factors(size: int) -> tuple[np.ndarray, ...]:
     """Return P and the products of B', A' and G with its inverse.
 
-    P writes the sums and the differences of the even and odd parts of opposite points.
+    P makes the values at two opposite points from their even and their odd part: the sum and the
+    difference.
     """
     inputs, outputs, filters = matrices(size)
     both = np.eye(len(inputs))
@@ -116,11 +120,11 @@ def _factors(size: int) -> tuple[np.ndarray, ...]:
 _BOTH, _INPUTS, _OUTPUTS, _FILTERS = (
     {size + _OUT - 1: _factors(size)[i] for size in _POINTS} for i in range(4)
 )
-# They write B' d, A' m and G g for one row or column of a tile of 6 or 8 points.
+# Operations that write B' d, A' m and G g for one row or column of a tile of 6 or 8 points.
 _input_line = linear(_INPUTS, _BOTH)
 _output_line = linear(_BOTH, _OUTPUTS)
 _filter_line = linear(_FILTERS, _BOTH)
-# They write A y and G' m for a tile of 6 points.
+# Operations that write A y and G' m for one row or column of a tile of 6 points.
 _gradient_line = linear({6: _OUTPUTS[6].T}, _BOTH)
 _kernel_line = linear({6: _BOTH[6]}, {6: _FILTERS[6].T})
 
@@ -143,9 +147,11 @@ def _both_ways(line: Any) -> Any:
     return transform
 
 
-_transform_input, _transform_output = _both_ways(_input_line), _both_ways(_output_line)
+_transform_input = _both_ways(_input_line)
+_transform_output = _both_ways(_output_line)
 _transform_filter = _both_ways(_filter_line)
-_transform_gradient, _transform_sum = _both_ways(_gradient_line), _both_ways(_kernel_line)
+_transform_gradient = _both_ways(_gradient_line)
+_transform_sum = _both_ways(_kernel_line)
 
 
 def fits(window: Window, channels: int, filters: int) -> bool:
@@ -204,7 +210,7 @@ def forward(
     total = len(x) * tiles[0] * tiles[1]
     work = total * points * depth * len(b)
     images = share(len(x), chunks, work)
-    few = max(1, _FEW_CHUNKS * images // max(len(x), 1))  # chunks of so many images
+    few = max(1, _FEW_CHUNKS * images // max(len(x), 1))  # parts of a chunk of images
     some = share(panels, few, work) * PANEL
     length = share(images * tiles[0] * tiles[1], max(1, few // panels), work)
     block = max(ROWS, min(_MOST_TILES, _V_BYTES // (points * depth * 4)) // ROWS * ROWS)
