@@ -72,9 +72,9 @@ class Chain(Layer):
             shapes.append(build_once(layer, shapes[-1], rng, dtype))
         named_parameters(self)  # raises if two have the same name
         self._shapes = shapes[1:]
-        self._chain = self.layers
-        if fusing(self.fuse):
-            self._chain = [op for op, _ in joined(fuse(self.layers))]
+        self._chain = (
+            [op for op, _ in joined(fuse(self.layers))] if fusing(self.fuse) else self.layers
+        )
         self.dtype = np.dtype(dtype)
         self.input_shape = shape  # last: other threads may use the model from now on
         if kept and rng is not None:
