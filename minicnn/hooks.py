@@ -642,7 +642,7 @@ class ValidationMonitor(SessionRunHook):
 class EarlyStopping:
     """Specify when `Sequential.fit` stops: if the validation no longer improves.
 
-    The weights of the best validation are then put back.
+    The weights of the best validation are then restored.
 
     Parameters
     ----------

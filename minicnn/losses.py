@@ -22,7 +22,7 @@ _TWO_UNITS = "the last layer needs one unit for each class: two units for yes or
 
 _BY_NONZERO = "weighted_sum_by_nonzero_weights"
 
-# What the sum of w * terms is divided by; each weight is that of so many terms.
+# What the sum of w * terms is divided by; `each` is the number of terms that a weight is for.
 _DIVISORS: dict[str, Callable[..., Any]] = {
     "weighted_sum": lambda w, each: 1,
     "weighted_mean": lambda w, each: w.sum() * each,
@@ -613,8 +613,8 @@ def softmax_cross_entropy_with_grad(
 def regularization(model: Op) -> float:
     """Return the sum of the regularizers of a model, and add their gradients to the parameters.
 
-    Call it in a loop of one's own, after backward, which overwrites the gradients. The Estimator
-    and `Sequential.fit` do both themselves.
+    Call it in a training loop of your own, after backward, which overwrites the gradients. The
+    Estimator and `Sequential.fit` do both themselves.
 
     Parameters
     ----------

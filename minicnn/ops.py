@@ -875,7 +875,7 @@ def reduce_sum(
     input_tensor : ndarray or Tensor
         (N, ...), float32 or float64.
     axis : int or list of int, optional
-        By default all axes. For a Tensor not the batch, 0, alone.
+        By default all axes. For a Tensor, axis 0, the batch, only together with all others.
     keepdims : bool
         Whether the axes stay, with size 1.
     name : str, optional

@@ -673,7 +673,7 @@ def _trained(parameters: list[Parameter]) -> list[Parameter]:
 
 
 def _form(parameters: list[Parameter]) -> list[Any]:
-    """Return what the update of parameters depends on, beside the elements of their arrays."""
+    """Return what the update of parameters depends on, except the elements of their arrays."""
     return [
         (p.scope, p.key, p.trainable, id(p._value), p._value.flags.writeable, id(p._grad))
         for p in parameters

@@ -34,7 +34,7 @@ class Context:
         Returns the sum of an array over all processes that compute a part of the batch; batch
         normalization needs it.
     counted : bool
-        False if this process has no part of the batch, and its row stands for nothing.
+        False if this process has no part of the batch, and its row is only a placeholder.
 
     Examples
     --------

@@ -222,7 +222,7 @@ class _Check:
             self.report.errors += wrong or self.compare(array, every, self.not_small(every.shape))
 
     def blocks(self, tied: list[tuple[np.ndarray, list[np.ndarray]]]) -> None:
-        """Check the gradients of inputs that are equal in blocks, each block as a whole."""
+        """Check the gradients of inputs with blocks of equal entries, which are moved as one."""
         groups = {id(x): blocks for x, blocks in tied}
         for array in self.gradients([x for x, _ in tied]):
             self.report.errors += self.compare_each(array, groups.get(id(array.values), []))

@@ -92,7 +92,7 @@ class Op(hints.Hinting):
         if "build" in vars(cls):
             cls.build = _recorded(cls.build)  # type: ignore[method-assign]
 
-    if not TYPE_CHECKING:  # to a type checker, any attribute could be set
+    if not TYPE_CHECKING:  # a type checker would then allow to set any attribute
 
         def __setattr__(self, name: str, value: Any) -> None:
             before = vars(self).get(name)

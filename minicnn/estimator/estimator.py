@@ -251,7 +251,7 @@ class Estimator(Hinting):
         x, y, input_fn, batch_size
             As for `fit`; not shuffled, one pass.
         steps : int, optional
-            At most so many batches.
+            The largest number of batches.
         metrics : dict from str to MetricSpec, optional
             With a Sequential in place of a model_fn, as for `Sequential.fit`: the default is the
             accuracy, for a loss of classes.

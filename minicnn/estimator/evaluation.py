@@ -42,7 +42,7 @@ def evaluate(
     record : JsonLines, optional
         Where the results are added. None neither notes nor logs them.
     steps : int, optional
-        At most so many batches.
+        The largest number of batches.
     metrics : dict from str to MetricSpec, optional
     name : str, optional
         What the data is, in `record`.

@@ -108,7 +108,7 @@ def _is_row(row: Any, key: str) -> bool:
 
 
 class HistoryHook(SessionRunHook):
-    """Add rows to a history: every so many steps, at validations, and at the end of a run.
+    """Add rows to a history: every `every` steps, at validations, and at the end of a run.
 
     Parameters
     ----------

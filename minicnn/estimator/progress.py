@@ -19,7 +19,7 @@ from minicnn.kernels import cache
 _RENEW = 0.2  # seconds between two texts in the same place
 _WRITE = 4.0  # seconds between two lines
 _BRIEF = 2.0  # seconds that an evaluation takes before it is shown
-_FORGET = 10.0  # the speed is the mean over about so many seconds of training
+_FORGET = 10.0  # seconds of training, about, over which the speed is a mean
 _LOOK = 2.0  # seconds of training before the first look at the validation data
 _PATIENCE = 5.0  # seconds that the end of a run waits for a blocked stream
 _drawing = threading.RLock()  # held while a display draws, and while the process forks
@@ -198,7 +198,7 @@ class Display(threading.Thread):
                 screen.close(stays=not self._brief)
 
     def end(self) -> None:
-        """End the thread, if it was started and this is no forked child."""
+        """End the thread, if it was started and this is not a forked child."""
         self._ended.release()
         if self.is_alive():
             self.join(_PATIENCE)

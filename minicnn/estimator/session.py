@@ -68,7 +68,7 @@ class TrainingSession:
     interrupted : bool
         Whether Ctrl-C has ended the run; known when `end` of the hooks is called.
     best_step : int or None
-        The step whose values were put back when the run ended.
+        The step whose values were restored when the run ended.
     evaluations : dict from str to float
         The results of the evaluations at this step, such as "validation_loss".
     files : RunFiles
@@ -284,7 +284,7 @@ class TrainingSession:
         fill(self.parameters, values)
         self.rate = found.meta["learning_rate"]
         self.best_step = found.meta["global_step"]
-        logger.info("The values of step %d are put back.", self.best_step)
+        logger.info("The values of step %d are restored.", self.best_step)
 
     def _step(self, batch: Batch, fetches: list[Any]) -> list[Any]:
         """Do one step; return what was fetched from it."""

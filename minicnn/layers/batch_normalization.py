@@ -11,7 +11,7 @@ from minicnn.core.op import Shape
 from minicnn.kernels import elementwise, normalize
 from minicnn.layers.layer import Layer
 
-_MANY = 2**24  # updates: the weight of the next one does not change any more
+_MANY = 2**24  # updates, after which the weight of an update no longer changes
 
 
 class BatchNormalization(Layer, repeatable=True):
@@ -170,7 +170,7 @@ class BatchNormalization(Layer, repeatable=True):
             return None
         # The averages do not depend on x; the statistics do, in all parts of the batch.
         means = ctx.total(sums) / count if count else np.zeros_like(sums)
-        means *= ctx.counted  # a row that stands for nothing changes no statistics
+        means *= ctx.counted  # a row that is only a placeholder changes no statistics
         slope = -factors[1] * inverse * inverse * means[1]
         factors = np.array([*factors, slope, -factors[1] * means[0]], self.dtype)
         dx = ctx.empty(self, "dx", rows.shape, rows.dtype)

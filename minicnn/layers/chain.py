@@ -111,7 +111,7 @@ class Chain(Layer):
     def summary(self) -> str:
         """Return a table of the layers with their output shapes and numbers of parameters.
 
-        Before the model is built, it has the layers alone. ``print(model)`` shows the same.
+        Before the model is built, the table has only the layers. ``print(model)`` shows the same.
         """
         with contextlib.suppress(ValueError):  # layers that do not fit: the first use raises
             self._use_built_layers()

@@ -18,7 +18,7 @@ class l1_regularizer(_Scaled):  # noqa: N801
     """Add scale * sum(|w|) to the loss: many weights become nearly zero.
 
     The sum of all regularizers is added to the loss of training and evaluation by the Estimator
-    and by `Sequential.fit`, and by `losses.regularization` in a loop of one's own.
+    and by `Sequential.fit`, and by `losses.regularization` in a training loop of your own.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ class l2_regularizer(_Scaled):  # noqa: N801
     The formula is that of ``tf.contrib.layers.l2_regularizer``; Keras' ``l2`` has no factor 1/2.
     The gradient, scale * w, is that of ``SGD(..., weight_decay=scale)``. The sum of all
     regularizers is added to the loss of training and evaluation by the Estimator and by
-    `Sequential.fit`, and by `losses.regularization` in a loop of one's own.
+    `Sequential.fit`, and by `losses.regularization` in a training loop of your own.
 
     Parameters
     ----------

@@ -164,7 +164,7 @@ def test_a_run_continues_from_the_values_that_were_put_back(tmp_path, caplog):
     assert copies.arrays[STOP + 1]["optimizer/iterations"] == BEST + 1
     said = [record.getMessage() for record in caplog.records]
     assert not [text for text in said if "learning rate changes" in text]
-    assert f"The values of step {BEST} are put back." in said
+    assert f"The values of step {BEST} are restored." in said
 
 
 @pytest.mark.parametrize("options, steps", [

@@ -155,12 +155,12 @@ _transform_sum = _both_ways(_kernel_line)
 
 
 def fits(window: Window, channels: int, filters: int) -> bool:
-    """Return whether `forward` supports the window and is faster for so many channels."""
+    """Return whether `forward` supports the window and is faster for these channels."""
     return _is_faster(_LEAST_GAIN, window, channels, filters)
 
 
 def fits_gradient(window: Window, channels: int, filters: int) -> bool:
-    """Return whether `kernel_gradient` supports the window and is faster for so many channels."""
+    """Return whether `kernel_gradient` supports the window and is faster for these channels."""
     return _is_faster(_LEAST_GRADIENT_GAIN, window, channels, filters)
 
 
