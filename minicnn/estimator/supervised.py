@@ -341,16 +341,16 @@ def _with_weights(
     if y.ndim == 0:
         return y  # an error follows
     weights = np.ones(y.shape[:1], np.float32)
-    for number, weight in (by_class or {}).items():
-        is_class = (head.numbers or class_numbers)(y).reshape(-1) == number
-        if len(is_class) != len(y) or (
+    if by_class:
+        classes = (head.numbers or class_numbers)(y).reshape(-1)
+        if len(classes) != len(y) or (
             y.ndim == 2 and y.shape[1] > 1 and not np.allclose(y.sum(axis=1), 1, atol=1e-3)
         ):
             raise ValueError(
                 "`class_weight` needs labels with one class for each row, got "
                 f"{checks.describe(y)}; give `sample_weight`, a weight for each row, instead"
             )
-        weights[is_class] = weight
+        weights[:] = [by_class.get(number, 1.0) for number in classes.tolist()]
     if own is not None:
         array = checks.array(own, "sample_weight").astype(np.float32)
         fits = array.shape in (weights.shape, (*weights.shape, 1))
