@@ -136,8 +136,7 @@ class _Run:
         for op, inputs, key in program.steps:
             forward: Callable[..., Any] = op.forward
             arguments = *(values[source] for source in inputs), ctx
-            with threads.taped() as calls:
-                output = forward(*arguments)
+            output, calls = threads.taped(forward, *arguments)
             if _is_repeatable(op, arguments[:-1], calls):
                 for call in calls:
                     arrays = [a for a in call[2] if isinstance(a, np.ndarray)]

@@ -82,8 +82,8 @@ class Repeatable:
         if self._left != -1:
             return function(x, *rest)
         self._x = np.array(x, order="C")
-        with threads.taped() as tape:
-            self._result = result = function(self._x, *rest)
+        result, tape = threads.taped(function, self._x, *rest)
+        self._result = result
         given = [each for call in tape if isinstance(call, tuple) for each in call[2]]
         sizes = {id(each): each.nbytes for each in given if isinstance(each, np.ndarray)}
         self.size = sum(sizes.values())

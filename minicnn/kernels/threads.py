@@ -120,19 +120,21 @@ def starts() -> np.ndarray:
     return _workers.starts
 
 
-@contextlib.contextmanager
-def taped() -> Iterator[list[Any]]:
-    """Record the calls that this thread makes, with chunks for `recording.Recording`.
+def taped(function: Callable[..., Any], *arguments: Any) -> tuple[Any, list[Any]]:
+    """Call a function, and record the calls of kernels that it makes in this thread.
 
-    Yields
-    ------
-    list
-        A tuple (kernel, chunks, arguments, layout of the scratch) for each call, a function without
-        arguments for each call of `step`, and None for each call of `depends_on_values`.
+    It is not a context manager: Ctrl-C could stop that one between the function and its end.
+
+    Returns
+    -------
+    tuple (result, calls)
+        `calls` has a tuple (kernel, chunks, arguments, layout of the scratch) for each call, a
+        function without arguments for each call of `step`, and None for each call of
+        `depends_on_values`.
     """
-    _local.tape = []
+    tape = _local.tape = []
     try:
-        yield _local.tape
+        return function(*arguments), tape
     finally:
         _local.tape = None
 

@@ -28,8 +28,7 @@ def always_with_workers(monkeypatch):
 
 def recorded(calls):
     """Return a recording of the calls that a function makes."""
-    with threads.taped() as tape:
-        calls()
+    _, tape = threads.taped(calls)
     result = Recording()
     result.calls += tape
     return result

@@ -114,8 +114,7 @@ def test_few_images_are_split_into_filters_and_tiles(monkeypatch, by_threads, n,
 
     results = by_threads(forward)
     monkeypatch.setattr(threads, "_LEAST_CHUNK", 1)
-    with threads.taped() as tape:
-        forward()
+    _, tape = threads.taped(forward)
     assert tape[-1][1] == chunks
     monkeypatch.setattr(threads, "_LEAST_CHUNK", 1 << 60)  # an image is one chunk
     for y in results:

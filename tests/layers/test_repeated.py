@@ -1,5 +1,6 @@
 """Passes that are recorded and repeated are those that Python makes."""
 
+import contextlib
 import copy
 import pickle
 import threading
@@ -330,7 +331,7 @@ def test_a_run_that_is_resumed_has_the_same_bits(two_threads):
 
 
 class InterruptPassAt(InterruptAt):
-    files = tuple(module.__file__ for module in (repeated, recording, pool))
+    files = tuple(module.__file__ for module in (repeated, recording, pool, contextlib))
 
 
 def test_an_interrupt_at_any_place_stops_all_threads(two_threads):
@@ -354,3 +355,18 @@ def test_an_interrupt_at_any_place_stops_all_threads(two_threads):
         assert_same(both_passes(workspace), expected)
         number += 1
     assert number > 60
+
+
+def test_an_interrupt_while_calls_are_recorded_ends_the_recording(monkeypatch):
+    monkeypatch.setattr(recording.Repeatable.__init__, "__defaults__", (0,))
+    model, x = model_of(Dense(4), Dense(3, activation="relu"), shape=(5,)), numbers((2, 5))
+    expected, number = one_pass(copy.deepcopy(model), x, 1), 0
+
+    def both_passes():
+        one_pass(copy.deepcopy(model), x, 1, workspace=mc.Workspace())
+
+    while InterruptPassAt(number).interrupts(both_passes):
+        assert not pool.is_taping()
+        number += 1
+    assert number > 60
+    assert_same(one_pass(model, x, 1, workspace=mc.Workspace()), expected)
