@@ -123,9 +123,10 @@ class Context:
 class Workspace:
     """Buffers that the steps of a training loop reuse.
 
-    The output of a pass with a workspace is valid until the next pass with it. Give each thread
-    its own workspace: passes that share one at the same time overwrite each other's buffers, and
-    the results are wrong without an error.
+    The results of a pass with a workspace, and what it has saved for backward, are valid until the
+    next pass with it. So run backward before the next forward, and give each thread its own
+    workspace: passes that share one at the same time overwrite each other's buffers, and the
+    results are wrong without an error.
 
     Examples
     --------

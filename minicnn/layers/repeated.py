@@ -50,14 +50,15 @@ class Repeated(Op, repeatable=True):
             calls[key] = Repeatable()
         y, saved = calls[key](self._pass, x, ctx)
         ctx._slots |= {**saved, self: calls[key]}
-        return y
+        return y.view()  # whose shape may be set
 
     def backward(self, dy: Any, ctx: Context, need_dx: bool = True) -> Any:
         before = ctx._slots.get(self)
         if before is None or not before.is_recorded or self._must_call():
             return self._backward(dy, ctx, need_dx)
         call = before.next.setdefault((_form(dy), need_dx), Repeatable(0))
-        return call(self._backward, dy, ctx, need_dx)
+        dx = call(self._backward, dy, ctx, need_dx)
+        return None if dx is None else dx.view()
 
     def _pass(self, x: np.ndarray, ctx: Context) -> tuple[np.ndarray, dict[Any, Any]]:
         """Return the output, and what the ops have saved."""

@@ -215,6 +215,18 @@ def test_attributes_may_be_set_between_steps(change):
         assert_same(one_pass(model, x, step, workspace=workspace), expected)
 
 
+def test_the_shape_of_results_may_be_set():
+    model, workspace = model_of(Dense(6, activation="relu"), Dense(1), shape=(7,)), mc.Workspace()
+    for step in range(PASSES):
+        ctx = mc.Context(training=True, workspace=workspace)
+        y = model.forward(numbers((4, 7), seed=step), ctx)
+        dx = model.backward(y.copy(), ctx)
+        assert y.shape == (4, 1)
+        assert dx.shape == (4, 7)
+        y.shape = (4,)
+        dx.shape = (28,)
+
+
 def test_names_and_trainable_are_not_such_attributes():
     model, workspace = network(), mc.Workspace()
     for step in range(PASSES):
