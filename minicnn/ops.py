@@ -43,7 +43,7 @@ class _Activation(Op):
 
 
 class Relu(_Activation, repeatable=True):
-    """y = max(x, 0);  dx = dy where x > 0."""
+    """y = max(x, 0);  dx = 0 where x <= 0, else dy."""
 
     alpha = 0.0  # the slope below zero
 
@@ -77,7 +77,7 @@ def relu(inputs: Any, name: str | None = None) -> Any:
 
 
 class LeakyRelu(Relu, repeatable=True):
-    """y = x where x > 0, else alpha x;  dx = dy where x > 0, else alpha dy."""
+    """y = alpha x where x <= 0, else x;  dx = alpha dy where x <= 0, else dy."""
 
     def __init__(self, alpha: float = 0.2, name: str | None = None) -> None:
         super().__init__(name)

@@ -189,10 +189,10 @@ class Trace:
         """Return the value of each placeholder for a batch."""
         for name, first, got in zip(("features", "labels"), self.form, form(batch), strict=True):
             if first != got:
-                first, got = (each("{0[0]} {0[1]}".format, part) for part in (first, got))
+                expected, given = (each("{0[0]} {0[1]}".format, part) for part in (first, got))
                 raise ValueError(
-                    f"the `{name}` must be rows of one form in all batches, expected {first} as in "
-                    f"the first batch, got {got}; resize or convert them"
+                    f"the `{name}` must be rows of one form in all batches, expected {expected} as "
+                    f"in the first batch, got {given}; resize or convert them"
                 )
         return {
             holder: by_name(part)[name]

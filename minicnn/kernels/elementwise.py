@@ -80,7 +80,7 @@ def _exchanged(x: np.ndarray, first: int, middle: int) -> np.ndarray:
 
 
 def relu(x: np.ndarray, y: np.ndarray, slope: float = 0.0) -> None:
-    """Write y = x where x > 0, else slope x. NaN stays NaN."""
+    """Write y = slope x where x <= 0, else x. NaN stays NaN."""
     relu_gradient(x, x, y, slope=slope)
 
 
@@ -103,8 +103,8 @@ def squash(
 def gelu(x: np.ndarray, y: np.ndarray, dy: np.ndarray | None = None) -> None:
     """Write y = x P(x); with dy, the gradient y = dy (P(x) + x P'(x)).
 
-    P(x) = erfc(-x / sqrt(2)) / 2 is the standard normal distribution function. `erfc` keeps its
-    precision for negative x, where 1 + erf cancels.
+    P(x) = erfc(-x / sqrt(2)) / 2 is the standard normal distribution function. For negative x it
+    is computed in this form, because 1 + erf(x / sqrt(2)) would cancel.
     """
     parallel_for(_gelu, spans(x.size), (x.reshape(-1), (x if dy is None else dy).reshape(-1)),
                  (y.reshape(-1),), *_series(x.dtype), _TAIL_TERMS[x.dtype], dy is not None)

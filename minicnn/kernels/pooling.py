@@ -52,14 +52,18 @@ def mean_gradient(dy: np.ndarray, dx: np.ndarray, window: Window) -> None:
     _run(_backward, dx, dy, dy, (parts, _NONE), (dx,), window, True)
 
 
-def _run(kernel, x, y, winner, reads, writes, window, *options, **scratch):
-    """Check the shapes of x, y and the winners, and run a kernel on chunks of images."""
+def _run(function, x, y, winner, reads, writes, window, *options, **scratch):
+    """Check the shapes of x, y and the winners, and run a kernel on chunks of images.
+
+    A mean has no winners: y is given in their place.
+    """
     n, channels = len(x), x.shape[3]
     shape = (n, window.out_h, window.out_w, channels)
     check(x=(x, (n, window.height, window.width, channels)), y=(y, shape))
     check(winner=(winner, shape))
     images = share(n, CHUNKS, _WORK * x.size)
-    parallel_for(kernel, -(-n // images), reads, writes, tuple(window), images, *options, **scratch)
+    parallel_for(function, -(-n // images), reads, writes, tuple(window), images, *options,
+                 **scratch)
 
 
 @functools.cache
@@ -95,6 +99,7 @@ def _forward(chunk, scratch, x, y, winner, window, images):
 
 @helper
 def _take_larger(x, step, y, winner, tap, count, channels):
+    """Write the elements of a tap that are not smaller than y to y, and the tap to winner."""
     for i in range(count):
         for c in range(channels):
             value, at = x[i * step + c], i * channels + c
@@ -123,6 +128,7 @@ def _mean(chunk, scratch, x, numbers, y, window, images):
 
 @helper
 def _add(source, step, sums, count, channels):
+    """Add the elements of a tap to the sums of the windows."""
     for i in range(count):
         for c in range(channels):
             sums[i * channels + c] += source[i * step + c]
@@ -145,6 +151,7 @@ def _backward(chunk, scratch, dy, winner, dx, window, images, to_all):
 
 @helper
 def _add_where(dy, winner, tap, to_all, dx, step, count, channels):
+    """Add dy to the elements of a tap, where the tap is the winner or, if `to_all`, everywhere."""
     for i in range(count):
         for c in range(channels):
             at = i * channels + c

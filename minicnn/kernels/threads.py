@@ -159,7 +159,7 @@ def depends_on_values() -> None:
 
 @contextlib.contextmanager
 def recorded() -> Iterator[set[tuple[Any, Any]]]:
-    """Record the kernels that this thread calls instead of running them; they write zeros.
+    """Record the kernels that this thread calls, but do not run them: fill their outputs with 0.
 
     Yields
     ------

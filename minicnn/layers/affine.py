@@ -23,7 +23,7 @@ class Affine(Layer):
     bias: Parameter | None
     outputs: int  # the number of units, filters or channels of the output
     # (x, ctx, relu=False, last=None, weights=None): x * kernel + bias, fused with ReLU and layer
-    # `last` if given; Conv2D and Dense take another kernel and bias as `weights`.
+    # `last` if given. `weights` are another kernel and bias; Conv2DTranspose does not take them.
     linear: Callable[..., np.ndarray]
     # (dy, ctx, need_dx=True): write the gradients of kernel and bias; return that of x, or None.
     linear_backward: Callable[..., np.ndarray | None]
@@ -76,7 +76,7 @@ class Affine(Layer):
         return np.zeros(self.outputs, self.dtype) if self.bias is None else self.bias.value
 
     def bias_grad(self) -> np.ndarray:
-        """Return the gradient of the bias, or a throw-away buffer if there is no bias."""
+        """Return the gradient of the bias, or an array that is not used if there is no bias."""
         if self.bias is None:
             return np.empty(self.outputs, self.dtype)
         return self.bias.writable("grad")

@@ -123,7 +123,7 @@ class Conv2D(Convolution, repeatable=True):
         w, dw, db = self.kernel.value, self.kernel.writable("grad"), self.bias_grad()
         if code is not None:  # a code is the position of a maximum, or says that it is zero
             conv.pooled_gradients(x, dy, code, w, dw, db, dx, self.window)
-        else:  # with ReLU: dz = dy where y > 0
+        else:  # with ReLU: dz = 0 where y <= 0, else dy
             dz = None if y is None or dx is None else ctx.empty(self, "dz", dy.shape, dy.dtype)
             conv.kernel_gradient(x, dy, dw, db, self.window, y, dz)
             if dx is not None:

@@ -27,7 +27,8 @@ class Convolution(Affine):
     # (channels): the number of output channels, and the shapes of the kernels by name.
     kernel_shapes: Callable[..., tuple[int, dict[str, tuple[int, ...]]]]
     # (x, y, ctx, relu, last, weights): write y = x * kernel + bias, maybe with ReLU; return what
-    # to save. Conv2D takes a layer `last` after ReLU, and `weights` instead of its own.
+    # to save. All but Conv2DTranspose take `weights` in place of their own. Conv2D and
+    # SeparableConv2D take a max pooling `last` after ReLU.
     multiply: Callable[..., Any]
     # (x, dy, dx, ctx, saved): write the gradients of the kernels, and dx unless it is None.
     write_gradients: Callable[..., None]
@@ -98,7 +99,7 @@ class Convolution(Affine):
 
         y is the output if ReLU is fused, otherwise None.
         """
-        if y is not None:  # dz = dy where y > 0
+        if y is not None:  # dz = 0 where y <= 0, else dy
             dy = ops.relu_gradient(dy, y, ctx, self)
         if self.bias is not None:
             elementwise.sum_rows(dy.reshape(-1, self.outputs), self.bias.writable("grad"))

@@ -11,7 +11,7 @@ image: their rows, one for each output, are sw * C elements apart in a row of ou
 `simd.tile` computes both sums, over u or oy and within a row, without storing a matrix of columns.
 It reads where the rows of the left factor begin from a list, so that a tile can go on in the next
 row of outputs, or in the next image. The same passes apply ReLU and 2x2 max pooling to y, compute
-the gradient before ReLU (dz = dy if y > 0, else 0), and sum the gradient of the bias.
+the gradient before ReLU (dz = 0 where y <= 0, else dy), and sum the gradient of the bias.
 
 The work is split into *bands*: a few rows of outputs of one image, or a few small images. The rows
 that a band reads are copied to `padded`. If the window never leaves the image, they are read in
