@@ -235,10 +235,10 @@ def _exponential(x, rest, constants, terms):
 @kernel
 def _squash(chunk, scratch, x, dy, y, constants, terms, is_tanh, is_gradient):
     """Compute 1 / (1 + exp(-x)) from e = exp(-|x|), or tanh(x) from e = exp(-2|x|) and 1 - e."""
-    one, factor = x.dtype.type(1), x.dtype.type(4 if is_tanh else 1)
+    zero, one, factor = x.dtype.type(0), x.dtype.type(1), x.dtype.type(4 if is_tanh else 1)
     for i in elements(chunk, x.size):
         size = abs(x[i])
-        scale, p = _exponential(-size - size if is_tanh else -size, one - one, constants, terms)
+        scale, p = _exponential(-size - size if is_tanh else -size, zero, constants, terms)
         e, rest = number_fma(scale, p, scale), number_fma(-scale, p, one - scale)
         upper = e if x[i] < 0 else one
         value = (rest if is_tanh else upper) / (one + e)
@@ -261,7 +261,7 @@ def _gelu(chunk, scratch, x, dy, y, constants, terms, tail_terms, is_gradient):
         scale, p = _exponential(-high * high * half, rest, constants, terms)
         density = number_fma(scale, p, scale)
         t = one / number_fma(size, half * half, one)
-        tail = one - one
+        tail = x.dtype.type(0)
         for term in tail_terms:
             tail = number_fma(tail, t, term)
         tail *= t * density
@@ -280,7 +280,7 @@ def _softmax(chunk, scratch, x, y, constants, terms, length, is_log):
         for u in range(size):
             largest = row[u] if row[u] > largest else largest
         for u in range(size):
-            scale, p = _exponential(row[u] - largest, largest - largest, constants, terms)
+            scale, p = _exponential(row[u] - largest, x.dtype.type(0), constants, terms)
             out[u] = number_fma(scale, p, scale)
         for u in range(size):
             total += out[u]
