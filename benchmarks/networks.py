@@ -90,6 +90,8 @@ NETWORKS = {
     "lenet5": Network(
         (28, 28, 1), chain((5, 6), (5, 16), dense=(("dense", 120, True), ("dense", 84, True)))
     ),
+    "small": Network((28, 28, 1), chain((3, 8), (3, 16)), 16, 0.01),
+    "mlp": Network((28, 28, 1), chain(dense=(("dense", 100, True),)), 32, 0.01),
     "strided": Network((49, 49, 3), (  # odd, so that all pad both sides alike
         ("conv", 3, 32, 2, True), ("conv", 3, 64, 2, True),
         *chain((3, 128), dense=(("dense", 128, True),)),
@@ -258,7 +260,7 @@ class Minicnn:
         self.rng = np.random.default_rng(0)
 
     def place(self, x, y):
-        return x, y
+        return np.ascontiguousarray(x), y
 
     def context(self):
         return self.mc.Context(training=True, rng=self.rng, workspace=self.workspace)

@@ -3,6 +3,8 @@
     python benchmarks/train_step.py                    the documented network on MNIST, batch 100
     python benchmarks/train_step.py --network cifar    three 3x3 convolutions on 32x32x3, batch 64
     python benchmarks/train_step.py --network vgg      or lenet5, strided, bottleneck
+    python benchmarks/train_step.py --network small    two convolutions of few filters, batch 16; or
+                                                       mlp, two dense layers, batch 32
     python benchmarks/train_step.py --network resnet   batch normalization, residual blocks
 
 The step is timed twice: from the start values, and from the weights after ``--late-steps`` steps,
