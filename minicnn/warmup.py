@@ -90,7 +90,7 @@ def _train_one_step() -> None:
             Conv2D(16, 5, padding="same", activation="relu"),
             MaxPooling2D(2),
             Flatten(),
-            Dense(16, activation="relu"),
+            Dense(2048, activation="relu"),  # large: its gradients are computed from lists
             Dropout(0.5),
             Dense(2),
         ]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import minicnn as mc
+from minicnn.kernels import ahead, threads
 
 TESTS = Path(__file__).parent
 
@@ -57,6 +58,32 @@ def test_warmup_compiles_exactly_what_a_model_predicts_with():
     command = [sys.executable, "-c", EXACTLY, str(TESTS.parent), str(TESTS)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
+
+
+def train_one_step():
+    """Train the network of the guide."""
+    layers = mc.layers
+    model = mc.Sequential([
+        layers.Conv2D(32, 5, padding="same", activation="relu"), layers.MaxPooling2D(2),
+        layers.Conv2D(64, 5, padding="same", activation="relu"), layers.MaxPooling2D(2),
+        layers.Flatten(), layers.Dense(1024, activation="relu"), layers.Dropout(0.4),
+        layers.Dense(10),
+    ])
+    model.build((None, 28, 28, 1), rng=0)
+    ctx = mc.Context(training=True, rng=0)
+    y = model.forward(np.zeros((2, 28, 28, 1), np.float32), ctx)
+    model.backward(y, ctx, need_dx=False)
+    mc.optimizers.SGD(0.1).step(model.parameters)
+
+
+@pytest.mark.parametrize("compile_them", [mc.warmup, ahead.compile_ahead])
+def test_a_training_step_of_the_guide_then_needs_no_other_kernel(compile_them):
+    with threads.recorded() as compiled:
+        compile_them()
+    with threads.recorded() as needed:
+        train_one_step()
+    assert {kernel.py_func.__name__ for kernel, _ in needed - compiled} == set()
+    assert len(needed) > 8
 
 
 def test_warmup_logs_no_step_of_its_own(caplog):

@@ -1,8 +1,8 @@
 """Compile the kernels of a float32 training step in a child process.
 
 Numba compiles on one thread. `cache` therefore starts this program as a child process,
-``python -m minicnn.kernels.ahead``, if a kernel is not found on disk. The child starts with the
-kernels that its parent needs last and saves them in the cache, where the parent finds them. The two
+``python -m minicnn.kernels.ahead``, if a kernel is not found on disk. The child starts with
+kernels that its parent needs late and saves them in the cache, where the parent finds them. The two
 processes do not communicate, and neither waits for the other. If the child fails, only time is
 lost.
 """
@@ -15,13 +15,15 @@ import numpy as np
 
 from minicnn.kernels import update
 from minicnn.kernels.conv import conv
-from minicnn.kernels.dense import dense
+from minicnn.kernels.dense import dense, lists
 from minicnn.kernels.elementwise import relu_gradient
 from minicnn.kernels.window import slide
 
 
 def compile_ahead(parent: int | None = None) -> None:
-    """Compile the kernels of a float32 training step, starting with those that are needed last.
+    """Compile the kernels of a float32 training step, in an order in which few are compiled twice.
+
+    The parent compiles the kernels in the order of a step, at the same time.
 
     Parameters
     ----------
@@ -33,7 +35,7 @@ def compile_ahead(parent: int | None = None) -> None:
     half, code = _new(1, 2, 2, 8), np.zeros((1, 2, 2, 8), np.uint8)
     for door in (
         lambda: dense.forward(rows, rows, b, _new(8, 8)),
-        lambda: dense.gradients(rows, rows, rows, _new(8, 8), _new(8, 8), True),  # from lists
+        lambda: lists.gradients(rows, rows, rows, _new(8, 8), _new(8, 8)),
         lambda: conv.pooled_gradients(x, half, code, w, _new(3, 3, 8, 8), _new(8), None, window),
         lambda: update.sgd(_new(8), b, (0.0, 0.0)),
         lambda: relu_gradient(rows, rows, _new(8, 8)),
