@@ -16,6 +16,7 @@ from kernels.arrays import (
 
 from minicnn.kernels import threads
 from minicnn.kernels.conv import winograd
+from minicnn.kernels.dense import dense
 
 
 @pytest.fixture(autouse=True)
@@ -47,9 +48,10 @@ def fences(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def small_convolutions(monkeypatch):
-    """Use Winograd convolution for small shapes, and threads for little work."""
+def small_shapes(monkeypatch):
+    """Use Winograd convolution and lists for small shapes, and threads for little work."""
     monkeypatch.setattr(winograd, "_LEAST_GAIN", LITTLE_GAIN)
+    monkeypatch.setattr(dense, "_LEAST_LISTED", 0)
     monkeypatch.setattr(threads, "_LEAST_WORK", 0)
 
 

@@ -395,8 +395,7 @@ def test_gradients_of_zero_contribute_nothing_even_to_nan(case, value):
 @pytest.mark.parametrize(
     ("n", "d", "u"), [(0, 5, 7), (1, 1, 1), (7, 65, 63), (33, 64, 128), (20, 130, 70)]
 )
-def test_dense_gradients(n, d, u, share, dtype, monkeypatch):
-    monkeypatch.setattr(dense, "_LEAST_LISTED", 0)
+def test_dense_gradients(n, d, u, share, dtype):
     rng = np.random.default_rng(0)
     x, w, dy = (normal(rng, shape, dtype) for shape in [(n, d), (d, u), (n, u)])
     dy = np.where(rng.random((n, u)) < share, dy, 0).astype(dtype)
@@ -410,8 +409,7 @@ def test_dense_gradients(n, d, u, share, dtype, monkeypatch):
             assert_close(dx, exact[1], magnitudes[1])
 
 
-def test_threads_do_not_change_bits_of_dense_gradients(by_threads, monkeypatch):
-    monkeypatch.setattr(dense, "_LEAST_LISTED", 0)
+def test_threads_do_not_change_bits_of_dense_gradients(by_threads):
     rng = np.random.default_rng(0)
     x, w, dy = (normal(rng, shape, "float32") for shape in [(30, 300), (300, 130), (30, 130)])
     dy = np.where(dy > 0.5, dy, np.float32(0))

@@ -129,8 +129,9 @@ def training():
     yield from (parameter.value for parameter in model.parameters)
 
 
-# So that these small shapes use Winograd convolution, and several chunks.
+# So that these small shapes use Winograd convolution, lists and several chunks.
 @mock.patch.object(winograd, "_LEAST_GAIN", {(3, 3): 5.5, (5, 5): 3.8})
+@mock.patch.object(dense, "_LEAST_LISTED", 0)
 @mock.patch.object(threads, "_LEAST_WORK", 0)
 def results():
     """Return digests of many results, by name."""
