@@ -71,6 +71,16 @@ def test_all_kernels_are_here():
     assert len(KERNELS) >= 15
 
 
+def test_each_function_has_a_name_of_its_own():
+    """Else a kernel that is loaded from the cache may call the helper of another kernel."""
+    functions = {
+        function for module in MODULES for function in vars(module).values()
+        if isinstance(function, Dispatcher)
+    }
+    names = [(each.py_func.__module__, each.py_func.__qualname__) for each in functions]
+    assert len(set(names)) == len(names) > 60
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_no_fastmath_no_gil_and_no_counted_references(name):
     options = FUNCTIONS[name].targetoptions

@@ -129,13 +129,13 @@ _gradient_line = linear({6: _OUTPUTS[6].T}, _BOTH)
 _kernel_line = linear({6: _BOTH[6]}, {6: _FILTERS[6].T})
 
 
-def _both_ways(line: Any) -> Any:
+def _both_ways(name: str, line: Any) -> Any:
     """Return a helper that writes L S L' for a tile S of vectors; `line` writes L s for a column.
 
-    S has `inputs` and the result `outputs` rows and columns; `half` has room for L S.
+    S has `inputs` and the result `outputs` rows and columns; `half` has room for L S. Compiled
+    kernels find their helpers by name when they are loaded, so each helper needs its own `name`.
     """
 
-    @helper
     def transform(side, inputs, outputs, source, row, column, half, target, target_row,
                   target_column):
         for j in range(inputs):
@@ -144,14 +144,15 @@ def _both_ways(line: Any) -> Any:
             line(side, pointer(half, i * inputs * LANES), LANES, pointer(target, i * target_row),
                  target_column)
 
-    return transform
+    transform.__qualname__ = name
+    return helper(transform)
 
 
-_transform_input = _both_ways(_input_line)
-_transform_output = _both_ways(_output_line)
-_transform_filter = _both_ways(_filter_line)
-_transform_gradient = _both_ways(_gradient_line)
-_transform_sum = _both_ways(_kernel_line)
+_transform_input = _both_ways("_transform_input", _input_line)
+_transform_output = _both_ways("_transform_output", _output_line)
+_transform_filter = _both_ways("_transform_filter", _filter_line)
+_transform_gradient = _both_ways("_transform_gradient", _gradient_line)
+_transform_sum = _both_ways("_transform_sum", _kernel_line)
 
 
 def fits(window: Window, channels: int, filters: int) -> bool:
