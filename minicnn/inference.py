@@ -166,15 +166,13 @@ class _Run:
 def _is_repeatable(op: Op, inputs: Sequence[Any], calls: Sequence[Any]) -> bool:
     """Return whether the recorded calls of kernels compute the outputs of an op for any inputs.
 
-    They do not if an array was copied for a kernel. Nor do they compute statistics or a mask of
-    the batch, or what NumPy computes: repeated channels and the approximation of GELU.
+    They do not if an array was copied for a kernel, nor if there are statistics or a mask of the
+    batch.
     """
     return (
         None not in calls and all(array.flags.c_contiguous for array in inputs)
-        and all(part.repeatable or is_chain(part) for part in parts(op))
+        and all(part.repeatable for part in parts(op))
         and not any(getattr(part, "training", None) for part in parts(op))
-        and not any(getattr(part, "approximate", False) for part in parts(op))
-        and all(getattr(part, "depth_multiplier", 1) == 1 for part in parts(op))
     )
 
 

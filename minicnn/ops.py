@@ -15,6 +15,7 @@ from minicnn.core.checks import describe, integer
 from minicnn.core.context import Context
 from minicnn.core.op import Op, Shape, Tensor, apply
 from minicnn.kernels import elementwise
+from minicnn.kernels.threads import depends_on_values
 
 _SQRT_2_PI = math.sqrt(2 / math.pi)
 _CUBIC = 0.044715  # of the approximation of GELU
@@ -127,6 +128,7 @@ class Gelu(_Activation, repeatable=True):
         if not self.approximate:
             elementwise.gelu(x, y, dy)
             return
+        depends_on_values()  # a tape does not hold what NumPy does
         p = (1 + np.tanh(_SQRT_2_PI * x * (1 + _CUBIC * x * x))) / 2
         slope = 2 * p * (1 - p) * _SQRT_2_PI * (1 + 3 * _CUBIC * x * x)
         y[...] = x * p if dy is None else dy * (p + x * slope)
@@ -257,7 +259,7 @@ class _AlongAxis(Op):
         self.axis = axis
 
 
-class Softmax(_AlongAxis, _Activation, repeatable=True):
+class Softmax(_AlongAxis, _Activation, repeatable="prediction"):
     """y = exp(x) / sum exp(x) along an axis;  dx = y (dy - sum(dy y))."""
 
     is_log = False
@@ -303,7 +305,7 @@ def softmax(logits: Any, axis: int = -1, name: str | None = None) -> Any:
     return apply(Softmax(_axis(axis, logits.shape, "softmax"), name), logits)
 
 
-class LogSoftmax(Softmax, repeatable=True):
+class LogSoftmax(Softmax, repeatable="prediction"):
     """y = x - log sum exp(x) along an axis;  dx = dy - exp(y) sum(dy)."""
 
     is_log = True
@@ -606,7 +608,7 @@ def cast(x: Any, dtype: Any, name: str | None = None) -> Any:
     return apply(Cast(dtype, name), x)
 
 
-class Add(Op, repeatable=True):
+class Add(Op, repeatable="prediction"):  # in training only passes of one input are repeated
     """y = a + b;  da = db = dy."""
 
     takes_relu = True  # fusion: `linear` can add a ReLU

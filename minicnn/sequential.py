@@ -25,7 +25,7 @@ from minicnn.layers.chain import LAYERS, Chain, check_once
 from minicnn.ops import activation
 
 
-class Sequential(Chain):
+class Sequential(Chain, repeatable=True):
     """Run layers one after the other.
 
     Models may share layers. A layer that was built before keeps its parameters. If all layers were

@@ -72,10 +72,11 @@ class Op(hints.Hinting):
 
     kind = "op"  # the class in default names: max_pooling2d for MaxPooling2D
     output_dtype: Any = None  # None: that of the inputs
-    # Whether `forward` in prediction consists of calls of kernels and of views, so that an
-    # InferenceModel can repeat these calls alone. A class says so by
-    # `class Relu(Op, repeatable=True)`. It is not inherited: a subclass may compute something else.
-    repeatable = False
+    # Whether `forward` and `backward` consist of calls of kernels and of `threads.step`, and of
+    # views in C order, so that these calls alone can be repeated: True, False, or "prediction" if
+    # that holds only for predictions. A class says so by `class Relu(Op, repeatable=True)`. It is
+    # not inherited: a subclass may compute something else.
+    repeatable: Any = False
     _built: Built | None = None  # set by `build`
     _name: str | None = None
     _trainable = True
@@ -84,7 +85,7 @@ class Op(hints.Hinting):
     def __init__(self, name: str | None = None) -> None:
         self.name = name
 
-    def __init_subclass__(cls, repeatable: bool = False) -> None:
+    def __init_subclass__(cls, repeatable: Any = False) -> None:
         super().__init_subclass__()
         cls.repeatable = repeatable
         if "kind" not in vars(cls):

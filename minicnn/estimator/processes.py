@@ -1,6 +1,6 @@
 """The processes of a run: a single one, unless a subclass makes them several."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -18,6 +18,9 @@ class Processes:
     """
 
     is_chief = True  # whether this process logs, saves and evaluates
+    # Returns the sum of an array over all processes; None for a single one. Layers call it through
+    # their `Context`, in the same order in every process.
+    total: Callable[[np.ndarray], np.ndarray] | None = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
@@ -39,13 +42,6 @@ class Processes:
     def part(self, feeds: dict[Tensor, Any]) -> tuple[dict[Tensor, Any], int, float]:
         """Return this process's rows of a batch, the index of the first, and their share."""
         return feeds, 0, 1.0
-
-    def total(self, array: np.ndarray) -> np.ndarray:
-        """Return the sum of an array over all processes.
-
-        Layers call it through their `Context`, in the same order in every process.
-        """
-        return array
 
     def ready(self, parameter: Parameter) -> None:
         """Use a parameter's gradient as soon as it is final, while backward continues."""

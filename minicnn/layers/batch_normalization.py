@@ -8,11 +8,10 @@ from minicnn import initializers
 from minicnn.core import checks
 from minicnn.core.context import Context
 from minicnn.core.op import Shape
-from minicnn.kernels import elementwise, normalize
+from minicnn.kernels import elementwise, normalize, threads
 from minicnn.layers.layer import Layer
 
-_MANY = 2**24  # updates, after which the weight of an update no longer changes
-
+_NO_BATCH = np.empty((0, 3, 0))  # in place of sums
 
 class BatchNormalization(Layer, repeatable=True):
     """Normalize each channel to mean 0 and variance 1 over the batch, then scale and shift it.
@@ -141,38 +140,32 @@ class BatchNormalization(Layer, repeatable=True):
     ) -> np.ndarray:
         """Return the outputs; or, fused, those of ReLU after them."""
         rows = self._rows(self.check_inputs(x))
-        mean, variance, count = self.moving_mean.value, self.moving_variance.value, 0
-        if self.uses_batch(ctx):
-            sums = ctx.total(np.append(normalize.moments(rows), len(rows)))
-            count = sums[-1]
-            mean, square = sums[:-1].reshape(2, -1) / count
-            variance = np.maximum(square - mean * mean, 0.0)
-            self._update(mean, variance)
-        inverse, scale, beta = self._factors(variance)
-        factors = np.array([-mean, scale, beta], self.dtype)
+        sums = _total(normalize.moments(rows), ctx) if self.uses_batch(ctx) else _NO_BATCH
+        factors, inverse = self._factors(sums)
         y = ctx.empty(self, "y", rows.shape, rows.dtype)
-        normalize.scale(rows, factors, y, relu)
-        ctx[self] = rows, x.shape, inverse, factors, count, relu
+        normalize.scale(rows, factors[:3], y, relu)
+        ctx[self] = rows, x.shape, sums, factors, inverse, relu
         return self._unrolled(y, x.shape)
 
     def linear_backward(
         self, dy: np.ndarray, ctx: Context, need_dx: bool = True
     ) -> np.ndarray | None:
-        rows, shape, inverse, factors, count, relu = ctx[self]
+        rows, shape, batch, factors, inverse, relu = ctx[self]
         checks.gradient(dy, shape, self.dtype, self.label)
         dy = self._rows(dy)
-        sums = normalize.gradient_sums(rows, dy, factors, relu)
-        if self.beta is not None:
-            self.beta.writable("grad")[...] = sums[0]
-        if self.gamma is not None:
-            self.gamma.writable("grad")[...] = sums[1] * inverse
+        sums = normalize.gradient_sums(rows, dy, factors[:3], relu)
+        # The averages do not depend on x; the statistics do, in all parts of the batch.
+        totals = _total(sums, ctx) if need_dx and len(batch) else sums
+        dgamma, dbeta = (
+            np.empty(len(inverse), self.dtype) if each is None else each.writable("grad")
+            for each in (self.gamma, self.beta)
+        )
+        weight = float(ctx.counted)  # a row that is only a placeholder changes no statistics
+        normalize.finish_factors(
+            sums, totals, batch, inverse, factors, dgamma, dbeta, weight
+        )
         if not need_dx:
             return None
-        # The averages do not depend on x; the statistics do, in all parts of the batch.
-        means = ctx.total(sums) / count if count else np.zeros_like(sums)
-        means *= ctx.counted  # a row that is only a placeholder changes no statistics
-        slope = -factors[1] * inverse * inverse * means[1]
-        factors = np.array([*factors, slope, -factors[1] * means[0]], self.dtype)
         dx = ctx.empty(self, "dx", rows.shape, rows.dtype)
         normalize.input_gradient(rows, dy, factors, dx, relu)
         return self._unrolled(dx, shape)
@@ -183,26 +176,24 @@ class BatchNormalization(Layer, repeatable=True):
 
     def folded(self, kernel: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the kernel and bias of a layer that also does what this one does in prediction."""
-        _, scale, beta = self._factors(self.moving_variance.value)
-        bias = (bias - self.moving_mean.value) * scale + beta
-        return kernel * scale.astype(self.dtype), bias.astype(self.dtype)
+        (shift, scale, beta, *_), _ = self._factors(_NO_BATCH)
+        return kernel * scale, (bias + shift) * scale + beta
 
-    def _factors(self, variance: np.ndarray) -> tuple[Any, Any, Any]:
-        """Return 1 / (standard deviation), the scale and the shift of each channel, in float64."""
-        inverse = 1.0 / np.sqrt(variance.astype(np.float64) + self.epsilon)
-        scale = inverse if self.gamma is None else self.gamma.value * inverse
-        return inverse, scale, np.zeros_like(scale) if self.beta is None else self.beta.value
+    def _factors(self, sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the factors of each channel, and 1 / (standard deviation).
 
-    def _update(self, mean: np.ndarray, variance: np.ndarray) -> None:
-        """Move the averages towards the statistics of a batch."""
-        done = int(self.updates.value)
-        averages = self.moving_mean.writable("value"), self.moving_variance.writable("value")
-        if not done and (averages[0].any() or (averages[1] != 1).any()):
-            done = _MANY  # they were set: no start values, which would not count
-        weight = (1.0 - self.momentum) / (1.0 - self.momentum ** (done + 1))
-        for average, batch in zip(averages, (mean, variance), strict=True):
-            average += weight * (batch - average)
-        self.updates.value[...] = min(done + 1, _MANY)
+        If there are sums of a batch, the averages are moved towards its statistics.
+        """
+        mean, variance = self.moving_mean.value, self.moving_variance.value
+        gamma = np.ones_like(mean) if self.gamma is None else self.gamma.value
+        beta = np.zeros_like(mean) if self.beta is None else self.beta.value
+        moved = [
+            each.writable("value") if len(sums) else each.value.copy()
+            for each in (self.moving_mean, self.moving_variance, self.updates)
+        ]
+        return normalize.factors(
+            sums, (mean, variance), (gamma, beta), moved, self.momentum, self.epsilon
+        )
 
     def _rows(self, x: np.ndarray) -> np.ndarray:
         """Return the inputs as a matrix with one column for each channel."""
@@ -213,3 +204,12 @@ class BatchNormalization(Layer, repeatable=True):
         """Return a matrix of `_rows` as an array of the inputs' shape."""
         sizes = *shape[: self.axis], *shape[self.axis :][1:], shape[self.axis]
         return elementwise.axis_from_end(rows.reshape(sizes), self.axis)
+
+
+def _total(sums: np.ndarray, ctx: Context) -> np.ndarray:
+    """Return the sums over the parts of the batch that all processes compute."""
+    if ctx._total is None:
+        return sums
+    total = np.zeros_like(sums)
+    threads.step(lambda: np.copyto(total[:1], ctx.total(sums.sum(axis=0))))
+    return total

@@ -18,7 +18,7 @@ from minicnn.layers.layer import Layer, build_once
 LAYERS = "layers such as Dense(10) or Activation('relu')"  # for errors
 
 
-class Chain(Layer):
+class Chain(Layer, repeatable=True):
     """Run layers one after the other: the base of `Sequential`, and a part for other layers.
 
     Parameters

@@ -10,7 +10,7 @@ from minicnn.kernels import elementwise
 from minicnn.layers.layer import Layer
 
 
-class Dropout(Layer, repeatable=True):
+class Dropout(Layer, repeatable="prediction"):
     """Set a random fraction of the inputs to zero in training, and scale up the rest.
 
         y = x / (1 - rate) where kept, 0 where dropped;   dx = dy / (1 - rate) where kept

@@ -18,20 +18,13 @@ from minicnn.core.parameter import count_parameters
 from minicnn.layers.activation import Activation
 from minicnn.layers.batch_normalization import BatchNormalization
 from minicnn.layers.conv2d import Conv2D
-from minicnn.layers.conv2d_transpose import Conv2DTranspose
 from minicnn.layers.dense import Dense
 from minicnn.layers.depthwise_conv2d import DepthwiseConv2D, SeparableConv2D
 from minicnn.layers.dropout import Dropout
-from minicnn.layers.pooling2d import (
-    AveragePooling2D,
-    GlobalAveragePooling2D,
-    GlobalMaxPooling2D,
-    MaxPooling2D,
-)
+from minicnn.layers.pooling2d import MaxPooling2D
 from minicnn.layers.repeated import Repeated
-from minicnn.layers.shape import Flatten, Reshape
 from minicnn.layers.sliding import DataFormat
-from minicnn.ops import Gelu, Identity, LeakyRelu, Relu, Sigmoid, Tanh
+from minicnn.ops import Relu
 
 _LARGE = 1 << 20  # elements of a kernel
 
@@ -117,15 +110,6 @@ def joined(ops: Sequence[tuple[Op, int]]) -> list[tuple[Op, int]]:
     return result
 
 
-# Ops whose passes in training, forward and backward, consist of calls of kernels, of views and of
-# `threads.step`. (`Op.repeatable` is about prediction, and holds for more ops.)
-_REPEATABLE = (
-    Activation, AveragePooling2D, Conv2D, Conv2DTranspose, Dense, DepthwiseConv2D, Flatten, Fused,
-    Gelu, GlobalAveragePooling2D, GlobalMaxPooling2D, Identity, LeakyRelu, MaxPooling2D, Relu,
-    Reshape, SeparableConv2D, Sigmoid, Tanh,
-)
-
-
 def _can_repeat(op: Op) -> bool:
     """Return whether a `Repeated` may hold an op: each part of it, and no large kernel.
 
@@ -133,11 +117,7 @@ def _can_repeat(op: Op) -> bool:
     sent while the gradients of the layers below are computed.
     """
     return count_parameters(op.parameters) <= _LARGE and all(
-        type(part) in _REPEATABLE
-        and getattr(part, "dtype", None) != np.float64  # whose convolutions use NumPy, too
-        and getattr(part, "depth_multiplier", 1) == 1  # copied channels as well
-        and not getattr(part, "approximate", False)
-        for part in parts(op)
+        part.repeatable is True for part in parts(op)
     )
 
 

@@ -43,7 +43,9 @@ class Repeated(Op, repeatable=True):
         ctx._slots.pop(self, None)  # of an earlier pass
         if ctx.workspace is None or not ctx.save or self._must_call():
             return self._forward(x, ctx)
-        calls, key = ctx.workspace.calls, (self, ctx.training, _form(x))
+        calls = ctx.workspace.calls
+        trainable = tuple(part._trainable for part, _ in self._parts)
+        key = self, ctx.training, ctx.counted, ctx._total, trainable, _form(x)
         if key not in calls:
             if len(calls) > _FORMS or sum(call.size for call in calls.values()) > _MOST_BYTES:
                 calls.clear()
@@ -76,11 +78,14 @@ class Repeated(Op, repeatable=True):
         return self.ops[0].backward(dy, ctx, need_dx)
 
     def _must_call(self) -> bool:
-        """Return whether Python must make the calls, e.g. since a read-only gradient raises."""
+        """Return whether Python must make the calls, e.g. since a read-only array raises."""
         return (
             threads.is_taping()
             or any(part._changes != changes for part, changes in self._parts)
-            or not all(p._grad is None or p._grad.flags.writeable for p in self._parameters)
+            or not all(
+                array is None or array.flags.writeable
+                for parameter in self._parameters for array in (parameter._value, parameter._grad)
+            )
         )
 
 

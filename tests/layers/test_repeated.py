@@ -13,10 +13,21 @@ from layers.test_conformance import TABLE
 from tolerances import assert_same_bits
 
 import minicnn as mc
+from minicnn.core.op import parts
 from minicnn.kernels import recording
 from minicnn.kernels import threads as pool
 from minicnn.kernels.conv import conv
-from minicnn.layers import Activation, Conv2D, Dense, Dropout, Flatten, MaxPooling2D, repeated
+from minicnn.layers import (
+    Activation,
+    BatchNormalization,
+    Conv2D,
+    Dense,
+    Dropout,
+    Flatten,
+    MaxPooling2D,
+    Residual,
+    repeated,
+)
 
 PASSES = 9
 
@@ -36,9 +47,9 @@ def two_threads():
     pool.set_num_threads(before)
 
 
-def model_of(*layers, shape):
+def model_of(*layers, shape, dtype=np.float32):
     model = mc.Sequential(layers)
-    model.build((None, *shape), rng=0)
+    model.build((None, *shape), rng=0, dtype=dtype)
     return model
 
 
@@ -47,18 +58,18 @@ def recorded(workspace):
     return [call for call in workspace.calls.values() if call._left < 0]
 
 
-def one_pass(model, x, step, need_dx=True, workspace=None):
-    """Return copies of the output and of the gradients; then change the parameters."""
-    ctx = mc.Context(training=True, rng=step, workspace=workspace)
+def one_pass(model, x, step, need_dx=True, workspace=None, total=None):
+    """Return copies of the output, gradients and values; then change the parameters."""
+    ctx = mc.Context(training=True, rng=step, workspace=workspace, total=total)
     y = model.forward(x, ctx).copy()
     dy = numbers(y.shape, y.dtype, seed=step)
     dy[dy < -0.5] = 0
     dx = model.backward(dy, ctx, need_dx)
     results = [y, *([] if dx is None else [dx.copy()])]
     for parameter in model.parameters:
-        results.append(parameter.grad.copy())
+        results += [parameter.grad.copy(), parameter.value.copy()]
         if parameter.trainable:
-            parameter.value -= 0.1 * parameter.grad
+            parameter.value -= parameter.dtype.type(0.1) * parameter.grad
     return results
 
 
@@ -67,25 +78,90 @@ def assert_same(one, other):
         assert_same_bits(a, b)
 
 
-def compare(make, shape, rows=lambda step: 4, need_dx=lambda step: True):
+def compare(make, shape, rows=lambda step: 4, need_dx=lambda step: True, total=None):
     """Compare passes with a workspace with those without; return the workspace."""
     own, other, workspace = make(), make(), mc.Workspace()
     for step in range(PASSES):
-        x = numbers((rows(step), *shape), seed=step)
-        expected = one_pass(own, x, step, need_dx(step))
-        assert_same(one_pass(other, x, step, need_dx(step), workspace), expected)
+        x = numbers((rows(step), *shape), own.dtype, seed=step)
+        expected = one_pass(own, x, step, need_dx(step), total=total)
+        assert_same(one_pass(other, x, step, need_dx(step), workspace, total), expected)
     return workspace
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("name, make, shape", TABLE, ids=[row[0] for row in TABLE])
-def test_each_layer(two_threads, name, make, shape):
-    workspace = compare(lambda: model_of(make(), shape=shape), shape)
+def test_each_layer(two_threads, name, make, shape, dtype):
+    workspace = compare(lambda: model_of(make(), shape=shape, dtype=dtype), shape)
+    ops = parts(model_of(make(), shape=shape))
+    uses_numpy = any(getattr(op, "depth_multiplier", 1) > 1 for op in ops) or (
+        dtype == np.float64 and any(isinstance(op, MaxPooling2D) for op in ops)
+    )
     for found in recorded(workspace):
-        assert found.is_recorded
+        assert found.is_recorded or uses_numpy
         assert all(call.is_recorded for call in found.next.values())
-    ops = model_of(make(), shape=shape)._chain
     if any(isinstance(op, repeated.Repeated) for op in ops):
         assert recorded(workspace)
+
+
+def normalized():
+    return model_of(
+        Conv2D(5, 3, use_bias=False), BatchNormalization(), Activation("relu"), MaxPooling2D(2),
+        Residual([Conv2D(5, 1), BatchNormalization(epsilon=0.1)]), Activation("relu"), Flatten(),
+        Dense(4), shape=(8, 9, 2),
+    )
+
+
+def test_batch_normalization_and_a_residual_block_in_one_group(two_threads):
+    assert len(normalized()._chain) == 1
+    (found,) = recorded(compare(normalized, (8, 9, 2)))
+    assert len(found._steps) == 1  # without Python between the kernels
+
+
+def test_statistics_of_several_processes_are_exchanged_in_each_step(two_threads):
+    sent = []
+
+    def total(array):
+        sent.append(array)
+        return array * 3
+
+    (found,) = recorded(compare(normalized, (8, 9, 2), total=total))
+    assert len(found._steps) == 5  # two times Python between kernels
+    assert len(sent) == 2 * 4 * PASSES
+
+
+def test_a_frozen_normalization_takes_its_averages():
+    model, other = normalized(), normalized()
+    workspace = mc.Workspace()
+    for step in range(2 * PASSES):
+        for each in (model, other):
+            each.layers[1].trainable = step < PASSES
+            each.layers[1].moving_mean.value[0] += 1
+        x = numbers((4, 8, 9, 2), seed=step)
+        assert_same(one_pass(model, x, step, workspace=workspace), one_pass(other, x, step))
+    assert all(call.is_recorded for call in recorded(workspace))
+
+
+def test_averages_that_are_read_only_raise():
+    model, workspace, x = normalized(), mc.Workspace(), numbers((4, 8, 9, 2))
+    for step in range(PASSES):
+        one_pass(model, x, step, workspace=workspace)
+    model.layers[1].moving_mean.value.flags.writeable = False
+    with pytest.raises(ValueError, match="`value` is read-only"):
+        model.forward(x, mc.Context(training=True, workspace=workspace))
+
+
+class Halved(Dense):
+    def forward(self, x, ctx):
+        return super().forward(x, ctx) / 2
+
+
+@pytest.mark.parametrize("layer", [
+    Halved(3), Dropout(0.5), Activation("softmax"), mc.Sequential([Dropout(0.5)]),
+    Residual([Halved(3), Dense(7)]),
+])  # fmt: skip
+def test_layers_that_are_not_repeated(layer):
+    model = model_of(Dense(7), layer, Dense(2), shape=(5,))
+    assert [type(op) for op in model._chain] == [repeated.Repeated, type(layer), repeated.Repeated]
 
 
 def network():

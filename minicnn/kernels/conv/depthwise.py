@@ -24,7 +24,7 @@ from minicnn.kernels.simd import (
     relu,
     store_some,
 )
-from minicnn.kernels.threads import CHUNKS, check, parallel_for, share, step
+from minicnn.kernels.threads import CHUNKS, check, depends_on_values, parallel_for, share, step
 from minicnn.kernels.window import Window, overlap
 
 
@@ -35,6 +35,8 @@ def forward(
     """Write y = x * w + b, and max(y, 0) if `rectify`."""
     _check(x, w, y, window)
     check(y=(y, y.shape), b=(b, y.shape[3:]))
+    if w.shape[3] > 1:
+        depends_on_values()  # a tape does not hold what NumPy does
     _write_products(_repeated(x, w), w, b, y, window, True, rectify)
 
 
