@@ -150,6 +150,10 @@ def test_averages_that_are_read_only_raise():
         model.forward(x, mc.Context(training=True, workspace=workspace))
 
 
+def test_what_numpy_computes_is_not_repeated():
+    compare(lambda: model_of(Dense(4), mc.ops.Gelu(approximate=True), shape=(5,)), (5,))
+
+
 class Halved(Dense):
     def forward(self, x, ctx):
         return super().forward(x, ctx) / 2
