@@ -41,7 +41,7 @@ INNER = {"core", "estimator", "kernels"}
 
 # The most statements of the library, without docstrings. Lines are not limited: such a limit makes
 # people pack unrelated calls into one line.
-MOST_STATEMENTS = 9430
+MOST_STATEMENTS = 9460
 MOST_TUPLE_ASSIGNMENTS = 60  # with calls, such as `a, b = f(x), g(y)`
 LINES_OF_A_FUNCTION = 60  # beside its docstring
 LINE_LENGTH = 100

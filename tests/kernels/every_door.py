@@ -92,8 +92,14 @@ def pool(n, size, pool, strides, padding, c):
 
 def batch_normalization(n, c):
     x, dy, factors = numbers(n, c), numbers(n, c), numbers(5, c)
-    digest.update(normalize.moments(x).tobytes())
-    digest.update(normalize.gradient_sums(x, dy, factors[:3], True).tobytes())
+    batch, sums = normalize.moments(x), normalize.gradient_sums(x, dy, factors[:3], True)
+    averages, weights = numbers(2, c), numbers(2, c)
+    moved = [*np.zeros((2, c), np.float32), np.zeros((), np.float32)]
+    known, inverse = normalize.factors(batch, averages, weights, moved, 0.9, 1e-3)
+    dweights = np.zeros((2, c), np.float32)
+    normalize.finish_factors(sums, sums, batch, inverse, known, *dweights, 1.0)
+    for array in (batch, sums, *moved, known, inverse, dweights):
+        digest.update(array.tobytes())
     run(normalize.scale, (x, factors[:3]), (np.zeros_like(x),), True)
     run(normalize.input_gradient, (x, dy, factors), (np.zeros_like(x),), False)
 

@@ -28,8 +28,9 @@ The rows of B' and G and the columns of A' for opposite points differ only in si
 odd parts are therefore computed once, and then added and subtracted.
 
 In float32, the result differs from the direct sum by about 2e-6 of the largest output of the tile,
-and by up to 2e-5 of it if one input is much larger than the others. This is also true of an output
-whose inputs are all zero. Inputs above 1e36 overflow. NaN and infinity in an input spread to all
+and by up to 2e-5 of it if one input is much larger than the others. Inputs above 1e36 overflow. If
+all inputs of an output are zero (half of an MNIST image is blank), a rounding error could remain
+and pass through ReLU, so such outputs are set to zero. NaN and infinity in an input spread to all
 outputs of the tiles that read it.
 
 The gradient of the kernel is the transposed map. With tiles dy of 4x4 gradients, for each point,
@@ -60,11 +61,14 @@ from minicnn.kernels.simd import (
     PANEL,
     ROWS,
     add,
+    fma,
     linear,
     load,
     load_some,
     pointer,
     relu,
+    splat,
+    store,
     store_some,
 )
 from minicnn.kernels.threads import aligned, parallel_for, share
@@ -215,16 +219,19 @@ def forward(
     some = share(panels, few, work) * PANEL
     length = share(images * tiles[0] * tiles[1], max(1, few // panels), work)
     block = max(ROWS, min(_MOST_TILES, _V_BYTES // (points * depth * 4)) // ROWS * ROWS)
+    rows, columns = tiles[0] * _OUT + size - 1, tiles[1] * _OUT + size - 1
     parallel_for(
         _forward, -(-total // length) * -(-len(b) // some), (x, transformed, b), (y, code),
         tuple(window), length, some, block, tiles, relu, pool, work=work,
         scratch={
-            "padded": ((tiles[0] * _OUT + size - 1, tiles[1] * _OUT + size - 1, depth), np.float32),
+            "padded": ((rows, columns, depth), np.float32),
             "v": ((points, block | 1, depth), np.float32),
             "m": ((points, block | 1, PANEL), np.float32),
             "half": ((points, LANES), np.float32),  # a tile between its two transforms
             "outputs": ((_OUT * _OUT, LANES), np.float32),
             "zeros": ((PANEL,), np.float32),
+            "live": ((rows, columns), np.float32),  # 1 if an input of the output here is nonzero
+            "blanks": ((block,), np.int32),  # a bit for each output of a tile
         },
     )
 
@@ -349,7 +356,7 @@ def _transform_filters(panel, scratch, w, transformed, channels, turned):
 @kernel
 def _forward(chunk, scratch, x, u, b, y, code, window, length, some, block, tiles, relu, pool):
     """Compute `some` filters in blocks of tiles: first V, then M and Y for each panel."""
-    padded, v, m, half, outputs, zeros = scratch
+    padded, v, m, half, outputs, zeros, live, blanks = scratch
     filters, per_image, point = b.size, tiles[0] * tiles[1], v.shape[1] * PANEL
     (_, height, width, _), high = y.shape, _OUT >> pool
     clear(pointer(padded, 0), padded.size)
@@ -360,6 +367,7 @@ def _forward(chunk, scratch, x, u, b, y, code, window, length, some, block, tile
     for first in range(begin, end, block):
         count = min(block, end - first)
         _transform_inputs(x, begin, first, count, padded, v, half, window, tiles)
+        _find_blanks(x, begin, first, count, live, blanks, window, tiles)
         for f in range(first_filter, min(first_filter + some, filters), PANEL):
             _multiply(v, u, m, zeros, count, f // PANEL, x.shape[3],
                       min(PANEL, round_up(filters - f, LANES)))
@@ -370,6 +378,7 @@ def _forward(chunk, scratch, x, u, b, y, code, window, length, some, block, tile
                     _transform_output(tiles[3], tiles[3], _OUT, pointer(m, i * PANEL + g - f),
                                       tiles[3] * point, point, pointer(half, 0),
                                       pointer(outputs, 0), _OUT * LANES, LANES)
+                    _set_blanks(pointer(outputs, 0), np.int64(blanks[i]))
                     at = ((n * height + top) * width + left) * filters + g
                     _emit(pointer(outputs, 0), min(high, height - top), min(high, width - left),
                           load_some(pointer(b, 0), g, filters - g), pointer(y, at),
@@ -391,6 +400,45 @@ def _transform_inputs(x, begin, first, count, padded, v, half, window, tiles):
             _transform_input(side, side, side, pointer(corner, c), wide * depth, depth,
                              pointer(half, 0), pointer(v, i * depth + c), side * block * depth,
                              block * depth)
+
+
+@helper
+def _find_blanks(x, begin, first, count, live, blanks, window, tiles):
+    """Write a bit for each output of `count` tiles: 1 if all its inputs are zero."""
+    (_, rows, columns, channels), (_, wide), size = x.shape, live.shape, tiles[2]
+    for i in range(count):
+        n, row, column = _tile(first + i, tiles)
+        if row + column == 0 or first + i == begin:  # the first tile of an image
+            clear(pointer(live, 0), live.size)
+            for pixel in range(rows * columns):
+                values = pointer(x, (n * rows * columns + pixel) * channels)
+                any_ = False
+                for c in range(channels):
+                    any_ |= values[c] != 0
+                live[window[8] + pixel // columns, window[9] + pixel % columns] = any_
+            _spread(pointer(live, 0), live.size, 1, size)
+            _spread(pointer(live, 0), live.size, wide, size)
+        blanks[i] = 0
+        for q in range(_OUT * _OUT):
+            is_blank = live[row * _OUT + q // _OUT, column * _OUT + q % _OUT] == 0
+            blanks[i] |= is_blank << q
+
+
+@helper
+def _spread(live, count, step, size):
+    """Set each of `count` elements to the largest of the `size` that begin at it, `step` apart."""
+    for _ in range(size - 1):
+        for pixel in range(count - step):
+            live[pixel] = max(live[pixel], live[pixel + step])
+
+
+@helper
+def _set_blanks(outputs, bits):
+    """Set the outputs in a bit mask to zero, except those that are NaN."""
+    zero = splat(np.float32(0))
+    for q in range(_OUT * _OUT if bits else 0):
+        if bits >> q & 1:
+            store(fma(load(outputs, q * LANES), zero, zero), outputs, q * LANES)
 
 
 @helper
