@@ -103,6 +103,7 @@ class Recording:
 
     def __init__(self, calls: Iterable[Any] = ()) -> None:
         self.calls: list[tuple[Any, int, tuple[Any, ...], Any]] = list(calls)
+        self._lock = threading.RLock()
         self._seconds: list[float] = []  # of the trials
 
     @functools.cached_property
@@ -124,7 +125,8 @@ class Recording:
     def run(self) -> None:
         """Repeat the calls, with the workers if that pays and if they are free.
 
-        Two threads must not run a recording at the same time: they would write to its arrays.
+        A second thread waits: both would write to the same scratch arrays, in which kernels keep
+        positions in other arrays.
         """
         if not self.calls:
             return
@@ -136,19 +138,20 @@ class Recording:
             return 2 if threading.get_ident() == caller else next_column()
 
         walk = functools.partial(self._walk, counters, take_column, walkers)
-        is_known = len(self._seconds) == _TRIALS
-        is_long = is_known and min(self._seconds) > _LEAST_SECONDS
-        start = time.perf_counter()
-        try:
-            threads.together(walk, self._table.shape[1] - 3 if is_long else 0)
-        except BaseException:  # e.g. KeyboardInterrupt: let all threads leave first
-            counters += _DONE
-            while walkers - {caller}:
-                with contextlib.suppress(KeyboardInterrupt):
-                    time.sleep(_SLEEP)
-            raise
-        if not is_known:
-            self._seconds.append(time.perf_counter() - start)
+        with self._lock:
+            is_known = len(self._seconds) == _TRIALS
+            is_long = is_known and min(self._seconds) > _LEAST_SECONDS
+            start = time.perf_counter()
+            try:
+                threads.together(walk, self._table.shape[1] - 3 if is_long else 0)
+            except BaseException:  # e.g. KeyboardInterrupt: let all threads leave first
+                counters += _DONE
+                while walkers - {caller}:
+                    with contextlib.suppress(KeyboardInterrupt):
+                        time.sleep(_SLEEP)
+                raise
+            if not is_known:
+                self._seconds.append(time.perf_counter() - start)
 
     def _walk(self, counters: np.ndarray, take_column: Any, walkers: set[int]) -> None:
         """Go through the calls as one of the threads, each of which has a column of the table."""

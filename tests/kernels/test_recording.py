@@ -139,6 +139,34 @@ def test_a_call_begins_when_the_one_before_has_ended(set_threads, monkeypatch, l
     assert_array_equal(counters[:, 1], recording_._table[:, 1])
 
 
+def test_a_second_thread_waits(monkeypatch):
+    """Kernels keep positions in scratch arrays: another thread must not write to them."""
+    example = Example("float32")
+    recording_ = recorded(example.calls)
+    expected, running, most = example.changed(2), [], []
+    both = threading.Barrier(2)
+
+    def together(walk, count):
+        running.append(None)
+        time.sleep(0.01)
+        walk()
+        most.append(len(running))
+        running.pop()
+
+    def run():
+        both.wait()
+        recording_.run()
+
+    monkeypatch.setattr(threads, "together", together)
+    others = [threading.Thread(target=run) for _ in range(2)]
+    for other in others:
+        other.start()
+    for other in others:
+        other.join()
+    assert most == [1, 1]
+    example.check(expected)
+
+
 def test_little_work_does_not_wake_the_workers(set_threads, monkeypatch):
     set_threads(2)
     called = []
