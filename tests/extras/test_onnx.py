@@ -41,6 +41,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason='pip install -e ".[test-
 # Ops without an export, and the reasons.
 NOT_EXPORTED = {
     mc.ops._Activation: "a base",
+    mc.ops._AlongAxis: "a base",
     mc.layers.Layer: "the base",
     Affine: "a base",
     Pooling2D: "a base",
@@ -50,6 +51,8 @@ NOT_EXPORTED = {
     mc.layers.Residual: "its layers are exported",
     Fused: "stands for layers that are exported",
     Folded: "stands for layers that are exported",
+    mc.layers.repeated.Repeated: "its ops are exported",
+    mc.layers.pooling2d._Global: "a base",
     mc.losses.SoftmaxCrossEntropy: "no prediction",
     **dict.fromkeys(mc.losses._Loss.__subclasses__(), "no prediction"),
     mc.losses._Loss: "a base",
